@@ -1,0 +1,142 @@
+"""Configuration: frozen dataclasses, their dotted absl flags, their JSON.
+
+A stage's settings are a frozen dataclass of plain fields, each made with `option(default, help)`.
+`define_flags` turns the tree into flags such as `--sae.n_features`, whose default `None` means
+"not given": the defaults live in the dataclasses alone. `to_dict` and `from_dict` are its JSON.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import typing
+
+
+class InputError(ValueError):
+  """Something a user gave is wrong; the message says what was given, what is needed, what to do.
+
+  Scripts print it as one line and exit with status 2 (`experiments/main.py`).
+  """
+
+
+def option(default, help, choices=None):
+  """A dataclass field with a default, a line of help and optionally its allowed values."""
+  return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def nested(config_class):
+  """A dataclass field holding another configuration with its defaults."""
+  return dataclasses.field(default_factory=config_class)
+
+
+def require(condition, field, value, rule):
+  """Raises `InputError` that names the field, its value and the rule, unless `condition`."""
+  if not condition:
+    raise InputError(f"{field}={value!r}: {rule}")
+
+
+def _fields(config_class):
+  """(field, type) pairs of a configuration class."""
+  types = typing.get_type_hints(config_class)
+  return [(field, types[field.name]) for field in dataclasses.fields(config_class)]
+
+
+def define_flags(config_class, prefix, flag_values):
+  """Defines one dotted flag for each plain field of `config_class` and of what it nests.
+
+  Args:
+    config_class: a configuration dataclass.
+    prefix: put before each name, for instance "sae.".
+    flag_values: absl's `flags.FLAGS`.
+  """
+  from absl import flags
+  for field, field_type in _fields(config_class):
+    name = prefix + field.name
+    if dataclasses.is_dataclass(field_type):
+      define_flags(field_type, name + ".", flag_values)
+      continue
+    text = f"{field.metadata['help']} (default: {json.dumps(field.default)}; a preset may differ)"
+    item = typing.get_args(field_type)[0] if typing.get_origin(field_type) is tuple else field_type
+    if typing.get_origin(field_type) is tuple:
+      define = _define_tuple(item)
+    elif field.metadata["choices"]:
+      define = lambda *a, **k: flags.DEFINE_enum(a[0], a[1], field.metadata["choices"], *a[2:], **k)
+    else:
+      define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_boolean,
+                str: flags.DEFINE_string}[item]
+    define(name, None, text, flag_values=flag_values)
+    flag_values.register_key_flag_for_module(sys.argv[0], flag_values[name])
+
+
+def _define_tuple(item):
+  """A `DEFINE_*` function for a comma-separated list whose items have type `item`."""
+  from absl import flags
+
+  class Parser(flags.ListParser):
+    def parse(self, argument):
+      values = super().parse(argument)
+      try:
+        return tuple(item(value) for value in values)
+      except (TypeError, ValueError) as error:
+        raise ValueError(f"not a comma-separated list of {item.__name__}: {argument!r}") from error
+
+  def define(name, default, help, flag_values):
+    flags.DEFINE(Parser(), name, default, help, flag_values, flags.ListSerializer(","))
+  return define
+
+
+def override(config, flag_values, prefix=""):
+  """`config` with every flag that was given put in place of its field."""
+  changes = {}
+  for field, field_type in _fields(type(config)):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(field_type):
+      changes[field.name] = override(value, flag_values, f"{prefix}{field.name}.")
+      continue
+    name = prefix + field.name
+    if name in flag_values and flag_values[name].value is not None:
+      changes[field.name] = flag_values[name].value
+  return dataclasses.replace(config, **changes)
+
+
+def to_dict(config):
+  """A configuration as JSON-able nested dicts (tuples become lists)."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(config_class, values):
+  """The configuration of class `config_class` that `to_dict` gave `values` for.
+
+  Raises:
+    InputError: a field is missing or unknown, as when another version wrote it.
+  """
+  known = {field.name for field, _ in _fields(config_class)}
+  if set(values) != known:
+    raise InputError(f"a saved {config_class.__name__} has fields {sorted(values)}, this version of "
+                     f"monojax needs {sorted(known)}: use the version that wrote it")
+  made = {}
+  for field, field_type in _fields(config_class):
+    value = values[field.name]
+    if dataclasses.is_dataclass(field_type):
+      value = from_dict(field_type, value)
+    elif isinstance(value, list):
+      value = tuple(value)
+    made[field.name] = value
+  return config_class(**made)
+
+
+def differences(old, new, prefix=""):
+  """Lines "name: old -> new" for the leaves in which two nested dicts differ."""
+  lines = []
+  for name in sorted(set(old) | set(new)):
+    a, b = old.get(name), new.get(name)
+    if isinstance(a, dict) and isinstance(b, dict):
+      lines += differences(a, b, f"{prefix}{name}.")
+    elif a != b:
+      lines.append(f"{prefix}{name}: {json.dumps(a)} -> {json.dumps(b)}")
+  return lines
+
+
+def fingerprint(value):
+  """16 hexadecimal digits that identify a JSON-able value."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
