@@ -1,0 +1,110 @@
+"""Examples of each feature: where it fires most, at every level of activation, and not at all."""
+
+import numpy as np
+
+from monojax.analysis.tables import EXAMPLE_GROUPS, N_EXAMPLES
+
+_SIDE = 4  # tokens shown on each side of the one in the middle
+N_BINS = 40
+
+
+def feature_rows(row_P, value_P, codes, rng):
+  """The rows of one feature's examples, group by group, -1 where a group has too few.
+
+  Top: the largest activations, one a context. Interval i of 0..10: the samples whose activation is
+  nearest to (10 - i) / 11 of the maximum, by value and not by rank (Towards Monosemanticity's published
+  pages). Bottom: random tokens on which the feature does not fire.
+
+  Args:
+    row_P, value_P: the feature's non-zero activations (`Codes.feature`).
+    codes: the `Codes` they belong to.
+    rng: numpy generator for the bottom group.
+
+  Returns:
+    int64 array of N_EXAMPLES rows.
+  """
+  chosen = []
+  order_P = np.argsort(-value_P, kind="stable")
+  falling_P = value_P[order_P]
+  for name, size in EXAMPLE_GROUPS:
+    if name == EXAMPLE_GROUPS[0][0]:
+      context_P = row_P[order_P] // codes.n_context
+      _, first = np.unique(context_P, return_index=True)
+      picked = row_P[order_P[np.sort(first)[:size]]]
+    elif name == EXAMPLE_GROUPS[-1][0]:
+      tried = rng.integers(0, codes.n_rows, 4 * size)
+      picked = tried[~np.isin(tried, row_P)][:size]
+    else:
+      anchor = falling_P[0] * (10 - int(name.split()[1])) / 11
+      middle = np.searchsorted(-falling_P, -anchor)
+      near = order_P[max(0, middle - size):middle + size]
+      nearest = np.argsort(np.abs(value_P[near] - anchor), kind="stable")[:size]
+      picked = row_P[np.sort(near[nearest])] if len(row_P) >= 2 * size else row_P[:0]
+    chosen.append(np.pad(picked.astype(np.int64), (0, size - len(picked)), constant_values=-1))
+  return np.concatenate(chosen)
+
+
+def windows(row_E, row_P, value_P, codes, token_N):
+  """Tokens and activations around examples of one feature.
+
+  Args:
+    row_E: rows, -1 for none.
+    row_P, value_P: the feature's non-zero activations, rows ascending.
+    codes: the `Codes` they belong to.
+    token_N: the token of each row.
+
+  Returns:
+    (int32 tokens_EW, float32 acts_EW), -1 and 0 outside the context.
+  """
+  row_EW = row_E[:, None] + np.arange(-_SIDE, _SIDE + 1)[None]
+  inside_EW = (row_E[:, None] >= 0) & (row_EW >= 0) & (
+      row_EW // codes.n_context == np.maximum(row_E, 0)[:, None] // codes.n_context)
+  row_EW = np.where(inside_EW, row_EW, 0)
+  place_EW = np.minimum(np.searchsorted(row_P, row_EW), len(row_P) - 1)
+  fires_EW = inside_EW & (row_P[place_EW] == row_EW)
+  return (np.where(inside_EW, token_N[row_EW], -1).astype(np.int32),
+          np.where(fires_EW, value_P[place_EW], 0.0).astype(np.float32))
+
+
+def example_tables(codes, tokens, domains, seed):
+  """Statistics and examples of every feature.
+
+  Args:
+    codes: `Codes` of the F features.
+    tokens: the `Tokens` they were taken on.
+    domains: names of the D domains.
+    seed: of the bottom groups.
+
+  Returns:
+    dict of the fields of `FeatureTables` that describe activations.
+  """
+  n_features = len(codes.start_F) - 1
+  token_N = np.asarray(tokens.tokens_N[codes.position_N]).astype(np.int32)
+  domain_N = tokens.position_domain(codes.position_N)
+  document_N = tokens.position_document(codes.position_N)
+  n_fires_F = np.diff(codes.start_F)
+  width = 2 * _SIDE + 1
+  tables = {
+      "n_fires_F": n_fires_F, "density_F": (n_fires_F / codes.n_rows).astype(np.float32),
+      "max_act_F": np.zeros(n_features, np.float32), "mean_act_F": np.zeros(n_features, np.float32),
+      "act_counts_FH": np.zeros((n_features, N_BINS), np.int32),
+      "domain_share_FD": np.zeros((n_features, len(domains)), np.float32),
+      "example_tokens_FEW": np.full((n_features, N_EXAMPLES, width), -1, np.int32),
+      "example_acts_FEW": np.zeros((n_features, N_EXAMPLES, width), np.float32),
+      "example_domain_FE": np.full((n_features, N_EXAMPLES), -1, np.int16),
+      "example_document_FE": np.full((n_features, N_EXAMPLES), -1, np.int64),
+  }
+  for i in np.flatnonzero(n_fires_F):
+    row_P, value_P = codes.feature(i)
+    tables["max_act_F"][i], tables["mean_act_F"][i] = value_P.max(), value_P.mean()
+    tables["act_counts_FH"][i] = np.histogram(value_P, N_BINS, (0.0, value_P.max()))[0]
+    known_P = domain_N[row_P] >= 0
+    mass_D = np.bincount(domain_N[row_P][known_P], value_P[known_P], len(domains))
+    tables["domain_share_FD"][i] = mass_D / max(mass_D.sum(), 1e-30)
+    row_E = feature_rows(row_P, value_P, codes, np.random.default_rng([seed, i]))
+    tables["example_tokens_FEW"][i], tables["example_acts_FEW"][i] = windows(
+        row_E, row_P, value_P, codes, token_N)
+    there_E = row_E >= 0
+    tables["example_domain_FE"][i, there_E] = domain_N[row_E[there_E]]
+    tables["example_document_FE"][i, there_E] = document_N[row_E[there_E]]
+  return tables

@@ -1,0 +1,94 @@
+"""What every script does around its work: flags, one-line errors, exit codes."""
+
+import dataclasses
+import sys
+
+from absl import app, flags, logging
+
+from monojax import config as configs
+from monojax.config import InputError
+from monojax.host_memory import keep_freed_memory
+
+
+def define_run_flags(fields=None):
+  """Defines `--workdir`, `--preset` and a dotted flag for every setting of a run.
+
+  Args:
+    fields: names of the `RunConfig` fields whose settings become flags; all by default.
+  """
+  from monojax.presets import PRESETS
+  from monojax.runs import RunConfig
+  flags.DEFINE_string("workdir", None, "the run's folder; made if it is not there")
+  flags.DEFINE_string("preset", "demo", f"defaults to start from: {', '.join(PRESETS)}")
+  for name in ("workdir", "preset"):
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+  for field in dataclasses.fields(RunConfig):
+    if fields is None or field.name in fields:
+      configs.define_flags(field.type, f"{field.name}.", flags.FLAGS)
+
+
+def run_and_config():
+  """(`Run`, `RunConfig`) that the flags ask for.
+
+  Raises:
+    InputError: no workdir, no such preset, or a setting that breaks its rule.
+  """
+  from monojax.presets import PRESETS
+  from monojax.runs import Run
+  values = flags.FLAGS
+  configs.require(values.workdir, "--workdir", values.workdir, "name the run's folder")
+  configs.require(values.preset in PRESETS, "--preset", values.preset, f"choose one of {', '.join(PRESETS)}")
+  return Run(values.workdir), configs.override(PRESETS[values.preset], values)
+
+
+def run_stage(stage):
+  """The `main` of a script that does one stage and prints its figures."""
+  def main():
+    from monojax.runs import STAGES
+    run_, config = run_and_config()
+    record = STAGES[stage](run_, config)
+    print_figures(record["figures"])
+  return main
+
+
+def print_figures(figures):
+  """Prints a dict of figures as two aligned columns."""
+  width = max((len(name) for name in figures), default=0)
+  for name, value in figures.items():
+    print(f"{name:<{width}}  {value:,.4f}" if isinstance(value, float) else f"{name:<{width}}  {value:,}")
+
+
+def run(main):
+  """Runs `main()` after parsing flags, which the caller has defined.
+
+  Exits with 0, with 2 and one line on standard error for what the user gave (`InputError`), with 1 for
+  a run that went wrong (`FloatingPointError`, a full disk), and with 130 when interrupted.
+  """
+  def guarded(arguments):
+    if len(arguments) > 1:
+      raise InputError(f"unexpected argument {arguments[1]!r}: options are --name=value, see --help")
+    logging.set_verbosity(logging.WARNING)
+    keep_freed_memory()
+    main()
+
+  try:
+    app.run(guarded, flags_parser=_parse)
+  except InputError as error:
+    _exit(2, error)
+  except (FloatingPointError, OSError) as error:
+    _exit(1, error)
+  except KeyboardInterrupt:
+    _exit(130, "interrupted; the same command goes on from the last checkpoint")
+
+
+def _parse(arguments):
+  """Parses flags; `--help` prints the script's docstring and its own flags."""
+  try:
+    return flags.FLAGS(arguments)
+  except flags.Error as error:
+    raise InputError(f"{error}; see --help") from error
+
+
+def _exit(code, message):
+  print(f"error: {message}", file=sys.stderr)
+  sys.exit(code)

@@ -1,0 +1,62 @@
+"""The device mesh ("data", "model") and where each array lives on it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from monojax.config import option, require
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """How many devices share the batch and how many share the features."""
+  data: int = option(0, "devices along the batch; 0 takes every device left by `model`")
+  model: int = option(1, "devices along the features of a dictionary or the width of a subject's MLP")
+
+  def __post_init__(self):
+    require(self.data >= 0, "mesh.data", self.data, "must be 0 (all) or positive")
+    require(self.model >= 1, "mesh.model", self.model, "must be at least 1")
+
+
+def make_mesh(config=None):
+  """The mesh of `config` (default: every device along "data").
+
+  Axes are `Auto`: linen layers cannot be traced under `Explicit` ones.
+  """
+  config = config or MeshConfig()
+  n_devices = jax.device_count()
+  data = config.data or max(1, n_devices // config.model)
+  require(data * config.model <= n_devices, "mesh", (data, config.model),
+          f"needs {data * config.model} devices, this process sees {n_devices}")
+  devices = jax.devices()[:data * config.model]
+  return jax.make_mesh((data, config.model), ("data", "model"), axis_types=(AxisType.Auto,) * 2,
+                       devices=devices)
+
+
+def shardings(tree, mesh, rules):
+  """The sharding of each leaf: `rules[name of the leaf]`, replicated where there is no rule.
+
+  Optimiser moments keep their parameters' names, so the same rules place them.
+
+  Args:
+    tree: arrays or shape structs.
+    mesh: from `make_mesh`.
+    rules: dict from a leaf's name to a `PartitionSpec`.
+  """
+  def leaf_sharding(path, leaf):
+    names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+    spec = next((rules[name] for name in reversed(names) if name in rules), PartitionSpec())
+    return NamedSharding(mesh, spec if len(spec) <= len(leaf.shape) else PartitionSpec())
+  return jax.tree.map_with_path(leaf_sharding, tree)
+
+
+def born_sharded(init, mesh, rules):
+  """The pytree `init()` with each leaf created where it belongs, never whole on one device."""
+  return jax.jit(init, out_shardings=shardings(jax.eval_shape(init), mesh, rules))()
+
+
+def on_mesh(batch, mesh, spec):
+  """A host array as a device array split over `mesh` by `spec`."""
+  return jax.device_put(np.asarray(batch), NamedSharding(mesh, spec))

@@ -1,0 +1,55 @@
+"""Presets: whole configurations of a run, by name."""
+
+from monojax.activations.config import HarvestConfig
+from monojax.analysis.config import AnalysisConfig
+from monojax.runs import FrontierConfig, RunConfig
+from monojax.sae.config import SAEConfig
+from monojax.subjects.config import SubjectConfig, TransformerConfig
+from monojax.text.config import TextConfig
+
+# Minutes on two cores, on the text shipped in the package.
+DEMO = RunConfig(
+    text=TextConfig(vocab_size=2048, val_fraction=0.1),
+    subject=SubjectConfig(
+        model=TransformerConfig(n_context=128), n_steps=1600, batch_contexts=16, learning_rate=4e-3,
+        warmup_steps=100, checkpoint_every_steps=400),
+    activations=HarvestConfig(),
+    sae=SAEConfig(
+        n_features=1024, batch_rows=2048, n_steps=1600, learning_rate=1e-3, l1_coefficient=4e-3,
+        warmup_steps=50, l1_warmup_steps=100, decay_fraction=0.2, encoder_init="decoder_transpose",
+        resample_every_steps=300, resample_times=3, resample_rows=65_536, checkpoint_every_steps=400),
+    analysis=AnalysisConfig(n_tokens=500_000),
+)
+
+# The best that an hour of two cores gives on some hundreds of megabytes of text.
+SMALL = RunConfig(
+    text=TextConfig(vocab_size=4096, val_fraction=0.02),
+    subject=SubjectConfig(
+        model=TransformerConfig(n_context=128), n_steps=8000, batch_contexts=16, learning_rate=4e-3,
+        warmup_steps=200, checkpoint_every_steps=1000),
+    activations=HarvestConfig(n_tokens=6_000_000),
+    sae=SAEConfig(
+        n_features=4096, batch_rows=4096, n_steps=1200, learning_rate=1e-3, l1_coefficient=4e-3,
+        warmup_steps=50, l1_warmup_steps=100, decay_fraction=0.2, encoder_init="decoder_transpose",
+        resample_every_steps=200, resample_times=4, resample_rows=131_072, checkpoint_every_steps=200),
+    frontier=FrontierConfig(l1_coefficients=(2e-3, 8e-3)),
+    analysis=AnalysisConfig(n_tokens=2_000_000),
+)
+
+# The paper's sizes, for an accelerator and a corpus of billions of tokens.
+PAPER = RunConfig(
+    text=TextConfig(vocab_size=65_536, val_fraction=0.001, tokenizer_bytes=1_000_000_000),
+    subject=SubjectConfig(
+        model=TransformerConfig(n_context=256), n_steps=400_000, batch_contexts=1024, learning_rate=1e-3,
+        warmup_steps=2000, checkpoint_every_steps=5000, val_tokens=4_194_304),
+    activations=HarvestConfig(tokens_per_context=250, batch_contexts=512, shard_rows=1_048_576,
+                              buffer_rows=4_194_304),
+    sae=SAEConfig(
+        n_features=4096, batch_rows=8192, n_steps=1_000_000, learning_rate=1e-4, l1_coefficient=4e-3,
+        resample_every_steps=25_000, resample_times=4, resample_rows=819_200,
+        checkpoint_every_steps=10_000, val_tokens=4_194_304),
+    analysis=AnalysisConfig(n_tokens=100_000_000, n_detector_tokens=4_194_304, ultralow_density=1e-6,
+                            batch_contexts=256),
+)
+
+PRESETS = {"demo": DEMO, "small": SMALL, "paper": PAPER}

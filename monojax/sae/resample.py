@@ -1,0 +1,86 @@
+"""Resampling of dead features, as published (Towards Monosemanticity, "Neuron Resampling").
+
+Each dead feature takes the direction of an input drawn with probability proportional to the square of
+the dictionary's loss on it. The draw is made in one pass over a large sample, in memory of one batch.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from monojax.sae.model import unit_rows
+
+
+def start_draw(n_features, n_inputs):
+  """An empty draw: a candidate input for each feature and the total weight seen."""
+  return {"candidate_FM": jnp.zeros((n_features, n_inputs)), "weight": jnp.zeros(())}
+
+
+def make_absorb(row_loss):
+  """The compiled function that adds a batch to a draw.
+
+  Weighted reservoir sampling with one slot a feature: after the last batch each slot holds, independently,
+  input i with probability loss_i^2 / sum_j loss_j^2.
+
+  Args:
+    row_loss: (params, x_BM) -> the training loss of each row, shape (B,).
+
+  Returns:
+    (draw, params, x_BM, key) -> draw.
+  """
+  @jax.jit
+  def absorb(draw, params, x_BM, key):
+    x_BM = x_BM.astype(jnp.float32)
+    weight_B = jnp.square(row_loss(params, x_BM))
+    total = draw["weight"] + weight_B.sum()
+    pick_key, replace_key = jax.random.split(key)
+    n_features = draw["candidate_FM"].shape[0]
+    cumulative_B = jnp.cumsum(weight_B)
+    target_F = jax.random.uniform(pick_key, (n_features,)) * cumulative_B[-1]
+    index_F = jnp.minimum(jnp.searchsorted(cumulative_B, target_F, side="right"), x_BM.shape[0] - 1)
+    replace_F = jax.random.uniform(replace_key, (n_features,)) * total < weight_B.sum()
+    candidate_FM = jnp.where(replace_F[:, None], x_BM[index_F], draw["candidate_FM"])
+    return {"candidate_FM": candidate_FM, "weight": total}
+  return absorb
+
+
+def resample(state, candidate_FM, window_steps, encoder_scale):
+  """Gives every dead feature its candidate's direction and forgets its past.
+
+  A feature is dead if it did not fire in the last `window_steps` steps. Its decoder column becomes the
+  candidate at unit norm, its encoder row the same direction with `encoder_scale` times the mean norm
+  of the alive rows, its encoder bias 0, and the optimiser moments of just these entries 0. Alive
+  features are left as they are, bit for bit.
+
+  Args:
+    state: `TrainState` of a dictionary.
+    candidate_FM: an input for each feature.
+    window_steps: steps without firing that make a feature dead.
+    encoder_scale: 0.2 in the paper.
+
+  Returns:
+    (state, number of features resampled).
+  """
+  dead_F = state.step - state.counters["last_fired_F"] >= window_steps
+  direction_FM = unit_rows(candidate_FM + 1e-20)
+  W_enc_MF = state.params["W_enc_MF"]
+  norm_F = jnp.linalg.norm(W_enc_MF, axis=0)
+  n_alive = jnp.sum(~dead_F)
+  # With nothing alive there is no norm to match; the mean of all rows keeps the scale of the weights.
+  mean_norm = jnp.where(n_alive > 0, jnp.sum(jnp.where(dead_F, 0.0, norm_F)) / jnp.maximum(n_alive, 1),
+                        norm_F.mean())
+  params = {
+      **state.params,
+      "W_dec_FM": jnp.where(dead_F[:, None], direction_FM, state.params["W_dec_FM"]),
+      "W_enc_MF": jnp.where(dead_F[None], encoder_scale * mean_norm * direction_FM.T, W_enc_MF),
+      "b_enc_F": jnp.where(dead_F, 0.0, state.params["b_enc_F"]),
+  }
+  dead = {"W_dec_FM": dead_F[:, None], "W_enc_MF": dead_F[None], "b_enc_F": dead_F}
+
+  def forget(path, leaf):
+    name = getattr(path[-1], "key", None)
+    return jnp.where(dead[name], jnp.zeros((), leaf.dtype), leaf) if name in dead else leaf
+
+  counters = {**state.counters,
+              "last_fired_F": jnp.where(dead_F, state.step, state.counters["last_fired_F"])}
+  return state.replace(params=params, opt_state=jax.tree.map_with_path(forget, state.opt_state),
+                       counters=counters), dead_F.sum()

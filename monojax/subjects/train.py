@@ -1,0 +1,160 @@
+"""Training a subject on tokens: next-token cross-entropy, AdamW, warm-up and cosine."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from monojax import mesh as meshes
+from monojax.subjects.transformer import SHARDING_RULES, Transformer
+from monojax.training import Run, TrainState, compute_dtype, train
+
+
+def make_optimizer(config):
+  """AdamW with decay on matrices only, linear warm-up, cosine, and clipping by global norm."""
+  warmup = min(config.warmup_steps, config.n_steps // 2)
+  schedule = optax.warmup_cosine_decay_schedule(
+      0.0, config.learning_rate, warmup, config.n_steps,
+      min(config.final_learning_rate, config.learning_rate))
+  is_matrix = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+  return optax.chain(
+      optax.clip_by_global_norm(config.clip_norm),
+      optax.adamw(schedule, b1=0.9, b2=config.beta2, weight_decay=config.weight_decay, mask=is_matrix))
+
+
+def next_token_loss(logits_BTV, targets_BT):
+  """Cross-entropy of each next token, in nats, shape (B, T)."""
+  return optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT)
+
+
+def make_step(model, tx, mesh):
+  """The compiled step: (state, tokens_SBU) -> (state, metrics), its state donated.
+
+  Args:
+    model: `Transformer`.
+    tx: optax transformation.
+    mesh: device mesh; contexts are split over "data".
+
+  Returns:
+    init: key -> `TrainState` born on the mesh.
+    step: scans the S resident batches of U = T + 1 tokens; metrics are means over the scan.
+  """
+  def init(key):
+    def make():
+      params = model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+      return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), {})
+    return meshes.born_sharded(make, mesh, SHARDING_RULES)
+
+  def loss_fn(params, tokens_BU):
+    logits_BTV, _ = model.apply({"params": params}, tokens_BU[:, :-1])
+    return next_token_loss(logits_BTV, tokens_BU[:, 1:]).mean()
+
+  def one_step(state, tokens_BU):
+    loss, gradients = jax.value_and_grad(loss_fn)(state.params, tokens_BU)
+    updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state, state.counters), {
+        "loss": loss, "gradient_norm": optax.global_norm(gradients)}
+
+  def scan_steps(state, tokens_SBU):
+    state, values = jax.lax.scan(one_step, state, tokens_SBU)
+    return state, jax.tree.map(jnp.mean, values)
+
+  state_shardings = meshes.shardings(jax.eval_shape(init, jax.random.key(0)), mesh, SHARDING_RULES)
+  replicated = NamedSharding(mesh, P())
+  step = jax.jit(scan_steps, donate_argnums=0, out_shardings=(state_shardings, replicated))
+  return init, step
+
+
+def train_subject(config, tokens, directory, identity, mesh, metrics_config):
+  """Trains (or goes on training) the subject in `directory`.
+
+  Args:
+    config: `SubjectConfig` with the vocabulary's size filled in.
+    tokens: `monojax.text.tokens.Tokens` of the training split.
+    directory: receives `checkpoints/` and `metrics.jsonl`.
+    identity: JSON-able dict kept with the checkpoints.
+    mesh: device mesh.
+    metrics_config: `MetricsConfig`.
+
+  Returns:
+    (model, parameters).
+  """
+  model = Transformer(config.model, compute_dtype(config.compute_dtype))
+  init, step = make_step(model, make_optimizer(config), mesh)
+  width = config.model.n_context
+
+  def batches(first, last):
+    tokens_SBU = np.stack([tokens.batch(i, config.batch_contexts, width, config.seed)
+                           for i in range(first, last)])
+    return meshes.on_mesh(tokens_SBU, mesh, P(None, "data", None))
+
+  run = Run(directory, identity, config.n_steps, config.scan_steps, config.checkpoint_every_steps, (),
+            "tokens", config.batch_contexts * width, "subject")
+  state = train(init(jax.random.key(config.seed)), step, batches, run, metrics_config)
+  return model, state.params
+
+
+def validation_loss(model, params, tokens, n_tokens, batch_contexts=64):
+  """Mean next-token loss over the first `n_tokens` of held-out text, in nats.
+
+  Args:
+    model: `Transformer`.
+    params: its parameters.
+    tokens: `Tokens` of the held-out split.
+    n_tokens: how many to score; 0 scores every whole context.
+    batch_contexts: contexts in a forward pass.
+
+  Returns:
+    (loss, how many tokens were scored).
+  """
+  width = model.config.n_context
+  n_contexts = tokens.contexts(width + 1)
+  if n_tokens:
+    n_contexts = min(n_contexts, max(1, n_tokens // width))
+
+  @jax.jit
+  def losses(params, tokens_BU):
+    logits_BTV, _ = model.apply({"params": params}, tokens_BU[:, :-1])
+    return next_token_loss(logits_BTV, tokens_BU[:, 1:]).sum(1)
+
+  total = 0.0
+  for first in range(0, n_contexts, batch_contexts):
+    index_B = np.minimum(np.arange(first, first + batch_contexts), n_contexts - 1)
+    loss_B = np.asarray(losses(params, tokens.context(index_B, width + 1)), np.float64)
+    total += loss_B[:n_contexts - first].sum()
+  return total / (n_contexts * width), n_contexts * width
+
+
+def sample(model, params, prompt, n_tokens, key, temperature=0.8):
+  """Continues a prompt, one token at a time.
+
+  Args:
+    model: `Transformer`.
+    params: its parameters.
+    prompt: list of token ids, at least one.
+    n_tokens: how many to add; the sum must fit the model's context.
+    key: random key.
+    temperature: divides the logits.
+
+  Returns:
+    The prompt and its continuation, a list of ids.
+  """
+  length = min(model.config.n_context, len(prompt) + n_tokens)
+
+  def add(tokens_1T, position, key):
+    logits_1TV, _ = model.apply({"params": params}, tokens_1T)
+    token = jax.random.categorical(key, logits_1TV[0, position - 1] / temperature)
+    return tokens_1T.at[0, position].set(token)
+
+  @jax.jit
+  def fill(tokens_1T):
+    def body(position, tokens_1T):
+      return add(tokens_1T, position, jax.random.fold_in(key, position))
+    return jax.lax.fori_loop(len(prompt), length, body, tokens_1T)
+
+  tokens_1T = np.zeros((1, length), np.int32)
+  tokens_1T[0, :len(prompt)] = prompt
+  return np.asarray(fill(tokens_1T))[0].tolist()

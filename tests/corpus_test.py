@@ -1,0 +1,182 @@
+"""Documents out of files: formats, order, and what happens to broken input."""
+
+import gzip
+import json
+import lzma
+import sys
+import types
+
+import pytest
+import zstandard
+
+from monojax.config import InputError
+from monojax.text import corpus
+from monojax.text.config import TextConfig
+
+RECORDS = [{"text": "first", "domain": "a"}, {"text": "zwölf שלום", "domain": "b"}, {"text": "third"}]
+LINES = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS).encode()
+EXPECTED = [("first", "a"), ("zwölf שלום", "b"), ("third", None)]
+
+
+def read(*paths, **options):
+  """(documents, problems) of files."""
+  problems = corpus.Problems()
+  config = TextConfig(paths=tuple(map(str, paths)), **options)
+  return list(corpus.documents(config, problems)), problems
+
+
+def write(path, content):
+  path.write_bytes(content)
+  return path
+
+
+@pytest.mark.parametrize("suffix, compress", [
+    ("", lambda data: data), (".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstandard.compress)])
+def test_every_compression_reads_alike(tmp_path, suffix, compress):
+  found, problems = read(write(tmp_path / f"x.jsonl{suffix}", compress(LINES)))
+  assert found == EXPECTED and not problems.message()
+  found, _ = read(write(tmp_path / f"book.txt{suffix}", compress(b"ein Text\nmehr")))
+  assert found == [("ein Text\nmehr", "book")]
+
+
+@pytest.mark.parametrize("suffix, compress", [
+    (".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstandard.compress)])
+def test_concatenated_streams_are_one_file(tmp_path, suffix, compress):
+  found, problems = read(write(tmp_path / f"x.jsonl{suffix}", compress(LINES) + compress(LINES)))
+  assert found == EXPECTED * 2 and not problems.message()
+
+
+@pytest.mark.parametrize("suffix, compress", [
+    (".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstandard.compress)])
+@pytest.mark.parametrize("damage", ["truncated", "corrupt"])
+def test_broken_compressed_file_keeps_what_was_read(tmp_path, suffix, compress, damage):
+  lines = [json.dumps({"text": f"{i} " + format(i * 7919 ** 9, "x") * 9}) for i in range(20_000)]
+  whole = compress("\n".join(lines).encode())
+  middle = len(whole) * 3 // 4
+  broken = whole[:middle] + (b"" if damage == "truncated" else b"\xff" * 5000 + whole[middle + 5000:])
+  found, problems = read(write(tmp_path / f"x.jsonl{suffix}", broken))
+  n_whole = min(len(found), 500) if damage == "corrupt" else len(found)  # garbage may decompress to some
+  assert 400 < n_whole and len(found) < 20_000
+  assert [d.text for d in found[:n_whole]] == [json.loads(line)["text"] for line in lines[:n_whole]]
+  assert problems.counts["file broken off"] == 1
+  assert f"x.jsonl{suffix}:" in problems.first["file broken off"]
+
+
+def test_bad_lines_are_counted_with_their_first_location(tmp_path):
+  path = write(tmp_path / "x.jsonl", b"\n".join([
+      b'{"text": "one"}', b"{broken", b"", b"[1, 2]", b'{"title": "t"}', b'{"text": 5}', b'{"text": " \\n"}',
+      b'{"text": "caf\xe9"}', b"also broken", b'{"text": "\\ud800x"}', b"[" * 100_000, b'{"text": "last"}']))
+  found, problems = read(path)
+  assert [d.text for d in found] == ["one", "caf\ufffd", "\ufffdx", "last"]
+  assert problems.counts == {
+      "malformed JSON line": 3, "JSON line that is not an object": 1, "no field 'text'": 1,
+      "'text' is not a string": 1, "empty document": 1, "line with broken UTF-8 (replaced)": 1,
+      "lone surrogate (replaced)": 1}
+  assert problems.first["malformed JSON line"] == f"{path}:2"
+  assert problems.first["empty document"] == f"{path}:7"
+  assert problems.summary()["malformed JSON line"] == {"count": 3, "first": f"{path}:2"}
+  assert f"3 x malformed JSON line (first: {path}:2)" in problems.message()
+
+
+def test_nothing_usable_names_the_cause(tmp_path):
+  path = write(tmp_path / "x.jsonl", b'{"title": "a", "content": "b"}\n' * 3)
+  with pytest.raises(InputError, match=r"3 x no field 'text'.*x\.jsonl:1.*fields seen: content, title"):
+    read(path)
+  assert read(path, text_field="content", domain_field="title")[0] == [("b", "a")] * 3
+  with pytest.raises(InputError, match="2 x malformed JSON line"):
+    read(write(tmp_path / "y.jsonl", b"no\nno\n"))
+
+
+def test_paths_are_checked_before_any_is_read(tmp_path):
+  good = write(tmp_path / "good.jsonl", LINES)
+  (tmp_path / "empty").mkdir()
+  bad = {"there is no file": "absent.jsonl", "no file matches": "*.gz", "must end in": "x.csv",
+         "holds no": "empty", "every file is empty": "zero.jsonl"}
+  write(tmp_path / "x.csv", b"1")
+  write(tmp_path / "zero.jsonl", b"")
+  for message, name in bad.items():
+    paths = [str(tmp_path / name)] if "every" in message else [str(good), str(tmp_path / name)]
+    with pytest.raises(InputError, match=message):
+      next(corpus.documents(TextConfig(paths=tuple(paths)), corpus.Problems()))
+
+
+def test_files_come_sorted_and_once(tmp_path):
+  for name in ("b.txt", "a.txt", "c.txt"):
+    write(tmp_path / name, name.encode())
+  write(tmp_path / "ignored.md", b"x")
+  by_glob = read(tmp_path / "*.txt")[0]
+  assert [d.text for d in by_glob] == ["a.txt", "b.txt", "c.txt"]
+  assert read(tmp_path)[0] == by_glob
+  assert read(tmp_path / "c.txt", tmp_path / "." / "a.txt", tmp_path, tmp_path / "a.txt")[0] == by_glob
+  odd = write(tmp_path / "odd[1].txt", b"odd")
+  assert read(odd)[0] == [("odd", "odd[1]")]
+
+
+def test_an_empty_domain_field_labels_by_file(tmp_path):
+  write(tmp_path / "de.wiki.jsonl.gz", gzip.compress(LINES))
+  found, _ = read(tmp_path / "de.wiki.jsonl.gz", domain_field="")
+  assert [d.domain for d in found] == ["de.wiki"] * 3
+
+
+def test_long_texts_are_cut_at_boundaries_and_nothing_is_lost(tmp_path):
+  paragraphs = "\n\n".join(f"Absatz {i}: " + "größer " * 40 for i in range(400)) + "\n"
+  found, _ = read(write(tmp_path / "book.txt", paragraphs.encode()))
+  assert "".join(d.text for d in found) == paragraphs
+  assert len(found) > 5 and all(d.text.endswith("\n\n") for d in found[:-1])
+  one_line = "字" * 1_500_000  # longer than the pieces lines are read in, cut inside no character
+  found, problems = read(write(tmp_path / "line.txt", one_line.encode()))
+  assert "".join(d.text for d in found) == one_line and not problems.message()
+  record = {"text": "word " * 500_000, "domain": "d"}
+  found, _ = read(write(tmp_path / "x.jsonl", json.dumps(record).encode()))
+  assert "".join(d.text for d in found) == "word " * 500_000
+  assert len(found) > 1 and {d.domain for d in found} == {"d"} and all(d.text[-1] == " " for d in found)
+
+
+def test_byte_order_mark_and_broken_utf8_in_plain_text(tmp_path):
+  found, problems = read(write(tmp_path / "x.txt", b"\xef\xbb\xbfone\ntw\xff\n"))
+  assert found == [("one\ntw\ufffd\n", "x")]
+  problem = {"count": 1, "first": f"{tmp_path}/x.txt:2"}
+  assert problems.summary() == {"line with broken UTF-8 (replaced)": problem}
+
+
+def test_max_bytes_stops_after_that_much_text(tmp_path):
+  path = write(tmp_path / "x.jsonl", b'{"text": "12345"}\n' * 10)
+  assert len(read(path, max_bytes=11)[0]) == 3
+  assert len(read(path, max_bytes=10)[0]) == 2
+  assert len(read(path, max_bytes=1000)[0]) == 10
+
+
+def test_sample_is_multilingual_and_labelled():
+  found, problems = read()
+  assert len(found) == 2295 and not problems.message()
+  assert {"en_novels", "he_bible", "dna", "base64"} < {d.domain for d in found}
+
+
+def test_hugging_face_datasets_are_streamed(monkeypatch):
+  calls = []
+
+  class Dataset(list):
+    info = types.SimpleNamespace(dataset_size=None)
+
+  def load_dataset(name, split, streaming):
+    calls.append((name, split, streaming))
+    if name == "absent":
+      raise FileNotFoundError("no such dataset")
+    return Dataset(RECORDS)
+  monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+  assert read("hf:some/name:validation")[0] == EXPECTED
+  assert set(calls) == {("some/name", "validation", True)}
+  assert read("hf:other")[0] == EXPECTED and calls[-1] == ("other", "train", True)
+  with pytest.raises(InputError, match="'hf:absent' cannot be opened.*no such dataset"):
+    read("hf:absent")
+  monkeypatch.setitem(sys.modules, "datasets", None)
+  with pytest.raises(InputError, match=r"pip install 'monojax\[huggingface\]'"):
+    read("hf:other")
+
+
+@pytest.mark.parametrize("field, value", [
+    ("vocab_size", 256), ("val_fraction", 0.0), ("val_fraction", 1.0), ("seed", -1), ("max_bytes", -1),
+    ("tokenizer_bytes", 0), ("text_field", ""), ("paths", ("",))])
+def test_configuration_names_the_bad_field(field, value):
+  with pytest.raises(InputError, match=f"text.{field}="):
+    TextConfig(**{field: value})

@@ -1,0 +1,365 @@
+"""The activation store: what is read is what was written, whatever happens in between."""
+
+import hashlib
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import ml_dtypes
+import numpy as np
+import pytest
+import zarr
+
+from monojax import files
+from monojax.activations.config import HarvestConfig
+from monojax.activations.reader import ShuffledRows
+from monojax.activations.store import ActivationStore, StoreWriter
+from monojax.config import InputError
+from monojax.shuffle import permute
+
+DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+IDENTITY = {"site": "layer.0.mlp.hidden", "subject": "0123456789abcdef", "widths": (1, 2)}
+N, M, SHARD, CHUNK = 2_500, 8, 512, 128  # five shards of four chunks, the last short in both
+
+
+def made_rows(n_rows=N, width=M, dtype="float16"):
+  """Row i begins with i in base 1000, so that a row out of place shows; shard 1 holds only zeros."""
+  x_NM = np.random.default_rng(0).standard_normal((n_rows, width))
+  x_NM[:, 0], x_NM[:, 1] = np.arange(n_rows) % 1000, np.arange(n_rows) // 1000
+  x_NM[SHARD:2 * SHARD] = 0
+  return x_NM.astype(DTYPES[dtype])
+
+
+def write_store(directory, x_NM, dtype="float16", shard_rows=SHARD, chunk_rows=CHUNK, identity=IDENTITY,
+                shards=None):
+  """Writes the store, or goes on with it; with `shards`, only so many, and does not finish."""
+  writer = StoreWriter(directory, len(x_NM), x_NM.shape[1], dtype, shard_rows, chunk_rows, identity)
+  for index in range(writer.shards_done, writer.n_shards if shards is None else shards):
+    span = slice(index * shard_rows, (index + 1) * shard_rows)
+    writer.write_shard(index, x_NM[span], np.arange(len(x_NM))[span] * 3 + 1)
+  return writer.finish({"tokens": 7}) if shards is None else writer
+
+
+def tree(directory):
+  """{relative path: hash of the bytes} of everything below a directory."""
+  return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+          for path in sorted(pathlib.Path(directory).rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A finished float16 store nobody changes."""
+  directory = tmp_path_factory.mktemp("whole") / "activations"
+  write_store(directory, made_rows())
+  return directory
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+  """A finished float16 store to damage."""
+  return pathlib.Path(shutil.copytree(whole, tmp_path / "activations"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reads_what_was_written(tmp_path, dtype):
+  x_NM = made_rows(dtype=dtype)
+  meta = write_store(tmp_path / "s", x_NM, dtype)
+  store = ActivationStore.open(tmp_path / "s", IDENTITY)
+  assert store.meta == meta == files.read_json(tmp_path / "s" / "meta.json")
+  assert meta["complete"] and meta["tokens"] == 7
+  assert (store.n_rows, store.width, store.dtype) == (N, M, x_NM.dtype)
+  for start, stop in ((0, N), (0, 0), (N, N), (127, 129), (500, 1300), (N - 1, N)):
+    read = store.rows(start, stop)
+    assert read.dtype == x_NM.dtype and read.tobytes() == x_NM[start:stop].tobytes()
+    np.testing.assert_array_equal(store.positions(start, stop), np.arange(start, stop) * 3 + 1)
+  with pytest.raises(IndexError):
+    store.rows(0, N + 1)
+  wide = x_NM.astype(np.float64)
+  np.testing.assert_allclose(store.mean(), wide.mean(axis=0), rtol=1e-12)
+  np.testing.assert_allclose(meta["mean_norm"], np.linalg.norm(wide, axis=1).mean(), rtol=1e-12)
+  np.testing.assert_allclose(meta["mean_square"], (wide ** 2).mean(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("n_rows", [1, 128, 511, 512, 513])
+def test_sizes_around_a_shard(tmp_path, n_rows):
+  x_NM = made_rows(n_rows)
+  write_store(tmp_path, x_NM)
+  assert ActivationStore.open(tmp_path).rows(0, n_rows).tobytes() == x_NM.tobytes()
+
+
+def test_another_library_reads_it(whole):
+  group = zarr.open_group(str(whole), mode="r")
+  np.testing.assert_array_equal(group["rows"][:], made_rows())
+  np.testing.assert_array_equal(group["positions"][:], np.arange(N) * 3 + 1)
+  assert group["rows"].shards == (SHARD, M) and group["rows"].chunks == (CHUNK, M)
+
+
+KILLED = f"""
+import os, sys
+import numpy as np
+sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
+import store_test as t
+left = int(sys.argv[2])
+replace = os.replace
+def counted(source, target):
+  global left
+  left -= 1
+  if left == 0:
+    os._exit(9)
+  replace(source, target)
+if left:
+  os.replace = counted
+x_NM = t.made_rows() if left else t.big_rows()
+t.write_store(sys.argv[1], x_NM, shard_rows=t.SHARD if left else 8192)
+"""
+
+
+def big_rows():
+  """Twelve shards of 8,192 rows: two megabytes each, so that a kill falls inside a write."""
+  bits_NM = np.random.default_rng(1).integers(0, 0x7C00, (12 * 8192 - 100, 128), np.uint16)
+  return bits_NM.view(np.float16)
+
+
+@pytest.mark.parametrize("replacement", [1, 2, 3, 5, 8, 11, 13, 14])
+def test_killed_writer_is_continued(whole, tmp_path, replacement):
+  """The process dies at one of its renames: of progress.json, a shard's sums, stats.npz, meta.json."""
+  command = [sys.executable, "-c", KILLED, str(tmp_path / "s"), str(replacement)]
+  assert subprocess.run(command).returncode == 9
+  with pytest.raises(InputError, match="no activation store" if replacement < 3 else "unfinished"):
+    ActivationStore.open(tmp_path / "s")
+  write_store(tmp_path / "s", made_rows())
+  assert tree(tmp_path / "s") == tree(whole)
+
+
+def test_sigkill_at_any_moment(tmp_path):
+  x_NM = big_rows()
+  write_store(tmp_path / "whole", x_NM, shard_rows=8192)
+  n_killed = 0
+  for delay in (0.0, 0.02, 0.05):
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "s"), "0"])
+    before = files.read_json(tmp_path / "s" / "progress.json")
+    while files.read_json(tmp_path / "s" / "progress.json") == before and process.poll() is None:
+      time.sleep(0.001)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    n_killed += process.wait() == -signal.SIGKILL
+  assert n_killed >= 1
+  write_store(tmp_path / "s", x_NM, shard_rows=8192)
+  assert tree(tmp_path / "s") == tree(tmp_path / "whole")
+
+
+def test_a_finished_store_may_be_finished_again(copy, whole):
+  write_store(copy, np.zeros((N, M), np.float16))  # nothing is left to write
+  assert tree(copy) == tree(whole)
+
+
+def flip(path):
+  """Flips one bit in the middle of the file's first quarter."""
+  content = bytearray(path.read_bytes())
+  content[len(content) // 8] ^= 1
+  path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [os.remove, flip, lambda path: os.truncate(path, 1000)])
+@pytest.mark.parametrize("name, read", [("rows/c/2/0", "rows"), ("positions/c/2", "positions")])
+def test_damage_is_found_named_and_mended(copy, whole, damage, name, read):
+  store = ActivationStore.open(copy)
+  damage(copy / name)
+  getattr(store, read)(0, 2 * SHARD)
+  with pytest.raises(InputError, match=f"shard 2 of.*{name}.*run the harvest again"):
+    getattr(store, read)(0, N)
+  if damage is not flip:
+    with pytest.raises(InputError, match=f"shard 2 of.*{name}"):
+      ActivationStore.open(copy)
+  for path in ("rows/c/2/0", "positions/c/2", "meta.json"):
+    (copy / path).unlink(missing_ok=True)
+  with pytest.raises(InputError, match="unfinished"):
+    ActivationStore.open(copy)
+  assert write_store(copy, made_rows(), shards=0).shards_done == 2
+  write_store(copy, made_rows())
+  assert tree(copy) == tree(whole)
+
+
+def test_a_damaged_finished_store_is_no_longer_finished(copy):
+  os.truncate(copy / "rows/c/3/0", 10)
+  write_store(copy, made_rows(), shards=0)
+  with pytest.raises(InputError, match="unfinished, harvested 3 of 5"):
+    ActivationStore.open(copy)
+
+
+def test_wrong_stores_are_refused(copy, tmp_path):
+  with pytest.raises(InputError, match="no activation store"):
+    ActivationStore.open(tmp_path / "nowhere")
+  with pytest.raises(InputError, match='subject: "0123456789abcdef" -> "other"'):
+    ActivationStore.open(copy, {**IDENTITY, "subject": "other"})
+  with pytest.raises(InputError, match="site:.*layer.1"):
+    write_store(copy, made_rows(), identity={**IDENTITY, "site": "layer.1"})
+  with pytest.raises(InputError, match="n_rows: 2500 -> 2499"):
+    write_store(copy, made_rows()[1:])
+  (copy / "progress.json").unlink()
+  with pytest.raises(InputError, match="no progress.json"):
+    write_store(copy, made_rows())
+  files.write_json(copy / "meta.json", {**files.read_json(copy / "meta.json"), "version": 2})
+  with pytest.raises(InputError, match="version 2"):
+    ActivationStore.open(copy)
+
+
+def test_unfinished_store_says_how_far_it_is(tmp_path):
+  writer = write_store(tmp_path, made_rows(), shards=4)
+  with pytest.raises(ValueError, match="4 of 5 shards"):
+    writer.finish({})
+  with pytest.raises(InputError, match="unfinished, harvested [0-4] of 5 shards.*again"):
+    ActivationStore.open(tmp_path)
+
+
+def test_the_writer_refuses_what_does_not_belong(tmp_path):
+  writer = write_store(tmp_path, made_rows(), shards=1)
+  positions = np.arange(SHARD)
+  for index, rows_RM in ((0, np.zeros((SHARD, M), np.float16)), (1, np.zeros((SHARD, M), np.float32)),
+                         (1, np.zeros((SHARD - 1, M), np.float16))):
+    with pytest.raises(ValueError, match="shard"):
+      writer.write_shard(index, rows_RM, positions)
+  rows_RM = np.full((SHARD, M), 60000, np.float16)
+  writer.write_shard(1, rows_RM, positions)
+  rows_RM[:] = 0  # written as it was given
+  bad_RM = rows_RM.copy()
+  bad_RM[3, 3] = np.inf
+  writer.write_shard(2, bad_RM, positions)
+  with pytest.raises(InputError, match="shard 2 .*not finite.*bfloat16"):
+    for index in (3, 4):
+      writer.write_shard(index, rows_RM[:N - index * SHARD], positions[:N - index * SHARD])
+    writer.finish({})
+  resumed = StoreWriter(tmp_path, N, M, "float16", SHARD, CHUNK, IDENTITY)
+  assert resumed.shards_done == 2
+  assert zarr.open_group(str(tmp_path), mode="r")["rows"][SHARD:2 * SHARD].min() == 60000
+
+
+def test_config_is_checked():
+  for change in ({"shard_rows": 1000}, {"buffer_rows": 5000}, {"dtype": "int8"}, {"n_tokens": -1},
+                 {"site": ""}, {"batch_contexts": 0}):
+    with pytest.raises(InputError, match=next(iter(change))):
+      HarvestConfig(**change)
+
+
+def shuffled(directory, n_rows, shard_rows, chunk_rows, batch_rows, buffer_rows, seed=0):
+  """A store of `n_rows` rows and its shuffled source."""
+  x_NM = made_rows(n_rows, 2, "float32")
+  x_NM[:, 0] = np.arange(n_rows)
+  write_store(directory, x_NM, "float32", shard_rows, chunk_rows)
+  store = ActivationStore.open(directory)
+  return x_NM, store, ShuffledRows(store, batch_rows, buffer_rows, seed)
+
+
+def reference_order(n_rows, chunk_rows, buffer_rows, seed, epoch):
+  """The order of one epoch, as docs/store-format.md defines it, all at once."""
+  n_chunks, window_chunks = -(-n_rows // chunk_rows), buffer_rows // chunk_rows
+  order = permute(np.arange(n_chunks), n_chunks, seed, epoch)
+  epoch_rows = []
+  for window, start in enumerate(range(0, n_chunks, window_chunks)):
+    rows = np.concatenate([np.arange(c * chunk_rows, min((c + 1) * chunk_rows, n_rows))
+                           for c in order[start:start + window_chunks]])
+    epoch_rows.append(rows[permute(np.arange(len(rows)), len(rows), seed, epoch, window)])
+  return np.concatenate(epoch_rows)
+
+
+SIZES = [  # rows, shard, chunk, batch, buffer
+  (1000, 128, 64, 48, 192), (997, 128, 32, 101, 96), (1024, 256, 64, 64, 256), (130, 128, 64, 7, 64),
+  (50, 128, 64, 16, 128), (300, 128, 64, 1000, 64), (300, 128, 64, 41, 4096), (1, 1, 1, 3, 1),
+  (65, 64, 1, 10, 5)]
+
+
+@pytest.mark.parametrize("n_rows, shard_rows, chunk_rows, batch_rows, buffer_rows", SIZES)
+def test_every_row_once_an_epoch(tmp_path, n_rows, shard_rows, chunk_rows, batch_rows, buffer_rows):
+  x_NM, store, source = shuffled(tmp_path, n_rows, shard_rows, chunk_rows, batch_rows, buffer_rows)
+  n_steps = 3 * n_rows // batch_rows + 2
+  batches = [source.batch(step) for step in range(n_steps)]
+  index = np.concatenate([source.indices(step) for step in range(n_steps)])
+  np.testing.assert_array_equal(np.concatenate(batches), x_NM[index])
+  for epoch in range(3):
+    order = index[epoch * n_rows:(epoch + 1) * n_rows]
+    np.testing.assert_array_equal(np.sort(order), np.arange(n_rows))
+    np.testing.assert_array_equal(order, reference_order(n_rows, chunk_rows, buffer_rows, 0, epoch))
+  again = ShuffledRows(store, batch_rows, buffer_rows, 0)
+  for step in np.random.default_rng(0).permutation(n_steps)[:20]:
+    np.testing.assert_array_equal(again.batch(int(step)), batches[step])
+
+
+def test_epochs_and_seeds_differ(tmp_path):
+  _, store, source = shuffled(tmp_path, 1024, 256, 64, 1024, 256)
+  other = ShuffledRows(store, 1024, 256, 1)
+  orders = [source.indices(0), source.indices(1), other.indices(0), other.indices(1)]
+  for i, a in enumerate(orders):
+    for b in orders[:i]:
+      assert np.mean(a == b) < 0.02
+
+
+def test_the_order_never_changes(tmp_path):
+  """The worked example of docs/store-format.md."""
+  source = shuffled(tmp_path, 10, 4, 2, 5, 4)[2]
+  batches = [source.indices(step).tolist() for step in range(3)]
+  assert batches == [[7, 1, 0, 6, 5], [3, 4, 2, 9, 8], [5, 1, 0, 4, 6]]
+
+
+def test_rows_are_well_mixed(tmp_path):
+  n_rows, chunk, batch, window_chunks = 16_384, 64, 128, 64
+  _, store, source = shuffled(tmp_path, n_rows, 1024, chunk, batch, chunk * window_chunks)
+  index = np.stack([source.indices(step) for step in range(n_rows // batch)])
+  distinct = [len(set(row)) for row in index // chunk]
+  expected = window_chunks * (1 - (1 - 1 / window_chunks) ** batch)
+  assert abs(np.mean(distinct) - expected) < 1
+  place = np.arange(batch)
+  correlations = [np.corrcoef(place, row)[0, 1] for row in index]
+  assert abs(np.mean(correlations)) < 4 / np.sqrt(n_rows)
+  assert abs(np.std(correlations) * np.sqrt(batch) - 1) < 0.25
+  everything = ShuffledRows(store, n_rows, n_rows, 0).indices(0)
+  assert abs(np.corrcoef(everything[1:], everything[:-1])[0, 1]) < 4 / np.sqrt(n_rows)
+
+
+def test_reads_are_bounded(tmp_path, monkeypatch):
+  _, store, source = shuffled(tmp_path, 4000, 512, 64, 100, 512)
+  read = []
+  read_chunks = store.read_chunks
+  monkeypatch.setattr(store, "read_chunks", lambda chunks, out: read.append(list(chunks)) or
+                      read_chunks(chunks, out))
+  source.batch(0)
+  assert len(read) <= 2 and sum(map(len, read)) * 64 <= 2 * 512
+  for step in range(1, 40):
+    source.batch(step)
+  source._reader.shutdown()
+  assert sorted(sum(read[:8], [])) == list(range(63)) and len(read) == 9  # and one window ahead
+
+
+def test_an_error_while_reading_ahead_reaches_the_caller(tmp_path):
+  x_NM, store, source = shuffled(tmp_path / "s", 1024, 64, 64, 64, 64)
+  path = tmp_path / "s" / f"rows/c/{source.indices(3)[0] // 64}/0"
+  content = path.read_bytes()
+  flip(path)
+  for step in range(3):
+    source.batch(step)
+  for _ in range(2):
+    with pytest.raises(InputError, match=f"shard .* damaged.*{path}"):
+      source.batch(3)
+  path.write_bytes(content)
+  np.testing.assert_array_equal(source.batch(3), x_NM[source.indices(3)])
+
+
+def test_sample(tmp_path):
+  x_NM, _, source = shuffled(tmp_path, 1000, 128, 64, 64, 256)
+  drawn = source.sample(200, 5)[:, 0].astype(int)
+  assert len(set(drawn)) == 200 and 4 <= len(set(drawn // 64)) <= 5
+  np.testing.assert_array_equal(source.sample(200, 5)[:, 0], drawn)
+  assert set(source.sample(200, 6)[:, 0]) != set(drawn)
+  np.testing.assert_array_equal(np.sort(source.sample(1000, 0)[:, 0]), x_NM[:, 0])
+  with pytest.raises(InputError, match="n_rows=1001"):
+    source.sample(1001, 0)
+
+
+def test_settings_of_the_source_are_checked(whole):
+  store = ActivationStore.open(whole)
+  for settings in ((0, CHUNK, 0), (4, CHUNK + 1, 0), (4, 0, 0), (4, CHUNK, -1)):
+    with pytest.raises(InputError):
+      ShuffledRows(store, *settings)
