@@ -36,7 +36,9 @@ def make_mesh(config=None):
 
 
 def shardings(tree, mesh, rules):
-  """The sharding of each leaf: `rules[name of the leaf]`, replicated where there is no rule.
+  """The sharding of each leaf: `rules[name of the leaf]`.
+
+  Replicated where there is no rule, or where the mesh does not divide the leaf's axis.
 
   Optimiser moments keep their parameters' names, so the same rules place them.
 
@@ -48,7 +50,10 @@ def shardings(tree, mesh, rules):
   def leaf_sharding(path, leaf):
     names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
     spec = next((rules[name] for name in reversed(names) if name in rules), PartitionSpec())
-    return NamedSharding(mesh, spec if len(spec) <= len(leaf.shape) else PartitionSpec())
+    fits = len(spec) <= len(leaf.shape) and all(
+        axis is None or size % mesh.shape[axis] == 0
+        for axis, size in zip(spec, leaf.shape, strict=False))
+    return NamedSharding(mesh, spec if fits else PartitionSpec())
   return jax.tree.map_with_path(leaf_sharding, tree)
 
 

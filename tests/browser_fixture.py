@@ -154,6 +154,46 @@ def chromium(width=1360, height=900, dark=False):
       driver.quit()
 
 
+def wait(driver, condition):
+  """Waits until `condition()` is true, and returns what it gave."""
+  from selenium.webdriver.support.ui import WebDriverWait
+  return WebDriverWait(driver, 10, poll_frequency=0.05).until(lambda _: condition())
+
+
+def find(driver, selector):
+  """The first element that a CSS selector matches."""
+  return driver.find_element("css selector", selector)
+
+
+def listed(driver):
+  """The ids of the rows on the page, and the number of matches."""
+  return driver.execute_script(
+      "return [[...document.querySelectorAll('#features tbody tr')].map((row) => Number(row.dataset.id)),"
+      " Number(document.querySelector('.count-line').dataset.matches)]")
+
+
+def shown(driver):
+  """The id, as text, of the feature whose page is shown, or None."""
+  return driver.execute_script("return document.getElementById('main').dataset.feature")
+
+
+def wait_for_feature(driver, id):
+  """Waits until the page of feature `id` is drawn."""
+  wait(driver, lambda: shown(driver) == str(id))
+
+
+def texts(driver, selector):
+  """The text of each element that a CSS selector matches."""
+  return driver.execute_script(
+      "return [...document.querySelectorAll(arguments[0])].map((node) => node.textContent)", selector)
+
+
+def press(driver, key):
+  """Presses and releases a key."""
+  from selenium.webdriver.common.action_chains import ActionChains
+  ActionChains(driver).send_keys(key).perform()
+
+
 def screenshot(site, image, route="#/", width=1360, height=900, dark=False):
   """Writes a picture of the page `route` of the site in the folder `site` to the file `image`."""
   with chromium(width, height, dark) as driver:

@@ -7,6 +7,7 @@ import re
 import browser_fixture
 import numpy as np
 import pytest
+from browser_fixture import find, listed, press, shown, texts, wait, wait_for_feature
 
 from monojax.analysis import tables as feature_tables
 from monojax.browser.build import build_browser
@@ -192,42 +193,6 @@ def page(driver, site):
     return driver
   yield open_route
   assert driver.get_log("browser") == []
-
-
-def wait(driver, condition):
-  """Waits until `condition()` is true, and returns what it gave."""
-  from selenium.webdriver.support.ui import WebDriverWait
-  return WebDriverWait(driver, 10, poll_frequency=0.05).until(lambda _: condition())
-
-
-def find(driver, selector):
-  return driver.find_element("css selector", selector)
-
-
-def listed(driver):
-  """The ids of the rows on the page, and the number of matches."""
-  return driver.execute_script(
-      "return [[...document.querySelectorAll('#features tbody tr')].map((row) => Number(row.dataset.id)),"
-      " Number(document.querySelector('.count-line').dataset.matches)]")
-
-
-def shown(driver):
-  """The id, as text, of the feature whose page is shown, or None."""
-  return driver.execute_script("return document.getElementById('main').dataset.feature")
-
-
-def wait_for_feature(driver, id):
-  wait(driver, lambda: shown(driver) == str(id))
-
-
-def texts(driver, selector):
-  return driver.execute_script(
-      "return [...document.querySelectorAll(arguments[0])].map((node) => node.textContent)", selector)
-
-
-def press(driver, key):
-  from selenium.webdriver.common.action_chains import ActionChains
-  ActionChains(driver).send_keys(key).perform()
 
 
 def alive(tables):

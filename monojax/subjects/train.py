@@ -56,7 +56,7 @@ def make_step(model, tx, mesh):
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state, state.counters), {
-        "loss": loss, "gradient_norm": optax.global_norm(gradients)}
+        "loss": loss, "gradient_norm": optax.tree.norm(gradients)}
 
   def scan_steps(state, tokens_SBU):
     state, values = jax.lax.scan(one_step, state, tokens_SBU)

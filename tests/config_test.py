@@ -1,0 +1,76 @@
+import dataclasses
+
+import pytest
+from absl import flags
+
+from monojax import config as configs
+from monojax.config import InputError, option
+from monojax.presets import PRESETS
+from monojax.runs import RunConfig
+from monojax.sae.config import SAEConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+  rate: float = option(0.5, "a rate")
+  kind: str = option("a", "a kind", ("a", "b"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+  inner: Inner = configs.nested(Inner)
+  n: int = option(3, "a count")
+  sizes: tuple[float, ...] = option((), "sizes")
+  quick: bool = option(False, "a switch")
+
+
+def parsed(*arguments):
+  values = flags.FlagValues()
+  configs.define_flags(Outer, "top.", values)
+  values(["program", *arguments])
+  return configs.override(Outer(), values, "top.")
+
+
+def test_flags_override_only_what_is_given():
+  assert parsed() == Outer()
+  given = parsed("--top.inner.rate=0.25", "--top.n=7", "--top.sizes=1,2.5", "--top.quick")
+  assert given == Outer(Inner(0.25, "a"), 7, (1.0, 2.5), True)
+
+
+@pytest.mark.parametrize("argument", ["--top.n=x", "--top.inner.kind=c", "--top.sizes=1,y", "--top.m=1"])
+def test_bad_flags_are_rejected(argument):
+  with pytest.raises(flags.Error):
+    parsed(argument)
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
+def test_json_round_trip(preset):
+  assert configs.from_dict(RunConfig, configs.to_dict(preset)) == preset
+
+
+def test_saved_by_another_version():
+  values = configs.to_dict(SAEConfig())
+  del values["seed"]
+  with pytest.raises(InputError, match="another version|version that wrote it"):
+    configs.from_dict(SAEConfig, values)
+
+
+def test_every_setting_has_help_and_every_rule_names_its_field():
+  def walk(config_class):
+    for field, field_type in configs._fields(config_class):
+      if dataclasses.is_dataclass(field_type):
+        yield from walk(field_type)
+      else:
+        yield field
+  fields = list(walk(RunConfig))
+  assert len(fields) > 50
+  assert all(len(field.metadata["help"]) > 5 for field in fields)
+  with pytest.raises(InputError, match=r"sae.n_features=0: must be positive"):
+    SAEConfig(n_features=0)
+
+
+def test_differences_and_fingerprint():
+  old, new = {"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}}
+  assert configs.differences(old, new) == ["b.c: 2 -> 3"]
+  assert configs.fingerprint(old) != configs.fingerprint(new)
+  assert configs.fingerprint({"x": 1, "y": 2}) == configs.fingerprint({"y": 2, "x": 1})

@@ -1,0 +1,117 @@
+"""The training loop: exact resume, restoring on other meshes, and stopping at numbers that are not finite."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from monojax import checkpoint, mesh
+from monojax.metrics import MetricsConfig, MetricsLog
+from monojax.sae.config import SAEConfig
+from monojax.sae.train import train_sae
+from monojax.training import Run, TrainState, train
+
+M = 8
+
+
+class Rows:
+  """A source: exponential rows, a pure function of the step; optionally fails at one."""
+
+  def __init__(self, fail_at=None, poison_at=None):
+    self.fail_at, self.poison_at, self.asked = fail_at, poison_at, []
+
+  def batch(self, step):
+    self.asked.append(step)
+    if step == self.fail_at:
+      raise KeyboardInterrupt
+    x_BM = np.random.default_rng(step).exponential(size=(32, M)).astype(np.float32)
+    return x_BM * (np.nan if step == self.poison_at else 1)
+
+  def sample(self, n_rows, seed):
+    return np.random.default_rng(seed).exponential(size=(n_rows, M)).astype(np.float32)
+
+
+CONFIG = SAEConfig(n_features=24, batch_rows=32, n_steps=37, scan_steps=4, checkpoint_every_steps=10,
+                   resample_every_steps=9, resample_rows=64, dead_window_steps=2, l1_coefficient=0.3,
+                   learning_rate=0.02, geometric_median_rows=64)
+
+
+def fit(directory, source, shape=(1, 1), config=CONFIG):
+  return train_sae(config, source, M, directory, {"identity": "x"},
+                   mesh.make_mesh(mesh.MeshConfig(*shape)), MetricsConfig())
+
+
+def lines(directory):
+  found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+  return [{k: v for k, v in line.items() if k != "rows_per_second"} for line in found]
+
+
+@pytest.mark.parametrize("fail_at", [3, 11, 20, 36])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, fail_at):
+  _, expected = fit(tmp_path / "whole", Rows())
+  with pytest.raises(KeyboardInterrupt):
+    fit(tmp_path / "cut", Rows(fail_at))
+  resumed = Rows()
+  _, found = fit(tmp_path / "cut", resumed)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(expected), jax.device_get(found))
+  assert min(resumed.asked) >= fail_at // 10 * 10, "finished steps were done again"
+  assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+  assert sum("resampled" in line for line in lines(tmp_path / "cut")) == 4
+  assert sum(line.get("resampled", 0) for line in lines(tmp_path / "cut")) > 0
+
+
+def test_a_checkpoint_restores_on_another_mesh(tmp_path):
+  with pytest.raises(KeyboardInterrupt):
+    fit(tmp_path, Rows(25), (2, 4))
+  _, found = fit(tmp_path, Rows(), (4, 2))
+  _, expected = fit(tmp_path / "whole", Rows())
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), jax.device_get(expected),
+               jax.device_get(found))
+
+
+def test_parameters_load_alone_as_numpy(tmp_path):
+  _, expected = fit(tmp_path, Rows())
+  params, config, step = checkpoint.load_params(tmp_path / "checkpoints")
+  assert step == 37 and config == {"identity": "x"}
+  assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(params))
+  jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(expected))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path):
+  with pytest.raises(FloatingPointError, match=r"(loss|mse|explained_variance|l1).* is nan in the steps up to 24"):
+    fit(tmp_path, Rows(poison_at=22))
+  params, _, step = checkpoint.load_params(tmp_path / "checkpoints")
+  assert step == 20 and all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def test_cuts_are_a_function_of_the_settings():
+  run = Run(None, {}, 37, 4, 10, (9, 18), "rows", 1, "x")
+  cuts = [0]
+  while cuts[-1] < 37:
+    cuts.append(run.next_cut(cuts[-1]))
+  assert cuts == [0, 4, 8, 9, 10, 12, 16, 18, 20, 24, 28, 30, 32, 36, 37]
+
+
+def test_asynchronous_saves_hold_the_state_of_their_step(tmp_path):
+  """Later donated steps must not reach into a checkpoint that is still being written."""
+  step = jax.jit(lambda state, _: (jax.tree.map(lambda x: x + 1, state), {"loss": jnp.zeros(())}),
+                 donate_argnums=0)
+  state = TrainState(jnp.zeros((), jnp.int32), {"w": jnp.zeros((512, 2048))}, (), {})
+  train(state, step, lambda a, b: jnp.zeros(b - a), Run(tmp_path, {}, 50, 1, 7, (), "rows", 1, "x"),
+        MetricsConfig())
+  params, _, done = checkpoint.load_params(tmp_path / "checkpoints")
+  assert done == 50 and np.all(params["w"] == 50)
+  kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+  assert kept == [49, 50]
+
+
+def test_metrics_drop_what_a_resumed_run_will_write_again(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "lo')
+  log = MetricsLog(path, MetricsConfig(), 2)
+  log.write(2, {"loss": 1.5})
+  log.close()
+  assert [json.loads(line) for line in path.read_text().splitlines()] == [
+      {"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.5}]

@@ -1,0 +1,147 @@
+"""The subject against a NumPy forward pass written from the definition, position by position."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from monojax import mesh as meshes
+from monojax.subjects import train
+from monojax.subjects.config import SubjectConfig, TransformerConfig
+from monojax.subjects.transformer import Transformer
+
+CONFIG = TransformerConfig(n_layers=2, d_model=16, n_heads=2, d_mlp=24, n_context=12, vocab_size=31)
+
+
+@pytest.fixture(scope="module")
+def subject():
+  model = Transformer(CONFIG)
+  params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+  noise = iter(jax.random.split(jax.random.key(1), 100))  # so that gains and biases are not 1 and 0
+  params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(noise), x.shape), params)
+  return model, params
+
+
+def numpy_norm(x, gain, bias):
+  return (x - x.mean()) / np.sqrt(x.var() + 1e-5) * gain + bias
+
+
+def numpy_rotate(x, position):
+  half = len(x) // 2
+  angle = position * 10_000.0 ** (-2 * np.arange(half) / len(x))
+  pairs = (x[:half] + 1j * x[half:]) * np.exp(1j * angle)
+  return np.concatenate([pairs.real, pairs.imag])
+
+
+def numpy_forward(params, tokens):
+  """Logits and sites of one context, in float64, one position and one head at a time."""
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  x = np.stack([p["W_embed_VD"][token] for token in tokens])
+  sites = {"embed": x.copy()}
+  for layer in range(CONFIG.n_layers):
+    b = p[f"layer_{layer}"]
+    u = np.stack([numpy_norm(row, b["gain_attn_D"], b["bias_attn_D"]) for row in x])
+    sites[f"layer.{layer}.attn.in"] = u
+    q, k, v = np.split(u @ b["W_qkv_DE"], 3, axis=1)
+    width = CONFIG.d_model // CONFIG.n_heads
+    mixed = np.zeros_like(u)
+    for head in range(CONFIG.n_heads):
+      part = slice(head * width, (head + 1) * width)
+      for t in range(len(tokens)):
+        query = numpy_rotate(q[t, part], t)
+        scores = np.array([query @ numpy_rotate(k[s, part], s) / np.sqrt(width) for s in range(t + 1)])
+        weights = np.exp(scores - scores.max())
+        mixed[t, part] = weights / weights.sum() @ v[:t + 1, part]
+    sites[f"layer.{layer}.attn.out"] = mixed @ b["W_o_ED"]
+    x = x + sites[f"layer.{layer}.attn.out"]
+    u = np.stack([numpy_norm(row, b["gain_mlp_D"], b["bias_mlp_D"]) for row in x])
+    hidden = np.maximum(u @ b["W_in_DM"] + b["b_in_M"], 0)
+    out = hidden @ b["W_out_MD"] + b["b_out_D"]
+    x = x + out
+    sites |= {f"layer.{layer}.mlp.in": u, f"layer.{layer}.mlp.hidden": hidden,
+              f"layer.{layer}.mlp.out": out, f"layer.{layer}.resid": x.copy()}
+  sites["final.in"] = np.stack([numpy_norm(row, p["gain_D"], p["bias_D"]) for row in x])
+  return sites["final.in"] @ p["W_unembed_DV"], sites
+
+
+def test_logits_and_every_site_agree_with_numpy(subject):
+  model, params = subject
+  tokens_BT = np.random.default_rng(0).integers(0, 31, (3, 12))
+  logits_BTV, sites = jax.jit(lambda p, t: model.apply({"params": p}, t))(params, tokens_BT)
+  for i, tokens in enumerate(tokens_BT):
+    expected_logits, expected = numpy_forward(params, tokens)
+    np.testing.assert_allclose(logits_BTV[i], expected_logits, atol=1e-4)
+    assert set(sites) == set(expected)
+    for name, value in expected.items():
+      np.testing.assert_allclose(sites[name][i], value, atol=1e-4, err_msg=name)
+
+
+def test_no_position_sees_its_future(subject):
+  model, params = subject
+  tokens_BT = np.arange(12)[None] % 31
+
+  def logits_of(embed_BTD):
+    edit = {"embed": lambda x: embed_BTD}
+    return model.apply({"params": params}, tokens_BT, edit)[0][0].sum(-1)
+
+  embed_BTD = params["W_embed_VD"][tokens_BT]
+  sensitivity_TS = np.abs(jax.jacobian(logits_of)(embed_BTD)[:, 0]).sum(-1)
+  assert np.all(np.triu(sensitivity_TS, 1) == 0)
+  assert np.all(np.diag(sensitivity_TS) > 0) and sensitivity_TS[5, 2] > 0
+
+
+def test_edit_changes_what_follows_and_unknown_sites_are_named(subject):
+  model, params = subject
+  tokens_BT = np.zeros((1, 4), np.int32)
+  site = "layer.0.mlp.hidden"
+  clean, sites = model.apply({"params": params}, tokens_BT)
+  same, _ = model.apply({"params": params}, tokens_BT, {site: lambda x: sites[site]})
+  zero, edited = model.apply({"params": params}, tokens_BT, {site: jnp.zeros_like})
+  np.testing.assert_array_equal(same, clean)
+  assert np.all(edited[site] == 0) and np.abs(zero - clean).max() > 1e-3
+  with pytest.raises(ValueError, match="layer.9.*sites are.*layer.0.mlp.hidden"):
+    model.apply({"params": params}, tokens_BT, {"layer.9": lambda x: x})
+
+
+def test_sharded_training_equals_unsharded():
+  config = SubjectConfig(model=CONFIG, n_steps=10, warmup_steps=2)
+  tokens_SBU = np.random.default_rng(0).integers(0, 31, (3, 8, 13)).astype(np.int32)
+  losses, params = [], []
+  for data, width in ((1, 1), (4, 1), (2, 4), (1, 8)):
+    mesh = meshes.make_mesh(meshes.MeshConfig(data, width))
+    init, step = train.make_step(Transformer(CONFIG), train.make_optimizer(config), mesh)
+    state, values = step(init(jax.random.key(0)), tokens_SBU)
+    losses.append(float(values["loss"]))
+    params.append(jax.device_get(state.params))
+  np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+  for other in params[1:]:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), params[0], other)
+
+
+def test_training_learns_a_copied_sequence():
+  """Each second half repeats the first: only attention can predict it."""
+  config = SubjectConfig(model=CONFIG, n_steps=400, learning_rate=1e-2, warmup_steps=20)
+  init, step = train.make_step(Transformer(CONFIG), train.make_optimizer(config), meshes.make_mesh())
+  rng = np.random.default_rng(0)
+  half = rng.integers(0, 31, (400, 32, 6)).astype(np.int32)
+  state, _ = step(init(jax.random.key(0)), np.concatenate([half, half, half[:, :, :1]], 2))
+  test = rng.integers(0, 31, (64, 6))
+  tokens_BU = np.concatenate([test, test, test[:, :1]], 1)
+  logits_BTV, _ = Transformer(CONFIG).apply({"params": state.params}, tokens_BU[:, :-1])
+  loss_BT = np.asarray(train.next_token_loss(logits_BTV, tokens_BU[:, 1:]))
+  assert loss_BT[:, 7:].mean() < 1.0 < np.log(31) - 0.1 < loss_BT[:, :5].mean()
+
+
+def test_next_token_loss_is_the_negative_log_probability():
+  logits = np.random.default_rng(0).normal(size=(2, 3, 5))
+  targets = np.array([[0, 1, 2], [3, 4, 0]])
+  p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  expected = [[-np.log(p[i, j, targets[i, j]]) for j in range(3)] for i in range(2)]
+  np.testing.assert_allclose(train.next_token_loss(logits, targets), expected, rtol=1e-5)
+
+
+def test_sample_continues_its_prompt(subject):
+  model, params = subject
+  ids = train.sample(model, params, [3, 4], 6, jax.random.key(0))
+  assert ids[:2] == [3, 4] and len(ids) == 8 and all(0 <= i < 31 for i in ids)
+  assert ids != train.sample(model, params, [3, 4], 6, jax.random.key(1))
