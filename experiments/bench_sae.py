@@ -47,7 +47,8 @@ def main():
       "decode": timed(lambda c, w: c @ w, code_BF, W_FM),
       "code_gradient": timed(lambda x, w: x @ w.T, x_BM, W_FM),
       "decoder_gradient": timed(lambda c, x: c.T @ x, code_BF, x_BM),
-      "encoder_gradient": timed(lambda x, c: x.T @ c, x_BM, code_BF),
+      # Written out first, the transpose makes this product a third faster on a CPU: the floor has it too.
+      "encoder_gradient": timed(lambda x, c: jax.lax.optimization_barrier(x.T) @ c, x_BM, code_BF),
   }
   products = tuple(functions)
 

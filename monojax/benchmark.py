@@ -6,13 +6,15 @@ import time
 from monojax import files
 
 
-def interleaved(functions, n_rounds, warmup=2):
+def interleaved(functions, n_rounds, warmup=2, pause_seconds=0.0):
   """Times functions in turn, round after round, so that a noisy machine disturbs all alike.
 
   Args:
     functions: dict from a name to a function of no arguments that waits for its result.
     n_rounds: timed rounds.
     warmup: untimed calls of each first.
+    pause_seconds: before each timed call, for another library's threads to stop spinning (OpenMP's wait
+      0.2 s for more work and slow down whatever runs then).
 
   Returns:
     dict from each name to its list of seconds, one a round.
@@ -23,6 +25,7 @@ def interleaved(functions, n_rounds, warmup=2):
   seconds = {name: [] for name in functions}
   for _ in range(n_rounds):
     for name, function in functions.items():
+      time.sleep(pause_seconds)
       start = time.perf_counter()
       function()
       seconds[name].append(time.perf_counter() - start)

@@ -83,7 +83,7 @@ def test_loss_reductions_convert_as_published():
 def test_encoder_with_folded_bias_is_the_published_encoder():
   model = Dictionary(M, F)
   x_BM = rows(2)[0]
-  params = model.init(jax.random.key(0), x_BM)["params"]
+  params = jax.device_get(model.init(jax.random.key(0), x_BM)["params"])
   params = {**params, "b_dec_M": x_BM.mean(0), "b_enc_F": np.linspace(-1, 1, F, dtype=np.float32)}
   expected = np.maximum((x_BM - params["b_dec_M"]) @ params["W_enc_MF"] + params["b_enc_F"], 0)
   np.testing.assert_allclose(model.apply({"params": params}, x_BM, method="encode"), expected, atol=1e-5)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from monojax.linear import matmul
+
 # Where a dictionary's parameters (and their optimiser moments and counters) live on the mesh.
 SHARDING_RULES = {
     "W_enc_MF": P(None, "model"), "b_enc_F": P("model"), "W_dec_FM": P("model", None),
@@ -57,9 +59,6 @@ class Dictionary(nn.Module):
     self.b_enc_F = self.param("b_enc_F", nn.initializers.zeros, (f,))
     self.b_dec_M = self.param("b_dec_M", nn.initializers.zeros, (m,))
 
-  def _matmul(self, a, b):
-    return jnp.matmul(a.astype(self.dtype), b.astype(self.dtype), preferred_element_type=jnp.float32)
-
   def pre_activations(self, x_BM):
     """W_enc (x - b_dec) + b_enc, shape (B, F).
 
@@ -67,7 +66,7 @@ class Dictionary(nn.Module):
     matrix product of the batch only to sum it into b_dec.
     """
     bias_F = self.b_enc_F - self.b_dec_M @ self.W_enc_MF
-    return self._matmul(x_BM, self.W_enc_MF) + bias_F[None]
+    return matmul(x_BM, self.W_enc_MF, self.dtype) + bias_F[None]
 
   def encode(self, x_BM):
     """Features f_BF of activations x_BM."""
@@ -75,7 +74,7 @@ class Dictionary(nn.Module):
 
   def decode(self, f_BF):
     """Reconstructions of shape (B, M) from features f_BF."""
-    return self._matmul(f_BF, self.W_dec_FM) + self.b_dec_M[None]
+    return matmul(f_BF, self.W_dec_FM, self.dtype) + self.b_dec_M[None]
 
   def __call__(self, x_BM):
     f_BF = self.encode(x_BM)

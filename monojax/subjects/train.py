@@ -24,9 +24,30 @@ def make_optimizer(config):
       optax.adamw(schedule, b1=0.9, b2=config.beta2, weight_decay=config.weight_decay, mask=is_matrix))
 
 
-def next_token_loss(logits_BTV, targets_BT):
-  """Cross-entropy of each next token, in nats, shape (B, T)."""
-  return optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT)
+@jax.custom_vjp
+def next_token_loss(logits, targets):
+  """Cross-entropy of each next token, in nats: logits (..., V) and targets (...) give (...).
+
+  Its gradient, softmax minus one-hot, is written as one pass over the logits; differentiating the lookup
+  of the target's logit would scatter into an array of their size.
+  """
+  return _loss_forward(logits, targets)[0]
+
+
+def _loss_forward(logits, targets):
+  log_total = jax.nn.logsumexp(logits, axis=-1)
+  loss = log_total - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  return loss, (logits, log_total, targets)
+
+
+def _loss_backward(residuals, gradient):
+  logits, log_total, targets = residuals
+  token = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+  probability = jnp.exp(logits - log_total[..., None])
+  return (probability - (token == targets[..., None])) * gradient[..., None], None
+
+
+next_token_loss.defvjp(_loss_forward, _loss_backward)
 
 
 def make_step(model, tx, mesh):
@@ -49,7 +70,8 @@ def make_step(model, tx, mesh):
 
   def loss_fn(params, tokens_BU):
     logits_BTV, _ = model.apply({"params": params}, tokens_BU[:, :-1])
-    return next_token_loss(logits_BTV, tokens_BU[:, 1:]).mean()
+    n_tokens = tokens_BU[:, 1:].size
+    return next_token_loss(logits_BTV.reshape(n_tokens, -1), tokens_BU[:, 1:].reshape(-1)).mean()
 
   def one_step(state, tokens_BU):
     loss, gradients = jax.value_and_grad(loss_fn)(state.params, tokens_BU)

@@ -237,7 +237,7 @@ def _from_record(record, location, file_domain, config, problems):
     problems.saw_fields(map(str, record))
     return
   text = _encodable(text, location, problems)
-  domain = record.get(config.domain_field) if config.domain_field else file_domain
+  domain = record.get(config.domain_field, file_domain) if config.domain_field else file_domain
   if domain is not None:
     domain = _encodable(str(domain), location, problems)
   while len(text) > _LONGEST_CHARACTERS:
