@@ -26,8 +26,11 @@ from monojax.text.config import TextConfig
 class FrontierConfig:
   """Further dictionaries, like the main one but for their penalty, to draw the frontier."""
   l1_coefficients: tuple[float, ...] = option((), "penalties to train besides the main one's")
+  n_steps: int = option(0, "steps of each, starting from the main dictionary's parameters; 0 trains each "
+                           "from nothing for as long as the main one")
 
   def __post_init__(self):
+    require(self.n_steps >= 0, "frontier.n_steps", self.n_steps, "must not be negative")
     for value in self.l1_coefficients:
       require(value > 0, "frontier.l1_coefficients", self.l1_coefficients, "must be positive")
 
@@ -206,8 +209,8 @@ def train_sae(run, config):
   return run.execute("sae", config.sae, work)
 
 
-def _train_and_measure(run, config, sae_config, directory, identity, name):
-  """Trains one dictionary on the run's store and measures it on held-out text."""
+def _train_and_measure(run, config, sae_config, directory, identity, name, start=None):
+  """Trains one dictionary on the run's store, from parameters `start` if given; measures it on held-out text."""
   from monojax.activations.reader import ShuffledRows
   from monojax.activations.store import ActivationStore
   from monojax.analysis.fidelity import fidelity
@@ -219,7 +222,7 @@ def _train_and_measure(run, config, sae_config, directory, identity, name):
   source = ShuffledRows(store, sae_config.batch_rows, record["config"]["buffer_rows"], sae_config.seed)
   saved = {"sae": configs.to_dict(sae_config), "n_inputs": store.width, "identity": identity}
   model, params = fit(sae_config, source, store.width, directory, saved, make_mesh(config.mesh),
-                      config.metrics, name)
+                      config.metrics, name, start)
   subject, subject_params = _subject(run)
   scores = fidelity(subject, subject_params, model, params, record["config"]["site"], store.mean(),
                     _tokens(run, "val"), sae_config.val_tokens, record["config"]["batch_contexts"])
@@ -231,15 +234,21 @@ def _train_and_measure(run, config, sae_config, directory, identity, name):
 def train_frontier(run, config):
   """The main dictionary's recipe at other penalties: points of the (L0, recovered) frontier."""
   base = configs.from_dict(SAEConfig, run.require_stage("sae")["config"])
+  if config.frontier.n_steps:
+    base = dataclasses.replace(base, n_steps=config.frontier.n_steps, resample_every_steps=0)
 
   def work(directory, identity):
+    from monojax import checkpoint
+    start = (checkpoint.load_params(run.directory / "sae" / "checkpoints")[0] if config.frontier.n_steps
+             else None)
     points = [_frontier_point(run.require_stage("sae")["figures"])]
     for l1_coefficient in config.frontier.l1_coefficients:
       sae_config = dataclasses.replace(base, l1_coefficient=l1_coefficient)
       place = directory / f"l1_{l1_coefficient:g}"
       figures = files.read_json(place / "figures.json")
       if figures is None:
-        figures = _train_and_measure(run, config, sae_config, place, identity, f"λ={l1_coefficient:g}")
+        figures = _train_and_measure(run, config, sae_config, place, identity, f"λ={l1_coefficient:g}",
+                                     start)
         files.write_json(place / "figures.json", figures)
       points.append(_frontier_point(figures))
     points.sort(key=lambda point: point["l1_coefficient"])

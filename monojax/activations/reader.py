@@ -83,15 +83,16 @@ class ShuffledRows:
     return np.concatenate(found)
 
   def sample(self, n_rows, seed):
-    """(n_rows, M) different rows, drawn from as many random chunks as a window has or more.
+    """(n_rows, M) different rows, or all there are, from as many random chunks as a window has or more.
 
     Reads one chunk at a time. For estimates such as a geometric median.
 
     Raises:
-      InputError: more rows asked for than there are, or a damaged shard.
+      InputError: a damaged shard.
     """
     store = self._store
-    require(0 < n_rows <= store.n_rows, "n_rows", n_rows, f"must be in 1..{store.n_rows}")
+    require(n_rows > 0, "n_rows", n_rows, "must be positive")
+    n_rows = min(n_rows, store.n_rows)
     n_chunks = min(store.n_chunks, max(self._window_chunks, -(-n_rows // store.chunk_rows) + 1))
     chunks = permute(np.arange(n_chunks), store.n_chunks, seed, 0, 0, 0)
     spans = [store.chunk_span(int(chunk)) for chunk in chunks]

@@ -34,7 +34,8 @@ def geometric_median(x_NM, n_iterations=100):
   return jax.lax.fori_loop(0, n_iterations, improve, x_NM.mean(0))
 
 
-def train_sae(config, source, n_inputs, directory, identity, mesh, metrics_config, name="sae"):
+def train_sae(config, source, n_inputs, directory, identity, mesh, metrics_config, name="sae",
+              start=None):
   """Trains (or goes on training) a dictionary in `directory`.
 
   Args:
@@ -46,6 +47,7 @@ def train_sae(config, source, n_inputs, directory, identity, mesh, metrics_confi
     mesh: device mesh.
     metrics_config: `MetricsConfig`.
     name: the progress bar's label.
+    start: parameters to start from, instead of the recipe's initialisation.
 
   Returns:
     (model, parameters).
@@ -62,7 +64,11 @@ def train_sae(config, source, n_inputs, directory, identity, mesh, metrics_confi
   run = Run(directory, identity, config.n_steps, config.scan_steps, config.checkpoint_every_steps,
             config.resample_steps, "rows", config.batch_rows, name)
   intervene = make_resampling(config, recipe, source, mesh, jax.random.fold_in(key, 1))
-  state = train(init(key, b_dec_M), step, batches, run, metrics_config, intervene)
+  state = init(key, b_dec_M)
+  if start is not None:
+    placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), start, state.params)
+    state = state.replace(params=placed)
+  state = train(state, step, batches, run, metrics_config, intervene)
   return recipe.model, state.params
 
 

@@ -147,7 +147,7 @@ def validation_loss(model, params, tokens, n_tokens, batch_contexts=64):
     index_B = np.minimum(np.arange(first, first + batch_contexts), n_contexts - 1)
     loss_B = np.asarray(losses(params, tokens.context(index_B, width + 1)), np.float64)
     total += loss_B[:n_contexts - first].sum()
-  return total / (n_contexts * width), n_contexts * width
+  return float(total) / (n_contexts * width), n_contexts * width
 
 
 def sample(model, params, prompt, n_tokens, key, temperature=0.8):

@@ -1,0 +1,232 @@
+"""The whole pipeline through its scripts, on little text: every stage, bad input, kill and go on."""
+
+import hashlib
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import monojax
+from monojax import runs
+
+EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
+TINY = [
+    "--text.max_bytes=400000", "--text.vocab_size=400", "--text.val_fraction=0.2",
+    "--subject.model.n_context=32", "--subject.model.d_model=32", "--subject.model.d_mlp=48",
+    "--subject.n_steps=60", "--subject.checkpoint_every_steps=20", "--subject.sample_tokens=8",
+    "--activations.shard_rows=16384", "--activations.chunk_rows=1024", "--activations.buffer_rows=4096",
+    "--sae.n_features=64", "--sae.batch_rows=256", "--sae.n_steps=90", "--sae.checkpoint_every_steps=30",
+    "--sae.resample_every_steps=25", "--sae.resample_rows=1024", "--sae.geometric_median_rows=1024",
+    "--frontier.l1_coefficients=0.02", "--frontier.n_steps=20",
+    "--analysis.n_tokens=20000", "--analysis.n_detector_tokens=10000",
+]
+STAGES = [("prepare_text", "text"), ("train_subject", "subject"), ("harvest", "activations"),
+          ("train_sae", "sae"), ("analyze", "analysis"), ("build_browser", "browser")]
+
+
+def command(script, workdir, *flags):
+  return [sys.executable, str(EXPERIMENTS / f"{script}.py"), f"--workdir={workdir}", *flags]
+
+
+def run(script, workdir, *flags, timeout=300):
+  return subprocess.run(command(script, workdir, *flags), capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A run made in one call by the main script."""
+  workdir = tmp_path_factory.mktemp("runs") / "tiny"
+  result = run("monosemanticity", workdir, *TINY)
+  assert result.returncode == 0, result.stderr[-3000:]
+  return workdir, result.stdout
+
+
+def contents(workdir):
+  """Digests of what a run is made of: everything but timings, logs and what orbax says of the hour."""
+  digests = {}
+  for path in sorted(workdir.rglob("*")):
+    name = path.relative_to(workdir).as_posix()
+    skipped = ("checkpoints/" in name or path.name in ("metrics.jsonl", "stage.json", "summary.json")
+               or name.endswith((".__lock", "figures.json")) or "site/" in name)
+    if path.is_file() and not skipped:
+      digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+  for directory in sorted(path for path in workdir.rglob("checkpoints") if path.is_dir()):
+    from monojax import checkpoint
+    params, _, step = checkpoint.load_params(directory)
+    leaves = json.dumps({"step": step, "params": _digests(params)}, sort_keys=True)
+    digests[directory.relative_to(workdir).as_posix()] = leaves
+  for stage in runs.INPUTS:
+    if record := runs.Run(workdir).stage(stage):
+      digests[f"figures of {stage}"] = json.dumps(record["figures"])
+  return digests
+
+
+def _digests(tree):
+  if isinstance(tree, dict):
+    return {name: _digests(value) for name, value in tree.items()}
+  return hashlib.sha256(np.ascontiguousarray(tree).tobytes()).hexdigest()
+
+
+def test_summary_holds_every_figure(finished):
+  workdir, printed = finished
+  summary = json.loads((workdir / "summary.json").read_text())
+  for name in ("subject/val_loss", "subject/unigram_loss", "subject/bigram_loss", "sae/l0",
+               "sae/explained_variance", "sae/ce_recovered_zero", "sae/ce_recovered_mean",
+               "sae/alive_fraction", "sae/ultralow_fraction", "sae/n_features"):
+    assert np.isfinite(summary[name]), name
+    assert name in printed
+  assert all(summary[f"{stage}/seconds"] >= 0 for stage in runs.INPUTS)
+  assert summary["sae/n_features"] == 64 and summary["subject/val_loss"] < summary["subject/unigram_loss"]
+  assert (workdir / "browser" / "site" / "index.html").exists()
+  assert (workdir / "frontier" / "frontier.csv").read_text().count("\n") == 3
+  assert (workdir / "subject" / "samples.txt").stat().st_size > 0
+
+
+def test_a_finished_run_is_not_done_again(finished):
+  workdir, _ = finished
+  before = contents(workdir)
+  started = time.time()
+  result = run("monosemanticity", workdir, *TINY)
+  assert result.returncode == 0 and result.stdout.count("already done") == len(runs.INPUTS)
+  assert contents(workdir) == before
+  assert not [p for p in workdir.rglob("*") if p.is_file() and p.stat().st_mtime > started
+              and p.name != "summary.json"]
+
+
+def test_stage_scripts_make_the_same_run(finished, tmp_path):
+  workdir, _ = finished
+  for script, field in STAGES:
+    flags = [flag for flag in TINY if flag.startswith(f"--{field}.")]
+    result = run(script, tmp_path / "tiny", *flags)
+    assert result.returncode == 0, result.stderr[-3000:]
+  expected = {name: value for name, value in contents(workdir).items() if "frontier" not in name}
+  assert contents(tmp_path / "tiny") == expected
+
+
+def test_load_gives_everything_for_a_notebook(finished):
+  workdir, _ = finished
+  loaded = monojax.load(workdir)
+  summary = json.loads((workdir / "summary.json").read_text())
+  features = loaded.features
+  assert features.density_F.shape == (64,)
+  np.testing.assert_allclose(np.mean(features.status_F != 2), summary["sae/alive_fraction"])
+  strings, f_TF = loaded.activations("In the beginning God created the heaven and the earth.")
+  assert f_TF.shape == (len(strings), 64) and "".join(strings[1:]).startswith("In the beginning")
+  x_BM = np.random.default_rng(0).exponential(size=(5, 48)).astype(np.float32)
+  f_BF = loaded.sae.apply({"params": loaded.sae_params}, x_BM, method="encode")
+  p = loaded.sae_params
+  np.testing.assert_allclose(
+      f_BF, np.maximum((x_BM - p["b_dec_M"]) @ p["W_enc_MF"] + p["b_enc_F"], 0), atol=1e-4)
+
+
+def test_examples_in_the_tables_are_what_the_model_computes(finished):
+  """The centre token's activation of a feature's best example, recomputed from its context."""
+  workdir, _ = finished
+  loaded = monojax.load(workdir)
+  features = loaded.features
+  feature = int(np.argmax(features.max_act_F))
+  np.testing.assert_allclose(features.example_acts_FEW[feature, 0, 4], features.max_act_F[feature])
+  tokens = runs._tokens(runs.Run(workdir), "train")
+  from monojax.analysis.fidelity import make_encode
+  encode = make_encode(loaded.subject, loaded.sae, loaded.site)
+  width = loaded.subject.config.n_context
+  best = 0.0
+  for first in range(0, tokens.contexts(width), 64):
+    index_B = np.arange(first, min(first + 64, tokens.contexts(width)))
+    f_NF, _ = encode(loaded.subject_params, loaded.sae_params, tokens.context(index_B, width))
+    best = max(best, float(np.max(f_NF[:, feature])))
+  assert best >= features.max_act_F[feature] - 1e-4
+
+
+def bad_inputs(finished, tmp_path):
+  workdir, _ = finished
+  empty, binary = tmp_path / "empty.jsonl", tmp_path / "wrong.jsonl"
+  empty.write_text("")
+  binary.write_text('{"body": "x"}\n' * 10)
+  return {
+      "missing path": (["--text.paths=/no/such/file.jsonl", f"--workdir={tmp_path}/a"], "/no/such/file.jsonl"),
+      "empty corpus": ([f"--text.paths={empty}", f"--workdir={tmp_path}/b"], "empty.jsonl"),
+      "no such field": ([f"--text.paths={binary}", f"--workdir={tmp_path}/c"], "text"),
+      "wrong preset": (["--preset=huge", f"--workdir={tmp_path}/d"], "demo, small, paper"),
+      "no workdir": ([], "workdir"),
+      "unknown flag": (["--sae.n_feature=3", f"--workdir={tmp_path}/e"], "sae.n_feature"),
+      "bad value": (["--sae.n_features=-3", f"--workdir={tmp_path}/f"], "sae.n_features=-3"),
+      "changed config": ([f"--workdir={workdir}", *TINY, "--subject.learning_rate=0.5"],
+                         "subject.*learning_rate: 0.004 -> 0.5"),
+      "vocabulary too big": ([f"--workdir={tmp_path}/g", "--text.max_bytes=20000", "--text.vocab_size=60000"],
+                             "vocab_size"),
+      "stray argument": (["demo", f"--workdir={tmp_path}/h"], "demo"),
+      "no such site": ([f"--workdir={tmp_path}/copy", *TINY, "--activations.site=layer.7.mlp.hidden"],
+                       "layer.0.mlp.hidden"),
+  }
+
+
+def test_bad_input_ends_in_one_message(finished, tmp_path):
+  import re
+  import shutil
+  for stage in ("tokens", "subject"):
+    shutil.copytree(finished[0] / stage, tmp_path / "copy" / stage)
+  for name, (flags, expected) in bad_inputs(finished, tmp_path).items():
+    result = subprocess.run([sys.executable, str(EXPERIMENTS / "monosemanticity.py"), *flags],
+                            capture_output=True, text=True, timeout=120)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert result.returncode == 2, (name, result.returncode, result.stderr)
+    assert len(errors) == 1 and re.search(expected, errors[0]), (name, result.stderr)
+    assert "Traceback" not in result.stderr + result.stdout, name
+
+
+def test_a_store_cut_short_is_named(finished, tmp_path):
+  import shutil
+  workdir = tmp_path / "cut"
+  shutil.copytree(finished[0], workdir)
+  shutil.rmtree(workdir / "sae")
+  shards = sorted((workdir / "activations").rglob("c/*"), key=lambda path: path.stat().st_size)
+  shard = next(path for path in reversed(shards) if path.is_file())
+  shard.write_bytes(shard.read_bytes()[:-1000])
+  result = run("train_sae", workdir, *[flag for flag in TINY if flag.startswith("--sae.")])
+  assert result.returncode == 2 and "shard" in result.stderr and "Traceback" not in result.stderr
+  (workdir / "activations" / "stage.json").unlink()
+  result = run("train_sae", workdir, *[flag for flag in TINY if flag.startswith("--sae.")])
+  assert result.returncode == 2 and "not finished" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_every_script_explains_itself():
+  scripts = sorted(EXPERIMENTS.glob("*.py"))
+  assert len(scripts) >= 9
+  for script in scripts:
+    result = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=60)
+    assert "python experiments/" in result.stdout and "--" in result.stdout, (script, result.stderr)
+
+
+def kill_at_random_and_finish(workdir, seed, n_kills):
+  """Runs the pipeline, killing it `n_kills` times after random delays, then lets it end."""
+  rng = random.Random(seed)
+  for _ in range(n_kills):
+    process = subprocess.Popen(command("monosemanticity", workdir, *TINY), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+      process.wait(rng.uniform(1.0, 25.0))
+    except subprocess.TimeoutExpired:
+      os.killpg(process.pid, signal.SIGKILL)
+      process.wait()
+  result = run("monosemanticity", workdir, *TINY)
+  assert result.returncode == 0, (seed, result.stderr[-3000:])
+
+
+def test_killed_once_it_ends_with_the_same_bits(finished, tmp_path):
+  kill_at_random_and_finish(tmp_path / "killed", 0, 1)
+  assert contents(tmp_path / "killed") == contents(finished[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 21))
+def test_killed_anywhere_it_ends_with_the_same_bits(finished, tmp_path, seed):
+  kill_at_random_and_finish(tmp_path / "killed", seed, 2)
+  assert contents(tmp_path / "killed") == contents(finished[0])
