@@ -23,17 +23,17 @@ DEMO = RunConfig(
 
 # The best that an hour of two cores gives on some hundreds of megabytes of text.
 SMALL = RunConfig(
-    text=TextConfig(vocab_size=4096, val_fraction=0.02),
+    text=TextConfig(vocab_size=16_384, val_fraction=0.02, tokenizer_bytes=20_000_000),
     subject=SubjectConfig(
-        model=TransformerConfig(n_context=128), n_steps=8000, batch_contexts=16, learning_rate=4e-3,
-        warmup_steps=200, checkpoint_every_steps=1000),
-    activations=HarvestConfig(n_tokens=6_000_000),
+        model=TransformerConfig(n_context=128), n_steps=2800, batch_contexts=16, learning_rate=4e-3,
+        warmup_steps=100, checkpoint_every_steps=400),
+    activations=HarvestConfig(n_tokens=4_000_000),
     sae=SAEConfig(
-        n_features=4096, batch_rows=4096, n_steps=1200, learning_rate=1e-3, l1_coefficient=4e-3,
-        warmup_steps=50, l1_warmup_steps=100, decay_fraction=0.2, encoder_init="decoder_transpose",
-        resample_every_steps=200, resample_times=4, resample_rows=131_072, checkpoint_every_steps=200),
-    frontier=FrontierConfig(l1_coefficients=(2e-3, 8e-3)),
-    analysis=AnalysisConfig(n_tokens=2_000_000),
+        n_features=4096, batch_rows=4096, n_steps=900, learning_rate=2e-3, l1_coefficient=4e-3,
+        warmup_steps=50, l1_warmup_steps=50, decay_fraction=0.2, encoder_init="decoder_transpose",
+        resample_every_steps=150, resample_times=4, resample_rows=65_536, checkpoint_every_steps=150),
+    frontier=FrontierConfig(l1_coefficients=(2e-3, 8e-3), n_steps=250),
+    analysis=AnalysisConfig(n_tokens=1_000_000),
 )
 
 # The paper's sizes, for an accelerator and a corpus of billions of tokens.

@@ -1,0 +1,32 @@
+# `make demo` and `make test` need only python3 (3.11 or newer): each makes its own environment in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test slow lint clean
+
+# What is installed is written down last, so that an interrupted install is done again.
+$(VENV)/run.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/run.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+demo: $(VENV)/run.stamp  ## text to a browsable dictionary of features, in minutes
+	$(BIN)/python experiments/monosemanticity.py --preset=demo --workdir=runs/demo
+
+test: $(VENV)/test.stamp  ## the tests that CI runs
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/test.stamp  ## the tests that take longer, for instance killing the pipeline 20 times
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/test.stamp
+	$(BIN)/python -m ruff check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

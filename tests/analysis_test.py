@@ -1,0 +1,270 @@
+"""The analysis against independent computations: definitions in NumPy and brute force."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from monojax.analysis import codes as sparse_codes
+from monojax.analysis import detectors, examples, fidelity, logits, tables
+from monojax.config import InputError
+from monojax.sae.model import Dictionary
+from monojax.subjects.config import TransformerConfig
+from monojax.subjects.transformer import Transformer
+
+CONFIG = TransformerConfig(n_layers=1, d_model=16, n_heads=2, d_mlp=24, n_context=10, vocab_size=31)
+SITE = "layer.0.mlp.hidden"
+
+
+class FakeTokens:
+  """`Tokens` over random ids, with documents of 37 tokens in two domains."""
+
+  def __init__(self, n_tokens=1300, seed=0):
+    self.tokens_N = np.random.default_rng(seed).integers(0, 31, n_tokens).astype(np.uint16)
+    self.split, self.domains, self.vocab_size = "train", ("ab_one", "cd_two"), 31
+    self.n_tokens = n_tokens
+
+  def contexts(self, width):
+    return self.n_tokens // width
+
+  def context(self, index_B, width):
+    return self.tokens_N[np.asarray(index_B)[:, None] * width + np.arange(width)].astype(np.int32)
+
+  def position_document(self, position_N):
+    return np.asarray(position_N) // 37
+
+  def position_domain(self, position_N):
+    return self.position_document(position_N) % 2
+
+
+@pytest.fixture(scope="module")
+def pair():
+  """A subject whose loss depends on its MLP, and a random dictionary."""
+  subject = Transformer(CONFIG)
+  params = subject.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+  sae = Dictionary(24, 40)
+  sae_params = sae.init(jax.random.key(1), jnp.zeros((1, 24)))["params"]
+  return subject, params, sae, {**sae_params, "b_dec_M": jnp.full(24, 0.1)}
+
+
+def numpy_fidelity(pair, tokens, mean_M, n_contexts):
+  """The reported figures by their definitions, with full forward passes and float64 statistics."""
+  subject, params, sae, sae_params = pair
+  tokens_BU = tokens.context(np.arange(n_contexts), 11)
+
+  def ce(edit):
+    logits_BTV, sites = subject.apply({"params": params}, tokens_BU[:, :-1], edit)
+    z = np.asarray(logits_BTV, np.float64)
+    log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    return -np.take_along_axis(log_p, tokens_BU[:, 1:, None], 2).mean(), sites
+
+  clean, sites = ce(None)
+  x = np.asarray(sites[SITE], np.float64).reshape(-1, 24)
+  p = {name: np.asarray(value, np.float64) for name, value in sae_params.items()}
+  f = np.maximum((x - p["b_dec_M"]) @ p["W_enc_MF"] + p["b_enc_F"], 0)
+  x_hat = f @ p["W_dec_FM"] + p["b_dec_M"]
+  spliced, _ = ce({SITE: lambda a: jnp.asarray(x_hat.reshape(a.shape), jnp.float32)})
+  zero, _ = ce({SITE: jnp.zeros_like})
+  mean, _ = ce({SITE: lambda a: jnp.broadcast_to(jnp.asarray(mean_M, jnp.float32)[None, None], a.shape)})
+  return {
+      "l0": (f > 0).sum(1).mean(), "l1": f.sum(1).mean(), "mse": np.square(x - x_hat).mean(),
+      "explained_variance": 1 - np.square(x - x_hat).sum() / np.square(x - x.mean(0)).sum(),
+      "l2_ratio": (np.linalg.norm(x_hat, axis=1) / np.linalg.norm(x, axis=1)).mean(),
+      "ce_clean": clean, "ce_spliced": spliced, "ce_zero": zero, "ce_mean": mean,
+      "ce_recovered_zero": (zero - spliced) / (zero - clean),
+      "ce_recovered_mean": (mean - spliced) / (mean - clean)}
+
+
+def useful(pair):
+  """`pair` with a subject whose zero-ablation is far worse than its clean loss on FakeTokens(0)."""
+  subject, params, sae, sae_params = pair
+  counts = np.bincount(FakeTokens().tokens_N, minlength=31) / 1300
+  hidden = subject.apply({"params": params}, FakeTokens().context(np.arange(9), 10))[1][SITE]
+  block = dict(params["layer_0"])
+  block["W_out_MD"] = jnp.zeros((24, 16)).at[:, 0].set(3.0 / np.asarray(hidden).mean((0, 1)).sum())
+  direction = np.log(counts + 1e-3) - np.log(counts + 1e-3).mean()
+  return subject, {**params, "layer_0": block,
+                   "W_unembed_DV": jnp.zeros((16, 31)).at[0].set(jnp.asarray(direction) * 0.2)}, sae, sae_params
+
+
+def test_fidelity_agrees_with_numpy_whatever_the_batching(pair):
+  pair = useful(pair)
+  tokens, mean_M = FakeTokens(), np.full(24, 0.2)
+  found = [fidelity.fidelity(*pair, SITE, mean_M, tokens, 1000, batch) for batch in (7, 100)]
+  expected = numpy_fidelity(pair, tokens, mean_M, 100)
+  assert found[0]["n_tokens"] == 1000
+  for scores in found:
+    for name, value in expected.items():
+      np.testing.assert_allclose(scores[name], value, rtol=2e-3 if "recovered" in name else 1e-4, err_msg=name)
+
+
+def test_recovered_is_refused_where_ablation_does_not_hurt(pair):
+  subject, params, sae, sae_params = pair
+  block = {**params["layer_0"], "W_out_MD": jnp.zeros((24, 16))}
+  with pytest.raises(InputError, match="does not raise the loss"):
+    fidelity.fidelity(subject, {**params, "layer_0": block}, sae, sae_params, SITE, np.zeros(24),
+                      FakeTokens(), 500, 10)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0, 10.0])
+def test_explained_variance_of_the_mean_is_zero_and_an_offset_lowers_it(mean):
+  x = np.random.default_rng(0).normal(mean, 1, (4096, 8))
+  def variance(x_hat):
+    total = {"sum_M": x.sum(0), "square": np.square(x).sum(), "square_error": np.square(x - x_hat).sum(),
+             "l0": 0, "l1": 0, "l2_ratio": 0, "ce_clean": 1, "ce_spliced": 2, "ce_zero": 4096 * 3, "ce_mean": 4}
+    return fidelity._scores(total, 4096)["explained_variance"]
+  np.testing.assert_allclose(variance(x.mean(0)), 0, atol=1e-9)
+  np.testing.assert_allclose(variance(x), 1)
+  assert variance(x + 0.5) < 0.8
+
+
+def collected(batch_contexts=7):
+  tokens = FakeTokens()
+  table = np.random.default_rng(3).normal(size=(31, 6)).astype(np.float32)
+  encode = lambda tokens_BT: jnp.maximum(table[tokens_BT.reshape(-1)], 0)
+  chosen = sparse_codes.choose_contexts(tokens, 10, 400, seed=1)
+  codes = sparse_codes.collect(encode, tokens, chosen, 10, batch_contexts, "test")
+  return tokens, chosen, codes, np.asarray(encode(tokens.context(chosen, 10)))
+
+
+@pytest.mark.parametrize("batch_contexts", [1, 7, 40, 64])
+def test_codes_are_the_dense_matrix(batch_contexts):
+  tokens, chosen, codes, dense_NF = collected(batch_contexts)
+  assert codes.n_rows == 400 and len(np.unique(chosen)) == 40
+  rebuilt = np.zeros_like(dense_NF)
+  for i in range(6):
+    rows, values = codes.feature(i)
+    assert np.all(np.diff(rows) > 0) and np.all(values > 0)
+    rebuilt[rows, i] = values
+  np.testing.assert_array_equal(rebuilt, dense_NF)
+  np.testing.assert_array_equal(tokens.tokens_N[codes.position_N], tokens.context(chosen, 10).reshape(-1))
+
+
+def test_example_tables_by_brute_force():
+  tokens, _, codes, dense_NF = collected()
+  found = examples.example_tables(codes, tokens, tokens.domains, 0)
+  np.testing.assert_array_equal(found["n_fires_F"], (dense_NF > 0).sum(0))
+  np.testing.assert_allclose(found["max_act_F"], dense_NF.max(0))
+  mass = np.stack([dense_NF[tokens.position_domain(codes.position_N) == d].sum(0) for d in (0, 1)], 1)
+  np.testing.assert_allclose(found["domain_share_FD"], mass / mass.sum(1, keepdims=True), rtol=1e-5)
+  token_N = tokens.tokens_N[codes.position_N]
+  for i in range(6):
+    sizes = np.cumsum([0] + [size for _, size in tables.EXAMPLE_GROUPS])
+    acts_EW, tokens_EW = found["example_acts_FEW"][i], found["example_tokens_FEW"][i]
+    top = acts_EW[:20, 4]
+    per_context = np.sort(dense_NF[:, i].reshape(40, 10).max(1))[::-1][:20]
+    np.testing.assert_allclose(top, per_context[:len(top)])
+    for interval in range(11):
+      centre = acts_EW[sizes[interval + 1]:sizes[interval + 2], 4]
+      anchor = dense_NF[:, i].max() * (10 - interval) / 11
+      nearest = np.sort(np.abs(dense_NF[dense_NF[:, i] > 0, i] - anchor))[:5]
+      np.testing.assert_allclose(np.sort(np.abs(centre - anchor)), nearest, atol=1e-6)
+    assert np.all(acts_EW[sizes[12]:, 4] == 0) and np.all(tokens_EW[sizes[12]:, 4] >= 0)
+    row = int(np.argmax(dense_NF[:, i]))
+    for w in range(9):
+      other = row + w - 4
+      inside = other // 10 == row // 10 and other >= 0
+      assert tokens_EW[0, w] == (token_N[other] if inside else -1)
+      np.testing.assert_allclose(acts_EW[0, w], dense_NF[other, i] if inside else 0)
+
+
+def brute_force_f1(values, is_class):
+  best = (0.0, None)
+  for threshold in np.unique(values[values > 0]):
+    chosen = values >= threshold
+    best = max(best, (2 * (chosen & is_class).sum() / (chosen.sum() + is_class.sum()), threshold))
+  return best
+
+
+def test_detectors_by_brute_force():
+  _, _, codes, dense_NF = collected()
+  rng = np.random.default_rng(5)
+  is_class_CN = np.stack([dense_NF[:, 2] + 0.5 * rng.normal(size=400) > 0.7, rng.random(400) < 0.1])
+  for (column, threshold), is_class in zip(detectors.best_detectors(codes, is_class_CN), is_class_CN,
+                                           strict=True):
+    scores = [brute_force_f1(dense_NF[:, i], is_class)[0] for i in range(6)]
+    assert column == int(np.argmax(scores))
+    np.testing.assert_allclose(threshold, brute_force_f1(dense_NF[:, column], is_class)[1])
+    np.testing.assert_allclose(detectors.f1_of(codes, column, threshold, is_class), max(scores))
+
+
+def test_detector_classes_follow_the_domains_names():
+  found = detectors.classes_of(("Both=ab_*|cd_*", "None=zz", "Two=cd_two"), ("ab_one", "cd_two"))
+  assert found == {"Both": [0, 1], "Two": [1]}
+  _, _, codes, _ = collected()
+  domain_N = np.arange(400) % 2
+  rows = detectors.compare((codes, codes), (codes, codes), domain_N, domain_N, found)
+  assert [row["class"] for row in rows] == ["Both", "Two"] and rows[1]["test_tokens"] == 200
+  assert all(row["feature_f1"] == row["neuron_f1"] for row in rows)
+
+
+def test_logit_weights_by_definition():
+  rng = np.random.default_rng(0)
+  W_dec, W_out, gain = rng.normal(size=(5, 7)), rng.normal(size=(7, 4)), rng.uniform(0.5, 2, 4)
+  W_unembed, used = rng.normal(size=(4, 50)), np.arange(50) % 5 != 0
+  found = logits.logit_weights(W_dec.astype(np.float32), W_out.astype(np.float32), gain.astype(np.float32), 1.7,
+                               W_unembed.astype(np.float32), used, n_listed=3, block_features=2)
+  residual = W_dec @ W_out
+  weights = (residual - residual.mean(1, keepdims=True)) * gain / 1.7 @ W_unembed
+  weights -= np.median(weights[:, used], axis=1, keepdims=True)
+  weights[:, ~used] = np.nan
+  order = np.argsort(np.where(used, -weights, np.inf), axis=1)
+  np.testing.assert_array_equal(found["top_logit_ids_FK"], order[:, :3])
+  np.testing.assert_allclose(found["top_logit_values_FK"], np.take_along_axis(weights, order[:, :3], 1), rtol=1e-4)
+  lowest = np.argsort(np.where(used, weights, np.inf), axis=1)[:, :3]
+  np.testing.assert_array_equal(found["bottom_logit_ids_FK"], lowest)
+  np.testing.assert_allclose(found["logit_range_F2"][:, 1], np.nanmax(weights, 1), rtol=1e-4)
+  assert np.all(found["logit_counts_FH"].sum(1) == used.sum())
+  expected = np.histogram(weights[0][used], 40)[0]
+  assert np.abs(found["logit_counts_FH"][0] - expected).sum() <= 4  # float32 at the edges of bins
+
+
+def test_tables_save_and_load(tmp_path):
+  tokens, _, codes, _ = collected()
+  columns = examples.example_tables(codes, tokens, tokens.domains, 0)
+  weights = {f.name: np.zeros((6, 2), np.float32) for f in tables.dataclasses.fields(tables.FeatureTables)
+             if f.name not in columns and f.name not in ("token_strings", "domains", "summary")}
+  made = tables.FeatureTables(**columns, **weights, token_strings=["a\n"], domains=["d"], summary={"n": 1})
+  made.save(tmp_path)
+  loaded = tables.FeatureTables.load(tmp_path)
+  for name in columns:
+    np.testing.assert_array_equal(getattr(loaded, name), columns[name])
+  assert loaded.summary == {"n": 1} and loaded.token_strings == ["a\n"]
+
+
+def test_harvested_rows_are_the_subjects_activations(tmp_path, pair):
+  """Each stored row equals the activation at the position it claims to come from."""
+  from monojax import mesh
+  from monojax.activations.config import HarvestConfig
+  from monojax.activations.harvest import harvest
+  from monojax.activations.store import ActivationStore
+  subject, params, _, _ = pair
+  tokens = FakeTokens()
+  for per_context in (0, 3):
+    config = HarvestConfig(dtype="float32", tokens_per_context=per_context, batch_contexts=8, shard_rows=256,
+                           chunk_rows=64, buffer_rows=128)
+    directory = tmp_path / str(per_context)
+    meta = harvest(config, subject, params, tokens, directory, {"x": 1},
+                   mesh.make_mesh(mesh.MeshConfig(data=4)))
+    store = ActivationStore.open(directory)
+    rows, positions = store.rows(0, store.n_rows), store.positions(0, store.n_rows)
+    assert meta["n_rows"] == 130 * (per_context or 10) == len(np.unique(positions))
+    assert np.all(np.bincount(positions // 10, minlength=130) == (per_context or 10))
+    sites = subject.apply({"params": params}, tokens.context(np.arange(130), 10))[1]
+    expected = np.asarray(sites[SITE]).reshape(-1, 24)
+    np.testing.assert_allclose(rows, expected[positions], atol=1e-5)
+    assert np.mean(np.abs(np.diff(positions)) > 20) > 0.7, "neighbours on disk come from one context"
+
+
+def test_density_figures_and_histogram():
+  from monojax.analysis import analyze
+  density = np.array([0, 1e-6, 0.02, 0.005], np.float32)
+  status = np.array([tables.DEAD, tables.ULTRALOW, tables.ALIVE, tables.ALIVE], np.int8)
+  figures = analyze.density_figures(status, density)
+  assert figures["alive_fraction"] == 0.75 and figures["ultralow_fraction"] == 0.25
+  assert figures["dead_fraction"] == 0.25 and figures["features_above_1_percent"] == 1
+  histogram = analyze.density_histogram(density)
+  assert sum(histogram["counts"]) == 3
+  at = int(np.flatnonzero(histogram["counts"])[0])
+  assert histogram["log10_edges"][at] <= -6 + 1e-6 < histogram["log10_edges"][at + 1] + 1e-6
+  assert figures["n_features"] == 4
