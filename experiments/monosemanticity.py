@@ -13,7 +13,7 @@ from monojax import cli
 
 
 def main():
-  from monojax.runs import STAGES
+  from monojax.stages import STAGES
   run, config = cli.run_and_config()
   for stage in STAGES.values():
     stage(run, config)

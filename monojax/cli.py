@@ -44,7 +44,7 @@ def run_and_config():
 def run_stage(stage):
   """The `main` of a script that does one stage and prints its figures."""
   def main():
-    from monojax.runs import STAGES
+    from monojax.stages import STAGES
     run_, config = run_and_config()
     record = STAGES[stage](run_, config)
     print_figures(record["figures"])
@@ -75,6 +75,8 @@ def run(main):
     app.run(guarded, flags_parser=_parse)
   except InputError as error:
     _exit(2, error)
+  except BrokenPipeError:  # what reads the output, such as head, has seen enough
+    sys.exit(0)
   except (FloatingPointError, OSError) as error:
     _exit(1, error)
   except KeyboardInterrupt:

@@ -83,8 +83,8 @@ def useful(pair):
   block = dict(params["layer_0"])
   block["W_out_MD"] = jnp.zeros((24, 16)).at[:, 0].set(3.0 / np.asarray(hidden).mean((0, 1)).sum())
   direction = np.log(counts + 1e-3) - np.log(counts + 1e-3).mean()
-  return subject, {**params, "layer_0": block,
-                   "W_unembed_DV": jnp.zeros((16, 31)).at[0].set(jnp.asarray(direction) * 0.2)}, sae, sae_params
+  W_unembed_DV = jnp.zeros((16, 31)).at[0].set(jnp.asarray(direction) * 0.2)
+  return subject, {**params, "layer_0": block, "W_unembed_DV": W_unembed_DV}, sae, sae_params
 
 
 def test_fidelity_agrees_with_numpy_whatever_the_batching(pair):
@@ -95,7 +95,8 @@ def test_fidelity_agrees_with_numpy_whatever_the_batching(pair):
   assert found[0]["n_tokens"] == 1000
   for scores in found:
     for name, value in expected.items():
-      np.testing.assert_allclose(scores[name], value, rtol=2e-3 if "recovered" in name else 1e-4, err_msg=name)
+      rtol = 2e-3 if "recovered" in name else 1e-4  # a quotient of small differences of float32 losses
+      np.testing.assert_allclose(scores[name], value, rtol=rtol, err_msg=name)
 
 
 def test_recovered_is_refused_where_ablation_does_not_hurt(pair):
@@ -111,7 +112,7 @@ def test_explained_variance_of_the_mean_is_zero_and_an_offset_lowers_it(mean):
   x = np.random.default_rng(0).normal(mean, 1, (4096, 8))
   def variance(x_hat):
     total = {"sum_M": x.sum(0), "square": np.square(x).sum(), "square_error": np.square(x - x_hat).sum(),
-             "l0": 0, "l1": 0, "l2_ratio": 0, "ce_clean": 1, "ce_spliced": 2, "ce_zero": 4096 * 3, "ce_mean": 4}
+             "l0": 0, "l1": 0, "l2_ratio": 0, "ce_clean": 1, "ce_spliced": 2, "ce_zero": 3, "ce_mean": 4}
     return fidelity._scores(total, 4096)["explained_variance"]
   np.testing.assert_allclose(variance(x.mean(0)), 0, atol=1e-9)
   np.testing.assert_allclose(variance(x), 1)
@@ -202,15 +203,17 @@ def test_logit_weights_by_definition():
   rng = np.random.default_rng(0)
   W_dec, W_out, gain = rng.normal(size=(5, 7)), rng.normal(size=(7, 4)), rng.uniform(0.5, 2, 4)
   W_unembed, used = rng.normal(size=(4, 50)), np.arange(50) % 5 != 0
-  found = logits.logit_weights(W_dec.astype(np.float32), W_out.astype(np.float32), gain.astype(np.float32), 1.7,
-                               W_unembed.astype(np.float32), used, n_listed=3, block_features=2)
+  single = [array.astype(np.float32) for array in (W_dec, W_out, gain)]
+  found = logits.logit_weights(*single, 1.7, W_unembed.astype(np.float32), used, n_listed=3,
+                               block_features=2)
   residual = W_dec @ W_out
   weights = (residual - residual.mean(1, keepdims=True)) * gain / 1.7 @ W_unembed
   weights -= np.median(weights[:, used], axis=1, keepdims=True)
   weights[:, ~used] = np.nan
   order = np.argsort(np.where(used, -weights, np.inf), axis=1)
   np.testing.assert_array_equal(found["top_logit_ids_FK"], order[:, :3])
-  np.testing.assert_allclose(found["top_logit_values_FK"], np.take_along_axis(weights, order[:, :3], 1), rtol=1e-4)
+  np.testing.assert_allclose(found["top_logit_values_FK"], np.take_along_axis(weights, order[:, :3], 1),
+                             rtol=1e-4)
   lowest = np.argsort(np.where(used, weights, np.inf), axis=1)[:, :3]
   np.testing.assert_array_equal(found["bottom_logit_ids_FK"], lowest)
   np.testing.assert_allclose(found["logit_range_F2"][:, 1], np.nanmax(weights, 1), rtol=1e-4)

@@ -133,7 +133,7 @@ def test_examples_in_the_tables_are_what_the_model_computes(finished):
   features = loaded.features
   feature = int(np.argmax(features.max_act_F))
   np.testing.assert_allclose(features.example_acts_FEW[feature, 0, 4], features.max_act_F[feature])
-  tokens = runs._tokens(runs.Run(workdir), "train")
+  tokens = runs.open_tokens(runs.Run(workdir), "train")
   from monojax.analysis.fidelity import make_encode
   encode = make_encode(loaded.subject, loaded.sae, loaded.site)
   width = loaded.subject.config.n_context
@@ -151,7 +151,7 @@ def bad_inputs(finished, tmp_path):
   empty.write_text("")
   binary.write_text('{"body": "x"}\n' * 10)
   return {
-      "missing path": (["--text.paths=/no/such/file.jsonl", f"--workdir={tmp_path}/a"], "/no/such/file.jsonl"),
+      "missing path": (["--text.paths=/no/such.jsonl", f"--workdir={tmp_path}/a"], "/no/such.jsonl"),
       "empty corpus": ([f"--text.paths={empty}", f"--workdir={tmp_path}/b"], "empty.jsonl"),
       "no such field": ([f"--text.paths={binary}", f"--workdir={tmp_path}/c"], "text"),
       "wrong preset": (["--preset=huge", f"--workdir={tmp_path}/d"], "demo, small, paper"),
@@ -201,7 +201,8 @@ def test_every_script_explains_itself():
   scripts = sorted(EXPERIMENTS.glob("*.py"))
   assert len(scripts) >= 9
   for script in scripts:
-    result = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True,
+                            timeout=60)
     assert "python experiments/" in result.stdout and "--" in result.stdout, (script, result.stderr)
 
 
