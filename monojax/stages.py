@@ -41,7 +41,7 @@ def train_subject(run, config):
     from monojax.text import ngram
     train_tokens, val_tokens = open_tokens(run, "train"), open_tokens(run, "val")
     saved = {"subject": configs.to_dict(subject_config), "identity": identity}
-    model, params = train.trainload_subject(subject_config, train_tokens, directory, saved,
+    model, params = train.train_subject(subject_config, train_tokens, directory, saved,
                                         make_mesh(config.mesh), config.metrics)
     loss, n_scored = train.validation_loss(model, params, val_tokens, subject_config.val_tokens)
     scored = val_tokens.tokens_N[:n_scored + n_scored // model.config.n_context]

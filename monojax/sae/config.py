@@ -22,7 +22,10 @@ class SAEConfig:
   beta1: float = option(0.9, "Adam's first-moment decay")
   beta2: float = option(0.999, "Adam's second-moment decay")
   warmup_steps: int = option(0, "steps over which the learning rate rises linearly; the paper names none")
-  l1_warmup_steps: int = option(0, "steps over which the penalty rises linearly; the paper names none")
+  l1_warmup_steps: int = option(0, "steps over which the penalty goes linearly from l1_initial_scale times "
+                                   "l1_coefficient to l1_coefficient; the paper names none")
+  l1_initial_scale: float = option(0.0, "0 warms the penalty up; above 1 starts with a stronger one, which "
+                                        "makes broad features first and leaves specific ones to resampling")
   decay_fraction: float = option(0.0, "last part of the steps over which the learning rate falls linearly "
                                       "to 0; the paper holds it constant")
   encoder_init: str = option("kaiming", "start the encoder at random (the paper) or as the decoder's "
@@ -47,8 +50,8 @@ class SAEConfig:
     for name in ("n_features", "batch_rows", "n_steps", "scan_steps", "checkpoint_every_steps",
                  "geometric_median_rows", "resample_rows"):
       require(getattr(self, name) >= 1, f"sae.{name}", getattr(self, name), "must be positive")
-    for name in ("l1_coefficient", "warmup_steps", "l1_warmup_steps", "resample_every_steps",
-                 "resample_times", "dead_window_steps", "val_tokens"):
+    for name in ("l1_coefficient", "l1_initial_scale", "warmup_steps", "l1_warmup_steps",
+                 "resample_every_steps", "resample_times", "dead_window_steps", "val_tokens"):
       require(getattr(self, name) >= 0, f"sae.{name}", getattr(self, name), "must not be negative")
     require(self.learning_rate > 0, "sae.learning_rate", self.learning_rate, "must be positive")
     require(0 <= self.decay_fraction <= 1, "sae.decay_fraction", self.decay_fraction, "must lie in 0..1")
