@@ -9,16 +9,18 @@ from monojax.text.config import TextConfig
 
 # Minutes on two cores, on the text shipped in the package.
 DEMO = RunConfig(
-    text=TextConfig(vocab_size=2048, val_fraction=0.1),
+    text=TextConfig(vocab_size=8192, val_fraction=0.1),
     subject=SubjectConfig(
-        model=TransformerConfig(n_context=128), n_steps=1600, batch_contexts=16, learning_rate=4e-3,
-        warmup_steps=100, checkpoint_every_steps=400),
+        model=TransformerConfig(n_context=128), n_steps=850, batch_contexts=16, learning_rate=4e-3,
+        warmup_steps=50, checkpoint_every_steps=200),
     activations=HarvestConfig(),
+    # A vocabulary much larger than the dictionary, and a penalty that starts strong, make features of whole
+    # scripts and formats; many features for few tokens, or a constant penalty, make one for each token.
     sae=SAEConfig(
-        n_features=1024, batch_rows=2048, n_steps=1600, learning_rate=1e-3, l1_coefficient=4e-3,
-        warmup_steps=50, l1_warmup_steps=100, decay_fraction=0.2, encoder_init="decoder_transpose",
-        resample_every_steps=300, resample_times=3, resample_rows=65_536, checkpoint_every_steps=400),
-    analysis=AnalysisConfig(n_tokens=500_000),
+        n_features=1024, batch_rows=2048, n_steps=1300, learning_rate=2e-3, l1_coefficient=3e-3,
+        l1_initial_scale=7.0, l1_warmup_steps=450, decay_fraction=0.3, encoder_init="decoder_transpose",
+        resample_every_steps=200, resample_times=4, resample_rows=65_536, checkpoint_every_steps=200),
+    analysis=AnalysisConfig(n_tokens=500_000, n_detector_tokens=131_072),
 )
 
 # The best that an hour of two cores gives on some hundreds of megabytes of text.

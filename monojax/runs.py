@@ -4,9 +4,11 @@ A finished stage is skipped, an interrupted one goes on where it stopped, and on
 inputs have changed says so and stops. A stage reads the stages before it from the folder alone.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
+import threading
 import time
 
 from monojax import config as configs
@@ -108,10 +110,14 @@ class Run:
       print(f"{name}: already done ({found['seconds']:.0f} s)", flush=True)
       return found
     record = {**wanted, "identity": identity, "complete": False}
-    files.write_json(path, record)
-    start = time.time()
-    figures = work(path.parent, identity)
-    record |= {"complete": True, "seconds": round(time.time() - start, 2), "figures": figures}
+    try:
+      with _clock(path, record, found["seconds"] if found else 0.0) as elapsed:
+        figures = work(path.parent, identity)
+    except InputError:
+      if list(path.parent.iterdir()) == [path]:  # refused before anything was made: free to be corrected
+        path.unlink()
+      raise
+    record |= {"complete": True, "seconds": elapsed(), "figures": figures}
     files.write_json(path, record)
     self.write_summary()
     print(f"{name}: done in {record['seconds']:.0f} s", flush=True)
@@ -170,6 +176,29 @@ class Loaded:
         self.subject_params, self.sae_params, np.asarray([ids], np.int32))
     strings = self.tokenizer.token_strings()
     return [strings[i] for i in ids], np.asarray(f_TF)
+
+
+@contextlib.contextmanager
+def _clock(path, record, seconds_before, every_seconds=10.0):
+  """Writes `record` with the `seconds` spent so far, now and again: a killed stage's time is not lost.
+
+  Yields a function that returns those seconds.
+  """
+  start, stop = time.time(), threading.Event()
+  elapsed = lambda: round(seconds_before + time.time() - start, 2)
+
+  def tick():
+    while not stop.wait(every_seconds):
+      files.write_json(path, {**record, "seconds": elapsed()})
+
+  files.write_json(path, {**record, "seconds": elapsed()})
+  thread = threading.Thread(target=tick, daemon=True)
+  thread.start()
+  try:
+    yield elapsed
+  finally:
+    stop.set()
+    thread.join()
 
 
 def load(directory):

@@ -6,6 +6,7 @@ import numpy as np
 
 from monojax import metrics
 from monojax.config import InputError
+from monojax.subjects.train import next_token_loss
 
 
 def make_encode(subject, sae, site):
@@ -71,9 +72,7 @@ def _make_sums(subject, sae, site):
 
     def losses(edit):
       logits_BTV, sites = subject.apply({"params": subject_params}, inputs_BT, edit)
-      log_p_BTV = jax.nn.log_softmax(logits_BTV)
-      loss_BT = -jnp.take_along_axis(log_p_BTV, targets_BT[:, :, None], axis=2)[:, :, 0]
-      return (loss_BT * weight_B[:, None]).sum(), sites
+      return (next_token_loss(logits_BTV, targets_BT) * weight_B[:, None]).sum(), sites
 
     def reconstruct(x_BTM):
       x_NM = x_BTM.reshape(-1, x_BTM.shape[-1]).astype(jnp.float32)
