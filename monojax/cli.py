@@ -55,7 +55,8 @@ def print_figures(figures):
   """Prints a dict of figures as two aligned columns."""
   width = max((len(name) for name in figures), default=0)
   for name, value in figures.items():
-    print(f"{name:<{width}}  {value:,.4f}" if isinstance(value, float) else f"{name:<{width}}  {value:,}")
+    shown = "undefined" if value is None else f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
+    print(f"{name:<{width}}  {shown}")
 
 
 def run(main):

@@ -11,15 +11,15 @@ from monojax.text.config import TextConfig
 DEMO = RunConfig(
     text=TextConfig(vocab_size=8192, val_fraction=0.1),
     subject=SubjectConfig(
-        model=TransformerConfig(n_context=128), n_steps=850, batch_contexts=16, learning_rate=4e-3,
+        model=TransformerConfig(n_context=128), n_steps=700, batch_contexts=16, learning_rate=4e-3,
         warmup_steps=50, checkpoint_every_steps=200),
     activations=HarvestConfig(),
     # A vocabulary much larger than the dictionary, and a penalty that starts strong, make features of whole
     # scripts and formats; many features for few tokens, or a constant penalty, make one for each token.
     sae=SAEConfig(
-        n_features=1024, batch_rows=2048, n_steps=1300, learning_rate=2e-3, l1_coefficient=3e-3,
-        l1_initial_scale=7.0, l1_warmup_steps=450, decay_fraction=0.3, encoder_init="decoder_transpose",
-        resample_every_steps=200, resample_times=4, resample_rows=65_536, checkpoint_every_steps=200),
+        n_features=1024, batch_rows=2048, n_steps=1200, learning_rate=2e-3, l1_coefficient=4e-3,
+        l1_initial_scale=3.0, l1_warmup_steps=250, decay_fraction=0.3, encoder_init="decoder_transpose",
+        resample_every_steps=200, resample_times=3, resample_rows=65_536, checkpoint_every_steps=200),
     analysis=AnalysisConfig(n_tokens=500_000, n_detector_tokens=131_072),
 )
 
@@ -42,8 +42,8 @@ SMALL = RunConfig(
 PAPER = RunConfig(
     text=TextConfig(vocab_size=65_536, val_fraction=0.001, tokenizer_bytes=1_000_000_000),
     subject=SubjectConfig(
-        model=TransformerConfig(n_context=256), n_steps=400_000, batch_contexts=1024, learning_rate=1e-3,
-        warmup_steps=2000, checkpoint_every_steps=5000, val_tokens=4_194_304),
+        model=TransformerConfig(n_context=256), n_steps=12_200_000, batch_contexts=32, learning_rate=1e-3,
+        warmup_steps=2000, checkpoint_every_steps=10_000, val_tokens=4_194_304),
     activations=HarvestConfig(tokens_per_context=250, batch_contexts=512, shard_rows=1_048_576,
                               buffer_rows=4_194_304),
     sae=SAEConfig(

@@ -111,7 +111,10 @@ def _train_and_measure(run, config, sae_config, directory, identity, name, start
                       config.metrics, name, start)
   subject, subject_params = load_subject(run)
   scores = fidelity(subject, subject_params, model, params, record["config"]["site"], store.mean(),
-                    open_tokens(run, "val"), sae_config.val_tokens, record["config"]["batch_contexts"])
+                    open_tokens(run, "val"), sae_config.val_tokens)
+  if scores["ce_recovered_zero"] is None:
+    print(f"{name}: zero-ablating the site does not raise the loss ({scores['ce_zero']:.4f} against "
+          f"{scores['ce_clean']:.4f}), so cross-entropy recovered is undefined: train the subject longer")
   return {"sae/n_features": sae_config.n_features, "sae/l1_coefficient": sae_config.l1_coefficient,
           "sae/rows_seen": sae_config.n_steps * sae_config.batch_rows,
           **{f"sae/{name}": value for name, value in scores.items()}}
@@ -139,7 +142,9 @@ def train_frontier(run, config):
       points.append(_frontier_point(figures))
     points.sort(key=lambda point: point["l1_coefficient"])
     header = list(points[0])
-    lines = [",".join(header)] + [",".join(f"{point[name]:.6g}" for name in header) for point in points]
+    lines = [",".join(header)] + [
+        ",".join("" if point[name] is None else f"{point[name]:.6g}" for name in header)
+        for point in points]
     with files.replacing(directory / "frontier.csv") as file:
       file.write(("\n".join(lines) + "\n").encode())
     files.write_json(directory / "frontier.json", points)

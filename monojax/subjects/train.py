@@ -119,7 +119,16 @@ def train_subject(config, tokens, directory, identity, mesh, metrics_config):
   return model, state.params
 
 
-def validation_loss(model, params, tokens, n_tokens, batch_contexts=64):
+def contexts_per_batch(config):
+  """How many contexts to score at a time: up to 64, with float32 logits of at most a gibibyte.
+
+  Args:
+    config: `TransformerConfig`.
+  """
+  return max(1, min(64, 2 ** 28 // (config.n_context * config.vocab_size)))
+
+
+def validation_loss(model, params, tokens, n_tokens, batch_contexts=None):
   """Mean next-token loss over the first `n_tokens` of held-out text, in nats.
 
   Args:
@@ -127,11 +136,12 @@ def validation_loss(model, params, tokens, n_tokens, batch_contexts=64):
     params: its parameters.
     tokens: `Tokens` of the held-out split.
     n_tokens: how many to score; 0 scores every whole context.
-    batch_contexts: contexts in a forward pass.
+    batch_contexts: contexts in a forward pass; by default as many as `contexts_per_batch` says.
 
   Returns:
     (loss, how many tokens were scored).
   """
+  batch_contexts = batch_contexts or contexts_per_batch(model.config)
   width = model.config.n_context
   n_contexts = tokens.contexts(width + 1)
   if n_tokens:
