@@ -14,11 +14,11 @@ DEMO = RunConfig(
         model=TransformerConfig(n_context=128), n_steps=700, batch_contexts=16, learning_rate=4e-3,
         warmup_steps=50, checkpoint_every_steps=200),
     activations=HarvestConfig(),
-    # A vocabulary much larger than the dictionary, and a penalty that starts strong, make features of whole
-    # scripts and formats; many features for few tokens, or a constant penalty, make one for each token.
+    # The vocabulary is much larger than the dictionary: with fewer tokens than that, a feature goes to each
+    # token, and few to whole scripts and formats.
     sae=SAEConfig(
-        n_features=1024, batch_rows=2048, n_steps=1200, learning_rate=2e-3, l1_coefficient=4e-3,
-        l1_initial_scale=3.0, l1_warmup_steps=250, decay_fraction=0.3, encoder_init="decoder_transpose",
+        n_features=1024, batch_rows=2048, n_steps=1000, learning_rate=2e-3, l1_coefficient=4.5e-3,
+        warmup_steps=50, l1_warmup_steps=100, decay_fraction=0.2, encoder_init="decoder_transpose",
         resample_every_steps=200, resample_times=3, resample_rows=65_536, checkpoint_every_steps=200),
     analysis=AnalysisConfig(n_tokens=500_000, n_detector_tokens=131_072),
 )
