@@ -5,6 +5,7 @@ script's `--help` and a finished stage cost nothing.
 """
 
 import dataclasses
+import math
 
 from monojax import config as configs
 from monojax import files
@@ -47,7 +48,7 @@ def train_subject(run, config):
     scored = val_tokens.tokens_N[:n_scored + n_scored // model.config.n_context]
     unigram, bigram = ngram.unigram_bigram_loss(train_tokens.tokens_N, scored, vocab_size)
     _write_samples(run, directory, model, params, subject_config, jax.random.key(subject_config.seed))
-    bits = loss / 0.6931471805599453 * val_tokens.n_tokens / val_tokens.text_bytes
+    bits = loss / math.log(2) * val_tokens.n_tokens / val_tokens.text_bytes
     return {"subject/val_loss": loss, "subject/unigram_loss": unigram, "subject/bigram_loss": bigram,
             "subject/bits_per_byte": bits,
             "subject/tokens_seen": subject_config.n_steps * subject_config.batch_contexts
@@ -124,7 +125,8 @@ def train_frontier(run, config):
   """The main dictionary's recipe at other penalties: points of the (L0, recovered) frontier."""
   base = configs.from_dict(SAEConfig, run.require_stage("sae")["config"])
   if config.frontier.n_steps:
-    base = dataclasses.replace(base, n_steps=config.frontier.n_steps, resample_every_steps=0)
+    base = dataclasses.replace(base, n_steps=config.frontier.n_steps, resample_every_steps=0,
+                               l1_warmup_steps=0)
 
   def work(directory, identity):
     from monojax import checkpoint

@@ -120,12 +120,12 @@ def train_subject(config, tokens, directory, identity, mesh, metrics_config):
 
 
 def contexts_per_batch(config):
-  """How many contexts to score at a time: up to 64, with float32 logits of at most a gibibyte.
+  """How many contexts to score at a time: up to 64, with float32 logits of at most 128 MiB.
 
   Args:
     config: `TransformerConfig`.
   """
-  return max(1, min(64, 2 ** 28 // (config.n_context * config.vocab_size)))
+  return max(1, min(64, 2 ** 25 // (config.n_context * config.vocab_size)))
 
 
 def validation_loss(model, params, tokens, n_tokens, batch_contexts=None):
