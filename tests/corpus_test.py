@@ -15,7 +15,11 @@ from monojax.text.config import TextConfig
 
 RECORDS = [{"text": "first", "domain": "a"}, {"text": "zwölf שלום", "domain": "b"}, {"text": "third"}]
 LINES = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS).encode()
-EXPECTED = [("first", "a"), ("zwölf שלום", "b"), ("third", None)]
+
+
+def expected(source):
+  """What `RECORDS` read as: the third, which has no label of its own, takes its source's name."""
+  return [("first", "a"), ("zwölf שלום", "b"), ("third", source)]
 
 
 def read(*paths, **options):
@@ -34,7 +38,7 @@ def write(path, content):
     ("", lambda data: data), (".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstandard.compress)])
 def test_every_compression_reads_alike(tmp_path, suffix, compress):
   found, problems = read(write(tmp_path / f"x.jsonl{suffix}", compress(LINES)))
-  assert found == EXPECTED and not problems.message()
+  assert found == expected("x") and not problems.message()
   found, _ = read(write(tmp_path / f"book.txt{suffix}", compress(b"ein Text\nmehr")))
   assert found == [("ein Text\nmehr", "book")]
 
@@ -43,7 +47,7 @@ def test_every_compression_reads_alike(tmp_path, suffix, compress):
     (".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstandard.compress)])
 def test_concatenated_streams_are_one_file(tmp_path, suffix, compress):
   found, problems = read(write(tmp_path / f"x.jsonl{suffix}", compress(LINES) + compress(LINES)))
-  assert found == EXPECTED * 2 and not problems.message()
+  assert found == expected("x") * 2 and not problems.message()
 
 
 @pytest.mark.parametrize("suffix, compress", [
@@ -164,9 +168,9 @@ def test_hugging_face_datasets_are_streamed(monkeypatch):
       raise FileNotFoundError("no such dataset")
     return Dataset(RECORDS)
   monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-  assert read("hf:some/name:validation")[0] == EXPECTED
+  assert read("hf:some/name:validation")[0] == expected("hf:some/name:validation")
   assert set(calls) == {("some/name", "validation", True)}
-  assert read("hf:other")[0] == EXPECTED and calls[-1] == ("other", "train", True)
+  assert read("hf:other")[0] == expected("hf:other") and calls[-1] == ("other", "train", True)
   with pytest.raises(InputError, match="'hf:absent' cannot be opened.*no such dataset"):
     read("hf:absent")
   monkeypatch.setitem(sys.modules, "datasets", None)

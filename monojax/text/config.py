@@ -15,8 +15,8 @@ class TextConfig:
           "hf:NAME[:SPLIT] for a Hugging Face dataset (pip install 'monojax[huggingface]'); empty: the "
           "small multilingual sample that comes with monojax")
   text_field: str = option("text", "the field of a JSON line that holds the document")
-  domain_field: str = option("domain", "the field of a JSON line that labels its document, if any; empty: "
-                                       "label by the file's name, as plain text is")
+  domain_field: str = option("domain", "the field of a JSON line that labels its document; without it, or "
+                                       "if empty, the file's or dataset's name does, as for plain text")
   tokenizer: str = option("", "path of an existing tokenizer.json; empty: train a byte-level BPE")
   vocab_size: int = option(2048, "tokens of the BPE that is trained, the end-of-text token included")
   tokenizer_bytes: int = option(50_000_000, "bytes of text, spread over the corpus, the BPE is trained on")
