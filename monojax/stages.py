@@ -10,7 +10,7 @@ import math
 from monojax import config as configs
 from monojax import files
 from monojax.config import require
-from monojax.runs import INPUTS, load, load_subject, load_tokenizer, open_tokens, tokens_meta
+from monojax.runs import load, load_subject, load_tokenizer, open_tokens, tokens_meta
 from monojax.sae.config import SAEConfig
 
 
@@ -167,8 +167,8 @@ def analyze(run, config):
     from monojax.analysis.analyze import analyze as measure
     loaded = load(run.directory)
     tables = measure(config.analysis, loaded, open_tokens(run, "train"), open_tokens(run, "val"))
-    tables.summary["config"] = {name: run.require_stage(name)["config"] for name in INPUTS
-                                if run.stage(name)}
+    tables.summary["config"] = {name: run.require_stage(name)["config"]
+                                for name in ("tokens", "subject", "activations", "sae")}
     tables.save(directory)
     return {f"sae/{name}": value for name, value in tables.summary["figures"].items()} | {
         f"detectors/{row['class']}/{kind}_f1": row[f"{kind}_f1"]

@@ -181,7 +181,7 @@ def test_an_existing_large_tokenizer_is_copied_and_needs_32_bits(tmp_path):
   backend.add_special_tokens(["</s>"])
   backend.save(str(tmp_path / "words.json"))
   (tmp_path / "a.txt").write_text("zwei zwei other")
-  (tmp_path / "b.jsonl").write_text('{"text": "zwei"}\n{"text": "bad \n')
+  (tmp_path / "b.jsonl").write_text('{"text": "zwei", "domain": null}\n{"text": "bad \n')
   config = TextConfig(paths=(str(tmp_path / "*.*[tl]"),), tokenizer=str(tmp_path / "words.json"),
                       vocab_size=5, val_fraction=1e-9)
   meta = tokens.prepare(config, tmp_path / "run", progress=False)
