@@ -20,9 +20,6 @@ _OUT = flags.DEFINE_string("out", "", "also write the figures to this JSON file"
 
 
 def main():
-  from monojax.host_memory import keep_freed_memory
-  if not _FRESH.value:
-    keep_freed_memory()
   import jax
   import jax.numpy as jnp
 
@@ -79,4 +76,4 @@ def main():
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  cli.run(main, keep_memory=lambda: not _FRESH.value)

@@ -59,9 +59,10 @@ def print_figures(figures):
     print(f"{name:<{width}}  {shown}")
 
 
-def run(main):
+def run(main, keep_memory=lambda: True):
   """Runs `main()` after parsing flags, which the caller has defined.
 
+  `keep_memory` is asked, once flags are parsed, whether to keep freed host memory (`host_memory`).
   Exits with 0, with 2 and one line on standard error for what the user gave (`InputError`), with 1 for
   a run that went wrong (`FloatingPointError`, a full disk), and with 130 when interrupted.
   """
@@ -69,7 +70,8 @@ def run(main):
     if len(arguments) > 1:
       raise InputError(f"unexpected argument {arguments[1]!r}: options are --name=value, see --help")
     logging.set_verbosity(logging.WARNING)
-    keep_freed_memory()
+    if keep_memory():
+      keep_freed_memory()
     main()
 
   try:

@@ -15,7 +15,7 @@ import typing
 class InputError(ValueError):
   """Something a user gave is wrong; the message says what was given, what is needed, what to do.
 
-  Scripts print it as one line and exit with status 2 (`experiments/main.py`).
+  Scripts print it as one line and exit with status 2 (`monojax/cli.py`).
   """
 
 

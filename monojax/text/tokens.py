@@ -306,7 +306,7 @@ class Tokens:
     """How many windows of `n_needed` tokens lie side by side.
 
     Raises:
-      InputError: none.
+      InputError: the split is shorter than one.
     """
     if self.n_tokens < n_needed:
       remedy = "a larger --text.val_fraction, " if self.split == "val" else ""
