@@ -17,24 +17,26 @@ DEMO = RunConfig(
     # The vocabulary is much larger than the dictionary: with fewer tokens than that, a feature goes to each
     # token, and few to whole scripts and formats.
     sae=SAEConfig(
-        n_features=1024, batch_rows=2048, n_steps=1000, learning_rate=2e-3, l1_coefficient=4.5e-3,
-        warmup_steps=50, l1_warmup_steps=100, decay_fraction=0.2, encoder_init="decoder_transpose",
+        n_features=1024, batch_rows=2048, n_steps=1000, learning_rate=2e-3, l1_coefficient=4.2e-3,
+        nested_sizes=(32,), nested_weight=8.0, warmup_steps=50, l1_warmup_steps=100, decay_fraction=0.2,
+        encoder_init="decoder_transpose",
         resample_every_steps=200, resample_times=3, resample_rows=65_536, checkpoint_every_steps=200),
     analysis=AnalysisConfig(n_tokens=500_000, n_detector_tokens=131_072),
 )
 
 # The best that an hour of two cores gives on some hundreds of megabytes of text.
 SMALL = RunConfig(
-    text=TextConfig(vocab_size=16_384, val_fraction=0.02, tokenizer_bytes=20_000_000),
+    text=TextConfig(vocab_size=8192, val_fraction=0.02, tokenizer_bytes=20_000_000),
     subject=SubjectConfig(
-        model=TransformerConfig(n_context=128), n_steps=2800, batch_contexts=16, learning_rate=4e-3,
-        warmup_steps=100, checkpoint_every_steps=400),
+        model=TransformerConfig(n_context=128), n_steps=3500, batch_contexts=16, learning_rate=4e-3,
+        warmup_steps=100, checkpoint_every_steps=500),
     activations=HarvestConfig(n_tokens=4_000_000),
     sae=SAEConfig(
-        n_features=4096, batch_rows=4096, n_steps=900, learning_rate=2e-3, l1_coefficient=4e-3,
-        warmup_steps=50, l1_warmup_steps=50, decay_fraction=0.2, encoder_init="decoder_transpose",
-        resample_every_steps=150, resample_times=4, resample_rows=65_536, checkpoint_every_steps=150),
-    frontier=FrontierConfig(l1_coefficients=(2e-3, 8e-3), n_steps=250),
+        n_features=4096, batch_rows=4096, n_steps=1000, learning_rate=2e-3, l1_coefficient=3.5e-3,
+        nested_sizes=(64,), nested_weight=8.0, warmup_steps=50, l1_warmup_steps=100, decay_fraction=0.2,
+        encoder_init="decoder_transpose", resample_every_steps=200, resample_times=3, resample_rows=65_536,
+        checkpoint_every_steps=200),
+    frontier=FrontierConfig(l1_coefficients=(2e-3, 7e-3), n_steps=250),
     analysis=AnalysisConfig(n_tokens=1_000_000),
 )
 

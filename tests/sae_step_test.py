@@ -80,6 +80,27 @@ def test_loss_reductions_convert_as_published():
   np.testing.assert_allclose(objectives.loss_per_row(model, 0.004, params, x_BM).mean(), loss, rtol=1e-5)
 
 
+def test_nested_groups_must_reconstruct_alone():
+  """The whole loss plus `weight` times the same loss of each leading group, in NumPy."""
+  model = Dictionary(M, F)
+  x_BM = rows(3)[0]
+  params = jax.device_get(model.init(jax.random.key(1), x_BM)["params"])
+  params = {**params, "b_dec_M": x_BM.mean(0), "b_enc_F": np.linspace(-1, 1, F, dtype=np.float32)}
+  f_BF = np.maximum((x_BM - params["b_dec_M"]) @ params["W_enc_MF"] + params["b_enc_F"], 0)
+
+  def alone(n):
+    error = f_BF[:, :n] @ params["W_dec_FM"][:n] + params["b_dec_M"] - x_BM
+    return np.square(error).mean() + 2.0 * 0.004 * f_BF[:, :n].sum(1).mean()
+
+  nested = objectives.mean_square_and_l1(model, 0.004, (5, 17), 3.0)
+  np.testing.assert_allclose(nested(params, x_BM, 2.0)[0], alone(F) + 3.0 * (alone(5) + alone(17)), rtol=1e-5)
+  gradient = jax.grad(lambda p: nested(p, x_BM, 2.0)[0])(params)["W_dec_FM"]
+  whole = objectives.mean_square_and_l1(model, 0.004)
+  outside = jax.grad(lambda p: whole(p, x_BM, 2.0)[0])(params)["W_dec_FM"]
+  np.testing.assert_allclose(gradient[17:], outside[17:], atol=1e-7)
+  assert np.abs(gradient - outside)[:17].max() > 1e-3
+
+
 def test_encoder_with_folded_bias_is_the_published_encoder():
   model = Dictionary(M, F)
   x_BM = rows(2)[0]

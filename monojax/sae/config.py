@@ -26,6 +26,10 @@ class SAEConfig:
                                    "l1_coefficient to l1_coefficient; the paper names none")
   l1_initial_scale: float = option(0.0, "0 warms the penalty up; above 1 starts with a stronger one, which "
                                         "makes broad features first and leaves specific ones to resampling")
+  nested_sizes: tuple[int, ...] = option((), "for each size, the first so many features must also "
+                                             "reconstruct alone (Matryoshka), which keeps broad features "
+                                             "from splitting; the paper has none")
+  nested_weight: float = option(1.0, "weight of each such part's loss beside the whole dictionary's")
   decay_fraction: float = option(0.0, "last part of the steps over which the learning rate falls linearly "
                                       "to 0; the paper holds it constant")
   encoder_init: str = option("kaiming", "start the encoder at random (the paper) or as the decoder's "
@@ -51,9 +55,12 @@ class SAEConfig:
                  "geometric_median_rows", "resample_rows"):
       require(getattr(self, name) >= 1, f"sae.{name}", getattr(self, name), "must be positive")
     for name in ("l1_coefficient", "l1_initial_scale", "warmup_steps", "l1_warmup_steps",
-                 "resample_every_steps", "resample_times", "dead_window_steps", "val_tokens"):
+                 "nested_weight", "resample_every_steps", "resample_times", "dead_window_steps",
+                 "val_tokens"):
       require(getattr(self, name) >= 0, f"sae.{name}", getattr(self, name), "must not be negative")
     require(self.learning_rate > 0, "sae.learning_rate", self.learning_rate, "must be positive")
+    require(all(0 < n < self.n_features for n in self.nested_sizes), "sae.nested_sizes",
+            ",".join(map(str, self.nested_sizes)), "must lie between 0 and sae.n_features")
     require(0 <= self.decay_fraction <= 1, "sae.decay_fraction", self.decay_fraction, "must lie in 0..1")
 
   @property

@@ -73,8 +73,8 @@ class Dictionary(nn.Module):
     return self.activation(self.pre_activations(x_BM))
 
   def decode(self, f_BF):
-    """Reconstructions of shape (B, M) from features f_BF."""
-    return matmul(f_BF, self.W_dec_FM, self.dtype) + self.b_dec_M[None]
+    """Reconstructions of shape (B, M) from features f_BF, or from only the first few columns of them."""
+    return matmul(f_BF, self.W_dec_FM[:f_BF.shape[1]], self.dtype) + self.b_dec_M[None]
 
   def __call__(self, x_BM):
     f_BF = self.encode(x_BM)

@@ -47,7 +47,8 @@ def tm2023(config, n_inputs, dtype):
                    optax.scale_by_adam(config.beta1, config.beta2),
                    optax.scale_by_learning_rate(learning_rate_schedule(config)))
   return Recipe(
-      model, objectives.mean_square_and_l1(model, config.l1_coefficient),
+      model, objectives.mean_square_and_l1(model, config.l1_coefficient, config.nested_sizes,
+                                           config.nested_weight),
       lambda params, x_BM: objectives.loss_per_row(model, config.l1_coefficient, params, x_BM),
       tx, unit_decoder, penalty_schedule(config))
 
