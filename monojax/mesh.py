@@ -63,5 +63,13 @@ def born_sharded(init, mesh, rules):
 
 
 def on_mesh(batch, mesh, spec):
-  """A host array as a device array split over `mesh` by `spec`."""
+  """A host array as a device array split over `mesh` by `spec`.
+
+  Raises:
+    InputError: an axis does not split evenly over its devices.
+  """
+  for size, axis in zip(np.shape(batch), spec, strict=False):
+    if axis is not None:
+      require(size % mesh.shape[axis] == 0, f"mesh.{axis}", mesh.shape[axis],
+              f"a batch of {size} does not divide over so many devices: change one of the two")
   return jax.device_put(np.asarray(batch), NamedSharding(mesh, spec))

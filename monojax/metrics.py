@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+import uuid
 
 import tqdm
 
@@ -71,8 +72,11 @@ class MetricsLog:
         import wandb
       except ImportError as error:
         raise InputError("--metrics.wandb_project needs: pip install 'monojax[wandb]'") from error
-      self._wandb = wandb.init(project=config.wandb_project, dir=str(self.path.parent),
-                               name="-".join(self.path.parent.parts[-2:]), resume="allow")
+      id_path = self.path.parent / "wandb_id.json"  # so that a resumed stage goes on in the same run
+      if first_step == 0 or not id_path.exists():
+        files.write_json(id_path, uuid.uuid4().hex[:12])
+      self._wandb = wandb.init(project=config.wandb_project, dir=str(self.path.parent), resume="allow",
+                               id=files.read_json(id_path), name="-".join(self.path.parent.parts[-2:]))
 
   def write(self, step, values):
     """Logs a dict of floats at `step`."""

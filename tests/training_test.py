@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from monojax import checkpoint, mesh
+from monojax.config import InputError
 from monojax.metrics import MetricsConfig, MetricsLog
 from monojax.sae.config import SAEConfig
 from monojax.sae.train import train_sae
@@ -60,6 +61,13 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, fail_at):
   assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
   assert sum("resampled" in line for line in lines(tmp_path / "cut")) == 4
   assert sum(line.get("resampled", 0) for line in lines(tmp_path / "cut")) > 0
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_named():
+  odd = mesh.make_mesh(mesh.MeshConfig(data=3))
+  with pytest.raises(InputError, match="mesh.data=3: a batch of 16 does not divide"):
+    mesh.on_mesh(np.zeros((2, 16, 5)), odd, jax.P(None, "data", None))
+  assert mesh.on_mesh(np.zeros((2, 15, 5)), odd, jax.P(None, "data", None)).shape == (2, 15, 5)
 
 
 def test_a_checkpoint_restores_on_another_mesh(tmp_path):
@@ -115,3 +123,20 @@ def test_metrics_drop_what_a_resumed_run_will_write_again(tmp_path):
   log.close()
   assert [json.loads(line) for line in path.read_text().splitlines()] == [
       {"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.5}]
+
+
+def test_metrics_reach_tensorboard(tmp_path):
+  from tensorboardX.proto.event_pb2 import Event
+  log = MetricsLog(tmp_path / "metrics.jsonl", MetricsConfig(tensorboard=True), 0)
+  for step in range(3):
+    log.write(step, {"loss": 1.0 / (step + 1)})
+  log.close()
+  (path,) = (tmp_path / "tensorboard").iterdir()
+  data, seen = path.read_bytes(), {}
+  while data:  # records: length (8 bytes), its checksum (4), the event, its checksum (4)
+    length = int.from_bytes(data[:8], "little")
+    event = Event.FromString(data[12:12 + length])
+    for value in event.summary.value:
+      seen[event.step] = (value.tag, round(value.simple_value, 4))
+    data = data[16 + length:]
+  assert seen == {0: ("loss", 1.0), 1: ("loss", 0.5), 2: ("loss", 0.3333)}
