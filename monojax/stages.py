@@ -44,9 +44,10 @@ def train_subject(run, config):
     saved = {"subject": configs.to_dict(subject_config), "identity": identity}
     model, params = train.train_subject(subject_config, train_tokens, directory, saved,
                                         make_mesh(config.mesh), config.metrics)
-    loss, n_scored = train.validation_loss(model, params, val_tokens, subject_config.val_tokens)
-    scored = val_tokens.tokens_N[:n_scored + n_scored // model.config.n_context]
-    unigram, bigram = ngram.unigram_bigram_loss(train_tokens.tokens_N, scored, vocab_size)
+    context_C = val_tokens.choose(model.config.n_context + 1, subject_config.val_tokens)
+    loss = train.validation_loss(model, params, val_tokens, context_C)
+    scored_CU = val_tokens.context(context_C, model.config.n_context + 1)
+    unigram, bigram = ngram.unigram_bigram_loss(train_tokens.tokens_N, scored_CU, vocab_size)
     _write_samples(run, directory, model, params, subject_config, jax.random.key(subject_config.seed))
     bits = loss / math.log(2) * val_tokens.n_tokens / val_tokens.text_bytes
     return {"subject/val_loss": loss, "subject/unigram_loss": unigram, "subject/bigram_loss": bigram,

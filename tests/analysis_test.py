@@ -10,30 +10,18 @@ from monojax.analysis import detectors, examples, fidelity, logits, tables
 from monojax.sae.model import Dictionary
 from monojax.subjects.config import TransformerConfig
 from monojax.subjects.transformer import Transformer
+from monojax.text.tokens import Tokens
 
 CONFIG = TransformerConfig(n_layers=1, d_model=16, n_heads=2, d_mlp=24, n_context=10, vocab_size=31)
 SITE = "layer.0.mlp.hidden"
 
 
-class FakeTokens:
-  """`Tokens` over random ids, with documents of 37 tokens in two domains."""
-
-  def __init__(self, n_tokens=1300, seed=0):
-    self.tokens_N = np.random.default_rng(seed).integers(0, 31, n_tokens).astype(np.uint16)
-    self.split, self.domains, self.vocab_size = "train", ("ab_one", "cd_two"), 31
-    self.n_tokens = n_tokens
-
-  def contexts(self, width):
-    return self.n_tokens // width
-
-  def context(self, index_B, width):
-    return self.tokens_N[np.asarray(index_B)[:, None] * width + np.arange(width)].astype(np.int32)
-
-  def position_document(self, position_N):
-    return np.asarray(position_N) // 37
-
-  def position_domain(self, position_N):
-    return self.position_document(position_N) % 2
+def fake_tokens(n_tokens=1300, seed=0, domain_D=None):
+  """`Tokens` over random ids, with documents of 37 tokens in two domains that alternate."""
+  ids_N = np.random.default_rng(seed).integers(0, 31, n_tokens).astype(np.uint16)
+  start_D = np.arange(0, n_tokens, 37)
+  domain_D = np.arange(len(start_D)) % 2 if domain_D is None else domain_D
+  return Tokens("train", ids_N, start_D, domain_D.astype(np.int32), ("ab_one", "cd_two"), 31, 0, n_tokens)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +34,10 @@ def pair():
   return subject, params, sae, {**sae_params, "b_dec_M": jnp.full(24, 0.1)}
 
 
-def numpy_fidelity(pair, tokens, mean_M, n_contexts):
+def numpy_fidelity(pair, tokens, mean_M, context_C):
   """The reported figures by their definitions, with full forward passes and float64 statistics."""
   subject, params, sae, sae_params = pair
-  tokens_BU = tokens.context(np.arange(n_contexts), 11)
+  tokens_BU = tokens.context(context_C, 11)
 
   def ce(edit):
     logits_BTV, sites = subject.apply({"params": params}, tokens_BU[:, :-1], edit)
@@ -75,10 +63,10 @@ def numpy_fidelity(pair, tokens, mean_M, n_contexts):
 
 
 def useful(pair):
-  """`pair` with a subject whose zero-ablation is far worse than its clean loss on FakeTokens(0)."""
+  """`pair` with a subject whose zero-ablation is far worse than its clean loss on fake_tokens(0)."""
   subject, params, sae, sae_params = pair
-  counts = np.bincount(FakeTokens().tokens_N, minlength=31) / 1300
-  hidden = subject.apply({"params": params}, FakeTokens().context(np.arange(9), 10))[1][SITE]
+  counts = np.bincount(fake_tokens().tokens_N, minlength=31) / 1300
+  hidden = subject.apply({"params": params}, fake_tokens().context(np.arange(9), 10))[1][SITE]
   block = dict(params["layer_0"])
   block["W_out_MD"] = jnp.zeros((24, 16)).at[:, 0].set(3.0 / np.asarray(hidden).mean((0, 1)).sum())
   direction = np.log(counts + 1e-3) - np.log(counts + 1e-3).mean()
@@ -88,10 +76,10 @@ def useful(pair):
 
 def test_fidelity_agrees_with_numpy_whatever_the_batching(pair):
   pair = useful(pair)
-  tokens, mean_M = FakeTokens(), np.full(24, 0.2)
+  tokens, mean_M = fake_tokens(), np.full(24, 0.2)
   found = [fidelity.fidelity(*pair, SITE, mean_M, tokens, 1000, batch) for batch in (7, 100)]
-  expected = numpy_fidelity(pair, tokens, mean_M, 100)
-  assert found[0]["n_tokens"] == 1000
+  expected = numpy_fidelity(pair, tokens, mean_M, tokens.choose(11, 1000))
+  assert found[0]["n_tokens"] == 900  # 90 whole contexts of 11
   for scores in found:
     for name, value in expected.items():
       rtol = 2e-3 if "recovered" in name else 1e-4  # a quotient of small differences of float32 losses
@@ -102,7 +90,7 @@ def test_recovered_is_undefined_where_ablation_does_not_hurt(pair):
   subject, params, sae, sae_params = pair
   block = {**params["layer_0"], "W_out_MD": jnp.zeros((24, 16))}
   scores = fidelity.fidelity(subject, {**params, "layer_0": block}, sae, sae_params, SITE, np.zeros(24),
-                             FakeTokens(), 500, 10)
+                             fake_tokens(), 500, 10)
   assert scores["ce_recovered_zero"] is None and scores["ce_recovered_mean"] is None
   assert scores["ce_zero"] == scores["ce_clean"]
 
@@ -120,10 +108,10 @@ def test_explained_variance_of_the_mean_is_zero_and_an_offset_lowers_it(mean):
 
 
 def collected(batch_contexts=7):
-  tokens = FakeTokens()
+  tokens = fake_tokens()
   table = np.random.default_rng(3).normal(size=(31, 6)).astype(np.float32)
   encode = lambda tokens_BT: jnp.maximum(table[tokens_BT.reshape(-1)], 0)
-  chosen = sparse_codes.choose_contexts(tokens, 10, 400, seed=1)
+  chosen = tokens.choose(10, 400, seed=1)
   codes = sparse_codes.collect(encode, tokens, chosen, 10, batch_contexts, "test")
   return tokens, chosen, codes, np.asarray(encode(tokens.context(chosen, 10)))
 
@@ -242,7 +230,7 @@ def test_harvested_rows_are_the_subjects_activations(tmp_path, pair):
   from monojax.activations.harvest import harvest
   from monojax.activations.store import ActivationStore
   subject, params, _, _ = pair
-  tokens = FakeTokens()
+  tokens = fake_tokens()
   for per_context in (0, 3):
     config = HarvestConfig(dtype="float32", tokens_per_context=per_context, batch_contexts=8, shard_rows=256,
                            chunk_rows=64, buffer_rows=128)
@@ -257,6 +245,23 @@ def test_harvested_rows_are_the_subjects_activations(tmp_path, pair):
     expected = np.asarray(sites[SITE]).reshape(-1, 24)
     np.testing.assert_allclose(rows, expected[positions], atol=1e-5)
     assert np.mean(np.abs(np.diff(positions)) > 20) > 0.7, "neighbours on disk come from one context"
+
+
+def test_a_part_of_the_text_is_a_random_part(tmp_path, pair):
+  """Text in the order of its files, one domain and then the other: both are harvested and scored alike."""
+  from monojax import mesh
+  from monojax.activations.config import HarvestConfig
+  from monojax.activations.harvest import harvest
+  from monojax.activations.store import ActivationStore
+  n_documents = 40_000 // 37 + 1
+  tokens = fake_tokens(40_000, domain_D=np.arange(n_documents) >= n_documents // 2)
+  second = lambda position_N: np.mean(tokens.position_domain(position_N) == 1)
+  chosen_C = tokens.choose(10, 4000)
+  assert len(chosen_C) == len(set(chosen_C)) == 400 and 0.4 < second(chosen_C * 10) < 0.6
+  config = HarvestConfig(n_tokens=4000, batch_contexts=64, shard_rows=1024, chunk_rows=256, buffer_rows=1024)
+  harvest(config, *pair[:2], tokens, tmp_path / "a", {}, mesh.make_mesh(mesh.MeshConfig(data=1)))
+  store = ActivationStore.open(tmp_path / "a")
+  assert store.n_rows == 4000 and 0.4 < second(store.positions(0, 4000)) < 0.6
 
 
 def test_density_figures_and_histogram():

@@ -298,14 +298,14 @@ def slow_losses(train, val, vocab_size):
 def test_ngram_losses_against_dictionaries(seed, vocab_size, n_train):
   random = np.random.default_rng(seed)
   train, val = (random.zipf(1.3, n).clip(max=vocab_size) - 1 for n in (n_train, 400))
-  found = ngram.unigram_bigram_loss(train.astype(np.uint16), val.astype(np.uint16), vocab_size)
+  found = ngram.unigram_bigram_loss(train.astype(np.uint16), val[None].astype(np.uint16), vocab_size)
   np.testing.assert_allclose(found, slow_losses(train.tolist(), val.tolist(), vocab_size), rtol=1e-12)
 
 
 def test_ngram_losses_in_chunks(monkeypatch):
   random = np.random.default_rng(0)
   cycle = np.tile(random.permutation(50), 400)  # each token determines the next
-  train, val = cycle[:16_000].astype(np.uint16), cycle[16_000:].astype(np.uint16)
+  train, val = cycle[:16_000].astype(np.uint16), cycle[16_000:].reshape(16, 250).astype(np.uint16)
   whole = ngram.unigram_bigram_loss(train, val, 50)
   assert abs(whole[0] - math.log(50)) < 0.01 and whole[1] < 0.1
   monkeypatch.setattr(ngram, "_CHUNK_TOKENS", 1000)
@@ -314,16 +314,17 @@ def test_ngram_losses_in_chunks(monkeypatch):
   spread = ngram.unigram_bigram_loss(train, val, 50, max_train_tokens=8000)
   np.testing.assert_allclose(spread, whole, atol=0.1)
   drifting = np.repeat(np.arange(5), 4000).astype(np.uint16)  # a prefix would miss the later tokens
-  assert ngram.unigram_bigram_loss(drifting, drifting, 50, max_train_tokens=8000)[0] < math.log(5) + 0.1
+  assert ngram.unigram_bigram_loss(drifting, drifting[None], 50, max_train_tokens=8000)[0] < math.log(5) + 0.1
 
 
 def test_ngram_losses_need_held_out_tokens():
-  with pytest.raises(InputError, match="val has 1 tokens"):
-    ngram.unigram_bigram_loss(np.arange(5), np.arange(1), 10)
-  np.testing.assert_allclose(ngram.unigram_bigram_loss(np.arange(0), np.arange(3), 10), [math.log(10)] * 2)
+  with pytest.raises(InputError, match="1 held-out contexts of 1 tokens"):
+    ngram.unigram_bigram_loss(np.arange(5), np.zeros((1, 1), int), 10)
+  losses = ngram.unigram_bigram_loss(np.arange(0), np.arange(3)[None], 10)
+  np.testing.assert_allclose(losses, [math.log(10)] * 2)
 
 
 def test_bigram_beats_unigram_beats_uniform_on_text(prepared):
   train, val = (tokens.Tokens.open(prepared, split) for split in tokens.SPLITS)
-  unigram, bigram = ngram.unigram_bigram_loss(train.tokens_N, val.tokens_N, 600)
+  unigram, bigram = ngram.unigram_bigram_loss(train.tokens_N, val.context(val.choose(50, 0), 50), 600)
   assert bigram < unigram - 0.5 < math.log(600) - 0.5

@@ -11,7 +11,8 @@ DTYPES = ("float16", "bfloat16", "float32")
 class HarvestConfig:
   """Which activations are kept, how they lie on disk, and how widely they are shuffled when read."""
   site: str = option("layer.0.mlp.hidden", "the subject's site whose activations are stored")
-  n_tokens: int = option(0, "training tokens to harvest from, in whole contexts; 0 = all of them")
+  n_tokens: int = option(0, "training tokens to harvest from, in whole contexts chosen at random; "
+                             "0 = all of them")
   tokens_per_context: int = option(0, "tokens sampled of each context, without replacement; 0 = all "
                                       "(the paper takes 250)")
   batch_contexts: int = option(64, "contexts in one forward pass of the subject")

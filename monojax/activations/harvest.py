@@ -16,8 +16,9 @@ from monojax.config import require
 def harvest(config, model, params, tokens, directory, identity, mesh):
   """Fills the store in `directory`, going on at the first shard that is not finished.
 
-  Contexts are visited in a random order and a shard's rows are permuted before they are written, so
-  that neighbours on disk come from many documents. `positions` maps each row back to its token.
+  Contexts are visited in a random order, so that a part of the text is a random part, and a shard's
+  rows are permuted before they are written, so that neighbours on disk come from many documents.
+  `positions` maps each row back to its token.
 
   Args:
     config: `HarvestConfig`.
@@ -35,22 +36,23 @@ def harvest(config, model, params, tokens, directory, identity, mesh):
     InputError: the site does not exist, or `directory` holds another store.
   """
   width = model.config.n_context
-  n_contexts = tokens.contexts(width)
+  n_visited = n_contexts = tokens.contexts(width)
   if config.n_tokens:
-    n_contexts = min(n_contexts, max(1, config.n_tokens // width))
+    n_visited = min(n_contexts, max(1, config.n_tokens // width))
   per_context = config.tokens_per_context or width
   require(per_context <= width, "activations.tokens_per_context", per_context,
           f"a context has {width} tokens")
   n_inputs = site_width(model, config.site)
   forward = make_forward(model, config.site, jnp.dtype(config.dtype), mesh)
-  writer = StoreWriter(directory, n_contexts * per_context, n_inputs, config.dtype, config.shard_rows,
+  n_rows = n_visited * per_context
+  writer = StoreWriter(directory, n_rows, n_inputs, config.dtype, config.shard_rows,
                        config.chunk_rows, identity)
-  bar = metrics.progress(n_contexts * per_context, "rows", "harvest", scale=True,
-                         initial=min(writer.shards_done * config.shard_rows, n_contexts * per_context))
+  bar = metrics.progress(n_rows, "rows", "harvest", scale=True,
+                         initial=min(writer.shards_done * config.shard_rows, n_rows))
   contexts = types.SimpleNamespace(n=n_contexts, width=width, per_context=per_context)
   for shard in range(writer.shards_done, writer.n_shards):
     first = shard * config.shard_rows
-    last = min(first + config.shard_rows, n_contexts * per_context)
+    last = min(first + config.shard_rows, n_rows)
     rows_RM = np.empty((last - first, n_inputs), jnp.dtype(config.dtype))
     positions_R = np.empty(last - first, np.int64)
     slot_R = np.random.default_rng([config.seed, shard]).permutation(last - first)

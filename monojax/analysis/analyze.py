@@ -29,7 +29,7 @@ def analyze(config, run, train_tokens, val_tokens):
   width = run.subject.config.n_context
 
   def collect(function, tokens, n_tokens, description):
-    chosen = sparse_codes.choose_contexts(tokens, width, n_tokens, config.seed)
+    chosen = tokens.choose(width, n_tokens, config.seed)
     return sparse_codes.collect(function, tokens, chosen, width, config.batch_contexts, description)
 
   codes = collect(encode, train_tokens, config.n_tokens, "features")
@@ -121,6 +121,6 @@ def residual_std(run, tokens, config):
     return jnp.std(sites[last].astype(jnp.float32), axis=-1).mean()
 
   width = run.subject.config.n_context
-  chosen = sparse_codes.choose_contexts(tokens, width, 65_536, config.seed)
+  chosen = tokens.choose(width, 65_536, config.seed)
   batches = np.array_split(chosen, max(1, len(chosen) // config.batch_contexts))
   return float(np.mean([stds(run.subject_params, tokens.context(batch_B, width)) for batch_B in batches]))

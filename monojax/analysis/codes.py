@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from monojax import metrics, shuffle
+from monojax import metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +30,6 @@ class Codes:
     """(rows, values) of a feature's non-zero activations."""
     entries = slice(self.start_F[index], self.start_F[index + 1])
     return self.row_P[entries], self.value_P[entries]
-
-
-def choose_contexts(tokens, n_context, n_tokens, seed):
-  """Numbers of random different contexts that hold about `n_tokens` tokens; 0 takes all, in order."""
-  n_contexts = tokens.contexts(n_context)
-  n_chosen = min(n_contexts, max(1, n_tokens // n_context)) if n_tokens else n_contexts
-  return np.sort(shuffle.permute(np.arange(n_chosen), n_contexts, seed, 7))
 
 
 def collect(encode, tokens, context_C, n_context, batch_contexts, description):

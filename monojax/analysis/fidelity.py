@@ -42,14 +42,13 @@ def fidelity(subject, subject_params, sae, sae_params, site, mean_M, tokens, n_t
   """
   batch_contexts = batch_contexts or contexts_per_batch(subject.config)
   width = subject.config.n_context
-  n_contexts = tokens.contexts(width + 1)
-  if n_tokens:
-    n_contexts = min(n_contexts, max(1, n_tokens // width))
+  context_C = tokens.choose(width + 1, n_tokens)
+  n_contexts = len(context_C)
   sums_of = _make_sums(subject, sae, site)
   total = {}
   bar = metrics.progress(n_contexts * width, "tokens", "fidelity", scale=True)
   for first in range(0, n_contexts, batch_contexts):
-    index_B = np.arange(first, min(first + batch_contexts, n_contexts))
+    index_B = context_C[first:first + batch_contexts]
     weight_B = np.zeros(batch_contexts, np.float32)
     weight_B[:len(index_B)] = 1.0
     padded_B = np.pad(index_B, (0, batch_contexts - len(index_B)), mode="edge")

@@ -128,24 +128,18 @@ def contexts_per_batch(config):
   return max(1, min(64, 2 ** 25 // (config.n_context * config.vocab_size)))
 
 
-def validation_loss(model, params, tokens, n_tokens, batch_contexts=None):
-  """Mean next-token loss over the first `n_tokens` of held-out text, in nats.
+def validation_loss(model, params, tokens, context_C, batch_contexts=None):
+  """Mean next-token loss over contexts of held-out text, in nats.
 
   Args:
     model: `Transformer`.
     params: its parameters.
     tokens: `Tokens` of the held-out split.
-    n_tokens: how many to score; 0 scores every whole context.
+    context_C: numbers of contexts of n_context + 1 tokens, from `tokens.choose`.
     batch_contexts: contexts in a forward pass; by default as many as `contexts_per_batch` says.
-
-  Returns:
-    (loss, how many tokens were scored).
   """
   batch_contexts = batch_contexts or contexts_per_batch(model.config)
   width = model.config.n_context
-  n_contexts = tokens.contexts(width + 1)
-  if n_tokens:
-    n_contexts = min(n_contexts, max(1, n_tokens // width))
 
   @jax.jit
   def losses(params, tokens_BU):
@@ -153,11 +147,12 @@ def validation_loss(model, params, tokens, n_tokens, batch_contexts=None):
     return next_token_loss(logits_BTV, tokens_BU[:, 1:]).sum(1)
 
   total = 0.0
-  for first in range(0, n_contexts, batch_contexts):
-    index_B = np.minimum(np.arange(first, first + batch_contexts), n_contexts - 1)
-    loss_B = np.asarray(losses(params, tokens.context(index_B, width + 1)), np.float64)
-    total += loss_B[:n_contexts - first].sum()
-  return float(total) / (n_contexts * width), n_contexts * width
+  for first in range(0, len(context_C), batch_contexts):
+    index_B = context_C[first:first + batch_contexts]
+    padded_B = np.pad(index_B, (0, batch_contexts - len(index_B)), mode="edge")
+    loss_B = np.asarray(losses(params, tokens.context(padded_B, width + 1)), np.float64)
+    total += loss_B[:len(index_B)].sum()
+  return float(total) / (len(context_C) * width)
 
 
 def sample(model, params, prompt, n_tokens, key, temperature=0.8):

@@ -8,17 +8,18 @@ _CHUNK_TOKENS = 4_000_000
 _RUN_TOKENS = 100_000
 
 
-def unigram_bigram_loss(train_tokens_N, val_tokens_N, vocab_size, max_train_tokens=50_000_000):
+def unigram_bigram_loss(train_tokens_N, val_tokens_CU, vocab_size, max_train_tokens=50_000_000):
   """Held-out losses, in nats per token, of a unigram and a bigram model counted on training tokens.
 
   The unigram is smoothed by adding one to each count. The bigram is interpolated with it after Witten
   and Bell ("The Zero-Frequency Problem", 1991; Chen and Goodman 1999, section 2.6):
   p(w | h) = (c(h, w) + t(h) p(w)) / (c(h) + t(h)), where t(h) is the number of different tokens seen
-  after h. Both are evaluated on the same tokens: all held-out ones but the first.
+  after h. Both are evaluated on the same tokens: all but the first of
+  each held-out context.
 
   Args:
     train_tokens_N: ids, for instance memory-mapped.
-    val_tokens_N: ids, at least two.
+    val_tokens_CU: ids of C held-out contexts, at least two tokens each.
     vocab_size: ids are below it.
     max_train_tokens: of a longer training split, this many in pieces spread evenly over it are counted,
       which bounds memory.
@@ -27,11 +28,13 @@ def unigram_bigram_loss(train_tokens_N, val_tokens_N, vocab_size, max_train_toke
     (unigram_loss, bigram_loss).
 
   Raises:
-    InputError: there are fewer than two held-out tokens.
+    InputError: no pair of neighbours is held out.
   """
-  if len(val_tokens_N) < 2:
-    raise InputError(f"val has {len(val_tokens_N)} tokens, n-gram losses need at least 2: give more text "
-                     "or a larger --text.val_fraction")
+  n_contexts, width = val_tokens_CU.shape
+  n_targets = n_contexts * (width - 1)
+  if n_targets < 1:
+    raise InputError(f"{n_contexts} held-out contexts of {width} tokens have no pair of neighbours: "
+                     "give more text or a larger --text.val_fraction")
   unigram_V = np.zeros(vocab_size, np.int64)
   keys_P, counts_P = np.zeros(0, np.int64), np.zeros(0, np.int64)
   for tokens_N in _pieces(train_tokens_N, max_train_tokens):
@@ -43,16 +46,15 @@ def unigram_bigram_loss(train_tokens_N, val_tokens_N, vocab_size, max_train_toke
   history_V = np.bincount(history_P, weights=counts_P, minlength=vocab_size)
 
   unigram_loss = bigram_loss = 0.0
-  for first in range(0, len(val_tokens_N) - 1, _CHUNK_TOKENS):
-    tokens_N = np.asarray(val_tokens_N[first:first + _CHUNK_TOKENS + 1])
-    keys_Q, times_Q = _pairs(tokens_N, vocab_size)
+  per_chunk = max(1, _CHUNK_TOKENS // width)
+  for first in range(0, n_contexts, per_chunk):
+    keys_Q, times_Q = _pairs(val_tokens_CU[first:first + per_chunk], vocab_size)
     history_Q, next_Q = np.divmod(keys_Q, vocab_size)
     seen_Q = _lookup(keys_Q, keys_P, counts_P)
     unseen_Q = np.maximum(followers_V[history_Q], history_V[history_Q] == 0)  # 1 for a new history: p(w)
     p_Q = (seen_Q + unseen_Q * p_V[next_Q]) / (history_V[history_Q] + unseen_Q)
     unigram_loss -= np.sum(times_Q * np.log(p_V[next_Q]))
     bigram_loss -= np.sum(times_Q * np.log(p_Q))
-  n_targets = len(val_tokens_N) - 1
   return float(unigram_loss / n_targets), float(bigram_loss / n_targets)
 
 
@@ -74,10 +76,10 @@ def _pieces(tokens_N, max_tokens):
     yield np.concatenate([tokens_N[start:start + width] for start in starts[i:i + per_chunk]])
 
 
-def _pairs(tokens_N, vocab_size):
-  """(sorted keys previous * vocab_size + next, their counts) of the neighbours in `tokens_N`."""
-  wide_N = tokens_N.astype(np.int64)
-  return np.unique(wide_N[:-1] * vocab_size + wide_N[1:], return_counts=True)
+def _pairs(tokens, vocab_size):
+  """(sorted keys previous * vocab_size + next, their counts) of the neighbours on the last axis."""
+  wide = tokens.astype(np.int64)
+  return np.unique(wide[..., :-1] * vocab_size + wide[..., 1:], return_counts=True)
 
 
 def _merge(keys_P, counts_P, more_keys_Q, more_counts_Q):

@@ -353,6 +353,15 @@ class Tokens:
     """
     return self._windows(n_context)
 
+  def choose(self, n_context, n_tokens, seed=0):
+    """Numbers of random different contexts that hold about `n_tokens` tokens, rising; 0 takes all.
+
+    A random part, since documents lie in the order of the files, often one domain after another.
+    """
+    n_contexts = self.contexts(n_context)
+    n_chosen = min(n_contexts, max(1, n_tokens // n_context)) if n_tokens else n_contexts
+    return np.sort(permute(np.arange(n_chosen), n_contexts, seed, 7))
+
   def context(self, index_B, n_context):
     """int32 tokens_BT of the fixed contexts `index_B`: positions index * n_context + 0..n_context-1."""
     return self._gather(np.asarray(index_B, np.int64) * n_context, n_context)
