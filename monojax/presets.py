@@ -32,11 +32,11 @@ SMALL = RunConfig(
         warmup_steps=100, checkpoint_every_steps=500),
     activations=HarvestConfig(n_tokens=4_000_000),
     sae=SAEConfig(
-        n_features=4096, batch_rows=4096, n_steps=1000, learning_rate=2e-3, l1_coefficient=1.5e-3,
+        n_features=4096, batch_rows=4096, n_steps=1000, learning_rate=2e-3, l1_coefficient=2e-3,
         nested_sizes=(64,), nested_weight=8.0, warmup_steps=50, l1_warmup_steps=100, decay_fraction=0.2,
         encoder_init="decoder_transpose", resample_every_steps=200, resample_times=3, resample_rows=65_536,
         checkpoint_every_steps=200),
-    frontier=FrontierConfig(l1_coefficients=(8e-4, 3e-3), n_steps=250),
+    frontier=FrontierConfig(l1_coefficients=(1e-3, 4e-3), n_steps=250),
     analysis=AnalysisConfig(n_tokens=1_000_000),
 )
 
