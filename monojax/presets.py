@@ -36,7 +36,7 @@ SMALL = RunConfig(
         nested_sizes=(64,), nested_weight=8.0, warmup_steps=50, l1_warmup_steps=100, decay_fraction=0.2,
         encoder_init="decoder_transpose", resample_every_steps=200, resample_times=3, resample_rows=65_536,
         checkpoint_every_steps=200),
-    frontier=FrontierConfig(l1_coefficients=(1e-3, 4e-3), n_steps=250),
+    frontier=FrontierConfig(l1_coefficients=(1e-3, 1.6e-3, 4e-3), n_steps=250),
     analysis=AnalysisConfig(n_tokens=1_000_000),
 )
 

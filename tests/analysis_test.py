@@ -100,8 +100,11 @@ def test_explained_variance_of_the_mean_is_zero_and_an_offset_lowers_it(mean):
   x = np.random.default_rng(0).normal(mean, 1, (4096, 8))
   def variance(x_hat):
     total = {"sum_M": x.sum(0), "square": np.square(x).sum(), "square_error": np.square(x - x_hat).sum(),
-             "l0": 0, "l1": 0, "l2_ratio": 0, "ce_clean": 1, "ce_spliced": 2, "ce_zero": 3, "ce_mean": 4}
-    return fidelity._scores(total, 4096)["explained_variance"]
+             "l0": 0, "l1": 0, "norm_ratio": 3.0, "not_zero": 4,
+             "ce_clean": 1, "ce_spliced": 2, "ce_zero": 3, "ce_mean": 4}
+    scores = fidelity._scores(total, 4096)
+    assert scores["l2_ratio"] == 0.75  # over the tokens that are not zero
+    return scores["explained_variance"]
   np.testing.assert_allclose(variance(x.mean(0)), 0, atol=1e-9)
   np.testing.assert_allclose(variance(x), 1)
   assert variance(x + 0.5) < 0.8

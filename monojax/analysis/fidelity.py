@@ -23,8 +23,9 @@ def fidelity(subject, subject_params, sae, sae_params, site, mean_M, tokens, n_t
   """Measures a dictionary spliced into its subject at every position of held-out contexts.
 
   Explained variance is 1 - E|x - x_hat|^2 / E|x - E x|^2 over all tokens, summed in float64;
-  normalised MSE is one minus that. Cross-entropy recovered is
-  (CE_ablated - CE_spliced) / (CE_ablated - CE_clean), with the site set to zero, or to its mean.
+  normalised MSE is one minus that. The L2 ratio |x_hat| / |x| is the mean over tokens where x is not 0.
+  Cross-entropy recovered is (CE_ablated - CE_spliced) / (CE_ablated - CE_clean), with the site set to
+  zero, or to its mean.
 
   Args:
     subject, subject_params: the subject.
@@ -82,6 +83,7 @@ def _make_sums(subject, sae, site):
     x_NM, f_NF, x_hat_NM = reconstruct(x_BTM)
     replace_by = lambda value: {site: lambda x: jnp.broadcast_to(value, x.shape).astype(x.dtype)}
     total = lambda value_N: (value_N * weight_N).sum()
+    norm_N = jnp.linalg.norm(x_NM, axis=1)
     return {
         "ce_clean": clean,
         "ce_spliced": losses(replace_by(x_hat_NM.reshape(x_BTM.shape)))[0],
@@ -90,8 +92,8 @@ def _make_sums(subject, sae, site):
         "l0": total((f_NF > 0).sum(1)), "l1": total(f_NF.sum(1)),
         "square_error": total(jnp.square(x_NM - x_hat_NM).sum(1)),
         "square": total(jnp.square(x_NM).sum(1)), "sum_M": weight_N @ x_NM,
-        "l2_ratio": total(jnp.linalg.norm(x_hat_NM, axis=1)
-                          / jnp.maximum(jnp.linalg.norm(x_NM, axis=1), 1e-12)),
+        "norm_ratio": total(jnp.where(norm_N > 0, jnp.linalg.norm(x_hat_NM, axis=1) / norm_N, 0.0)),
+        "not_zero": total(norm_N > 0),
     }
   return sums
 
@@ -105,7 +107,8 @@ def _scores(total, n_tokens):
   recovered = lambda ablated: ((ce[ablated] - ce["ce_spliced"]) / (ce[ablated] - ce["ce_clean"])
                                if ce[ablated] > ce["ce_clean"] else None)
   return {
-      **{name: float(total[name] / n_tokens) for name in ("l0", "l1", "l2_ratio")},
+      **{name: float(total[name] / n_tokens) for name in ("l0", "l1")},
+      "l2_ratio": float(total["norm_ratio"] / max(total["not_zero"], 1)),
       "mse": float(total["square_error"] / (n_tokens * width)),
       "normalised_mse": normalised_mse, "explained_variance": 1.0 - normalised_mse, **ce,
       "ce_recovered_zero": recovered("ce_zero"), "ce_recovered_mean": recovered("ce_mean"),
