@@ -80,13 +80,19 @@ def test_loss_reductions_convert_as_published():
   np.testing.assert_allclose(objectives.loss_per_row(model, 0.004, params, x_BM).mean(), loss, rtol=1e-5)
 
 
+def biased(seed):
+  """(model, inputs, parameters with biases, features by the published encoder in NumPy)."""
+  model = Dictionary(M, F)
+  x_BM = rows(seed)[0]
+  params = jax.device_get(model.init(jax.random.key(seed), x_BM)["params"])
+  params = {**params, "b_dec_M": x_BM.mean(0), "b_enc_F": np.linspace(-1, 1, F, dtype=np.float32)}
+  pre_BF = (x_BM - params["b_dec_M"]) @ params["W_enc_MF"] + params["b_enc_F"]
+  return model, x_BM, params, np.maximum(pre_BF, 0)
+
+
 def test_nested_groups_must_reconstruct_alone():
   """The whole loss plus `weight` times the same loss of each leading group, in NumPy."""
-  model = Dictionary(M, F)
-  x_BM = rows(3)[0]
-  params = jax.device_get(model.init(jax.random.key(1), x_BM)["params"])
-  params = {**params, "b_dec_M": x_BM.mean(0), "b_enc_F": np.linspace(-1, 1, F, dtype=np.float32)}
-  f_BF = np.maximum((x_BM - params["b_dec_M"]) @ params["W_enc_MF"] + params["b_enc_F"], 0)
+  model, x_BM, params, f_BF = biased(3)
 
   def alone(n):
     error = f_BF[:, :n] @ params["W_dec_FM"][:n] + params["b_dec_M"] - x_BM
@@ -102,11 +108,7 @@ def test_nested_groups_must_reconstruct_alone():
 
 
 def test_encoder_with_folded_bias_is_the_published_encoder():
-  model = Dictionary(M, F)
-  x_BM = rows(2)[0]
-  params = jax.device_get(model.init(jax.random.key(0), x_BM)["params"])
-  params = {**params, "b_dec_M": x_BM.mean(0), "b_enc_F": np.linspace(-1, 1, F, dtype=np.float32)}
-  expected = np.maximum((x_BM - params["b_dec_M"]) @ params["W_enc_MF"] + params["b_enc_F"], 0)
+  model, x_BM, params, expected = biased(2)
   np.testing.assert_allclose(model.apply({"params": params}, x_BM, method="encode"), expected, atol=1e-5)
 
 

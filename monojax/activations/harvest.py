@@ -36,20 +36,17 @@ def harvest(config, model, params, tokens, directory, identity, mesh):
     InputError: the site does not exist, or `directory` holds another store.
   """
   width = model.config.n_context
-  n_visited = n_contexts = tokens.contexts(width)
-  if config.n_tokens:
-    n_visited = min(n_contexts, max(1, config.n_tokens // width))
   per_context = config.tokens_per_context or width
   require(per_context <= width, "activations.tokens_per_context", per_context,
           f"a context has {width} tokens")
   n_inputs = site_width(model, config.site)
   forward = make_forward(model, config.site, jnp.dtype(config.dtype), mesh)
-  n_rows = n_visited * per_context
+  n_rows = tokens.contexts(width, config.n_tokens) * per_context
   writer = StoreWriter(directory, n_rows, n_inputs, config.dtype, config.shard_rows,
                        config.chunk_rows, identity)
   bar = metrics.progress(n_rows, "rows", "harvest", scale=True,
                          initial=min(writer.shards_done * config.shard_rows, n_rows))
-  contexts = types.SimpleNamespace(n=n_contexts, width=width, per_context=per_context)
+  contexts = types.SimpleNamespace(n=tokens.contexts(width), width=width, per_context=per_context)
   for shard in range(writer.shards_done, writer.n_shards):
     first = shard * config.shard_rows
     last = min(first + config.shard_rows, n_rows)

@@ -33,7 +33,7 @@ def fidelity(subject, subject_params, sae, sae_params, site, mean_M, tokens, n_t
     site: where it is spliced in.
     mean_M: the site's mean activation.
     tokens: `Tokens` of the held-out split.
-    n_tokens: how many to use; 0 uses every whole context.
+    n_tokens: about how many to use, in random contexts; 0 uses every whole context.
     batch_contexts: contexts in a forward pass; by default as many as `contexts_per_batch` says.
 
   Returns:

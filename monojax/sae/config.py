@@ -25,7 +25,7 @@ class SAEConfig:
   l1_warmup_steps: int = option(0, "steps over which the penalty goes linearly from l1_initial_scale times "
                                    "l1_coefficient to l1_coefficient; the paper names none")
   l1_initial_scale: float = option(0.0, "0 warms the penalty up; above 1 starts with a stronger one, which "
-                                        "makes broad features first and leaves specific ones to resampling")
+                                        "makes a few broad features and leaves many of the others weak")
   nested_sizes: tuple[int, ...] = option((), "for each size, the first so many features must also "
                                              "reconstruct alone (Matryoshka), which keeps broad features "
                                              "from splitting; the paper has none")

@@ -20,7 +20,7 @@ def mean_square_and_l1(model, l1_coefficient, nested_sizes=(), nested_weight=0.0
   Args:
     model: `Dictionary`.
     l1_coefficient: weight of the penalty.
-    nested_sizes: rising sizes of the leading groups of features; none is the published method.
+    nested_sizes: sizes of the leading groups of features; none is the published method.
     nested_weight: weight of each group's loss beside the whole dictionary's.
   """
   def loss_of(error_BM, l1, penalty_scale):

@@ -18,7 +18,7 @@ class Recipe:
   Attributes:
     model: `Dictionary`.
     objective: (params, x_BM, penalty scale) -> (loss, terms).
-    row_loss: (params, x_BM) -> loss of each row, with the full penalty.
+    row_loss: (params, x_BM) -> loss of each row, with the full penalty and without nested groups.
     tx: optax transformation of the gradients.
     constrain: params -> params, applied after each update.
     penalty_scale: step -> factor of the sparsity penalty.
@@ -35,7 +35,8 @@ def tm2023(config, n_inputs, dtype):
   """Towards Monosemanticity (2023): ReLU, L1, unit decoder columns.
 
   The decoder gradient's part along each column is removed before Adam, so that its moments do not see
-  it, and the columns are scaled back to unit norm after the step.
+  it, and the columns are scaled back to unit norm after the step. `config.nested_sizes`, empty by default,
+  adds to the published loss.
 
   Args:
     config: `SAEConfig`.

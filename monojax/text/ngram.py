@@ -14,8 +14,7 @@ def unigram_bigram_loss(train_tokens_N, val_tokens_CU, vocab_size, max_train_tok
   The unigram is smoothed by adding one to each count. The bigram is interpolated with it after Witten
   and Bell ("The Zero-Frequency Problem", 1991; Chen and Goodman 1999, section 2.6):
   p(w | h) = (c(h, w) + t(h) p(w)) / (c(h) + t(h)), where t(h) is the number of different tokens seen
-  after h. Both are evaluated on the same tokens: all but the first of
-  each held-out context.
+  after h. Both are evaluated on the same tokens: all but the first of each held-out context.
 
   Args:
     train_tokens_N: ids, for instance memory-mapped.

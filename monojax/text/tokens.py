@@ -345,22 +345,25 @@ class Tokens:
       start_B[here_B] = offset + width * permute(window_B[here_B], n_windows, seed, epoch)
     return self._gather(start_B, width)
 
-  def contexts(self, n_context):
-    """How many contexts `context` can be asked for.
+  def contexts(self, n_context, n_tokens=0):
+    """How many contexts `context` can be asked for, or how many of them hold about `n_tokens` tokens.
 
     Raises:
       InputError: the split is shorter than one.
     """
-    return self._windows(n_context)
+    n_contexts = self._windows(n_context)
+    return min(n_contexts, max(1, n_tokens // n_context)) if n_tokens else n_contexts
 
   def choose(self, n_context, n_tokens, seed=0):
-    """Numbers of random different contexts that hold about `n_tokens` tokens, rising; 0 takes all.
+    """int64 numbers, rising, of random different contexts that hold about `n_tokens` tokens; 0 takes all.
 
     A random part, since documents lie in the order of the files, often one domain after another.
+
+    Raises:
+      InputError: the split is shorter than one context.
     """
-    n_contexts = self.contexts(n_context)
-    n_chosen = min(n_contexts, max(1, n_tokens // n_context)) if n_tokens else n_contexts
-    return np.sort(permute(np.arange(n_chosen), n_contexts, seed, 7))
+    chosen = np.arange(self.contexts(n_context, n_tokens))
+    return np.sort(permute(chosen, self.contexts(n_context), seed, 7))
 
   def context(self, index_B, n_context):
     """int32 tokens_BT of the fixed contexts `index_B`: positions index * n_context + 0..n_context-1."""
