@@ -1,8 +1,9 @@
 """Times the subject's training step against the same model written in PyTorch, in one run.
 
 Both train the same architecture on the same tokens in float32: rotary attention (PyTorch's fused
-scaled_dot_product_attention), ReLU MLP, cross-entropy, clipping, AdamW (PyTorch's fused one). Without
-PyTorch installed (pip install 'monojax[bench]') only monojax's own figures are printed.
+scaled_dot_product_attention), ReLU MLP, cross-entropy, clipping, AdamW (PyTorch's fused one). The default
+shapes are those of the demo preset. Without PyTorch installed (pip install 'monojax[bench]') only monojax's
+own figures are printed.
 
   python experiments/bench_subject.py --quick --out=/tmp/bench_subject.json
 """
@@ -11,9 +12,9 @@ from absl import flags
 
 from monojax import benchmark, cli
 
-_BATCH = flags.DEFINE_integer("batch_contexts", 32, "contexts in a step")
+_BATCH = flags.DEFINE_integer("batch_contexts", 16, "contexts in a step")
 _CONTEXT = flags.DEFINE_integer("n_context", 128, "positions in a context")
-_VOCAB = flags.DEFINE_integer("vocab_size", 2048, "tokens in the vocabulary")
+_VOCAB = flags.DEFINE_integer("vocab_size", 8192, "tokens in the vocabulary")
 _ROUNDS = flags.DEFINE_integer("rounds", 20, "timed rounds")
 _QUICK = flags.DEFINE_boolean("quick", False, "fewer rounds: under 50 seconds on two cores")
 _OUT = flags.DEFINE_string("out", "", "also write the figures to this JSON file")

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from monojax import metrics
-from monojax.subjects.train import contexts_per_batch, next_token_loss
+from monojax.subjects.loss import next_token_loss
+from monojax.subjects.train import contexts_per_batch
 
 
 def make_encode(subject, sae, site):

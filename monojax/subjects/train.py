@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from monojax import mesh as meshes
+from monojax.subjects.loss import next_token_loss, unembed_loss
 from monojax.subjects.transformer import SHARDING_RULES, Transformer
 from monojax.training import Run, TrainState, compute_dtype, train
 
@@ -22,32 +23,6 @@ def make_optimizer(config):
   return optax.chain(
       optax.clip_by_global_norm(config.clip_norm),
       optax.adamw(schedule, b1=0.9, b2=config.beta2, weight_decay=config.weight_decay, mask=is_matrix))
-
-
-@jax.custom_vjp
-def next_token_loss(logits, targets):
-  """Cross-entropy of each next token, in nats: logits (..., V) and targets (...) give (...).
-
-  Its gradient, softmax minus one-hot, is written as one pass over the logits; differentiating the lookup
-  of the target's logit would scatter into an array of their size.
-  """
-  return _loss_forward(logits, targets)[0]
-
-
-def _loss_forward(logits, targets):
-  log_total = jax.nn.logsumexp(logits, axis=-1)
-  loss = log_total - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-  return loss, (logits, log_total, targets)
-
-
-def _loss_backward(residuals, gradient):
-  logits, log_total, targets = residuals
-  token = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-  probability = jnp.exp(logits - log_total[..., None])
-  return (probability - (token == targets[..., None])) * gradient[..., None], None
-
-
-next_token_loss.defvjp(_loss_forward, _loss_backward)
 
 
 def make_step(model, tx, mesh):
@@ -69,9 +44,8 @@ def make_step(model, tx, mesh):
     return meshes.born_sharded(make, mesh, SHARDING_RULES)
 
   def loss_fn(params, tokens_BU):
-    logits_BTV, _ = model.apply({"params": params}, tokens_BU[:, :-1])
-    n_tokens = tokens_BU[:, 1:].size
-    return next_token_loss(logits_BTV.reshape(n_tokens, -1), tokens_BU[:, 1:].reshape(-1)).mean()
+    _, sites = model.apply({"params": params}, tokens_BU[:, :-1])
+    return unembed_loss(sites["final.in"], params["W_unembed_DV"], tokens_BU[:, 1:], model.dtype)
 
   def one_step(state, tokens_BU):
     loss, gradients = jax.value_and_grad(loss_fn)(state.params, tokens_BU)

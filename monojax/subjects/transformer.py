@@ -80,16 +80,23 @@ def attend(q_BTHK, k_BTHK, v_BTHK):
   """Causal attention with scale 1/sqrt(K); scores and softmax in float32. Returns (B, T, H, K).
 
   One head after another: XLA's CPU runtime gives a batched product one core, and independent heads
-  as many as there are.
+  as many as there are. In each head the first half of the queries does not meet the second half of the keys.
   """
   n_positions, n_heads, width = q_BTHK.shape[1:]
-  causal_TS = jnp.tril(jnp.ones((n_positions, n_positions), bool))
+
+  def queries(q_BQK, k_BSK, v_BSK):
+    """The last Q of S positions, as queries of all S."""
+    n_queries, n_keys = q_BQK.shape[1], k_BSK.shape[1]
+    causal_QS = jnp.tril(jnp.ones((n_queries, n_keys), bool), n_keys - n_queries)
+    scores_BQS = jnp.einsum("bqk,bsk->bqs", q_BQK, k_BSK, preferred_element_type=jnp.float32)
+    scores_BQS = jnp.where(causal_QS[None], scores_BQS * width ** -0.5, -1e9)
+    weights_BQS = jax.nn.softmax(scores_BQS, axis=-1).astype(v_BSK.dtype)
+    return jnp.einsum("bqs,bsk->bqk", weights_BQS, v_BSK)
 
   def head(q_BTK, k_BTK, v_BTK):
-    scores_BTS = jnp.einsum("btk,bsk->bts", q_BTK, k_BTK, preferred_element_type=jnp.float32)
-    scores_BTS = jnp.where(causal_TS[None], scores_BTS * width ** -0.5, -1e9)
-    weights_BTS = jax.nn.softmax(scores_BTS, axis=-1).astype(v_BTK.dtype)
-    return jnp.einsum("bts,bsk->btk", weights_BTS, v_BTK)
+    half = n_positions // 2
+    early_BQK = queries(q_BTK[:, :half], k_BTK[:, :half], v_BTK[:, :half])
+    return jnp.concatenate([early_BQK, queries(q_BTK[:, half:], k_BTK, v_BTK)], axis=1)
 
   return jnp.stack([head(q_BTHK[:, :, h], k_BTHK[:, :, h], v_BTHK[:, :, h]) for h in range(n_heads)], axis=2)
 

@@ -1,0 +1,77 @@
+"""Next-token cross-entropy: of given logits, and fused with the unembedding for training.
+
+Letters: B batch, T position, D residual width, V vocabulary, N rows of one chunk.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from monojax.linear import product
+
+# Logits that a chunk may hold: on a CPU, few enough to stay in its cache; elsewhere, in half a GiB.
+CHUNK_LOGITS = {"cpu": 2 ** 21}
+ELSEWHERE = 2 ** 27
+
+
+def next_token_loss(logits, targets):
+  """Cross-entropy of each next token, in nats: logits (..., V) and targets (...) give (...)."""
+  log_total = jax.nn.logsumexp(logits, axis=-1)
+  return log_total - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def unembed_loss(u_BTD, W_DV, targets_BT, dtype):
+  """Mean `next_token_loss` of the logits u W, without ever holding all of them.
+
+  The logits and their gradient, softmax minus one-hot, exist for a chunk of positions at a time; the
+  gradients of u and W are complete when the forward pass ends.
+
+  Args:
+    u_BTD: what the unembedding reads.
+    W_DV: the unembedding, float32.
+    targets_BT: token ids.
+    dtype: of the matrix products; they accumulate in float32.
+  """
+  return _forward(u_BTD, W_DV, targets_BT, dtype)[0]
+
+
+def _forward(u_BTD, W_DV, targets_BT, dtype):
+  n_batch, n_positions, width = u_BTD.shape
+  n_tokens = n_batch * n_positions
+  length = chunk_positions(n_batch, n_positions, W_DV.shape[1])
+  # Chunks cut the positions, not the batch, which a mesh splits over devices.
+  chunked = lambda x: jnp.moveaxis(x.reshape(n_batch, -1, length, *x.shape[2:]), 1, 0)
+  W_VD = jax.lax.optimization_barrier(W_DV.T)  # XLA's CPU products read a transposed operand slowly
+
+  def chunk(sums, inputs):
+    loss, dW_DV = sums
+    u_ND, target_N = inputs[0].reshape(-1, width), inputs[1].reshape(-1)
+    logits_NV = product(u_ND, W_DV, dtype)
+    log_total_N = jax.nn.logsumexp(logits_NV, axis=-1)
+    is_target_NV = jax.lax.broadcasted_iota(target_N.dtype, logits_NV.shape, 1) == target_N[:, None]
+    d_NV = (jnp.exp(logits_NV - log_total_N[:, None]) - is_target_NV) / n_tokens
+    target_logit_N = jnp.take_along_axis(logits_NV, target_N[:, None], axis=1)[:, 0]
+    du_ND = product(d_NV, W_VD, dtype).astype(u_ND.dtype)
+    loss += jnp.sum(log_total_N - target_logit_N) / n_tokens
+    u_DN = jax.lax.optimization_barrier(u_ND.T)
+    return (loss, dW_DV + product(u_DN, d_NV, dtype)), du_ND.reshape(inputs[0].shape)
+
+  start = jnp.zeros(()), jnp.zeros(W_DV.shape)
+  (loss, dW_DV), du_CBLD = jax.lax.scan(chunk, start, (chunked(u_BTD), chunked(targets_BT)))
+  return loss, (jnp.moveaxis(du_CBLD, 0, 1).reshape(u_BTD.shape), dW_DV.astype(W_DV.dtype))
+
+
+def _backward(dtype, residuals, gradient):
+  du_BTD, dW_DV = residuals
+  return gradient.astype(du_BTD.dtype) * du_BTD, gradient * dW_DV, None
+
+
+unembed_loss.defvjp(_forward, _backward)
+
+
+def chunk_positions(n_batch, n_positions, vocab_size):
+  """The largest divisor of n_positions whose chunk's logits stay under the backend's size, at least 1."""
+  most = CHUNK_LOGITS.get(jax.default_backend(), ELSEWHERE) // (n_batch * vocab_size)
+  return max((n for n in range(1, n_positions + 1) if n_positions % n == 0 and n <= most), default=1)

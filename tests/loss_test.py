@@ -1,0 +1,42 @@
+"""Cross-entropy and its fused form against NumPy, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from monojax.subjects import loss
+
+
+def numpy_loss(u, W, targets):
+  """The mean loss and its gradients in u and W."""
+  logits = u @ W
+  p = np.exp(logits - logits.max(-1, keepdims=True))
+  p /= p.sum(-1, keepdims=True)
+  hot = np.eye(W.shape[1])[targets]
+  d = (p - hot) / targets.size
+  mean = -np.log((p * hot).sum(-1)).mean()
+  return mean, d @ W.T, np.einsum("btd,btv->dv", u, d)
+
+
+def test_next_token_loss_is_the_negative_log_probability():
+  logits = np.random.default_rng(0).normal(size=(2, 3, 5))
+  targets = np.array([[0, 1, 2], [3, 4, 0]])
+  p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  expected = [[-np.log(p[i, j, targets[i, j]]) for j in range(3)] for i in range(2)]
+  np.testing.assert_allclose(loss.next_token_loss(logits, targets), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_logits, n_chunks", [(2 ** 20, 1), (3 * 11 * 4, 3), (1, 12)])
+def test_fused_loss_and_gradients(monkeypatch, chunk_logits, n_chunks):
+  monkeypatch.setattr(loss, "CHUNK_LOGITS", {jax.default_backend(): chunk_logits})
+  assert 12 // loss.chunk_positions(3, 12, 11) == n_chunks
+  rng = np.random.default_rng(1)
+  u, W, targets = rng.normal(size=(3, 12, 8)), rng.normal(size=(8, 11)), rng.integers(0, 11, (3, 12))
+  expected, du, dW = numpy_loss(u, W, targets)
+  args = jnp.asarray(u, jnp.float32), jnp.asarray(W, jnp.float32)
+  halved = lambda u, W: loss.unembed_loss(u, W, jnp.asarray(targets), jnp.float32) / 2
+  value, gradients = jax.jit(jax.value_and_grad(halved, (0, 1)))(*args)
+  np.testing.assert_allclose(value, expected / 2, rtol=1e-6)
+  np.testing.assert_allclose(gradients[0], du / 2, atol=1e-7)
+  np.testing.assert_allclose(gradients[1], dW / 2, atol=1e-6)
