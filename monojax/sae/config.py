@@ -22,10 +22,7 @@ class SAEConfig:
   beta1: float = option(0.9, "Adam's first-moment decay")
   beta2: float = option(0.999, "Adam's second-moment decay")
   warmup_steps: int = option(0, "steps over which the learning rate rises linearly; the paper names none")
-  l1_warmup_steps: int = option(0, "steps over which the penalty goes linearly from l1_initial_scale times "
-                                   "l1_coefficient to l1_coefficient; the paper names none")
-  l1_initial_scale: float = option(0.0, "0 warms the penalty up; above 1 starts with a stronger one, which "
-                                        "makes a few broad features and leaves many of the others weak")
+  l1_warmup_steps: int = option(0, "steps over which the penalty rises linearly; the paper names none")
   nested_sizes: tuple[int, ...] = option((), "for each size, the first so many features must also "
                                              "reconstruct alone (Matryoshka), which keeps broad features "
                                              "from splitting; the paper has none")
@@ -54,7 +51,7 @@ class SAEConfig:
     for name in ("n_features", "batch_rows", "n_steps", "scan_steps", "checkpoint_every_steps",
                  "geometric_median_rows", "resample_rows"):
       require(getattr(self, name) >= 1, f"sae.{name}", getattr(self, name), "must be positive")
-    for name in ("l1_coefficient", "l1_initial_scale", "warmup_steps", "l1_warmup_steps",
+    for name in ("l1_coefficient", "warmup_steps", "l1_warmup_steps",
                  "nested_weight", "resample_every_steps", "resample_times", "dead_window_steps",
                  "val_tokens"):
       require(getattr(self, name) >= 0, f"sae.{name}", getattr(self, name), "must not be negative")

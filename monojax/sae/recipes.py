@@ -51,18 +51,12 @@ def tm2023(config, n_inputs, dtype):
       model, objectives.mean_square_and_l1(model, config.l1_coefficient, config.nested_sizes,
                                            config.nested_weight),
       lambda params, x_BM: objectives.loss_per_row(model, config.l1_coefficient, params, x_BM),
-      tx, unit_decoder, penalty_schedule(config))
+      tx, unit_decoder, linear_warmup(config.l1_warmup_steps))
 
 
 def linear_warmup(n_steps):
   """step -> min(1, (step + 1) / n_steps); 1 where n_steps is 0."""
   return lambda step: jnp.minimum(1.0, (step + 1.0) / max(n_steps, 1))
-
-
-def penalty_schedule(config):
-  """step -> factor of the penalty: linear from `l1_initial_scale` to 1 over `l1_warmup_steps`."""
-  risen = linear_warmup(config.l1_warmup_steps)
-  return lambda step: config.l1_initial_scale + (1.0 - config.l1_initial_scale) * risen(step)
 
 
 def learning_rate_schedule(config):
