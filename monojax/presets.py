@@ -17,8 +17,8 @@ DEMO = RunConfig(
     # The vocabulary is much larger than the dictionary: with fewer tokens than that, a feature goes to each
     # token, and few to whole scripts and formats.
     sae=SAEConfig(
-        n_features=1024, batch_rows=2048, n_steps=900, learning_rate=4e-3, l1_coefficient=4.2e-3,
-        nested_sizes=(32,), nested_weight=8.0, warmup_steps=50, l1_warmup_steps=100, decay_fraction=0.2,
+        n_features=1024, batch_rows=2048, n_steps=900, learning_rate=4e-3, beta2=0.99, l1_coefficient=4.2e-3,
+        nested_sizes=(16, 32), nested_weight=4.0, warmup_steps=50, l1_warmup_steps=100, decay_fraction=0.2,
         encoder_init="decoder_transpose",
         resample_every_steps=200, resample_times=3, resample_rows=65_536, checkpoint_every_steps=200),
     analysis=AnalysisConfig(n_tokens=500_000, n_detector_tokens=131_072),

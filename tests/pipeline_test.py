@@ -29,7 +29,8 @@ TINY = [
     "--analysis.n_tokens=20000", "--analysis.n_detector_tokens=10000",
 ]
 STAGES = [("prepare_text", "text"), ("train_subject", "subject"), ("harvest", "activations"),
-          ("train_sae", "sae"), ("analyze", "analysis"), ("build_browser", "browser")]
+          ("train_sae", "sae"), ("train_frontier", "frontier"), ("analyze", "analysis"),
+          ("build_browser", "browser")]
 
 
 # Later calls take the first one's compiled programs: the same programs, in less time.
@@ -114,8 +115,7 @@ def test_stage_scripts_make_the_same_run(finished, tmp_path):
     flags = [flag for flag in TINY if flag.startswith(f"--{field}.")]
     result = run(script, tmp_path / "tiny", *flags)
     assert result.returncode == 0, result.stderr[-3000:]
-  expected = {name: value for name, value in contents(workdir).items() if "frontier" not in name}
-  assert contents(tmp_path / "tiny") == expected
+  assert contents(tmp_path / "tiny") == contents(workdir)
 
 
 def test_load_gives_everything_for_a_notebook(finished):
