@@ -40,7 +40,7 @@ def write_json(path, value):
 def read_json(path):
   """The JSON value in `path`, or `None` where there is no such file."""
   try:
-    return json.loads(pathlib.Path(path).read_text())
+    return json.loads(pathlib.Path(path).read_text("utf-8"))
   except FileNotFoundError:
     return None
 

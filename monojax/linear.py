@@ -14,7 +14,10 @@ def matmul(x_NK, W_KJ, dtype):
 
 def product(a, b, dtype):
   """a b as float32, of operands rounded to `dtype`."""
-  return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+  # An accelerator's default for float32 operands is TF32 or bfloat16.
+  exact = dtype == jnp.float32 and jax.default_backend() != "cpu"
+  return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32,
+                    precision=jax.lax.Precision.HIGHEST if exact else None)
 
 
 def _forward(x_NK, W_KJ, dtype):

@@ -62,6 +62,12 @@ def born_sharded(init, mesh, rules):
   return jax.jit(init, out_shardings=shardings(jax.eval_shape(init), mesh, rules))()
 
 
+def require_divides(mesh, axis, n_batch):
+  """Raises `InputError` if a batch does not split evenly over the devices along a mesh axis."""
+  require(n_batch % mesh.shape[axis] == 0, f"mesh.{axis}", mesh.shape[axis],
+          f"a batch of {n_batch} does not divide over so many devices: change one of the two")
+
+
 def on_mesh(batch, mesh, spec):
   """A host array as a device array split over `mesh` by `spec`.
 
@@ -70,6 +76,5 @@ def on_mesh(batch, mesh, spec):
   """
   for size, axis in zip(np.shape(batch), spec, strict=False):
     if axis is not None:
-      require(size % mesh.shape[axis] == 0, f"mesh.{axis}", mesh.shape[axis],
-              f"a batch of {size} does not divide over so many devices: change one of the two")
+      require_divides(mesh, axis, size)
   return jax.device_put(np.asarray(batch), NamedSharding(mesh, spec))

@@ -49,7 +49,7 @@ class MetricsLog:
     self.path = pathlib.Path(path)
     kept = []
     if self.path.exists():
-      for line in self.path.read_text().splitlines():
+      for line in self.path.read_text("utf-8").splitlines():
         try:
           record = json.loads(line)
         except json.JSONDecodeError:  # the last line of a killed process
@@ -73,7 +73,7 @@ class MetricsLog:
       except ImportError as error:
         raise InputError("--metrics.wandb_project needs: pip install 'monojax[wandb]'") from error
       id_path = self.path.parent / "wandb_id.json"  # so that a resumed stage goes on in the same run
-      if first_step == 0 or not id_path.exists():
+      if first_step <= 1 or not id_path.exists():
         files.write_json(id_path, uuid.uuid4().hex[:12])
       self._wandb = wandb.init(project=config.wandb_project, dir=str(self.path.parent), resume="allow",
                                id=files.read_json(id_path), name="-".join(self.path.parent.parts[-2:]))

@@ -66,7 +66,7 @@ class Run:
     self.directory = pathlib.Path(directory)
 
   def stage(self, name):
-    """The record of a finished stage, or `None`: config, inputs, figures, seconds, identity."""
+    """The record of a finished stage, or `None`: config, inputs, figures, seconds, identity, output."""
     record = files.read_json(self.directory / name / "stage.json")
     return record if record and record["complete"] else None
 
@@ -98,7 +98,7 @@ class Run:
       InputError: an earlier stage is missing, or this one was begun with other settings or inputs.
     """
     path = self.directory / name / "stage.json"
-    inputs = {stage: self.require_stage(stage)["identity"] for stage in INPUTS[name]}
+    inputs = {stage: self.require_stage(stage)["output"] for stage in INPUTS[name]}
     wanted = {"config": configs.to_dict(config), "inputs": inputs}
     identity = configs.fingerprint(wanted)
     found = files.read_json(path)
@@ -117,7 +117,9 @@ class Run:
       if list(path.parent.iterdir()) == [path]:  # refused before anything was made: free to be corrected
         path.unlink()
       raise
-    record |= {"complete": True, "seconds": elapsed(), "figures": figures}
+    # Later stages depend on what was made, too: the same settings can find other text.
+    output = configs.fingerprint({"identity": identity, "figures": figures})
+    record |= {"complete": True, "seconds": elapsed(), "figures": figures, "output": output}
     files.write_json(path, record)
     self.write_summary()
     print(f"{name}: done in {record['seconds']:.0f} s", flush=True)

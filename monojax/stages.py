@@ -41,10 +41,10 @@ def train_subject(run, config):
     from monojax.subjects import train
     from monojax.text import ngram
     train_tokens, val_tokens = open_tokens(run, "train"), open_tokens(run, "val")
+    context_C = val_tokens.choose(model_config.n_context + 1, subject_config.val_tokens)
     saved = {"subject": configs.to_dict(subject_config), "identity": identity}
     model, params = train.train_subject(subject_config, train_tokens, directory, saved,
                                         make_mesh(config.mesh), config.metrics)
-    context_C = val_tokens.choose(model.config.n_context + 1, subject_config.val_tokens)
     loss = train.validation_loss(model, params, val_tokens, context_C)
     scored_CU = val_tokens.context(context_C, model.config.n_context + 1)
     unigram, bigram = ngram.unigram_bigram_loss(train_tokens.tokens_N, scored_CU, vocab_size)
@@ -75,6 +75,11 @@ def _write_samples(run, directory, model, params, config, key):
 
 def harvest(run, config):
   """A trained subject and tokens to a store of activations."""
+  site = config.activations.site
+  require(not site.endswith(".in"), "activations.site", site,
+          "is read through a LayerNorm and not written to the residual stream, so that its features have no "
+          "effect on the logits of their own: choose for instance layer.0.mlp.hidden or layer.0.resid")
+
   def work(directory, identity):
     import jax
 
@@ -107,7 +112,7 @@ def _train_and_measure(run, config, sae_config, directory, identity, name, start
   record = run.require_stage("activations")
   store = ActivationStore.open(run.directory / "activations",
                                {"site": record["config"]["site"], "stage": record["identity"]})
-  source = ShuffledRows(store, sae_config.batch_rows, record["config"]["buffer_rows"], sae_config.seed)
+  source = ShuffledRows(store, sae_config.batch_rows, sae_config.buffer_rows, sae_config.seed)
   saved = {"sae": configs.to_dict(sae_config), "n_inputs": store.width, "identity": identity}
   model, params = fit(sae_config, source, store.width, directory, saved, make_mesh(config.mesh),
                       config.metrics, name, start)

@@ -236,7 +236,7 @@ def test_harvested_rows_are_the_subjects_activations(tmp_path, pair):
   tokens = fake_tokens()
   for per_context in (0, 3):
     config = HarvestConfig(dtype="float32", tokens_per_context=per_context, batch_contexts=8, shard_rows=256,
-                           chunk_rows=64, buffer_rows=128)
+                           chunk_rows=64)
     directory = tmp_path / str(per_context)
     meta = harvest(config, subject, params, tokens, directory, {"x": 1},
                    mesh.make_mesh(mesh.MeshConfig(data=4)))
@@ -261,7 +261,7 @@ def test_a_part_of_the_text_is_a_random_part(tmp_path, pair):
   second = lambda position_N: np.mean(tokens.position_domain(position_N) == 1)
   chosen_C = tokens.choose(10, 4000)
   assert len(chosen_C) == len(set(chosen_C)) == 400 and 0.4 < second(chosen_C * 10) < 0.6
-  config = HarvestConfig(n_tokens=4000, batch_contexts=64, shard_rows=1024, chunk_rows=256, buffer_rows=1024)
+  config = HarvestConfig(n_tokens=4000, batch_contexts=64, shard_rows=1024, chunk_rows=256)
   harvest(config, *pair[:2], tokens, tmp_path / "a", {}, mesh.make_mesh(mesh.MeshConfig(data=1)))
   store = ActivationStore.open(tmp_path / "a")
   assert store.n_rows == 4000 and 0.4 < second(store.positions(0, 4000)) < 0.6

@@ -103,7 +103,7 @@ def _examples(rng, ids, home_F, favourites_F2, max_act_F, n_fires_F):
   tokens_FEW[missing_FE] = -1
   acts_FEW[tokens_FEW < 0] = 0
   return {"example_tokens_FEW": tokens_FEW.astype(np.int32), "example_acts_FEW": acts_FEW.astype(np.float32),
-          "example_domain_FE": np.where(missing_FE, -1, home_F[:, None]).astype(np.int16),
+          "example_domain_FE": np.where(missing_FE, -1, home_F[:, None]).astype(np.int32),
           "example_document_FE": np.where(missing_FE, -1, document_FE)}
 
 
@@ -114,7 +114,7 @@ def _summary(rng, density_F):
                 "feature_f1": rng.uniform(0.7, 1), "neuron": int(rng.integers(512)),
                 "neuron_f1": rng.uniform(0.1, 0.5)} for name in WORDS]
   frontier = [{"l1_coefficient": coefficient, "l0": l0, "ce_recovered_zero": recovered,
-               "explained_variance": recovered - 0.1, "alive_fraction": 0.9}
+               "explained_variance": recovered - 0.1}
               for coefficient, l0, recovered in [(0.002, 18.3, 0.93), (0.004, 9.1, 0.88), (0.008, 4.4, 0.81),
                                                  (0.016, 2.2, 0.66)]]
   return {"figures": {"l0": 4.41, "ce_recovered_zero": 0.81, "ce_recovered_mean": 0.62,

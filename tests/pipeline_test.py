@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ TINY = [
     "--text.max_bytes=400000", "--text.vocab_size=400", "--text.val_fraction=0.2",
     "--subject.model.n_context=32", "--subject.model.d_model=32", "--subject.model.d_mlp=48",
     "--subject.n_steps=60", "--subject.checkpoint_every_steps=20", "--subject.sample_tokens=8",
-    "--activations.shard_rows=16384", "--activations.chunk_rows=1024", "--activations.buffer_rows=4096",
+    "--activations.shard_rows=16384", "--activations.chunk_rows=1024", "--sae.buffer_rows=4096",
     "--sae.n_features=64", "--sae.batch_rows=256", "--sae.n_steps=90", "--sae.checkpoint_every_steps=30",
     "--sae.resample_every_steps=25", "--sae.resample_rows=1024", "--sae.geometric_median_rows=1024",
     "--frontier.l1_coefficients=0.02", "--frontier.n_steps=20",
@@ -150,7 +151,8 @@ def test_examples_in_the_tables_are_what_the_model_computes(finished):
     index_B = np.arange(first, min(first + 64, tokens.contexts(width)))
     f_NF, _ = encode(loaded.subject_params, loaded.sae_params, tokens.context(index_B, width))
     best = max(best, float(np.max(f_NF[:, feature])))
-  assert best >= features.max_act_F[feature] - 1e-4
+  # TINY analyses a random 20,000 of the training tokens; the best of those is near the best of all.
+  assert best * 0.8 <= features.max_act_F[feature] <= best + 1e-4
 
 
 def bad_inputs(finished, tmp_path):
@@ -215,16 +217,23 @@ def test_every_script_explains_itself():
 
 
 def kill_at_random_and_finish(workdir, seed, n_kills):
-  """Runs the pipeline, killing it `n_kills` times after random delays, then lets it end."""
+  """Runs the pipeline, killing it at random up to `n_kills` times and at least once, then lets it end."""
   rng = random.Random(seed)
-  for _ in range(n_kills):
+  n_killed, delay = 0, rng.uniform(2.0, 25.0)
+  while n_killed < n_kills:
     process = subprocess.Popen(command("monosemanticity", workdir, *TINY), stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, start_new_session=True, env=ENVIRONMENT)
     try:
-      process.wait(rng.uniform(2.0, 25.0))
+      assert process.wait(delay) == 0
     except subprocess.TimeoutExpired:
       os.killpg(process.pid, signal.SIGKILL)
       process.wait()
+      n_killed, delay = n_killed + 1, rng.uniform(2.0, 25.0)
+      continue
+    if n_killed:
+      break
+    shutil.rmtree(workdir)  # it ended before it could be killed: once more, and sooner
+    delay /= 2
   result = run("monosemanticity", workdir, *TINY)
   assert result.returncode == 0, (seed, result.stderr[-3000:])
 

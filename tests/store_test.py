@@ -239,7 +239,7 @@ def test_the_writer_refuses_what_does_not_belong(tmp_path):
 
 
 def test_config_is_checked():
-  for change in ({"shard_rows": 1000}, {"buffer_rows": 5000}, {"dtype": "int8"}, {"n_tokens": -1},
+  for change in ({"shard_rows": 1000}, {"dtype": "int8"}, {"n_tokens": -1},
                  {"site": ""}, {"batch_contexts": 0}):
     with pytest.raises(InputError, match=next(iter(change))):
       HarvestConfig(**change)

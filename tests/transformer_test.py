@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from monojax import mesh as meshes
-from monojax.subjects import train
+from monojax.subjects import loss, train
 from monojax.subjects.config import SubjectConfig, TransformerConfig
 from monojax.subjects.loss import next_token_loss
 from monojax.subjects.transformer import Transformer
 
-CONFIG = TransformerConfig(n_layers=2, d_model=16, n_heads=2, d_mlp=24, n_context=12, vocab_size=31)
+CONFIG = TransformerConfig(n_layers=2, d_model=16, n_heads=2, d_mlp=24, n_context=12, vocab_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def numpy_forward(params, tokens):
 
 def test_logits_and_every_site_agree_with_numpy(subject):
   model, params = subject
-  tokens_BT = np.random.default_rng(0).integers(0, 31, (3, 12))
+  tokens_BT = np.random.default_rng(0).integers(0, 32, (3, 12))
   logits_BTV, sites = jax.jit(lambda p, t: model.apply({"params": p}, t))(params, tokens_BT)
   for i, tokens in enumerate(tokens_BT):
     expected_logits, expected = numpy_forward(params, tokens)
@@ -79,7 +79,7 @@ def test_logits_and_every_site_agree_with_numpy(subject):
 
 def test_no_position_sees_its_future(subject):
   model, params = subject
-  tokens_BT = np.arange(12)[None] % 31
+  tokens_BT = np.arange(12)[None] % 32
 
   def logits_of(embed_BTD):
     edit = {"embed": lambda x: embed_BTD}
@@ -104,9 +104,10 @@ def test_edit_changes_what_follows_and_unknown_sites_are_named(subject):
     model.apply({"params": params}, tokens_BT, {"layer.9": lambda x: x})
 
 
-def test_sharded_training_equals_unsharded():
+def test_sharded_training_equals_unsharded(monkeypatch):
+  monkeypatch.setattr(loss, "CHUNK_LOGITS", {"cpu": 8 * 32 * 5})  # three chunks of positions
   config = SubjectConfig(model=CONFIG, n_steps=10, warmup_steps=2)
-  tokens_SBU = np.random.default_rng(0).integers(0, 31, (3, 8, 13)).astype(np.int32)
+  tokens_SBU = np.random.default_rng(0).integers(0, 32, (3, 8, 13)).astype(np.int32)
   losses, params = [], []
   for data, width in ((1, 1), (4, 1), (2, 4), (1, 8)):
     mesh = meshes.make_mesh(meshes.MeshConfig(data, width))
@@ -124,17 +125,17 @@ def test_training_learns_a_copied_sequence():
   config = SubjectConfig(model=CONFIG, n_steps=400, learning_rate=1e-2, warmup_steps=20)
   init, step = train.make_step(Transformer(CONFIG), train.make_optimizer(config), meshes.make_mesh())
   rng = np.random.default_rng(0)
-  half = rng.integers(0, 31, (400, 32, 6)).astype(np.int32)
+  half = rng.integers(0, 32, (400, 32, 6)).astype(np.int32)
   state, _ = step(init(jax.random.key(0)), np.concatenate([half, half, half[:, :, :1]], 2))
-  test = rng.integers(0, 31, (64, 6))
+  test = rng.integers(0, 32, (64, 6))
   tokens_BU = np.concatenate([test, test, test[:, :1]], 1)
   logits_BTV, _ = Transformer(CONFIG).apply({"params": state.params}, tokens_BU[:, :-1])
   loss_BT = np.asarray(next_token_loss(logits_BTV, tokens_BU[:, 1:]))
-  assert loss_BT[:, 7:].mean() < 1.0 < np.log(31) - 0.1 < loss_BT[:, :5].mean()
+  assert loss_BT[:, 7:].mean() < 1.0 < np.log(32) - 0.1 < loss_BT[:, :5].mean()
 
 
 def test_sample_continues_its_prompt(subject):
   model, params = subject
   ids = train.sample(model, params, [3, 4], 6, jax.random.key(0))
-  assert ids[:2] == [3, 4] and len(ids) == 8 and all(0 <= i < 31 for i in ids)
+  assert ids[:2] == [3, 4] and len(ids) == 8 and all(0 <= i < 32 for i in ids)
   assert ids != train.sample(model, params, [3, 4], 6, jax.random.key(1))

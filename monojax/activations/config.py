@@ -1,4 +1,4 @@
-"""Settings of the harvest and of the shuffled reading of what it stored."""
+"""Settings of the harvest."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 @dataclasses.dataclass(frozen=True)
 class HarvestConfig:
-  """Which activations are kept, how they lie on disk, and how widely they are shuffled when read."""
+  """Which activations are kept, and how they lie on disk."""
   site: str = option("layer.0.mlp.hidden", "the subject's site whose activations are stored")
   n_tokens: int = option(0, "training tokens to harvest from, in whole contexts chosen at random; "
                              "0 = all of them")
@@ -19,18 +19,14 @@ class HarvestConfig:
   dtype: str = option("float16", "type of the stored numbers", DTYPES)
   shard_rows: int = option(65_536, "rows in one file of the store")
   chunk_rows: int = option(4_096, "rows read and checked at once; divides shard_rows")
-  buffer_rows: int = option(262_144, "rows of the window in which rows are shuffled when read; a "
-                                     "multiple of chunk_rows; two windows are held in memory")
   seed: int = option(0, "seed of the sampled tokens and of the shuffled order")
 
   def __post_init__(self):
     require(self.site, "site", self.site, "needs the name of a site, for instance layer.0.mlp.hidden")
     for name in ("n_tokens", "tokens_per_context", "seed"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
-    for name in ("batch_contexts", "shard_rows", "chunk_rows", "buffer_rows"):
+    for name in ("batch_contexts", "shard_rows", "chunk_rows"):
       require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
     require(self.dtype in DTYPES, "dtype", self.dtype, f"must be one of {', '.join(DTYPES)}")
     require(self.shard_rows % self.chunk_rows == 0, "shard_rows", self.shard_rows,
-            f"must be a multiple of chunk_rows={self.chunk_rows}")
-    require(self.buffer_rows % self.chunk_rows == 0, "buffer_rows", self.buffer_rows,
             f"must be a multiple of chunk_rows={self.chunk_rows}")

@@ -86,10 +86,10 @@ def weight_tables(run, train_tokens, val_tokens, config):
   """The fields of `FeatureTables` that are read off the weights: logits, top neurons, biases."""
   sae, subject = run.sae_params, run.subject_params
   W_dec_FM, W_enc_MF = np.asarray(sae["W_dec_FM"]), np.asarray(sae["W_enc_MF"])
-  layer, rest = _layer_of(run.site)
-  W_out_MD = (np.asarray(subject[f"layer_{layer}"]["W_out_MD"]) if rest == "mlp.hidden"
-              else np.eye(W_dec_FM.shape[1], dtype=np.float32))
-  counts_V = np.zeros(train_tokens.vocab_size, np.int64)
+  W_out_MD = np.eye(W_dec_FM.shape[1], dtype=np.float32)  # what a feature adds to the residual stream
+  if run.site.endswith("mlp.hidden"):
+    W_out_MD = np.asarray(subject[f"layer_{run.site.split('.')[1]}"]["W_out_MD"])
+  counts_V = np.zeros(run.subject.config.vocab_size, np.int64)  # at least the tokenizer's
   for first in range(0, train_tokens.n_tokens, 1 << 24):
     counts_V += np.bincount(train_tokens.tokens_N[first:first + (1 << 24)], minlength=len(counts_V))
   columns = logit_weights(W_dec_FM, W_out_MD, subject["gain_D"], residual_std(run, val_tokens, config),
@@ -103,12 +103,6 @@ def weight_tables(run, train_tokens, val_tokens, config):
       "top_neuron_ids_FN": top_FN.astype(np.int32), "top_neuron_weights_FN": weights_FN,
       "top_neuron_l1_share_FN": np.abs(weights_FN) / np.abs(W_dec_FM).sum(1, keepdims=True),
   }
-
-
-def _layer_of(site):
-  """("0", "mlp.hidden") for "layer.0.mlp.hidden"."""
-  _, layer, rest = site.split(".", 2)
-  return layer, rest
 
 
 def residual_std(run, tokens, config):

@@ -44,7 +44,7 @@ def collect(encode, tokens, context_C, n_context, batch_contexts, description):
     description: label of the progress bar.
 
   Returns:
-    `Codes`. Memory is 8 bytes for each non-zero activation, twice while sorting.
+    `Codes`, 8 bytes for each non-zero activation; while they are sorted, up to 26.
   """
   rows, features, values = [], [], []
   bar = metrics.progress(len(context_C) * n_context, "tokens", description, scale=True)
@@ -67,9 +67,17 @@ def collect(encode, tokens, context_C, n_context, batch_contexts, description):
       bar.update(n_used)
     pending = coming
   bar.close()
-  feature_P = np.concatenate(features)
-  order_P = np.argsort(feature_P, kind="stable")
+  feature_P = _joined(features)
   start_F = np.concatenate([[0], np.cumsum(np.bincount(feature_P, minlength=n_features))])
+  order_P = np.argsort(feature_P, kind="stable")
+  del feature_P
   position_N = (context_C[:, None] * n_context + np.arange(n_context)).reshape(-1)
   return Codes(len(position_N), n_context, position_N, start_F.astype(np.int64),
-               np.concatenate(rows)[order_P], np.concatenate(values)[order_P])
+               _joined(rows)[order_P], _joined(values)[order_P])
+
+
+def _joined(parts):
+  """The parts end to end, which are let go."""
+  joined = np.concatenate(parts)
+  parts.clear()
+  return joined

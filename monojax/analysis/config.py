@@ -23,7 +23,7 @@ class AnalysisConfig:
   seed: int = option(0, "of the choice of contexts")
 
   def __post_init__(self):
-    for name in ("n_tokens", "n_detector_tokens"):
+    for name in ("n_tokens", "n_detector_tokens", "seed"):
       require(getattr(self, name) >= 0, f"analysis.{name}", getattr(self, name), "must not be negative")
     require(self.batch_contexts >= 1, "analysis.batch_contexts", self.batch_contexts, "must be positive")
     for detector in self.detectors:

@@ -91,7 +91,7 @@ def example_tables(codes, tokens, domains, seed):
       "domain_share_FD": np.zeros((n_features, len(domains)), np.float32),
       "example_tokens_FEW": np.full((n_features, N_EXAMPLES, width), -1, np.int32),
       "example_acts_FEW": np.zeros((n_features, N_EXAMPLES, width), np.float32),
-      "example_domain_FE": np.full((n_features, N_EXAMPLES), -1, np.int16),
+      "example_domain_FE": np.full((n_features, N_EXAMPLES), -1, np.int32),
       "example_document_FE": np.full((n_features, N_EXAMPLES), -1, np.int64),
   }
   for i in np.flatnonzero(n_fires_F):

@@ -45,7 +45,7 @@ class FeatureTables:
       features that fired sum to 1. D may be 0 where the text has no labels.
     example_tokens_FEW: int32 token ids, -1 where the window leaves its context or there is no example.
     example_acts_FEW: float32, the feature's activation on those tokens.
-    example_domain_FE: int16 index into `domains`, -1 where unknown or no example.
+    example_domain_FE: int32 index into `domains`, -1 where unknown or no example.
     example_document_FE: int64 number of the document, -1 where there is no example.
     token_strings: a string for each token id; bytes that are not whole characters read like `\\xd8`.
     domains: the D names.

@@ -60,10 +60,13 @@ def build_browser(tables, directory, title, features_per_file=BrowserConfig.feat
     _write(partial / "data" / f"features-{number:05d}.js", _call("data.registerBlock", number, block))
   for folder in (partial / "assets", partial / "data", partial):
     files.sync_directory(folder)
+  old = directory.with_name(directory.name + ".old")
+  shutil.rmtree(old, ignore_errors=True)
   if directory.exists():
-    shutil.rmtree(directory)
+    os.rename(directory, old)
   os.rename(partial, directory)
   files.sync_directory(directory.parent)
+  shutil.rmtree(old, ignore_errors=True)
   return directory / "index.html"
 
 

@@ -17,6 +17,8 @@ class SAEConfig:
   l1_coefficient: float = option(4e-3, "weight of the summed L1 penalty beside the mean squared error; "
                                        "higher means sparser")
   batch_rows: int = option(8192, "activation vectors in a step")
+  buffer_rows: int = option(262_144, "rows of the window in which rows are shuffled when read; a multiple of "
+                                     "activations.chunk_rows; two windows are held in memory")
   n_steps: int = option(1000, "optimiser steps")
   learning_rate: float = option(1e-3, "Adam's learning rate")
   beta1: float = option(0.9, "Adam's first-moment decay")
@@ -48,7 +50,7 @@ class SAEConfig:
   seed: int = option(0, "of the initial weights, the order of the rows and resampling")
 
   def __post_init__(self):
-    for name in ("n_features", "batch_rows", "n_steps", "scan_steps", "checkpoint_every_steps",
+    for name in ("n_features", "batch_rows", "buffer_rows", "n_steps", "scan_steps", "checkpoint_every_steps",
                  "geometric_median_rows", "resample_rows"):
       require(getattr(self, name) >= 1, f"sae.{name}", getattr(self, name), "must be positive")
     for name in ("l1_coefficient", "warmup_steps", "l1_warmup_steps",

@@ -52,6 +52,7 @@ def train_sae(config, source, n_inputs, directory, identity, mesh, metrics_confi
   Returns:
     (model, parameters).
   """
+  meshes.require_divides(mesh, "data", config.batch_rows)
   recipe = recipes.make_recipe(config, n_inputs, compute_dtype(config.compute_dtype))
   init, step = make_step(recipe, mesh)
   b_dec_M = geometric_median(source.sample(config.geometric_median_rows, config.seed))

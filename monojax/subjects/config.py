@@ -49,4 +49,5 @@ class SubjectConfig:
       require(getattr(self, name) >= 1, f"subject.{name}", getattr(self, name), "must be positive")
     require(0 <= self.warmup_steps, "subject.warmup_steps", self.warmup_steps, "must not be negative")
     require(self.learning_rate > 0, "subject.learning_rate", self.learning_rate, "must be positive")
-    require(self.val_tokens >= 0, "subject.val_tokens", self.val_tokens, "must not be negative")
+    for name in ("val_tokens", "sample_tokens", "seed"):
+      require(getattr(self, name) >= 0, f"subject.{name}", getattr(self, name), "must not be negative")

@@ -41,8 +41,13 @@ def _forward(u_BTD, W_DV, targets_BT, dtype):
   n_batch, n_positions, width = u_BTD.shape
   n_tokens = n_batch * n_positions
   length = chunk_positions(n_batch, n_positions, W_DV.shape[1])
-  # Chunks cut the positions, not the batch, which a mesh splits over devices.
-  chunked = lambda x: jnp.moveaxis(x.reshape(n_batch, -1, length, *x.shape[2:]), 1, 0)
+  n_padded = -n_positions % length
+
+  def chunked(x_BT, fill):
+    """Chunks of positions, not of the batch, which a mesh splits over devices; the last one is filled up."""
+    padded = jnp.pad(x_BT, ((0, 0), (0, n_padded), *((0, 0),) * (x_BT.ndim - 2)), constant_values=fill)
+    return jnp.moveaxis(padded.reshape(n_batch, -1, length, *x_BT.shape[2:]), 1, 0)
+
   W_VD = jax.lax.optimization_barrier(W_DV.T)  # XLA's CPU products read a transposed operand slowly
 
   def chunk(sums, inputs):
@@ -51,16 +56,18 @@ def _forward(u_BTD, W_DV, targets_BT, dtype):
     logits_NV = product(u_ND, W_DV, dtype)
     log_total_N = jax.nn.logsumexp(logits_NV, axis=-1)
     is_target_NV = jax.lax.broadcasted_iota(target_N.dtype, logits_NV.shape, 1) == target_N[:, None]
-    d_NV = (jnp.exp(logits_NV - log_total_N[:, None]) - is_target_NV) / n_tokens
+    weight_N = (target_N >= 0) / n_tokens
+    d_NV = (jnp.exp(logits_NV - log_total_N[:, None]) - is_target_NV) * weight_N[:, None]
     target_logit_N = jnp.take_along_axis(logits_NV, target_N[:, None], axis=1)[:, 0]
     du_ND = product(d_NV, W_VD, dtype).astype(u_ND.dtype)
-    loss += jnp.sum(log_total_N - target_logit_N) / n_tokens
+    loss += jnp.sum((log_total_N - target_logit_N) * weight_N)
     u_DN = jax.lax.optimization_barrier(u_ND.T)
     return (loss, dW_DV + product(u_DN, d_NV, dtype)), du_ND.reshape(inputs[0].shape)
 
   start = jnp.zeros(()), jnp.zeros(W_DV.shape)
-  (loss, dW_DV), du_CBLD = jax.lax.scan(chunk, start, (chunked(u_BTD), chunked(targets_BT)))
-  return loss, (jnp.moveaxis(du_CBLD, 0, 1).reshape(u_BTD.shape), dW_DV.astype(W_DV.dtype))
+  (loss, dW_DV), du_CBLD = jax.lax.scan(chunk, start, (chunked(u_BTD, 0), chunked(targets_BT, -1)))
+  du_BTD = jnp.moveaxis(du_CBLD, 0, 1).reshape(n_batch, -1, width)[:, :n_positions]
+  return loss, (du_BTD, dW_DV.astype(W_DV.dtype))
 
 
 def _backward(dtype, residuals, gradient):
@@ -72,6 +79,7 @@ unembed_loss.defvjp(_forward, _backward)
 
 
 def chunk_positions(n_batch, n_positions, vocab_size):
-  """The largest divisor of n_positions whose chunk's logits stay under the backend's size, at least 1."""
-  most = CHUNK_LOGITS.get(jax.default_backend(), ELSEWHERE) // (n_batch * vocab_size)
-  return max((n for n in range(1, n_positions + 1) if n_positions % n == 0 and n <= most), default=1)
+  """Positions in a chunk: as few chunks, of equal lengths, as keep its logits under the backend's size."""
+  most = max(1, CHUNK_LOGITS.get(jax.default_backend(), ELSEWHERE) // (n_batch * vocab_size))
+  n_chunks = -(-n_positions // most)
+  return -(-n_positions // n_chunks)

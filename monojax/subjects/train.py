@@ -78,6 +78,7 @@ def train_subject(config, tokens, directory, identity, mesh, metrics_config):
   Returns:
     (model, parameters).
   """
+  meshes.require_divides(mesh, "data", config.batch_contexts)
   model = Transformer(config.model, compute_dtype(config.compute_dtype))
   init, step = make_step(model, make_optimizer(config), mesh)
   width = config.model.n_context

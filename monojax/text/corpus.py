@@ -22,7 +22,7 @@ _COMPRESSED = {
     ".xz": lzma.LZMADecompressor,
     ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj(),
 }
-_DECOMPRESSION_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+_DECOMPRESSION_ERRORS = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 _COMPRESSION_RATIO = 4  # a guess at text bytes per compressed byte, for progress bars only
 _PLAIN_CHARACTERS = 16 * 1024  # a longer plain file becomes several documents of up to this length
 _LONGEST_CHARACTERS = 1024 * 1024  # so does a longer document of any other source

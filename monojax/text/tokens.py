@@ -64,9 +64,16 @@ def prepare(config, directory, progress=True, batch_bytes=_BATCH_BYTES, journal_
     files.write_json(directory / "journal.json", journal)
   n_bytes = sum(source.n_bytes for source in sources)
   n_bytes = min(n_bytes, config.max_bytes) if config.max_bytes else n_bytes
-  encoder = _tokenizer(config, directory, n_bytes, progress)
-  problems, domains = _encode_corpus(config, directory, journal, encoder, n_bytes, progress, batch_bytes,
-                                     journal_bytes)
+  try:
+    encoder = _tokenizer(config, directory, n_bytes, progress)
+    problems, domains = _encode_corpus(config, directory, journal, encoder, n_bytes, progress, batch_bytes,
+                                       journal_bytes)
+  except InputError:
+    if not journal["documents"]:  # nothing was made: leave nothing behind that binds to these settings
+      for name in ("journal.json", "tokenizer.json", *(f"{s}{end}" for s in SPLITS
+                                                       for end in (".bin", ".documents.bin"))):
+        (directory / name).unlink(missing_ok=True)
+    raise
   if problems.message():
     print(f"warning: while reading text: {problems.message()}", file=sys.stderr)
   dtype = _dtype(encoder.vocab_size)

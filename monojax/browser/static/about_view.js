@@ -86,11 +86,9 @@ const aboutView = (() => {
         "A/1 has L0 4.9 and recovers 79 %, with another model and other text."),
       charts.scatter({points: [...points, paper], title: "CE recovered against L0",
                       xLabel: "L0, features per token", yLabel: "CE recovered, %"}),
-      table([["L1 coefficient", true], ["L0", true], ["CE recovered", true], ["Explained variance", true],
-             ["Alive", true]],
+      table([["L1 coefficient", true], ["L0", true], ["CE recovered", true], ["Explained variance", true]],
         rows.map((row) => [dom.number(row.l1_coefficient), dom.number(row.l0),
-          dom.percent(row.ce_recovered_zero), dom.number(row.explained_variance),
-          dom.percent(row.alive_fraction)])));
+          dom.percent(row.ce_recovered_zero), dom.number(row.explained_variance)])));
   }
 
   function configuration(value) {
