@@ -27,9 +27,9 @@ def test_next_token_loss_is_the_negative_log_probability():
   np.testing.assert_allclose(loss.next_token_loss(logits, targets), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("chunk_logits, n_chunks", [(2 ** 20, 1), (3 * 11 * 5, 3), (1, 13)])
-def test_fused_loss_and_gradients(monkeypatch, chunk_logits, n_chunks):
-  monkeypatch.setattr(loss, "CHUNK_LOGITS", {jax.default_backend(): chunk_logits})
+@pytest.mark.parametrize("max_logits, n_chunks", [(2 ** 20, 1), (3 * 11 * 5, 3), (1, 13)])
+def test_fused_loss_and_gradients(monkeypatch, max_logits, n_chunks):
+  monkeypatch.setattr(loss, "MAX_LOGITS", max_logits)
   assert -(-13 // loss.chunk_positions(3, 13, 11)) == n_chunks
   rng = np.random.default_rng(1)
   u, W, targets = rng.normal(size=(3, 13, 8)), rng.normal(size=(8, 11)), rng.integers(0, 11, (3, 13))

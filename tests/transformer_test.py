@@ -105,7 +105,7 @@ def test_edit_changes_what_follows_and_unknown_sites_are_named(subject):
 
 
 def test_sharded_training_equals_unsharded(monkeypatch):
-  monkeypatch.setattr(loss, "CHUNK_LOGITS", {"cpu": 8 * 32 * 5})  # three chunks of positions
+  monkeypatch.setattr(loss, "MAX_LOGITS", 8 * 32 * 5)  # three chunks of positions
   config = SubjectConfig(model=CONFIG, n_steps=10, warmup_steps=2)
   tokens_SBU = np.random.default_rng(0).integers(0, 32, (3, 8, 13)).astype(np.int32)
   losses, params = [], []

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from monojax.linear import product
 
-# Logits that a chunk may hold: on a CPU, few enough to stay in its cache; elsewhere, in half a GiB.
-CHUNK_LOGITS = {"cpu": 2 ** 21}
-ELSEWHERE = 2 ** 27
+# A chunk holds at most half a GiB of logits, and on a CPU few rows: more of them leave the cache, and with
+# fewer the unembedding's gradient is added up too often.
+MAX_LOGITS = 2 ** 27
+MAX_ROWS_ON_CPU = 2048
 
 
 def next_token_loss(logits, targets):
@@ -79,7 +80,9 @@ unembed_loss.defvjp(_forward, _backward)
 
 
 def chunk_positions(n_batch, n_positions, vocab_size):
-  """Positions in a chunk: as few chunks, of equal lengths, as keep its logits under the backend's size."""
-  most = max(1, CHUNK_LOGITS.get(jax.default_backend(), ELSEWHERE) // (n_batch * vocab_size))
-  n_chunks = -(-n_positions // most)
+  """Positions in a chunk: as few chunks as the limits allow, of equal lengths."""
+  rows = MAX_LOGITS // vocab_size
+  if jax.default_backend() == "cpu":
+    rows = min(rows, MAX_ROWS_ON_CPU)
+  n_chunks = -(-n_positions // max(1, rows // n_batch))
   return -(-n_positions // n_chunks)
