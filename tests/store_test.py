@@ -272,6 +272,11 @@ SIZES = [  # rows, shard, chunk, batch, buffer
   (65, 64, 1, 10, 5)]
 
 
+def test_the_window_is_a_multiple_of_the_chunk(tmp_path):
+  with pytest.raises(InputError, match="sae.buffer_rows.*5000.*chunk_rows=16"):
+    shuffled(tmp_path, 64, 32, 16, 8, 5000)
+
+
 @pytest.mark.parametrize("n_rows, shard_rows, chunk_rows, batch_rows, buffer_rows", SIZES)
 def test_every_row_once_an_epoch(tmp_path, n_rows, shard_rows, chunk_rows, batch_rows, buffer_rows):
   x_NM, store, source = shuffled(tmp_path, n_rows, shard_rows, chunk_rows, batch_rows, buffer_rows)

@@ -42,7 +42,7 @@ class ShuffledRows:
       InputError: a setting breaks its rule.
     """
     require(batch_rows > 0, "batch_rows", batch_rows, "must be positive")
-    require(buffer_rows > 0 and buffer_rows % store.chunk_rows == 0, "buffer_rows", buffer_rows,
+    require(buffer_rows > 0 and buffer_rows % store.chunk_rows == 0, "sae.buffer_rows", buffer_rows,
             f"must be a positive multiple of the store's chunk_rows={store.chunk_rows}")
     require(seed >= 0, "seed", seed, "must not be negative")
     self._store, self._batch_rows, self._seed = store, batch_rows, seed
