@@ -33,7 +33,7 @@ SMALL = RunConfig(
     activations=HarvestConfig(n_tokens=6_000_000),
     sae=SAEConfig(
         n_features=4096, batch_rows=2048, n_steps=2600, learning_rate=4e-3, l1_coefficient=2e-3,
-        nested_sizes=(24, 48, 96), nested_weight=3.0, warmup_steps=50, l1_warmup_steps=100,
+        nested_sizes=(12, 48), nested_weight=4.0, warmup_steps=50, l1_warmup_steps=100,
         decay_fraction=0.2, encoder_init="decoder_transpose", resample_every_steps=500, resample_times=3,
         resample_rows=65_536, checkpoint_every_steps=500),
     frontier=FrontierConfig(l1_coefficients=(1e-3, 1.5e-3, 4e-3), n_steps=500),
