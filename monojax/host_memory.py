@@ -1,10 +1,22 @@
-"""Host memory on Linux: keep what was freed, instead of asking the kernel for fresh pages."""
+"""Host memory: how much there is, and on Linux, keeping what was freed instead of asking for fresh pages."""
 
 import ctypes
+import os
+import pathlib
 import sys
 
 # Parameter numbers of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+
+def total_bytes():
+  """Memory that this process may use at most: the machine's, or its control group's if that is less."""
+  total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  try:
+    limit = pathlib.Path("/sys/fs/cgroup/memory.max").read_text().strip()
+  except OSError:
+    return total
+  return min(total, int(limit)) if limit.isdigit() else total
 
 
 def keep_freed_memory():

@@ -34,6 +34,18 @@ def pair():
   return subject, params, sae, {**sae_params, "b_dec_M": jnp.full(24, 0.1)}
 
 
+def test_no_more_tokens_are_analysed_than_fit_into_memory(capsys):
+  tokens = fake_tokens()
+  encode = lambda tokens_BT: np.tile(np.arange(40) < 8, (tokens_BT.size, 1)).astype(np.float32)
+  fit = lambda n, memory: sparse_codes.tokens_that_fit(encode, tokens, 10, 4, n, 0, memory)
+  enough = 2 * 8 * sparse_codes.BYTES_PER_ENTRY * 600
+  assert (fit(600, enough), fit(0, 10 * enough), fit(5000, 10 * enough)) == (600, 1300, 1300)
+  assert capsys.readouterr().out == ""
+  assert (fit(601, enough), fit(0, enough)) == (600, 600)
+  assert "analysing 600 tokens instead of 1,300: with 8 activations on each" in capsys.readouterr().out
+  assert fit(0, None) == 1300  # this machine's memory
+
+
 def numpy_fidelity(pair, tokens, mean_M, context_C):
   """The reported figures by their definitions, with full forward passes and float64 statistics."""
   subject, params, sae, sae_params = pair

@@ -28,16 +28,20 @@ def analyze(config, run, train_tokens, val_tokens):
   neurons = lambda tokens_BT: encode_both(run.subject_params, run.sae_params, tokens_BT)[1]
   width = run.subject.config.n_context
 
+  def fitting(functions, n_tokens):
+    return min(sparse_codes.tokens_that_fit(function, train_tokens, width, config.batch_contexts, n_tokens,
+                                            config.seed) for function in functions)
+
   def collect(function, tokens, n_tokens, description):
     chosen = tokens.choose(width, n_tokens, config.seed)
     return sparse_codes.collect(function, tokens, chosen, width, config.batch_contexts, description)
 
-  codes = collect(encode, train_tokens, config.n_tokens, "features")
+  codes = collect(encode, train_tokens, fitting((encode,), config.n_tokens), "features")
   columns = example_tables(codes, train_tokens, train_tokens.domains, config.seed)
   density_F = columns["density_F"]
   status_F = np.where(density_F == 0, tables.DEAD, np.where(density_F < config.ultralow_density,
                                                             tables.ULTRALOW, tables.ALIVE)).astype(np.int8)
-  detector_rows = _detectors(config, collect, encode, neurons, train_tokens, val_tokens)
+  detector_rows = _detectors(config, collect, fitting, encode, neurons, train_tokens, val_tokens)
   columns |= weight_tables(run, train_tokens, val_tokens, config)
   figures = {**density_figures(status_F, density_F), "analysed_tokens": codes.n_rows}
   if detector_rows:
@@ -49,14 +53,15 @@ def analyze(config, run, train_tokens, val_tokens):
                               domains=list(train_tokens.domains), summary=summary)
 
 
-def _detectors(config, collect, encode, neurons, train_tokens, val_tokens):
+def _detectors(config, collect, fitting, encode, neurons, train_tokens, val_tokens):
   """Rows of `detectors.compare`; none where the text has no domain labels."""
   classes = detectors.classes_of(config.detectors, train_tokens.domains)
   if not classes:
     return []
+  n_tokens = fitting((encode, neurons), config.n_detector_tokens)
   pairs = []
   for name, function in (("features", encode), ("neurons", neurons)):
-    pairs.append(tuple(collect(function, tokens, config.n_detector_tokens, f"{name}, {tokens.split}")
+    pairs.append(tuple(collect(function, tokens, n_tokens, f"{name}, {tokens.split}")
                        for tokens in (train_tokens, val_tokens)))
   domain_N = [tokens.position_domain(codes.position_N)
               for tokens, codes in zip((train_tokens, val_tokens), pairs[0], strict=True)]

@@ -5,6 +5,10 @@ import dataclasses
 import numpy as np
 
 from monojax import metrics
+from monojax.host_memory import total_bytes
+
+# What an entry takes while entries are sorted.
+BYTES_PER_ENTRY = 26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +48,7 @@ def collect(encode, tokens, context_C, n_context, batch_contexts, description):
     description: label of the progress bar.
 
   Returns:
-    `Codes`, 8 bytes for each non-zero activation; while they are sorted, up to 26.
+    `Codes`, 8 bytes for each non-zero activation; while they are sorted, up to `BYTES_PER_ENTRY`.
   """
   rows, features, values = [], [], []
   bar = metrics.progress(len(context_C) * n_context, "tokens", description, scale=True)
@@ -74,6 +78,29 @@ def collect(encode, tokens, context_C, n_context, batch_contexts, description):
   position_N = (context_C[:, None] * n_context + np.arange(n_context)).reshape(-1)
   return Codes(len(position_N), n_context, position_N, start_F.astype(np.int64),
                _joined(rows)[order_P], _joined(values)[order_P])
+
+
+def tokens_that_fit(encode, tokens, n_context, batch_contexts, n_tokens, seed, memory_bytes=None):
+  """`n_tokens` (0: all), or fewer where their non-zero activations would take half of the host's memory.
+
+  How many there are on a token is measured on one random batch.
+
+  Args:
+    encode, tokens, n_context, batch_contexts: see `collect`.
+    n_tokens: tokens wanted; 0 for all.
+    seed: of the batch.
+    memory_bytes: instead of the host's.
+  """
+  index_B = np.resize(tokens.choose(n_context, batch_contexts * n_context, seed), batch_contexts)
+  f_NF = np.asarray(encode(tokens.context(index_B, n_context)))
+  per_token = max(np.count_nonzero(f_NF) / len(f_NF), 1e-9)
+  n_wanted = min(n_tokens or tokens.n_tokens, tokens.n_tokens)
+  n_fitting = int((memory_bytes or total_bytes()) / 2 / BYTES_PER_ENTRY / per_token)
+  if n_wanted <= n_fitting:
+    return n_wanted
+  print(f"analysing {n_fitting:,} tokens instead of {n_wanted:,}: with {per_token:,.0f} activations on each, "
+        "more would not fit into memory", flush=True)
+  return max(n_fitting, n_context)
 
 
 def _joined(parts):
