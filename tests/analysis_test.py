@@ -38,7 +38,7 @@ def test_no_more_tokens_are_analysed_than_fit_into_memory(capsys):
   tokens = fake_tokens()
   encode = lambda tokens_BT: np.tile(np.arange(40) < 8, (tokens_BT.size, 1)).astype(np.float32)
   fit = lambda n, memory: sparse_codes.tokens_that_fit(encode, tokens, 10, 4, n, 0, memory)
-  enough = 2 * 8 * sparse_codes.BYTES_PER_ENTRY * 600
+  enough = 4 * 8 * sparse_codes.BYTES_PER_ENTRY * 600
   assert (fit(600, enough), fit(0, 10 * enough), fit(5000, 10 * enough)) == (600, 1300, 1300)
   assert capsys.readouterr().out == ""
   assert (fit(601, enough), fit(0, enough)) == (600, 600)

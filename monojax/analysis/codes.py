@@ -81,9 +81,9 @@ def collect(encode, tokens, context_C, n_context, batch_contexts, description):
 
 
 def tokens_that_fit(encode, tokens, n_context, batch_contexts, n_tokens, seed, memory_bytes=None):
-  """`n_tokens` (0: all), or fewer where their non-zero activations would take half of the host's memory.
+  """`n_tokens` (0: all), or fewer where their non-zero activations would take a quarter of the host's memory.
 
-  How many there are on a token is measured on one random batch.
+  Two or three such sets are held at a time. How many activations a token has is measured on one random batch.
 
   Args:
     encode, tokens, n_context, batch_contexts: see `collect`.
@@ -95,7 +95,7 @@ def tokens_that_fit(encode, tokens, n_context, batch_contexts, n_tokens, seed, m
   f_NF = np.asarray(encode(tokens.context(index_B, n_context)))
   per_token = max(np.count_nonzero(f_NF) / len(f_NF), 1e-9)
   n_wanted = min(n_tokens or tokens.n_tokens, tokens.n_tokens)
-  n_fitting = int((memory_bytes or total_bytes()) / 2 / BYTES_PER_ENTRY / per_token)
+  n_fitting = int((memory_bytes or total_bytes()) / 4 / BYTES_PER_ENTRY / per_token)
   if n_wanted <= n_fitting:
     return n_wanted
   print(f"analysing {n_fitting:,} tokens instead of {n_wanted:,}: with {per_token:,.0f} activations on each, "
