@@ -145,6 +145,16 @@ def test_too_little_text_says_how_many_tokens_it_yields():
     tokenizer.train([b"the cat and the cat says"], 2048)
 
 
+def test_a_little_too_little_text_gives_a_smaller_vocabulary_and_says_so(capsys):
+  text = [b"the cat and the cat says that the cat is the cat"]
+  with pytest.raises(InputError, match=r"yield only (\d+) tokens") as raised:
+    tokenizer.train(text, 2048)
+  n_tokens = int(str(raised.value).split("yield only ")[1].split()[0])
+  assert tokenizer.train(text, n_tokens).vocab_size == n_tokens and capsys.readouterr().out == ""
+  assert tokenizer.train(text, n_tokens + 20).vocab_size == n_tokens
+  assert f"yield only {n_tokens} tokens; going on" in capsys.readouterr().out
+
+
 def test_training_is_the_same_in_any_process_and_order():
   environments = [{**os.environ, "RAYON_NUM_THREADS": n, "PYTHONHASHSEED": n} for n in ("1", "2")]
   results = [subprocess.run([sys.executable, "-c", TRAIN, order], env=env, capture_output=True, check=True)
