@@ -18,8 +18,8 @@ class TextConfig:
   domain_field: str = option("domain", "the field of a JSON line that labels its document; without it, or "
                                        "if empty, the file's or dataset's name does, as for plain text")
   tokenizer: str = option("", "path of an existing tokenizer.json; empty: train a byte-level BPE")
-  vocab_size: int = option(2048, "tokens of the BPE that is trained, the end-of-text token included; text that "
-                                "yields up to a tenth fewer is taken")
+  vocab_size: int = option(2048, "tokens of the BPE that is trained, the end-of-text token included; text "
+                                "that yields up to a tenth fewer is taken")
   tokenizer_bytes: int = option(50_000_000, "bytes of text, spread over the corpus, the BPE is trained on")
   val_fraction: float = option(0.05, "the fraction of documents held out, chosen by a hash of their text")
   seed: int = option(0, "chooses which documents are held out")
