@@ -10,8 +10,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def total_bytes():
-  """Memory that this process may use at most: the machine's, or its control group's if that is less."""
-  total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  """Memory this process may use: the machine's, or its control group's if less; unbounded where unknown."""
+  try:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  except (AttributeError, ValueError):  # not a POSIX system
+    return sys.maxsize
   try:
     limit = pathlib.Path("/sys/fs/cgroup/memory.max").read_text().strip()
   except OSError:

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from monojax import runs
+from monojax.analysis import analyze, detectors, examples, fidelity, logits, tables
 from monojax.analysis import codes as sparse_codes
-from monojax.analysis import detectors, examples, fidelity, logits, tables
+from monojax.analysis.config import AnalysisConfig
 from monojax.sae.model import Dictionary
 from monojax.subjects.config import TransformerConfig
 from monojax.subjects.transformer import Transformer
@@ -35,15 +37,25 @@ def pair():
 
 
 def test_no_more_tokens_are_analysed_than_fit_into_memory(capsys):
-  tokens = fake_tokens()
-  encode = lambda tokens_BT: np.tile(np.arange(40) < 8, (tokens_BT.size, 1)).astype(np.float32)
-  fit = lambda n, memory: sparse_codes.tokens_that_fit(encode, tokens, 10, 4, n, 0, memory)
   enough = 4 * 8 * sparse_codes.BYTES_PER_ENTRY * 600
-  assert (fit(600, enough), fit(0, 10 * enough), fit(5000, 10 * enough)) == (600, 1300, 1300)
+  assert sparse_codes.tokens_that_fit(600, 8.0, enough) == 600
+  assert sparse_codes.tokens_that_fit(1300, 0.0, enough) == 1300
+  assert sparse_codes.tokens_that_fit(1300, 8.0) == 1300  # this machine's memory
   assert capsys.readouterr().out == ""
-  assert (fit(601, enough), fit(0, enough)) == (600, 600)
+  assert sparse_codes.tokens_that_fit(1300, 8.0, enough) == 600
+  assert sparse_codes.tokens_that_fit(601, 8.0, enough) == 600
   assert "analysing 600 tokens instead of 1,300: with 8 activations on each" in capsys.readouterr().out
-  assert fit(0, None) == 1300  # this machine's memory
+
+
+def test_activations_are_counted_token_by_token(pair):
+  subject, params, sae, sae_params = pair
+  run = runs.Loaded(None, subject, params, sae, sae_params, SITE, None, None)
+  tokens = fake_tokens()
+  encode_both = fidelity.make_encode(subject, sae, SITE)
+  f_NF, x_NM = encode_both(params, sae_params, tokens.context(tokens.choose(10, 80, 5), 10))
+  found = analyze._activations_per_token(AnalysisConfig(batch_contexts=8, seed=5), run, encode_both, tokens)
+  expected = [(np.asarray(x_NJ) != 0).sum(1).mean() for x_NJ in (f_NF, x_NM)]
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def numpy_fidelity(pair, tokens, mean_M, context_C):

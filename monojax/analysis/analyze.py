@@ -28,20 +28,21 @@ def analyze(config, run, train_tokens, val_tokens):
   neurons = lambda tokens_BT: encode_both(run.subject_params, run.sae_params, tokens_BT)[1]
   width = run.subject.config.n_context
 
-  def fitting(functions, n_tokens):
-    return min(sparse_codes.tokens_that_fit(function, train_tokens, width, config.batch_contexts, n_tokens,
-                                            config.seed) for function in functions)
-
   def collect(function, tokens, n_tokens, description):
     chosen = tokens.choose(width, n_tokens, config.seed)
     return sparse_codes.collect(function, tokens, chosen, width, config.batch_contexts, description)
 
-  codes = collect(encode, train_tokens, fitting((encode,), config.n_tokens), "features")
+  features_per_token, neurons_per_token = _activations_per_token(config, run, encode_both, train_tokens)
+  available = train_tokens.n_tokens
+  n_tokens = sparse_codes.tokens_that_fit(min(config.n_tokens or available, available), features_per_token)
+  codes = collect(encode, train_tokens, n_tokens, "features")
   columns = example_tables(codes, train_tokens, train_tokens.domains, config.seed)
   density_F = columns["density_F"]
   status_F = np.where(density_F == 0, tables.DEAD, np.where(density_F < config.ultralow_density,
                                                             tables.ULTRALOW, tables.ALIVE)).astype(np.int8)
-  detector_rows = _detectors(config, collect, fitting, encode, neurons, train_tokens, val_tokens)
+  n_tokens = sparse_codes.tokens_that_fit(min(config.n_detector_tokens or available, available),
+                                          max(features_per_token, neurons_per_token))
+  detector_rows = _detectors(config, collect, n_tokens, encode, neurons, train_tokens, val_tokens)
   columns |= weight_tables(run, train_tokens, val_tokens, config)
   figures = {**density_figures(status_F, density_F), "analysed_tokens": codes.n_rows}
   if detector_rows:
@@ -53,12 +54,20 @@ def analyze(config, run, train_tokens, val_tokens):
                               domains=list(train_tokens.domains), summary=summary)
 
 
-def _detectors(config, collect, fitting, encode, neurons, train_tokens, val_tokens):
+def _activations_per_token(config, run, encode_both, tokens):
+  """Non-zero (features, neurons) on a token, on average over one batch of random contexts."""
+  width = run.subject.config.n_context
+  chosen = tokens.choose(width, config.batch_contexts * width, config.seed)
+  tokens_BT = tokens.context(np.resize(chosen, config.batch_contexts), width)
+  both = encode_both(run.subject_params, run.sae_params, tokens_BT)
+  return [float((x_NJ != 0).sum() / len(x_NJ)) for x_NJ in both]
+
+
+def _detectors(config, collect, n_tokens, encode, neurons, train_tokens, val_tokens):
   """Rows of `detectors.compare`; none where the text has no domain labels."""
   classes = detectors.classes_of(config.detectors, train_tokens.domains)
   if not classes:
     return []
-  n_tokens = fitting((encode, neurons), config.n_detector_tokens)
   pairs = []
   for name, function in (("features", encode), ("neurons", neurons)):
     pairs.append(tuple(collect(function, tokens, n_tokens, f"{name}, {tokens.split}")

@@ -7,7 +7,7 @@ import numpy as np
 from monojax import metrics
 from monojax.host_memory import total_bytes
 
-# What an entry takes while entries are sorted.
+# What a non-zero activation takes while they are sorted.
 BYTES_PER_ENTRY = 26
 
 
@@ -80,27 +80,22 @@ def collect(encode, tokens, context_C, n_context, batch_contexts, description):
                _joined(rows)[order_P], _joined(values)[order_P])
 
 
-def tokens_that_fit(encode, tokens, n_context, batch_contexts, n_tokens, seed, memory_bytes=None):
-  """`n_tokens` (0: all), or fewer where their non-zero activations would take a quarter of the host's memory.
+def tokens_that_fit(n_tokens, per_token, memory_bytes=None):
+  """`n_tokens`, or fewer, with a message, where collecting the `Codes` of so many took a quarter of memory.
 
-  Two or three such sets are held at a time. How many activations a token has is measured on one random batch.
+  A quarter, since an analysis holds up to five sets of codes, 8 bytes an entry, while it collects one.
 
   Args:
-    encode, tokens, n_context, batch_contexts: see `collect`.
-    n_tokens: tokens wanted; 0 for all.
-    seed: of the batch.
-    memory_bytes: instead of the host's.
+    n_tokens: tokens wanted.
+    per_token: non-zero activations on a token, on average.
+    memory_bytes: of the host; by default what `host_memory.total_bytes` says.
   """
-  index_B = np.resize(tokens.choose(n_context, batch_contexts * n_context, seed), batch_contexts)
-  f_NF = np.asarray(encode(tokens.context(index_B, n_context)))
-  per_token = max(np.count_nonzero(f_NF) / len(f_NF), 1e-9)
-  n_wanted = min(n_tokens or tokens.n_tokens, tokens.n_tokens)
-  n_fitting = int((memory_bytes or total_bytes()) / 4 / BYTES_PER_ENTRY / per_token)
-  if n_wanted <= n_fitting:
-    return n_wanted
-  print(f"analysing {n_fitting:,} tokens instead of {n_wanted:,}: with {per_token:,.0f} activations on each, "
+  n_fitting = int((memory_bytes or total_bytes()) / 4 / BYTES_PER_ENTRY / max(per_token, 1e-9))
+  if n_tokens <= n_fitting:
+    return n_tokens
+  print(f"analysing {n_fitting:,} tokens instead of {n_tokens:,}: with {per_token:,.0f} activations on each, "
         "more would not fit into memory", flush=True)
-  return max(n_fitting, n_context)
+  return n_fitting
 
 
 def _joined(parts):

@@ -17,7 +17,7 @@ from monojax.config import InputError
 END_OF_TEXT = "<|endoftext|>"
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 _BATCH_DOCUMENTS = 1000
-# Text that yields this much less than the vocabulary asked for is taken, with a message.
+# Text that misses the vocabulary asked for by at most this fraction is taken, with a message.
 ACCEPTED_SHORTFALL = 0.1
 # White space and what follows it up to the next white space, as GPT-2's pattern understands white space:
 # no token of its crosses the end of such a word. Python's \s also holds the separators 1c to 1f.
