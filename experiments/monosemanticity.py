@@ -23,5 +23,5 @@ def main():
 
 
 if __name__ == "__main__":
-  cli.define_run_flags()
+  cli.define_run_flags(["text", "subject", "activations", "sae", "frontier", "analysis", "browser", "mesh", "metrics"])
   cli.run(main)

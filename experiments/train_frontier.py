@@ -1,6 +1,6 @@
 """Trains a run's dictionary again at other penalties: sparsity against recovered loss, as a table.
 
-  python experiments/train_frontier.py --workdir=runs/mine --frontier.l1_coefficients=0.001,0.002,0.008
+  python experiments/train_frontier.py --workdir=runs/mine --frontier.sparsities=0.001,0.002,0.008
 
 Writes frontier/frontier.csv and frontier.json. With --frontier.n_steps each goes on from the main dictionary
 for so many steps; by default each is trained from nothing, as long as the main one.

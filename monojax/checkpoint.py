@@ -53,6 +53,13 @@ class Checkpoints:
     self._checkpointer.close()
 
 
+def save_params(directory, params, config):
+  """Writes parameters for use, on the host, and a JSON-able dict beside them; `load_params` reads them."""
+  with ocp.training.Checkpointer(pathlib.Path(directory).absolute(), custom_metadata={"config": config}) as writer:
+    if writer.latest is None:
+      writer.save_checkpointables(0, {"params": jax.tree.map(np.asarray, params)})
+
+
 def load_params(directory):
   """Parameters and configuration from a directory of checkpoints, on the host.
 

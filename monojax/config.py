@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+import types as types_
 import typing
 
 
@@ -36,9 +37,11 @@ def require(condition, field, value, rule):
 
 
 def _fields(config_class):
-  """(field, type) pairs of a configuration class."""
+  """(field, type) pairs of a configuration class; T for the optional `T | None`."""
   types = typing.get_type_hints(config_class)
-  return [(field, types[field.name]) for field in dataclasses.fields(config_class)]
+  plain = lambda kind: next((arg for arg in typing.get_args(kind) if isinstance(kind, types_.UnionType)
+                             and arg is not type(None)), kind)
+  return [(field, plain(types[field.name])) for field in dataclasses.fields(config_class)]
 
 
 def define_flags(config_class, prefix, flag_values):
@@ -100,7 +103,9 @@ def override(config, flag_values, prefix=""):
 
 
 def to_dict(config):
-  """A configuration as JSON-able nested dicts (tuples become lists)."""
+  """A configuration, or a dict of several, as JSON-able nested dicts (tuples become lists)."""
+  if isinstance(config, dict):
+    return {name: to_dict(value) for name, value in config.items()}
   return json.loads(json.dumps(dataclasses.asdict(config)))
 
 

@@ -17,8 +17,8 @@ DEMO = RunConfig(
     # The vocabulary is much larger than the dictionary: with fewer tokens than that, a feature goes to each
     # token, and few to whole scripts and formats.
     sae=SAEConfig(
-        n_features=1024, batch_rows=2048, n_steps=900, learning_rate=4e-3, beta2=0.99, l1_coefficient=4.2e-3,
-        nested_sizes=(16, 32), nested_weight=4.0, warmup_steps=50, l1_warmup_steps=100, decay_fraction=0.2,
+        n_features=1024, batch_rows=2048, n_steps=900, learning_rate=4e-3, beta2=0.99, sparsity_coefficient=4.2e-3,
+        group_sizes=(16, 32), group_weight=4.0, warmup_steps=50, penalty_warmup_steps=100, decay_fraction=0.2,
         encoder_init="decoder_transpose",
         resample_every_steps=200, resample_times=3, resample_rows=65_536, checkpoint_every_steps=200),
     analysis=AnalysisConfig(n_tokens=500_000, n_detector_tokens=131_072),
@@ -32,11 +32,11 @@ SMALL = RunConfig(
         warmup_steps=100, checkpoint_every_steps=500),
     activations=HarvestConfig(n_tokens=6_000_000),
     sae=SAEConfig(
-        n_features=4096, batch_rows=2048, n_steps=2600, learning_rate=4e-3, l1_coefficient=2e-3,
-        nested_sizes=(12, 48), nested_weight=4.0, warmup_steps=50, l1_warmup_steps=100,
+        n_features=4096, batch_rows=2048, n_steps=2600, learning_rate=4e-3, sparsity_coefficient=2e-3,
+        group_sizes=(12, 48), group_weight=4.0, warmup_steps=50, penalty_warmup_steps=100,
         decay_fraction=0.2, encoder_init="decoder_transpose", resample_every_steps=500, resample_times=3,
         resample_rows=65_536, checkpoint_every_steps=500),
-    frontier=FrontierConfig(l1_coefficients=(1e-3, 1.5e-3, 4e-3), n_steps=500),
+    frontier=FrontierConfig(sparsities=(1e-3, 1.5e-3, 4e-3), n_steps=500),
     analysis=AnalysisConfig(n_tokens=1_000_000),
 )
 
@@ -49,7 +49,7 @@ PAPER = RunConfig(
     activations=HarvestConfig(tokens_per_context=250, batch_contexts=512, shard_rows=1_048_576),
     sae=SAEConfig(
         n_features=4096, batch_rows=8192, buffer_rows=4_194_304, n_steps=1_000_000,
-        learning_rate=1e-4, l1_coefficient=4e-3,
+        learning_rate=1e-4, sparsity_coefficient=4e-3,
         resample_every_steps=25_000, resample_times=4, resample_rows=819_200,
         checkpoint_every_steps=10_000, val_tokens=4_194_304),
     analysis=AnalysisConfig(n_tokens=100_000_000, n_detector_tokens=4_194_304, ultralow_density=1e-6,

@@ -19,22 +19,23 @@ from monojax.browser.config import BrowserConfig
 from monojax.config import InputError, nested, option, require
 from monojax.mesh import MeshConfig
 from monojax.metrics import MetricsConfig
-from monojax.sae.config import SAEConfig
+from monojax.sae.config import SAEConfig, SweepConfig
 from monojax.subjects.config import SubjectConfig
 from monojax.text.config import TextConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class FrontierConfig:
-  """Further dictionaries, like the main one but for their penalty, to draw the frontier."""
-  l1_coefficients: tuple[float, ...] = option((), "penalties to train besides the main one's")
+  """Further dictionaries, like the main one but for what makes them sparse, to draw the frontier."""
+  sparsities: tuple[float, ...] = option((), "values of sae.sparsity_coefficient, or of sae.k in the TopK family, "
+                                             "to train besides the main one's; all on one pass over the data")
   n_steps: int = option(0, "steps of each, starting from the main dictionary's parameters; 0 trains each "
                            "from nothing for as long as the main one")
 
   def __post_init__(self):
     require(self.n_steps >= 0, "frontier.n_steps", self.n_steps, "must not be negative")
-    for value in self.l1_coefficients:
-      require(value > 0, "frontier.l1_coefficients", self.l1_coefficients, "must be positive")
+    for value in self.sparsities:
+      require(value > 0, "frontier.sparsities", self.sparsities, "must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ class RunConfig:
   activations: HarvestConfig = nested(HarvestConfig)
   sae: SAEConfig = nested(SAEConfig)
   frontier: FrontierConfig = nested(FrontierConfig)
+  sweep: SweepConfig = nested(SweepConfig)
   analysis: AnalysisConfig = nested(AnalysisConfig)
   browser: BrowserConfig = nested(BrowserConfig)
   mesh: MeshConfig = nested(MeshConfig)
@@ -56,6 +58,7 @@ INPUTS = {
     "tokens": (), "subject": ("tokens",), "activations": ("tokens", "subject"), "sae": ("activations",),
     "frontier": ("sae",), "analysis": ("sae",), "browser": ("analysis",),
 }
+SWEEPS = "sweeps"  # the folder of stages that are no part of the whole, each on the stored activations
 
 
 class Run:
@@ -86,8 +89,8 @@ class Run:
     """Does a stage unless it is done.
 
     Args:
-      name: a key of `INPUTS`.
-      config: its configuration dataclass.
+      name: a key of `INPUTS`, or a folder in `SWEEPS`.
+      config: its configuration dataclass, or a dict of several.
       work: (stage directory, identity) -> dict of headline figures. The identity names the settings
         and inputs of what is made.
 
@@ -98,7 +101,8 @@ class Run:
       InputError: an earlier stage is missing, or this one was begun with other settings or inputs.
     """
     path = self.directory / name / "stage.json"
-    inputs = {stage: self.require_stage(stage)["output"] for stage in INPUTS[name]}
+    before = ("activations",) if name.startswith(f"{SWEEPS}/") else INPUTS[name]
+    inputs = {stage: self.require_stage(stage)["output"] for stage in before}
     wanted = {"config": configs.to_dict(config), "inputs": inputs}
     identity = configs.fingerprint(wanted)
     found = files.read_json(path)
@@ -223,7 +227,7 @@ def load(directory):
   from monojax import checkpoint
   from monojax.sae.recipes import make_recipe
   from monojax.training import compute_dtype
-  sae_params, saved, _ = checkpoint.load_params(run.directory / "sae" / "checkpoints")
+  sae_params, saved, _ = checkpoint.load_params(run.directory / "sae" / "dictionary")
   sae_config = configs.from_dict(SAEConfig, saved["sae"])
   recipe = make_recipe(sae_config, saved["n_inputs"], compute_dtype(sae_config.compute_dtype))
   subject, subject_params = load_subject(run)

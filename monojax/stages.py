@@ -10,7 +10,7 @@ import math
 from monojax import config as configs
 from monojax import files
 from monojax.config import require
-from monojax.runs import load, load_subject, load_tokenizer, open_tokens, tokens_meta
+from monojax.runs import SWEEPS, load, load_subject, load_tokenizer, open_tokens, tokens_meta
 from monojax.sae.config import SAEConfig
 
 
@@ -97,74 +97,117 @@ def harvest(run, config):
 
 def train_sae(run, config):
   """A store of activations to a dictionary, and how faithful it is on held-out text."""
+  sae_config = config.sae.resolved()
+
   def work(directory, identity):
-    return _train_and_measure(run, config, config.sae, directory, identity, "sae")
-  return run.execute("sae", config.sae, work)
-
-
-def _train_and_measure(run, config, sae_config, directory, identity, name, start=None):
-  """Trains a dictionary on the run's store, from parameters `start` if given; measures it on new text."""
-  from monojax.activations.reader import ShuffledRows
-  from monojax.activations.store import ActivationStore
-  from monojax.analysis.fidelity import fidelity
-  from monojax.mesh import make_mesh
-  from monojax.sae.train import train_sae as fit
-  record = run.require_stage("activations")
-  store = ActivationStore.open(run.directory / "activations",
-                               {"site": record["config"]["site"], "stage": record["identity"]})
-  source = ShuffledRows(store, sae_config.batch_rows, sae_config.buffer_rows, sae_config.seed)
-  saved = {"sae": configs.to_dict(sae_config), "n_inputs": store.width, "identity": identity}
-  model, params = fit(sae_config, source, store.width, directory, saved, make_mesh(config.mesh),
-                      config.metrics, name, start)
-  subject, subject_params = load_subject(run)
-  scores = fidelity(subject, subject_params, model, params, record["config"]["site"], store.mean(),
-                    open_tokens(run, "val"), sae_config.val_tokens)
-  if scores["ce_recovered_zero"] is None:
-    print(f"{name}: zero-ablating the site does not raise the loss ({scores['ce_zero']:.4f} against "
-          f"{scores['ce_clean']:.4f}), so cross-entropy recovered is undefined: train the subject longer")
-  return {"sae/n_features": sae_config.n_features, "sae/l1_coefficient": sae_config.l1_coefficient,
-          "sae/rows_seen": sae_config.n_steps * sae_config.batch_rows,
-          **{f"sae/{name}": value for name, value in scores.items()}}
+    from monojax.mesh import make_mesh
+    from monojax.sae.train import train_sae as fit
+    store, source = _source(run, sae_config)
+    model, params = fit(sae_config, source, store.width, directory, _saved(sae_config, store, identity),
+                        make_mesh(config.mesh), config.metrics)
+    return _measure(run, store, sae_config, model, params, "sae")
+  return run.execute("sae", sae_config, work)
 
 
 def train_frontier(run, config):
-  """The main dictionary's recipe at other penalties: points of the (L0, recovered) frontier."""
+  """The main dictionary's recipe at other sparsities: points of the (L0, recovered) frontier."""
   base = configs.from_dict(SAEConfig, run.require_stage("sae")["config"])
   if config.frontier.n_steps:
-    base = dataclasses.replace(base, n_steps=config.frontier.n_steps, resample_every_steps=0,
-                               l1_warmup_steps=0)
+    base = dataclasses.replace(base, n_steps=config.frontier.n_steps, resample_every_steps=0, penalty_warmup_steps=0)
 
   def work(directory, identity):
     from monojax import checkpoint
     start = (checkpoint.load_params(run.directory / "sae" / "checkpoints")[0] if config.frontier.n_steps
              else None)
-    points = [_frontier_point(run.require_stage("sae")["figures"])]
-    for l1_coefficient in config.frontier.l1_coefficients:
-      sae_config = dataclasses.replace(base, l1_coefficient=l1_coefficient)
-      place = directory / f"l1_{l1_coefficient:g}"
-      figures = files.read_json(place / "figures.json")
-      if figures is None:
-        figures = _train_and_measure(run, config, sae_config, place, identity, f"λ={l1_coefficient:g}",
-                                     start)
-        files.write_json(place / "figures.json", figures)
-      points.append(_frontier_point(figures))
-    points.sort(key=lambda point: point["l1_coefficient"])
-    header = list(points[0])
-    lines = [",".join(header)] + [
-        ",".join("" if point[name] is None else f"{point[name]:.6g}" for name in header)
-        for point in points]
-    with files.replacing(directory / "frontier.csv") as file:
-      file.write(("\n".join(lines) + "\n").encode())
-    files.write_json(directory / "frontier.json", points)
-    return {f"frontier/l1_{point['l1_coefficient']:g}/{name}": point[name]
+    points = [_point(run.require_stage("sae")["figures"])]
+    points += _sweep(run, config, base.at_sparsities(config.frontier.sparsities), directory, identity, start)
+    _write_points(directory / "frontier", points)
+    return {f"frontier/{point['sparsity']:g}/{name}": point[name]
             for point in points for name in ("l0", "ce_recovered_zero", "explained_variance")}
   return run.execute("frontier", config.frontier, work)
 
 
-def _frontier_point(figures):
-  names = ("l1_coefficient", "l0", "ce_recovered_zero", "ce_recovered_mean", "explained_variance",
-           "n_features", "rows_seen")
-  return {name: figures[f"sae/{name}"] for name in names}
+def sweep(run, config):
+  """A grid of dictionaries on one pass over a run's store, in `sweeps/NAME`, and a table of all such sweeps."""
+  def work(directory, identity):
+    members = config.sweep.configs(config.sae)
+    points = _sweep(run, config, members, directory, identity)
+    _write_points(directory / "points", points)
+    return {f"{point['name']}/{name}": point[name] for point in points
+            for name in ("l0", "explained_variance", "ce_recovered_zero", "heldout_alive_fraction")}
+  record = run.execute(f"{SWEEPS}/{config.sweep.name}",
+                       {"sweep": config.sweep, "sae": config.sae.resolved()}, work)
+  everything = [point for path in sorted((run.directory / SWEEPS).glob("*/points.json"))
+                for point in files.read_json(path)]
+  _write_points(run.directory / SWEEPS / "all", everything)
+  from monojax.analysis.frontier import draw_frontier
+  if not draw_frontier(everything, run.directory / SWEEPS / "frontier.png"):
+    print("sweeps/frontier.png is not drawn: it needs matplotlib, pip install 'monojax[report]'")
+  return record
+
+
+def _source(run, sae_config):
+  """(store, shuffled rows of it) that a dictionary trains on."""
+  from monojax.activations.reader import ShuffledRows
+  from monojax.activations.store import ActivationStore
+  record = run.require_stage("activations")
+  store = ActivationStore.open(run.directory / "activations",
+                               {"site": record["config"]["site"], "stage": record["identity"]})
+  return store, ShuffledRows(store, sae_config.batch_rows, sae_config.buffer_rows, sae_config.seed)
+
+
+def _saved(sae_config, store, identity):
+  """What is kept beside a dictionary's parameters: enough to rebuild its model."""
+  return {"sae": configs.to_dict(sae_config), "n_inputs": store.width, "identity": identity}
+
+
+def _measure(run, store, sae_config, model, params, name):
+  """A dictionary's figures on held-out text."""
+  from monojax.analysis.fidelity import fidelity
+  subject, subject_params = load_subject(run)
+  scores = fidelity(subject, subject_params, model, params, run.require_stage("activations")["config"]["site"],
+                    store.mean(), open_tokens(run, "val"), sae_config.val_tokens)
+  if scores["ce_recovered_zero"] is None:
+    print(f"{name}: zero-ablating the site does not raise the loss ({scores['ce_zero']:.4f} against "
+          f"{scores['ce_clean']:.4f}), so cross-entropy recovered is undefined: train the subject longer")
+  return {"sae/recipe": sae_config.recipe, "sae/n_features": sae_config.n_features,
+          "sae/sparsity": sae_config.sparsity, "sae/rows_seen": sae_config.n_steps * sae_config.batch_rows,
+          **{f"sae/{name}": value for name, value in scores.items()}}
+
+
+def _sweep(run, config, members, directory, identity, start=None):
+  """Trains dictionaries on one pass over a run's store and measures each; returns their points."""
+  from monojax.mesh import make_mesh
+  from monojax.sae.sweep import name_of, train_sweep
+  if not members:
+    return []
+  store, source = _source(run, members[0])
+  saved = {name_of(member): _saved(member, store, identity) for member in members}
+  found = train_sweep(members, source, store.width, directory, saved, make_mesh(config.mesh), config.metrics, start)
+  points = []
+  for name, (member, model, params) in found.items():
+    place = directory / "dictionaries" / name / "figures.json"
+    figures = files.read_json(place) or _measure(run, store, member, model, params, name)
+    files.write_json(place, figures)
+    points.append(_point(figures, name))
+  return points
+
+
+def _point(figures, name="sae"):
+  """A dictionary's row in a table of several."""
+  columns = ("recipe", "sparsity", "n_features", "l0", "explained_variance", "ce_recovered_zero", "ce_recovered_mean",
+             "heldout_alive_fraction", "heldout_dense_features", "rows_seen")
+  return {"name": name, **{column: figures.get(f"sae/{column}") for column in columns}}
+
+
+def _write_points(path, points):
+  """Writes a table of dictionaries as `path`.json and `path`.csv, sparser ones first."""
+  points = sorted(points, key=lambda point: (point["recipe"], point["l0"]))
+  shown = lambda value: "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+  lines = [",".join(points[0])] + [",".join(shown(value) for value in point.values()) for point in points]
+  with files.replacing(path.with_suffix(".csv")) as file:
+    file.write(("\n".join(lines) + "\n").encode())
+  files.write_json(path.with_suffix(".json"), points)
 
 
 def analyze(run, config):

@@ -26,8 +26,8 @@ TINY = [
     "--subject.n_steps=60", "--subject.checkpoint_every_steps=20", "--subject.sample_tokens=8",
     "--activations.shard_rows=16384", "--activations.chunk_rows=1024", "--sae.buffer_rows=4096",
     "--sae.n_features=64", "--sae.batch_rows=256", "--sae.n_steps=90", "--sae.checkpoint_every_steps=30",
-    "--sae.resample_every_steps=25", "--sae.resample_rows=1024", "--sae.geometric_median_rows=1024",
-    "--frontier.l1_coefficients=0.02", "--frontier.n_steps=20",
+    "--sae.resample_every_steps=25", "--sae.resample_rows=1024", "--sae.start_rows=1024",
+    "--frontier.sparsities=0.02", "--frontier.n_steps=20",
     "--analysis.n_tokens=20000", "--analysis.n_detector_tokens=10000",
 ]
 STAGES = [("prepare_text", "text"), ("train_subject", "subject"), ("harvest", "activations"),

@@ -7,21 +7,22 @@ import numpy as np
 from monojax import mesh as meshes
 from monojax.sae import recipes, resample
 from monojax.sae.config import SAEConfig
+from monojax.sae.model import Wiring
 from monojax.sae.step import make_step
 
 M, F, B = 6, 20, 32
-CONFIG = SAEConfig(n_features=F, batch_rows=B, n_steps=50, learning_rate=1e-2, l1_coefficient=0.05)
+CONFIG = SAEConfig(n_features=F, batch_rows=B, n_steps=50, learning_rate=1e-2, sparsity_coefficient=0.05)
 DEAD = np.array([2, 5, 19])
 
 
 def trained_state(dead):
   recipe = recipes.make_recipe(CONFIG, M, jnp.float32)
-  init, step = make_step(recipe, meshes.make_mesh(meshes.MeshConfig(1, 1)))
+  init, step = make_step(recipe, meshes.make_mesh(meshes.MeshConfig(1, 1)), CONFIG.window_steps)
   x = np.random.default_rng(0).exponential(size=(10, B, M)).astype(np.float32)
-  state, _ = step(init(jax.random.key(0), np.zeros(M)), x)
+  state, _ = step(init(jax.random.key(0), np.zeros((2, M))), x)
   last_F = np.full(F, 10, np.int32)
   last_F[dead] = 4
-  return recipe, state.replace(counters={"last_fired_F": jnp.asarray(last_F)})
+  return recipe, state.replace(counters={**state.counters, "last_fired_F": jnp.asarray(last_F)})
 
 
 def candidates():
@@ -30,7 +31,7 @@ def candidates():
 
 def test_dead_features_are_remade_as_published_and_alive_ones_untouched():
   _, state = trained_state(DEAD)
-  new, n = resample.resample(state, candidates(), 6, 0.2)
+  new, n = resample.resample(state, candidates(), Wiring((M,)), 6, 0.2)
   assert int(n) == 3
   alive = np.setdiff1d(np.arange(F), DEAD)
   for tree_old, tree_new in ((state.params, new.params), (state.opt_state[1].mu, new.opt_state[1].mu),
@@ -52,14 +53,14 @@ def test_dead_features_are_remade_as_published_and_alive_ones_untouched():
 
 def test_nothing_dead_changes_nothing():
   _, state = trained_state([])
-  new, n = resample.resample(state, candidates(), 6, 0.2)
+  new, n = resample.resample(state, candidates(), Wiring((M,)), 6, 0.2)
   assert int(n) == 0
   jax.tree.map(np.testing.assert_array_equal, state, new)
 
 
 def test_everything_dead_stays_finite():
   _, state = trained_state(np.arange(F))
-  new, n = resample.resample(state, candidates(), 6, 0.2)
+  new, n = resample.resample(state, candidates(), Wiring((M,)), 6, 0.2)
   assert int(n) == F
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(new))
   np.testing.assert_allclose(np.linalg.norm(new.params["W_dec_FM"], axis=1), 1.0, rtol=1e-5)
@@ -72,8 +73,8 @@ def test_inputs_are_drawn_in_proportion_to_the_square_of_their_loss():
   absorb = resample.make_absorb(lambda params, x_BM: x_BM[:, 0] + 1.0)
   draw = resample.start_draw(n_slots, 2)
   for i, x_BM in enumerate(np.split(x_NM, n_batches)):
-    draw = absorb(draw, {}, x_BM, jax.random.key(i))
-  drawn = np.bincount(np.asarray(draw["candidate_FM"])[:, 0].astype(int), minlength=40) / n_slots
+    draw = absorb(draw, {}, x_BM, np.ones(2, np.float32), jax.random.key(i))
+  drawn = np.bincount(np.asarray(draw["candidate_FW"])[:, 0].astype(int), minlength=40) / n_slots
   weight = (np.arange(40) + 1.0) ** 2
   np.testing.assert_allclose(drawn, weight / weight.sum(), atol=0.006)  # four standard errors
   np.testing.assert_allclose(draw["weight"], weight.sum(), rtol=1e-5)

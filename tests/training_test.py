@@ -35,8 +35,8 @@ class Rows:
 
 
 CONFIG = SAEConfig(n_features=24, batch_rows=32, n_steps=37, scan_steps=4, checkpoint_every_steps=10,
-                   resample_every_steps=9, resample_rows=64, dead_window_steps=2, l1_coefficient=0.3,
-                   learning_rate=0.02, geometric_median_rows=64)
+                   resample_every_steps=9, resample_rows=64, dead_window_steps=2, sparsity_coefficient=0.3,
+                   learning_rate=0.02, start_rows=64)
 
 
 def fit(directory, source, shape=(1, 1), config=CONFIG):

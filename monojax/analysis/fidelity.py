@@ -39,8 +39,10 @@ def fidelity(subject, subject_params, sae, sae_params, site, mean_M, tokens, n_t
 
   Returns:
     dict of floats: l0, l1, mse, normalised_mse, explained_variance, l2_ratio, ce_clean, ce_spliced,
-    ce_zero, ce_mean, ce_recovered_zero, ce_recovered_mean, n_tokens. A "recovered" is `None` where the
-    ablation does not raise the loss, as with a subject that has hardly been trained: it means nothing there.
+    ce_zero, ce_mean, ce_recovered_zero, ce_recovered_mean, n_tokens, heldout_alive_fraction (features that
+    fired at all on these tokens), heldout_dense_features (those that fired on more than 1 % of them). A
+    "recovered" is `None` where the ablation does not raise the loss, as with a subject that has hardly been
+    trained: it means nothing there.
   """
   batch_contexts = batch_contexts or contexts_per_batch(subject.config)
   width = subject.config.n_context
@@ -94,7 +96,7 @@ def _make_sums(subject, sae, site):
         "square_error": total(jnp.square(x_NM - x_hat_NM).sum(1)),
         "square": total(jnp.square(x_NM).sum(1)), "sum_M": weight_N @ x_NM,
         "norm_ratio": total(jnp.where(norm_N > 0, jnp.linalg.norm(x_hat_NM, axis=1) / norm_N, 0.0)),
-        "not_zero": total(norm_N > 0),
+        "not_zero": total(norm_N > 0), "fired_F": weight_N @ (f_NF > 0).astype(jnp.float32),
     }
   return sums
 
@@ -112,6 +114,8 @@ def _scores(total, n_tokens):
       "l2_ratio": float(total["norm_ratio"] / max(total["not_zero"], 1)),
       "mse": float(total["square_error"] / (n_tokens * width)),
       "normalised_mse": normalised_mse, "explained_variance": 1.0 - normalised_mse, **ce,
+      "heldout_alive_fraction": float(np.mean(total["fired_F"] > 0)),
+      "heldout_dense_features": int(np.sum(total["fired_F"] > 0.01 * n_tokens)),
       "ce_recovered_zero": recovered("ce_zero"), "ce_recovered_mean": recovered("ce_mean"),
       "n_tokens": n_tokens,
   }

@@ -1,9 +1,9 @@
 """Dictionaries: activations to features and back.
 
-Letters: B batch, M width of the activation, F features.
+Letters: B batch, M width read, O width written, F features.
 """
 
-from collections.abc import Callable
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -11,12 +11,64 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from monojax.linear import matmul
+from monojax.sae.code import decode
+from monojax.sae.nonlinearity import ReLU
 
 # Where a dictionary's parameters (and their optimiser moments and counters) live on the mesh.
-SHARDING_RULES = {
-    "W_enc_MF": P(None, "model"), "b_enc_F": P("model"), "W_dec_FM": P("model", None),
-    "last_fired_F": P("model"),
-}
+_BY_FEATURE = ("b_enc_F", "log_threshold_F", "r_F", "b_mag_F", "last_fired_F")
+SHARDING_RULES = {"W_enc_MF": P(None, "model"), "W_dec_FM": P("model", None),
+                  **{name: P("model") for name in _BY_FEATURE}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wiring:
+  """Which sites of a batch a dictionary reads, and which it reconstructs.
+
+  A batch holds the activations of its sites side by side. An autoencoder reads and writes its one site, a
+  transcoder reads one and writes another, a crosscoder reads and writes all.
+
+  Attributes:
+    widths: the sites' widths; they add up to the batch's.
+    reads: numbers of the sites read.
+    writes: numbers of the sites written.
+  """
+  widths: tuple[int, ...]
+  reads: tuple[int, ...] = (0,)
+  writes: tuple[int, ...] = (0,)
+
+  @property
+  def n_inputs(self):
+    """M."""
+    return sum(self.widths[i] for i in self.reads)
+
+  @property
+  def n_outputs(self):
+    """O."""
+    return sum(self.widths[i] for i in self.writes)
+
+  @property
+  def autoencodes(self):
+    """Whether what is written is what is read."""
+    return self.reads == self.writes
+
+  def inputs(self, x):
+    """The columns that are read, of an array whose last axis holds the sites."""
+    return self._columns(x, self.reads)
+
+  def targets(self, x):
+    """The columns that are written."""
+    return self._columns(x, self.writes)
+
+  def written(self):
+    """(first, last) column of each written site among the outputs."""
+    ends = [sum(self.widths[i] for i in self.writes[:n]) for n in range(len(self.writes) + 1)]
+    return list(zip(ends[:-1], ends[1:], strict=True))
+
+  def _columns(self, x, sites):
+    if sites == tuple(range(len(self.widths))):
+      return x
+    starts = [sum(self.widths[:i]) for i in sites]
+    return jnp.concatenate([x[..., s:s + self.widths[i]] for s, i in zip(starts, sites, strict=True)], axis=-1)
 
 
 def kaiming_uniform(key, shape, fan_in):
@@ -31,51 +83,68 @@ def unit_rows(W_dec_FM):
 
 
 class Dictionary(nn.Module):
-  """A one-hidden-layer autoencoder with a pre-encoder bias tied to minus the decoder's.
+  """A one-hidden-layer map from activations to features and on to what they reconstruct.
 
-  f = activation(W_enc (x - b_dec) + b_enc),  x_hat = W_dec f + b_dec
-  (Towards Monosemanticity, "Sparse Autoencoder Setup").
+  f = nonlinearity(W_enc (x - b_dec) + b_enc),  y_hat = W_dec f + b_dec (+ W_skip x),
+  where the subtraction of b_dec is the choice of Towards Monosemanticity and of the TopK family, and needs
+  that what is written is what is read.
 
   Attributes:
-    n_inputs: M.
+    wiring: what is read and written.
     n_features: F.
-    activation: the non-linearity, (B, F) -> (B, F).
+    nonlinearity: from `monojax.sae.nonlinearity`.
+    pre_bias: whether b_dec is subtracted before encoding.
+    skip: whether the input also reaches the output through a matrix of its own (skip transcoders,
+      arXiv 2501.18823), which starts at 0.
     encoder_init: "kaiming" or "decoder_transpose".
     dtype: of the matrix products; they accumulate in float32.
   """
-  n_inputs: int
+  wiring: Wiring
   n_features: int
-  activation: Callable = jax.nn.relu
+  nonlinearity: ReLU = ReLU()
+  pre_bias: bool = True
+  skip: bool = False
   encoder_init: str = "kaiming"
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):
-    m, f = self.n_inputs, self.n_features
-    self.W_dec_FM = self.param("W_dec_FM", lambda key: unit_rows(kaiming_uniform(key, (f, m), f)))
-    if self.encoder_init == "kaiming":
-      self.W_enc_MF = self.param("W_enc_MF", lambda key: kaiming_uniform(key, (m, f), m))
-    else:
-      self.W_enc_MF = self.param("W_enc_MF", lambda key: self.W_dec_FM.T)
+    m, o, f = self.wiring.n_inputs, self.wiring.n_outputs, self.n_features
+    self.W_dec_FM = self.param("W_dec_FM", lambda key: unit_rows(kaiming_uniform(key, (f, o), f)))
+    transpose = self.encoder_init == "decoder_transpose" and self.wiring.autoencodes
+    self.W_enc_MF = self.param(
+        "W_enc_MF", lambda key: self.W_dec_FM.T if transpose else kaiming_uniform(key, (m, f), m))
     self.b_enc_F = self.param("b_enc_F", nn.initializers.zeros, (f,))
-    self.b_dec_M = self.param("b_dec_M", nn.initializers.zeros, (m,))
+    self.b_dec_M = self.param("b_dec_M", nn.initializers.zeros, (o,))
+    for name, value in self.nonlinearity.own(f).items():
+      setattr(self, name, self.param(name, lambda key, value=value: value))
+    if self.skip:
+      self.W_skip_MO = self.param("W_skip_MO", nn.initializers.zeros, (m, o))
+
+  def encoder_bias(self):
+    """What is added to x W_enc, shape (F,).
+
+    b_dec enters here: differentiating (x - b_dec) W_enc would cost a sixth matrix product of the batch
+    only to sum it into b_dec.
+    """
+    return self.b_enc_F - self.b_dec_M @ self.W_enc_MF if self.pre_bias else self.b_enc_F
 
   def pre_activations(self, x_BM):
-    """W_enc (x - b_dec) + b_enc, shape (B, F).
-
-    b_dec enters through the encoder's bias: differentiating (x - b_dec) W_enc would cost a sixth
-    matrix product of the batch only to sum it into b_dec.
-    """
-    bias_F = self.b_enc_F - self.b_dec_M @ self.W_enc_MF
-    return matmul(x_BM, self.W_enc_MF, self.dtype) + bias_F[None]
+    """W_enc (x - b_dec) + b_enc, shape (B, F)."""
+    return matmul(x_BM, self.W_enc_MF, self.dtype) + self.encoder_bias()[None]
 
   def encode(self, x_BM):
-    """Features f_BF of activations x_BM."""
-    return self.activation(self.pre_activations(x_BM))
+    """Features f_BF of activations x_BM, as used outside of training."""
+    return self.nonlinearity.encode(self.pre_activations(x_BM), self.variables["params"])
 
-  def decode(self, f_BF):
-    """Reconstructions of shape (B, M) from features f_BF, or from only the first few columns of them."""
-    return matmul(f_BF, self.W_dec_FM[:f_BF.shape[1]], self.dtype) + self.b_dec_M[None]
+  def decode(self, f, index=None, x_BM=None):
+    """Reconstructions of shape (B, O) from features (see `monojax.sae.code`); a skip needs the inputs, too."""
+    return decode(f, index, self.W_dec_FM, self.dtype) + self.offset(x_BM)
+
+  def offset(self, x_BM):
+    """What a reconstruction holds besides its features: b_dec, and W_skip x; (1, O) or (B, O)."""
+    b_dec_1O = self.b_dec_M[None]
+    return b_dec_1O + matmul(x_BM, self.W_skip_MO, self.dtype) if self.skip else b_dec_1O
 
   def __call__(self, x_BM):
     f_BF = self.encode(x_BM)
-    return self.decode(f_BF), f_BF
+    return self.decode(f_BF, None, x_BM), f_BF

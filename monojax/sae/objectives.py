@@ -1,45 +1,226 @@
-"""What a recipe minimises: (params, x_BM, penalty scale) -> (loss, terms).
+"""What recipes minimise: a reconstruction error and terms beside it, each a published formula.
 
-An objective returns, beside the scalar loss, the terms the step measures: `f_BF` and `error_BM`.
+A term is a function of one `Pass`, a batch's way through a dictionary. Terms read dense and sparse codes
+alike, so that a recipe is written once for both.
 """
 
+import flax
+import jax
 import jax.numpy as jnp
 
+from monojax.linear import matmul
+from monojax.sae.code import at, decode, pre_activations_at
+from monojax.sae.nonlinearity import top_k
 
-def mean_square_and_l1(model, l1_coefficient, nested_sizes=(), nested_weight=0.0):
-  """Mean-over-elements squared error plus the summed L1 of the features, both averaged over the batch.
 
-  The reduction in which the paper states its coefficient (Towards Monosemanticity, "Sparse
-  Autoencoder Setup"; for M = 512, 0.004 here equals 2.048 beside a summed squared error).
+@flax.struct.dataclass
+class Pass:
+  """A batch's way through a dictionary.
 
-  With `nested_sizes`, the first n features must also do as a dictionary of their own, for each n: the same
-  loss of that part is added, `nested_weight` times. What is common to many inputs, a script or a format,
-  then keeps a feature instead of being split over features of single tokens (the nested loss of Matryoshka
-  SAEs, arXiv 2503.17547, on an L1 dictionary).
+  Attributes:
+    params: the dictionary's parameters.
+    x_BM, y_BO: what is read, and what is to be reconstructed.
+    index: numbers of the features that h and f are given for, or None for all (see `monojax.sae.code`).
+    h, f: pre-activations and features, (B, F) or (B, K).
+    norm_F: the features' decoder norms, summed over the sites written.
+    error_BO: reconstruction minus target, by the whole dictionary.
+    penalty: the sparsity penalty's coefficient, as the schedule has it at this step.
+    dead_F: the features that have not fired of late.
+  """
+  params: dict
+  x_BM: jax.Array
+  y_BO: jax.Array
+  index: jax.Array
+  h: jax.Array
+  f: jax.Array
+  norm_F: jax.Array
+  error_BO: jax.Array
+  penalty: jax.Array
+  dead_F: jax.Array
+
+
+def make_objective(model, error, terms, group_sizes=(), group_weight=1.0):
+  """The function that a step differentiates.
+
+  With `group_sizes`, the first n features must also do as a dictionary of their own, for each n: the error
+  of that part's reconstruction is added, `group_weight` times (Matryoshka, arXiv 2503.17547).
 
   Args:
     model: `Dictionary`.
-    l1_coefficient: weight of the penalty.
-    nested_sizes: sizes of the leading groups of features; none is the published method.
-    nested_weight: weight of each group's loss beside the whole dictionary's.
-  """
-  def loss_of(error_BM, l1, penalty_scale):
-    return jnp.square(error_BM).mean() + penalty_scale * l1_coefficient * l1
+    error: (y_BO, e_BO) -> the scalar that stands for a reconstruction's error e.
+    terms: functions of a `Pass`, each a scalar to add.
+    group_sizes: sizes of leading groups of features, rising.
+    group_weight: weight of each group's error.
 
-  def objective(params, x_BM, penalty_scale):
-    x_hat_BM, f_BF = model.apply({"params": params}, x_BM)
-    error_BM = x_hat_BM - x_BM
-    n_rows = x_BM.shape[0]
-    l1 = jnp.sum(f_BF) / n_rows  # features are never negative
-    loss = loss_of(error_BM, l1, penalty_scale)
-    for n in nested_sizes:
-      part_BM = model.apply({"params": params}, f_BF[:, :n], method="decode")
-      loss += nested_weight * loss_of(part_BM - x_BM, jnp.sum(f_BF[:, :n]) / n_rows, penalty_scale)
-    return loss, {"f_BF": f_BF, "error_BM": error_BM, "l1": l1}
+  Returns:
+    objective: (params, x_BM, y_BO, penalty, dead_F, sparse=None) -> (loss, Pass), where `sparse` is
+      None or (h_BF, index_BK, keep_BK) for a code of few features a row.
+  """
+  def objective(params, x_BM, y_BO, penalty, dead_F, sparse=None):
+    bound = model.bind({"params": params})
+    if sparse is None:
+      index, h = None, bound.pre_activations(x_BM)
+      keep = model.nonlinearity.keep(jax.lax.stop_gradient(h), jax.lax.stop_gradient(params))
+    else:
+      h_BF, index, keep = sparse
+      h = pre_activations_at(x_BM, params["W_enc_MF"], bound.encoder_bias(), h_BF, index)
+    f = model.nonlinearity.value(h, params, index)
+    f = f if keep is None else jnp.where(keep, f, 0.0)
+    parts = group_reconstructions(model, params, f, index, x_BM, group_sizes)
+    passed = Pass(params, x_BM, y_BO, index, h, f, decoder_norms(model, params), parts[-1] - y_BO,
+                  penalty, dead_F)
+    loss = error(y_BO, passed.error_BO) + sum(term(passed) for term in terms)
+    loss += group_weight * sum(error(y_BO, part - y_BO) for part in parts[:-1])
+    return loss, passed
   return objective
 
 
-def loss_per_row(model, l1_coefficient, params, x_BM):
-  """The loss of `mean_square_and_l1` on each input, shape (B,)."""
-  x_hat_BM, f_BF = model.apply({"params": params}, x_BM)
-  return jnp.square(x_hat_BM - x_BM).mean(1) + l1_coefficient * f_BF.sum(1)
+def group_reconstructions(model, params, f, index, x_BM, group_sizes):
+  """Reconstructions by the first n features, for n of `group_sizes`, and by all.
+
+  Each adds its own features to the one before, so that all of them cost what the last alone would.
+  """
+  bound, W_FO = model.bind({"params": params}), params["W_dec_FM"]
+  if not group_sizes:
+    return [bound.decode(f, index, x_BM)]
+  ends = (*group_sizes, model.n_features)
+  parts, total = [], bound.offset(x_BM)
+  for first, last in zip((0, *group_sizes), ends, strict=True):
+    if index is None:
+      part = decode(f[:, first:last], None, W_FO[first:last], model.dtype)
+    else:
+      part = decode(jnp.where((index >= first) & (index < last), f, 0.0), index, W_FO, model.dtype)
+    total = total + part
+    parts.append(total)
+  return parts
+
+
+def decoder_norms(model, params):
+  """The L2 norm of each feature's direction, summed over the sites it writes to, shape (F,)."""
+  return sum(jnp.linalg.norm(params["W_dec_FM"][:, first:last], axis=1)
+             for first, last in model.wiring.written())
+
+
+# Errors of a reconstruction.
+
+def mean_square(y_BO, e_BO):
+  """Mean over elements and rows: Towards Monosemanticity."""
+  return jnp.square(e_BO).mean()
+
+
+def summed_square(y_BO, e_BO):
+  """Sum over elements, mean over rows: from February 2024 on."""
+  return jnp.square(e_BO).sum() / e_BO.shape[0]
+
+
+def unexplained(y_BO, e_BO):
+  """Summed square over that of the targets around their batch's mean: the TopK family."""
+  return jnp.square(e_BO).sum() / jnp.square(y_BO - y_BO.mean(0, keepdims=True)).sum()
+
+
+# Terms.
+
+def l1(weight_F=None):
+  """penalty * sum of features, mean over rows; `weight_F` weighs each feature's."""
+  def term(p):
+    f = p.f if weight_F is None else p.f * at(weight_F, p.index)
+    return p.penalty / p.f.shape[0] * f.sum()
+  return term
+
+
+def l1_of_norms(p):
+  """penalty * sum of f |d| (Anthropic, April 2024); a crosscoder's |d| is a sum over its sites."""
+  return p.penalty / p.f.shape[0] * (p.f * at(p.norm_F, p.index)).sum()
+
+
+def l0(nonlinearity):
+  """penalty * number of features above their thresholds (arXiv 2407.14435)."""
+  def term(p):
+    active = nonlinearity.active(jax.lax.stop_gradient(p.h), p.params, p.index)
+    return p.penalty / p.h.shape[0] * active.sum()
+  return term
+
+
+def tanh_of_norms(c):
+  """penalty * sum of tanh(c f |d|) (Anthropic, January 2025)."""
+  return lambda p: p.penalty / p.f.shape[0] * jnp.tanh(c * p.f * at(p.norm_F, p.index)).sum()
+
+
+def pre_activation_pull(coefficient, model):
+  """coefficient * sum of ReLU(theta - h) |d|, which draws silent features to their threshold.
+
+  Anthropic, January 2025, with the pre-activation h where the page prints f: by f, a silent feature's
+  encoder would get no gradient. All features but the active ones take part, so what is summed is the
+  linear sum over all of them less its part over the active ones, which a sparse code names.
+  """
+  def term(p):
+    norm_F = p.norm_F
+    theta_F = jnp.exp(p.params["log_threshold_F"])
+    bias_F = model.bind({"params": p.params}).encoder_bias()
+    mean_h_F = p.x_BM.mean(0) @ p.params["W_enc_MF"] + bias_F
+    everywhere = (norm_F * (theta_F - mean_h_F)).sum()
+    short = at(theta_F, p.index) - p.h
+    active = jnp.where(short < 0, short * at(norm_F, p.index), 0.0).sum() / p.h.shape[0]
+    return coefficient * (everywhere - active)
+  return term
+
+
+def gate(model):
+  """penalty * L1 of the gates, and the error of reconstructing from them by a frozen decoder.
+
+  With pi the gate's pre-activation: penalty * sum ReLU(pi) + |x - x_hat_frozen(ReLU(pi))|^2
+  (arXiv 2404.16014).
+  """
+  def term(p):
+    open_ = jax.nn.relu(p.h)
+    fixed = jax.lax.stop_gradient(p.params)
+    y_BO = decode(open_, p.index, fixed["W_dec_FM"], model.dtype) + fixed["b_dec_M"][None]
+    return (p.penalty / p.h.shape[0] * open_.sum()
+            + summed_square(p.y_BO, y_BO - p.y_BO))
+  return term
+
+
+def auxk(coefficient, k, model, n_compact=512):
+  """Dead features reconstruct what is left: coefficient * |e - e_hat|^2 / |e - mean e|^2 (arXiv 2406.04093).
+
+  e is the residual, held constant; e_hat comes from the k largest of the dead features, without bias.
+  With few features dead only their columns are computed, with none nothing.
+
+  Args:
+    coefficient: 1/32 in the paper.
+    k: dead features used in each row, at most.
+    model: `Dictionary`.
+    n_compact: so many dead features or fewer count as few.
+  """
+  n_compact = min(n_compact, model.n_features)
+
+  def unexplained_by(columns_D, dead_D, p):
+    bias_F = model.bind({"params": p.params}).encoder_bias()
+    h_BD = matmul(p.x_BM, p.params["W_enc_MF"][:, columns_D], model.dtype) + bias_F[columns_D][None]
+    f_BD = jnp.where(dead_D[None], jax.nn.relu(h_BD), 0.0)
+    if k < len(columns_D):
+      f_BD = jnp.where(f_BD >= top_k(jax.lax.stop_gradient(f_BD), k)[0][:, -1:], f_BD, 0.0)
+    e_BO = jax.lax.stop_gradient(-p.error_BO)
+    e_hat_BO = matmul(f_BD, p.params["W_dec_FM"][columns_D], model.dtype)
+    return jnp.square(e_BO - e_hat_BO).sum() / jnp.square(e_BO - e_BO.mean(0, keepdims=True)).sum()
+
+  def few(p):
+    columns_D = jnp.nonzero(p.dead_F, size=n_compact, fill_value=0)[0]
+    return unexplained_by(columns_D, jnp.arange(n_compact) < p.dead_F.sum(), p)
+
+  def term(p):
+    n_dead = p.dead_F.sum()
+    case = (n_dead > 0).astype(jnp.int32) + (n_dead > n_compact)
+    value = jax.lax.switch(case, (lambda p: jnp.zeros(()), few,
+                                  lambda p: unexplained_by(jnp.arange(model.n_features), p.dead_F, p)), p)
+    return coefficient * value
+  return term
+
+
+def orthogonality(coefficient):
+  """coefficient * sum over pairs i != j of (d_i . d_j)^2, from the M x M product of the decoder with itself."""
+  def term(p):
+    W_FO = p.params["W_dec_FM"]
+    gram_OO = jnp.matmul(W_FO.T, W_FO, precision=jax.lax.Precision.HIGHEST)
+    return coefficient * (jnp.square(gram_OO).sum() - jnp.square(jnp.square(W_FO).sum(1)).sum())
+  return term

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from monojax.sae.model import unit_rows
 
 
-def start_draw(n_features, n_inputs):
-  """An empty draw: a candidate input for each feature and the total weight seen."""
-  return {"candidate_FM": jnp.zeros((n_features, n_inputs)), "weight": jnp.zeros(())}
+def start_draw(n_features, n_columns):
+  """An empty draw: a candidate row for each feature and the total weight seen."""
+  return {"candidate_FW": jnp.zeros((n_features, n_columns)), "weight": jnp.zeros(())}
 
 
 def make_absorb(row_loss):
@@ -22,28 +22,28 @@ def make_absorb(row_loss):
   input i with probability loss_i^2 / sum_j loss_j^2.
 
   Args:
-    row_loss: (params, x_BM) -> the training loss of each row, shape (B,).
+    row_loss: (params, x_BW) -> the training loss of each row, shape (B,).
 
   Returns:
-    (draw, params, x_BM, key) -> draw.
+    (draw, params, x_BW, scale_W, key) -> draw, where scale_W is what the batch's columns are multiplied by.
   """
   @jax.jit
-  def absorb(draw, params, x_BM, key):
-    x_BM = x_BM.astype(jnp.float32)
-    weight_B = jnp.square(row_loss(params, x_BM))
+  def absorb(draw, params, x_BW, scale_W, key):
+    x_BW = x_BW.astype(jnp.float32) * scale_W[None]
+    weight_B = jnp.square(row_loss(params, x_BW))
     total = draw["weight"] + weight_B.sum()
     pick_key, replace_key = jax.random.split(key)
-    n_features = draw["candidate_FM"].shape[0]
+    n_features = draw["candidate_FW"].shape[0]
     cumulative_B = jnp.cumsum(weight_B)
     target_F = jax.random.uniform(pick_key, (n_features,)) * cumulative_B[-1]
-    index_F = jnp.minimum(jnp.searchsorted(cumulative_B, target_F, side="right"), x_BM.shape[0] - 1)
+    index_F = jnp.minimum(jnp.searchsorted(cumulative_B, target_F, side="right"), x_BW.shape[0] - 1)
     replace_F = jax.random.uniform(replace_key, (n_features,)) * total < weight_B.sum()
-    candidate_FM = jnp.where(replace_F[:, None], x_BM[index_F], draw["candidate_FM"])
-    return {"candidate_FM": candidate_FM, "weight": total}
+    candidate_FW = jnp.where(replace_F[:, None], x_BW[index_F], draw["candidate_FW"])
+    return {"candidate_FW": candidate_FW, "weight": total}
   return absorb
 
 
-def resample(state, candidate_FM, window_steps, encoder_scale):
+def resample(state, candidate_FW, wiring, window_steps, encoder_scale):
   """Gives every dead feature its candidate's direction and forgets its past.
 
   A feature is dead if it did not fire in the last `window_steps` steps. Its decoder column becomes the
@@ -53,7 +53,8 @@ def resample(state, candidate_FM, window_steps, encoder_scale):
 
   Args:
     state: `TrainState` of a dictionary.
-    candidate_FM: an input for each feature.
+    candidate_FW: a row for each feature.
+    wiring: which of its columns the encoder and the decoder take.
     window_steps: steps without firing that make a feature dead.
     encoder_scale: 0.2 in the paper.
 
@@ -61,7 +62,8 @@ def resample(state, candidate_FM, window_steps, encoder_scale):
     (state, number of features resampled).
   """
   dead_F = state.step - state.counters["last_fired_F"] >= window_steps
-  direction_FM = unit_rows(candidate_FM + 1e-20)
+  written_FO = unit_rows(wiring.targets(candidate_FW) + 1e-20)
+  read_FM = unit_rows(wiring.inputs(candidate_FW) + 1e-20)
   W_enc_MF = state.params["W_enc_MF"]
   norm_F = jnp.linalg.norm(W_enc_MF, axis=0)
   n_alive = jnp.sum(~dead_F)
@@ -70,8 +72,8 @@ def resample(state, candidate_FM, window_steps, encoder_scale):
                         norm_F.mean())
   params = {
       **state.params,
-      "W_dec_FM": jnp.where(dead_F[:, None], direction_FM, state.params["W_dec_FM"]),
-      "W_enc_MF": jnp.where(dead_F[None], encoder_scale * mean_norm * direction_FM.T, W_enc_MF),
+      "W_dec_FM": jnp.where(dead_F[:, None], written_FO, state.params["W_dec_FM"]),
+      "W_enc_MF": jnp.where(dead_F[None], encoder_scale * mean_norm * read_FM.T, W_enc_MF),
       "b_enc_F": jnp.where(dead_F, 0.0, state.params["b_enc_F"]),
   }
   dead = {"W_dec_FM": dead_F[:, None], "W_enc_MF": dead_F[None], "b_enc_F": dead_F}

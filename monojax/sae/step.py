@@ -7,11 +7,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from monojax import mesh as meshes
+from monojax.sae.code import count_F
 from monojax.sae.model import SHARDING_RULES
 from monojax.training import TrainState
 
 
-def make_step(recipe, mesh):
+def make_step(recipe, mesh, window_steps, sparse=False, n_members=0):
   """The step of a recipe on a mesh.
 
   In each scanned batch: encode, penalty, decode, gradients, removal of the decoder gradient's parallel
@@ -20,51 +21,110 @@ def make_step(recipe, mesh):
   Args:
     recipe: `monojax.sae.recipes.Recipe`.
     mesh: device mesh; rows are split over "data", features over "model".
+    window_steps: a feature that has not fired for so many steps is dead.
+    sparse: whether to compute only the features that fire, wherever they fit into `recipe.slots`.
+    n_members: 0 for one dictionary; otherwise the state that `step` takes holds so many, each leaf with a
+      leading axis for them, and each metric is a list. `init` still makes one.
 
   Returns:
-    init: (key, b_dec_M) -> `TrainState` born on the mesh. Its counter `last_fired_F` is the step count
-      after which each feature last fired.
-    step: (state, x_SBM of any float dtype) -> (state, metrics averaged over the S batches). The
+    init: (key, sample x_NW) -> `TrainState` born on the mesh. Its counter `last_fired_F` is the step count
+      after which each feature last fired, `scale_W` what each column of a batch is multiplied by, `penalty`
+      and `learning_rate` the peaks of their schedules.
+    step: (state, x_SBW of any float dtype) -> (state, metrics averaged over the S batches). The
       state is donated. Metrics: loss, mse (mean over elements), l1 and l0 (per row),
-      explained_variance (of the batch), fired_fraction (features that fired in the call).
+      explained_variance (of the batch), fired_fraction (features that fired in the call), dead_fraction,
+      sparse_fraction (of the batches, those computed with a sparse code).
   """
-  def init(key, b_dec_M):
-    def make():
-      x_1M = jnp.zeros((1, recipe.model.n_inputs))
-      params = recipe.model.init(key, x_1M)["params"]
-      params = recipe.constrain({**params, "b_dec_M": jnp.asarray(b_dec_M, jnp.float32)})
-      counters = {"last_fired_F": jnp.zeros((recipe.model.n_features,), jnp.int32)}
+  model, wiring = recipe.model, recipe.model.wiring
+  n_columns = sum(wiring.widths)
+
+  def init(key, sample_NW):
+    def make(sample_NW):
+      scale_W = site_scales(sample_NW, wiring.widths) if recipe.normalised else jnp.ones((n_columns,))
+      x_NW = sample_NW * scale_W[None]
+      init_key, start_key = jax.random.split(key)
+      params = model.init(init_key, jnp.zeros((1, wiring.n_inputs)))["params"]
+      params = recipe.start(start_key, params, wiring.inputs(x_NW), wiring.targets(x_NW))
+      counters = {"last_fired_F": jnp.zeros((model.n_features,), jnp.int32), "scale_W": scale_W,
+                  **{name: jnp.asarray(value, jnp.float32) for name, value in recipe.peaks.items()}}
+      if recipe.ema_decay:
+        counters["ema"] = jax.tree.map(jnp.zeros_like, params)
       return TrainState(jnp.zeros((), jnp.int32), params, recipe.tx.init(params), counters)
-    return meshes.born_sharded(make, mesh, SHARDING_RULES)
+    sample_NW = jnp.asarray(sample_NW, jnp.float32)
+    return meshes.born_sharded(lambda: make(sample_NW), mesh, SHARDING_RULES)
 
-  def one_step(state, x_BM):
-    x_BM = x_BM.astype(jnp.float32)
-    scale = recipe.penalty_scale(state.step)
-    (loss, terms), gradients = jax.value_and_grad(recipe.objective, has_aux=True)(state.params, x_BM, scale)
-    updates, opt_state = recipe.tx.update(gradients, state.opt_state, state.params)
-    params = recipe.constrain(optax.apply_updates(state.params, updates))
+  def loss_and_gradients(params, x_BM, y_BO, penalty, dead_F):
+    graded = jax.value_and_grad(recipe.objective, has_aux=True)
+
+    def summary(result, index_shown):
+      (loss, passed), gradients = result
+      fired_F = count_F(passed.f > 0, passed.index, model.n_features)
+      return (loss, recipe.observe(params, passed), passed.error_BO, passed.f.sum(), fired_F, index_shown), gradients
+
+    def densely(params):
+      return summary(graded(params, x_BM, y_BO, penalty, dead_F), 0.0)
+    if not sparse:
+      return densely(params)
+    h_BF = model.apply({"params": params}, x_BM, method="pre_activations")
+    index_BK, keep_BK, fits = model.nonlinearity.narrow(h_BF, params, recipe.slots)
+
+    def sparsely(params):
+      return summary(graded(params, x_BM, y_BO, penalty, dead_F, (h_BF, index_BK, keep_BK)), 1.0)
+    return jax.lax.cond(fits, sparsely, densely, params)
+
+  def one_step(state, x_BW):
+    x_BW = x_BW.astype(jnp.float32) * state.counters["scale_W"][None]
+    x_BM, y_BO = wiring.inputs(x_BW), wiring.targets(x_BW)
+    dead_F = state.step - state.counters["last_fired_F"] >= window_steps
+    (loss, observed, error_BO, l1, fired_F, is_sparse), gradients = loss_and_gradients(
+        state.params, x_BM, y_BO, recipe.penalty_scale(state.step) * state.counters["penalty"], dead_F)
+    updates, opt_state = recipe.tx.update(gradients, state.opt_state, observed)
+    updates = jax.tree.map(lambda update: state.counters["learning_rate"] * update, updates)
+    params = recipe.constrain(optax.apply_updates(observed, updates))
     n_done = state.step + 1
-    n_fired_F = jnp.sum(terms["f_BF"] > 0, axis=0, dtype=jnp.int32)
-    last_fired_F = jnp.where(n_fired_F > 0, n_done, state.counters["last_fired_F"])
-    values = {"loss": loss, "l0": n_fired_F.sum() / x_BM.shape[0], "l1": terms["l1"],
-              **reconstruction_metrics(x_BM, terms["error_BM"])}
-    return TrainState(n_done, params, opt_state, {"last_fired_F": last_fired_F}), values
+    counters = {**state.counters, "last_fired_F": jnp.where(fired_F > 0, n_done, state.counters["last_fired_F"])}
+    if recipe.ema_decay:
+      counters["ema"] = jax.tree.map(lambda mean, new: recipe.ema_decay * mean + (1 - recipe.ema_decay) * new,
+                                     counters["ema"], params)
+    values = {"loss": loss, "l0": fired_F.sum() / x_BM.shape[0], "l1": l1 / x_BM.shape[0],
+              **reconstruction_metrics(y_BO, error_BO, wiring.targets(state.counters["scale_W"])),
+              "dead_fraction": dead_F.mean(), "sparse_fraction": is_sparse}
+    return TrainState(n_done, params, opt_state, counters), values
 
-  def scan_steps(state, x_SBM):
+  def all_members(states, x_BW):
+    return jax.lax.map(lambda state: one_step(state, x_BW), states)
+
+  def scan_steps(state, x_SBW):
     before = state.step
-    state, values = jax.lax.scan(one_step, state, x_SBM)
-    values = jax.tree.map(jnp.mean, values)
-    values["fired_fraction"] = jnp.mean(state.counters["last_fired_F"] > before)
+    state, values = jax.lax.scan(all_members if n_members else one_step, state, x_SBW)
+    values = jax.tree.map(lambda value: value.mean(0), values)
+    values["fired_fraction"] = jnp.mean(state.counters["last_fired_F"] > before[..., None], axis=-1)
+    if n_members:
+      values = {name: [value[i] for i in range(n_members)] for name, value in values.items()}
     return state, values
 
-  b_dec_M = jax.ShapeDtypeStruct((recipe.model.n_inputs,), jnp.float32)
-  abstract = jax.eval_shape(lambda key: init(key, jnp.zeros(b_dec_M.shape)), jax.random.key(0))
-  out_shardings = (meshes.shardings(abstract, mesh, SHARDING_RULES), NamedSharding(mesh, P()))
+  sample = jnp.ones((2, n_columns))
+  abstract = jax.eval_shape(lambda key: init(key, sample), jax.random.key(0))
+  rules = SHARDING_RULES
+  if n_members:
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((n_members, *leaf.shape), leaf.dtype), abstract)
+    rules = {name: P(None, *spec) for name, spec in rules.items()}
+  out_shardings = (meshes.shardings(abstract, mesh, rules), NamedSharding(mesh, P()))
   return init, jax.jit(scan_steps, donate_argnums=0, out_shardings=out_shardings)
 
 
-def reconstruction_metrics(x_BM, error_BM):
-  """Mean squared error over elements, and explained variance within the batch."""
-  mse = jnp.square(error_BM).mean()
-  variance = (jnp.square(x_BM).mean(0) - jnp.square(x_BM.mean(0))).mean()
-  return {"mse": mse, "explained_variance": 1.0 - mse / variance}
+def site_scales(sample_NW, widths):
+  """For each column the factor that gives its site a mean norm of sqrt(width) over the sample."""
+  scales, first = [], 0
+  for width in widths:
+    norm = jnp.linalg.norm(sample_NW[:, first:first + width], axis=1).mean()
+    scales.append(jnp.full((width,), width ** 0.5 / jnp.maximum(norm, 1e-12)))
+    first += width
+  return jnp.concatenate(scales)
+
+
+def reconstruction_metrics(y_BO, error_BO, scale_O):
+  """Mean squared error over elements in the data's own units, and explained variance within the batch."""
+  mse = (jnp.square(error_BO).mean(0) / jnp.square(scale_O)).mean()
+  variance = (jnp.square(y_BO).mean(0) - jnp.square(y_BO.mean(0))).mean()
+  return {"mse": mse, "explained_variance": 1.0 - jnp.square(error_BO).mean() / variance}

@@ -1,0 +1,171 @@
+"""Many dictionaries on one pass over the data.
+
+Dictionaries that differ only in penalty, learning rate or seed are one group: their states are stacked, and one
+compiled step takes each of them through a batch in turn. Groups train side by side on the same batches. Each
+dictionary gets, bit for bit, what a run of its own would.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from monojax import checkpoint
+from monojax import mesh as meshes
+from monojax.config import require, to_dict
+from monojax.sae import finish, recipes
+from monojax.sae.step import make_step
+from monojax.sae.train import make_resampling, placed_like, use_sparse
+from monojax.training import Run, TrainState, compute_dtype, train
+
+# What the members of a group may differ in, and what all dictionaries of a sweep must share.
+FREE = ("sparsity_coefficient", "learning_rate", "seed")
+SHARED = ("batch_rows", "buffer_rows", "n_steps", "scan_steps", "checkpoint_every_steps", "start_rows",
+          "resample_every_steps", "resample_times")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Dictionaries that one compiled step serves.
+
+  Attributes:
+    configs: their resolved settings, which differ in `FREE` alone.
+    recipe: `Recipe` of the first; what differs is in the state.
+    init: (sample x_NW, params or None) -> their stacked `TrainState`.
+    step: (stacked state, x_SBW) -> (stacked state, metrics, each a list with one for each member).
+    intervene: (stacked state, steps done) -> (stacked state, {"resampled": list}).
+  """
+  configs: tuple
+  recipe: recipes.Recipe
+  init: object
+  step: object
+  intervene: object
+
+
+def name_of(config):
+  """A dictionary's name in a sweep: recipe, size, what makes it sparse, learning rate, seed."""
+  config = config.resolved()
+  knob = "k" if config.knob == "k" else "penalty"
+  return f"{config.recipe}-{config.n_features}-{knob}{config.sparsity:g}-rate{config.learning_rate:g}-seed{config.seed}"
+
+
+def train_sweep(configs, source, wiring, directory, saved, mesh, metrics_config, start=None):
+  """Trains (or goes on training) the dictionaries of `configs` on one pass over a source.
+
+  Args:
+    configs: `SAEConfig`s; equal in `SHARED`.
+    source, wiring, mesh, metrics_config: see `monojax.sae.train.train_sae`.
+    directory: receives `checkpoints/`, `metrics.jsonl` and `dictionaries/NAME/` for each.
+    saved: {name: JSON-able dict} kept with each dictionary.
+    start: training parameters for all to start from, instead of the recipe's initialisation.
+
+  Returns:
+    {name: (config, model, parameters for use on raw activations)}.
+
+  Raises:
+    InputError: settings that a sweep must share differ, or two dictionaries are the same.
+  """
+  configs = [config.resolved() for config in configs]
+  names = [name_of(config) for config in configs]
+  require(len(set(names)) == len(names), "sweep", names, "names a dictionary twice")
+  for name in SHARED:
+    values = {getattr(config, name) for config in configs}
+    require(len(values) == 1, f"sae.{name}", sorted(values), "must be the same for all dictionaries of a sweep")
+  first = configs[0]
+  meshes.require_divides(mesh, "data", first.batch_rows)
+  groups = {name_of(members[0]): make_group(members, source, wiring, mesh) for members in groups_of(configs)}
+
+  def batches(begin, end):
+    return meshes.on_mesh(np.stack([source.batch(i) for i in range(begin, end)]), mesh, P(None, "data", None))
+
+  def step(state, x_SBW):
+    metrics = {}
+    states = unpack(state, groups)
+    for name, group in groups.items():
+      states[name], values = group.step(states[name], x_SBW)
+      metrics |= _by_member(group, values)
+    return pack(states), metrics
+
+  def intervene(state, done):
+    report, states = {}, unpack(state, groups)
+    for name, group in groups.items():
+      states[name], values = group.intervene(states[name], done)
+      report |= _by_member(group, values)
+    return pack(states), report
+
+  run = Run(directory, saved, first.n_steps, first.scan_steps, first.checkpoint_every_steps, first.resample_steps,
+            "rows", first.batch_rows, f"sweep of {len(configs)}")
+  sample_NW = source.sample(first.start_rows, first.seed)
+  state = pack({name: group.init(sample_NW, start) for name, group in groups.items()})
+  states = unpack(train(state, step, batches, run, metrics_config, intervene), groups)
+  found = {}
+  for name, group in groups.items():
+    for i, config in enumerate(group.configs):
+      params = finish.finished_params(group.recipe, jax.tree.map(lambda leaf, i=i: leaf[i], states[name]))
+      checkpoint.save_params(pathlib.Path(directory) / "dictionaries" / name_of(config), params, saved[name_of(config)])
+      found[name_of(config)] = (config, group.recipe.model, params)
+  return found
+
+
+def groups_of(configs):
+  """Lists of the configurations that differ in `FREE` alone, in order of first appearance."""
+  groups = {}
+  for config in configs:
+    key = {name: value for name, value in to_dict(config).items() if name not in FREE}
+    groups.setdefault(json.dumps(key, sort_keys=True), []).append(config)
+  return list(groups.values())
+
+
+def make_group(configs, source, wiring, mesh):
+  """The compiled functions of dictionaries that differ in `FREE` alone."""
+  first = configs[0]
+  dtype = compute_dtype(first.compute_dtype)
+  members = [recipes.make_recipe(config, wiring, dtype) for config in configs]
+  init, step = make_step(members[0], mesh, first.window_steps, use_sparse(first, mesh), n_members=len(configs))
+  resamplings = [make_resampling(config, recipe, source, mesh, jax.random.fold_in(jax.random.key(config.seed), 1))
+                 for config, recipe in zip(configs, members, strict=True)]
+
+  def begin(sample_NW, params):
+    states = []
+    for config, recipe in zip(configs, members, strict=True):
+      state = init(jax.random.key(config.seed), sample_NW)
+      peaks = {name: jnp.asarray(value, jnp.float32) for name, value in recipe.peaks.items()}
+      state = state.replace(counters={**state.counters, **peaks})
+      states.append(state if params is None else state.replace(params=placed_like(params, state.params)))
+    return stacked(states)
+
+  def intervene(state, done):
+    states, counts = [], []
+    for i, resampling in enumerate(resamplings):
+      one, report = resampling(jax.tree.map(lambda leaf, i=i: leaf[i], state), done)
+      states.append(one)
+      counts.append(report["resampled"])
+    return stacked(states), {"resampled": counts}
+  return Group(tuple(configs), members[0], begin, step, intervene)
+
+
+def stacked(states):
+  """The states of several dictionaries as one, with a leading axis for the member."""
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def pack(states):
+  """The groups' states as one `TrainState`."""
+  return TrainState(*({name: getattr(state, part) for name, state in states.items()}
+                      for part in ("step", "params", "opt_state", "counters")))
+
+
+def unpack(state, groups):
+  """{group: stacked `TrainState`} of what `pack` made."""
+  return {name: TrainState(state.step[name], state.params[name], state.opt_state[name], state.counters[name])
+          for name in groups}
+
+
+def _by_member(group, values):
+  """{"dictionary/metric": scalar} of metrics that are lists."""
+  return {f"{name_of(config)}/{metric}": value[i]
+          for metric, value in values.items() for i, config in enumerate(group.configs)}

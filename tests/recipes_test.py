@@ -1,0 +1,245 @@
+"""Each recipe's loss and gradients against its published formula, differentiated by hand in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from monojax.sae import recipes
+from monojax.sae.config import PUBLISHED, SAEConfig
+from monojax.sae.model import Wiring
+
+M, F, B, K = 10, 32, 48, 4
+SETTINGS = {
+    "tm2023": {"sparsity_coefficient": 0.05, "group_sizes": (4, 12), "group_weight": 3.0},
+    "apr2024": {"sparsity_coefficient": 0.7},
+    "gated": {"sparsity_coefficient": 0.6},
+    "topk": {"k": K, "aux_k": 3},
+    "batchtopk": {"k": K, "aux_k": 3},
+    "matryoshka": {"k": K, "aux_k": 40, "group_sizes": (4, 12)},
+    "jumprelu": {"sparsity_coefficient": 0.3, "bandwidth": 0.6, "threshold": 0.4},
+    "jan2025": {"sparsity_coefficient": 0.5, "bandwidth": 0.8, "threshold": 0.5, "pull_coefficient": 0.02},
+}
+SCALE = 0.7  # of the penalty, as in a warm-up
+DEAD_F = np.isin(np.arange(F), (3, 8, 9, 20, 31))
+
+
+def example(name, n_slots=0, wiring=None):
+  """(recipe, parameters that are no special case, rows)."""
+  config = SAEConfig(recipe=name, n_features=F, batch_rows=B, slots=n_slots, **SETTINGS[name])
+  recipe = recipes.make_recipe(config, wiring or M, jnp.float32)
+  rng = np.random.default_rng(0)
+  x_BW = rng.exponential(size=(B, sum(recipe.model.wiring.widths))).astype(np.float32)
+  params = recipe.model.init(jax.random.key(1), jnp.zeros((1, recipe.model.wiring.n_inputs)))["params"]
+  params = {key: np.asarray(value) + rng.normal(0, 0.2, np.shape(value)).astype(np.float32)
+            for key, value in params.items()}
+  params["b_enc_F"] -= 0.3
+  return recipe, params, x_BW
+
+
+def graded(recipe, params, x_BW, sparse=False):
+  """((loss, pass), gradients) of a recipe's objective."""
+  wiring = recipe.model.wiring
+  x_BM, y_BO = wiring.inputs(x_BW), wiring.targets(x_BW)
+  given = None
+  if sparse:
+    h_BF = recipe.model.apply({"params": params}, x_BM, method="pre_activations")
+    index_BK, keep_BK, fits = recipe.model.nonlinearity.narrow(h_BF, params, recipe.slots)
+    assert fits
+    given = h_BF, index_BK, keep_BK
+  penalty = SCALE * recipe.peaks["penalty"]
+  return jax.jit(jax.value_and_grad(recipe.objective, has_aux=True))(params, x_BM, y_BO, penalty, DEAD_F, given)
+
+
+class Reference:
+  """The published formulas in float64, with their gradients written out."""
+
+  def __init__(self, recipe, params, x_BW, settings):
+    wiring = recipe.model.wiring
+    self.p = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    self.x, self.y = (np.asarray(columns, np.float64) for columns in (wiring.inputs(x_BW), wiring.targets(x_BW)))
+    self.pre_bias, self.segments = recipe.model.pre_bias, wiring.written()
+    self.settings = settings
+    self.centred = self.x - (self.p["b_dec_M"] if self.pre_bias else 0.0)
+    self.h = self.centred @ self.p["W_enc_MF"] + self.p["b_enc_F"]
+    self.g = {name: np.zeros_like(value) for name, value in self.p.items()}
+    self.g_h = np.zeros_like(self.h)
+    self.loss = 0.0
+
+  def reconstruct(self, f, error_of, sizes=(F,), weights=(1.0,)):
+    """Adds the weighted errors of the leading groups; returns (gradient by f, residual of the last)."""
+    W, g_f = self.p["W_dec_FM"], np.zeros_like(f)
+    for n, weight in zip(sizes, weights, strict=True):
+      e = f[:, :n] @ W[:n] + self.p["b_dec_M"] - self.y
+      value, g_e = error_of(e, self.y)
+      self.loss += weight * value
+      g_f[:, :n] += weight * g_e @ W[:n].T
+      self.g["W_dec_FM"][:n] += weight * f[:, :n].T @ g_e
+      self.g["b_dec_M"] += weight * g_e.sum(0)
+    return g_f, e
+
+  def norms(self):
+    """(summed norms, derivative of each by the decoder)."""
+    W = self.p["W_dec_FM"]
+    total, slope = np.zeros(F), np.zeros_like(W)
+    for first, last in self.segments:
+      norm = np.linalg.norm(W[:, first:last], axis=1)
+      total += norm
+      slope[:, first:last] = W[:, first:last] / norm[:, None]
+    return total, slope
+
+  def auxk(self, e):
+    """What the dead features miss of the residual, with their k largest; e is constant."""
+    f = np.maximum(self.h, 0) * DEAD_F
+    kth = np.sort(f, axis=1)[:, -min(self.settings["aux_k"], F)][:, None]
+    f = np.where((f >= kth) & (f > 0), f, 0.0)
+    rest = f @ self.p["W_dec_FM"] - (-e)
+    total = np.square(e - e.mean(0)).sum()
+    self.loss += np.square(rest).sum() / 32 / total
+    g = 2 * rest / 32 / total
+    self.g["W_dec_FM"] += f.T @ g
+    self.g_h += (g @ self.p["W_dec_FM"].T) * (f > 0)
+
+  def finish(self):
+    """Carries the gradient from pre-activations to the encoder."""
+    self.g["W_enc_MF"] += self.centred.T @ self.g_h
+    self.g["b_enc_F"] += self.g_h.sum(0)
+    if self.pre_bias:
+      self.g["b_dec_M"] -= (self.g_h @ self.p["W_enc_MF"].T).sum(0)
+    return self.loss, self.g
+
+
+def mean_square(e, y):
+  return np.square(e).mean(), 2 * e / e.size
+
+
+def summed_square(e, y):
+  return np.square(e).sum() / len(e), 2 * e / len(e)
+
+
+def unexplained(e, y):
+  total = np.square(y - y.mean(0)).sum()
+  return np.square(e).sum() / total, 2 * e / total
+
+
+def tm2023(r, s):
+  f = np.maximum(r.h, 0)
+  sizes, weights = (*s["group_sizes"], F), (*[s["group_weight"]] * 2, 1.0)
+  g_f, _ = r.reconstruct(f, mean_square, sizes, weights)
+  for n, weight in zip(sizes, weights, strict=True):
+    r.loss += weight * SCALE * s["sparsity_coefficient"] * f[:, :n].sum(1).mean()
+    g_f[:, :n] += weight * SCALE * s["sparsity_coefficient"] / B
+  r.g_h += g_f * (r.h > 0)
+
+
+def apr2024(r, s):
+  f = np.maximum(r.h, 0)
+  norm, slope = r.norms()
+  g_f, _ = r.reconstruct(f, summed_square)
+  c = SCALE * s["sparsity_coefficient"]
+  r.loss += c * (f * norm).sum(1).mean()
+  r.g["W_dec_FM"] += c * f.mean(0)[:, None] * slope
+  r.g_h += (g_f + c * norm / B) * (r.h > 0)
+
+
+def gated(r, s):
+  opened = r.h > 0
+  u = r.h - r.p["b_enc_F"]
+  magnitude = np.exp(r.p["r_F"]) * u + r.p["b_mag_F"]
+  on = opened & (magnitude > 0)
+  g_f, _ = r.reconstruct(on * magnitude, summed_square)
+  g_m = g_f * on
+  r.g["r_F"] += (g_m * np.exp(r.p["r_F"]) * u).sum(0)
+  r.g["b_mag_F"] += g_m.sum(0)
+  g_u = g_m * np.exp(r.p["r_F"])
+  # u is the encoder without its bias: through h its gradient would reach b_enc as well, so it is taken back.
+  r.g_h += g_u
+  r.g["b_enc_F"] -= g_u.sum(0)
+  c = SCALE * s["sparsity_coefficient"]
+  pi = np.maximum(r.h, 0)
+  e = pi @ r.p["W_dec_FM"] + r.p["b_dec_M"] - r.y
+  r.loss += c * pi.sum(1).mean() + np.square(e).sum(1).mean()
+  r.g_h += (2 * e @ r.p["W_dec_FM"].T / B + c / B) * opened
+
+
+def topk(r, s):
+  f = np.maximum(r.h, 0)
+  f = np.where(f >= np.sort(f, axis=1)[:, -s["k"]][:, None], f, 0.0)
+  g_f, e = r.reconstruct(f, unexplained)
+  r.g_h += g_f * (f > 0)
+  r.auxk(e)
+
+
+def batchtopk(r, s):
+  f = np.maximum(r.h, 0)
+  f = np.where(f >= np.sort(f.ravel())[-B * s["k"]], f, 0.0)
+  assert (f > 0).sum() == B * s["k"] and len(set((f > 0).sum(1))) > 1
+  sizes = (*s.get("group_sizes", ()), F)
+  g_f, e = r.reconstruct(f, unexplained, sizes, [1.0] * len(sizes))
+  r.g_h += g_f * (f > 0)
+  r.auxk(e)
+
+
+def jumprelu(r, s):
+  theta, width, c = np.exp(r.p["log_threshold_F"]), s["bandwidth"], SCALE * s["sparsity_coefficient"]
+  on = r.h > theta
+  g_f, _ = r.reconstruct(r.h * on, summed_square)
+  r.loss += c * on.sum(1).mean()
+  band = np.abs((r.h - theta) / width) < 0.5
+  assert band.sum() > 50
+  g_theta = (-theta / width * band * g_f).sum(0) - (band / width).sum(0) * c / B
+  r.g["log_threshold_F"] += theta * g_theta
+  r.g_h += g_f * on
+
+
+def jan2025(r, s):
+  theta, width, c = np.exp(r.p["log_threshold_F"]), s["bandwidth"], SCALE * s["sparsity_coefficient"]
+  norm, slope = r.norms()
+  on = r.h > theta
+  f = r.h * on
+  g_f, _ = r.reconstruct(f, summed_square)
+  t = np.tanh(4 * f * norm)
+  r.loss += c * t.sum(1).mean()
+  g_f += c * (1 - t ** 2) * 4 * norm / B
+  r.g["W_dec_FM"] += (c * ((1 - t ** 2) * 4 * f).mean(0))[:, None] * slope
+  band = np.abs((r.h - theta) / width) < 0.5
+  r.g["log_threshold_F"] += (-theta / width * band * g_f).sum(0)
+  r.g_h += g_f * (on + theta / width * band)
+  short = np.maximum(theta - r.h, 0)
+  pull = s["pull_coefficient"]
+  r.loss += pull * (short * norm).sum(1).mean()
+  r.g["W_dec_FM"] += pull * short.mean(0)[:, None] * slope
+  r.g["log_threshold_F"] += pull * norm * theta * (short > 0).mean(0)
+  r.g_h -= pull * norm * (short > 0) / B
+
+
+BY_HAND = {"tm2023": tm2023, "apr2024": apr2024, "gated": gated, "topk": topk, "batchtopk": batchtopk,
+           "matryoshka": batchtopk, "jumprelu": jumprelu, "jan2025": jan2025}
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_loss_and_gradients_are_the_published_ones(name, sparse):
+  recipe, params, x_BW = example(name, 0 if name == "topk" else F - 1)
+  (loss, _), gradients = graded(recipe, params, x_BW, sparse)
+  reference = Reference(recipe, params, x_BW, SETTINGS[name])
+  BY_HAND[name](reference, SETTINGS[name])
+  expected_loss, expected = reference.finish()
+  np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+  assert set(gradients) == set(expected)
+  for key, value in expected.items():
+    np.testing.assert_allclose(gradients[key], value, atol=1e-5 * max(1.0, np.abs(value).max()), err_msg=key)
+    assert key == "threshold" or np.abs(value).max() > 1e-4, key
+
+
+@pytest.mark.parametrize("name", ["apr2024", "jan2025"])
+def test_crosscoders_and_transcoders_are_the_same_formulas_on_other_columns(name):
+  for wiring in (Wiring((4, 6), (0,), (1,)), Wiring((4, 6), (0, 1), (0, 1)), Wiring((4, 3, 6), (2,), (0, 1))):
+    recipe, params, x_BW = example(name, 0, wiring)
+    (loss, _), gradients = graded(recipe, params, x_BW)
+    reference = Reference(recipe, params, x_BW, SETTINGS[name])
+    BY_HAND[name](reference, SETTINGS[name])
+    expected_loss, expected = reference.finish()
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    for key, value in expected.items():
+      np.testing.assert_allclose(gradients[key], value, atol=1e-5 * max(1.0, np.abs(value).max()), err_msg=key)

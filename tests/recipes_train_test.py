@@ -1,0 +1,137 @@
+"""Training by every recipe: on meshes, interrupted, with sparse codes, and on planted features."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from monojax import mesh as meshes
+from monojax.metrics import MetricsConfig
+from monojax.sae import finish, recipes
+from monojax.sae.config import PUBLISHED, SAEConfig
+from monojax.sae.model import Wiring
+from monojax.sae.step import make_step
+from monojax.sae.train import train_sae
+
+M, F, B = 16, 64, 32
+NAMES = sorted(PUBLISHED)
+
+
+def config_of(name, **more):
+  knob = {"k": 4} if name in ("topk", "batchtopk", "matryoshka") else {"sparsity_coefficient": 0.05}
+  return SAEConfig(**{"recipe": name, "n_features": F, "batch_rows": B, "n_steps": 40, "learning_rate": 1e-2,
+                      "dead_window_steps": 3, "start_rows": 256, **knob, **more})
+
+
+def rows(seed, n=4, width=M):
+  return np.random.default_rng(seed).exponential(size=(n, B, width)).astype(np.float32)
+
+
+def trained(name, mesh_shape=(1, 1), n_calls=2, wiring=M, **more):
+  """(recipe, state after some calls of the step, metrics of the last) on the same rows every time."""
+  config = config_of(name, **more)
+  recipe = recipes.make_recipe(config, wiring, jnp.float32)
+  width = sum(recipe.model.wiring.widths)
+  init, step = make_step(recipe, meshes.make_mesh(meshes.MeshConfig(*mesh_shape)), config.window_steps,
+                         config.code == "sparse")
+  state = init(jax.random.key(0), rows(99, 8, width).reshape(-1, width))
+  for call in range(n_calls):
+    state, values = step(state, rows(call, 4, width))
+  assert step._cache_size() == 1
+  return recipe, state, jax.device_get(values)
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (8, 1), (1, 8)])
+@pytest.mark.parametrize("name", NAMES)
+def test_sharded_equals_unsharded(name, shape):
+  _, expected, expected_values = trained(name)
+  _, state, values = trained(name, shape)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), jax.device_get(expected.params),
+               jax.device_get(state.params))
+  for metric, value in expected_values.items():
+    np.testing.assert_allclose(values[metric], value, rtol=1e-4, atol=1e-6, err_msg=metric)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sparse_codes_train_the_same_dictionary(name):
+  _, expected, dense_values = trained(name, code="dense")
+  _, state, values = trained(name, code="sparse", slots=F if name != "topk" else 0)
+  assert values["sparse_fraction"] > 0.9 and dense_values["sparse_fraction"] == 0
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), jax.device_get(expected.params),
+               jax.device_get(state.params))
+
+
+def test_a_batch_with_too_many_features_is_computed_densely():
+  _, expected, _ = trained("tm2023", code="dense")
+  _, state, values = trained("tm2023", code="sparse", slots=2)
+  assert values["sparse_fraction"] == 0
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), jax.device_get(expected.params),
+               jax.device_get(state.params))  # other fusions: the last bit may differ
+
+
+class Source:
+  """Exponential rows of some scale, a pure function of the step; optionally fails at one."""
+
+  def __init__(self, fail_at=None):
+    self.fail_at = fail_at
+
+  def batch(self, step):
+    if step == self.fail_at:
+      raise KeyboardInterrupt
+    return 3 * rows(step, 1)[0]
+
+  def sample(self, n_rows, seed):
+    return 3 * rows(1000 + seed, -(-n_rows // B)).reshape(-1, M)[:n_rows]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resumed_equals_uninterrupted_bit_for_bit(name, tmp_path):
+  config = config_of(name, checkpoint_every_steps=10, resample_every_steps=12, resample_rows=64, dead_window_steps=2)
+  fit = lambda directory, source: train_sae(config, source, M, directory, {},
+                                            meshes.make_mesh(meshes.MeshConfig(1, 1)), MetricsConfig())
+  _, expected = fit(tmp_path / "whole", Source())
+  for fail_at in (11, 25):
+    with pytest.raises(KeyboardInterrupt):
+      fit(tmp_path / "cut", Source(fail_at))
+  _, found = fit(tmp_path / "cut", Source())
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(expected), jax.device_get(found))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_finished_dictionary_reconstructs_raw_activations(name):
+  """What it computes from raw rows is what the training parameters compute from scaled ones, scaled back."""
+  recipe, state, _ = trained(name, n_calls=5)
+  raw = rows(7)[0]
+  scale_W = np.asarray(state.counters["scale_W"])
+  assert recipe.normalised == bool(np.any(scale_W != 1))
+  training = finish.averaged(recipe, state)
+  expected, expected_f = recipe.model.apply({"params": training}, raw * scale_W)
+  finished = finish.finished_params(recipe, state)
+  found, f = recipe.model.apply({"params": finished}, raw)
+  np.testing.assert_allclose(found, np.asarray(expected) / scale_W, atol=1e-4)
+  np.testing.assert_array_equal(np.asarray(f) > 0, np.asarray(expected_f) > 0)
+  if recipe.model.nonlinearity.folds_norms:
+    np.testing.assert_allclose(np.linalg.norm(finished["W_dec_FM"], axis=1), 1.0, atol=1e-5)
+
+
+def test_crosscoders_and_transcoders_train_and_fold():
+  for wiring in (Wiring((6, 10), (0,), (1,)), Wiring((6, 10), (0, 1), (0, 1))):
+    recipe, state, first = trained("apr2024", wiring=wiring, n_calls=1, sparsity_coefficient=0.01)
+    _, _, last = trained("apr2024", wiring=wiring, n_calls=10, sparsity_coefficient=0.01)
+    assert last["mse"] < first["mse"]
+    raw = rows(7, width=16)[0]
+    scale_W = np.asarray(state.counters["scale_W"])
+    norms = [np.linalg.norm(rows(99, 8, 16).reshape(-1, 16)[:, part], axis=1).mean()
+             for part in (slice(0, 6), slice(6, 16))]
+    np.testing.assert_allclose([scale_W[0], scale_W[-1]], [6 ** 0.5 / norms[0], 10 ** 0.5 / norms[1]], rtol=1e-5)
+    found, _ = recipe.model.apply({"params": finish.finished_params(recipe, state)}, wiring.inputs(raw))
+    expected, _ = recipe.model.apply({"params": state.params}, wiring.inputs(raw * scale_W[None]))
+    np.testing.assert_allclose(found, expected / wiring.targets(scale_W)[None], atol=1e-4)
+
+
+def test_batchtopk_keeps_k_a_row_on_average_and_nearly_so_afterwards():
+  recipe, state, values = trained("batchtopk", n_calls=10)
+  np.testing.assert_allclose(values["l0"], 4.0, rtol=1e-6)
+  f_NF = recipe.model.apply({"params": state.params}, rows(50, 30).reshape(-1, M) * np.asarray(state.counters["scale_W"]),
+                            method="encode")
+  assert abs((np.asarray(f_NF) > 0).sum(1).mean() - 4.0) < 0.4

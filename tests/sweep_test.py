@@ -1,0 +1,81 @@
+"""A sweep against separate runs."""
+
+import jax
+import numpy as np
+import pytest
+
+from monojax import checkpoint, mesh
+from monojax.config import InputError
+from monojax.metrics import MetricsConfig
+from monojax.sae.config import SAEConfig, SweepConfig
+from monojax.sae.sweep import groups_of, name_of, train_sweep
+from monojax.sae.train import train_sae
+
+M = 12
+BASE = SAEConfig(n_features=24, batch_rows=32, n_steps=23, scan_steps=4, checkpoint_every_steps=10, start_rows=64,
+                 resample_every_steps=9, resample_rows=64, dead_window_steps=2, learning_rate=0.02,
+                 sparsity_coefficient=0.1)
+
+
+class Rows:
+  """A source of exponential rows; counts the batches it was asked for, and optionally fails at one."""
+
+  def __init__(self, fail_at=None):
+    self.fail_at, self.asked = fail_at, []
+
+  def batch(self, step):
+    if step == self.fail_at:
+      raise KeyboardInterrupt
+    self.asked.append(step)
+    return np.random.default_rng(step).exponential(size=(32, M)).astype(np.float32)
+
+  def sample(self, n_rows, seed):
+    return np.random.default_rng(7).exponential(size=(n_rows, M)).astype(np.float32)
+
+
+def one_mesh():
+  return mesh.make_mesh(mesh.MeshConfig(1, 1))
+
+
+def members():
+  l1 = SweepConfig(sparsities=(0.05, 0.3), learning_rates=(0.01, 0.02), seeds=(0, 3)).configs(BASE)
+  topk = SweepConfig(sparsities=(3, 5)).configs(SAEConfig(**{**BASE.__dict__, "recipe": "topk",
+                                                             "sparsity_coefficient": None}))
+  return l1 + topk
+
+
+def sweep(directory, source, configs):
+  return train_sweep(configs, source, M, directory, {name_of(config): {"name": name_of(config)} for config in configs},
+                     one_mesh(), MetricsConfig())
+
+
+def test_members_are_bit_for_bit_what_runs_of_their_own_give(tmp_path):
+  configs = members()
+  assert [len(group) for group in groups_of(configs)] == [8, 1, 1]
+  source = Rows()
+  found = sweep(tmp_path / "sweep", source, configs)
+  drawn = [step for step in source.asked if step < BASE.n_steps]
+  assert len(found) == 10 and drawn.count(0) == 1, "the data is read once"
+  for name, (config, _, params) in found.items():
+    _, alone = train_sae(config, Rows(), M, tmp_path / name, {}, one_mesh(), MetricsConfig())
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), jax.device_get(alone))
+    kept, saved, _ = checkpoint.load_params(tmp_path / "sweep" / "dictionaries" / name)
+    jax.tree.map(np.testing.assert_array_equal, kept, jax.device_get(alone))
+    assert saved == {"name": name}
+
+
+def test_an_interrupted_sweep_goes_on(tmp_path):
+  configs = members()[:3] + members()[-1:]
+  whole = sweep(tmp_path / "whole", Rows(), configs)
+  with pytest.raises(KeyboardInterrupt):
+    sweep(tmp_path / "cut", Rows(fail_at=15), configs)
+  resumed = sweep(tmp_path / "cut", Rows(), configs)
+  for name in whole:
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole[name][2]), jax.device_get(resumed[name][2]))
+
+
+def test_what_a_sweep_cannot_do_is_named(tmp_path):
+  with pytest.raises(InputError, match="sae.batch_rows"):
+    sweep(tmp_path, Rows(), [BASE, SAEConfig(**{**BASE.__dict__, "batch_rows": 64})])
+  with pytest.raises(InputError, match="twice"):
+    sweep(tmp_path, Rows(), [BASE, BASE])
