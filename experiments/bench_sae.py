@@ -64,13 +64,16 @@ def steps(name, x_BM, sparse, n_members=0):
   from monojax.sae.sweep import stacked
   mesh = meshes.make_mesh(meshes.MeshConfig(data=1))
   config = SAEConfig(recipe=name, n_features=_FEATURES.value, batch_rows=_BATCH.value, k=_ACTIVE.value,
-                     slots=2 * _ACTIVE.value if name != "topk" else 0)
+                     warmup_steps=10**9)
   recipe = recipes.make_recipe(config, _WIDTH.value, jnp.dtype(_DTYPE.value))
-  init, step = make_step(recipe, mesh, config.window_steps, sparse, n_members)
+  init, step = make_step(recipe, mesh, config.window_steps, sparse, 1, n_members)
   state = init(jax.random.key(0), x_BM[:4096])
   h_BF = recipe.model.apply({"params": state.params}, x_BM[:1024] * state.counters["scale_W"][None],
                             method="pre_activations")
+  # As many features fire as after training, and stay so: the learning rate is next to nothing.
   level_F = jnp.quantile(h_BF, 1 - _ACTIVE.value / _FEATURES.value, axis=0)
+  if "log_threshold_F" in state.params:
+    level_F = level_F - jnp.exp(state.params["log_threshold_F"])
   state = state.replace(params={**state.params, "b_enc_F": state.params["b_enc_F"] - level_F})
   held = [stacked([state] * n_members) if n_members else state]
 

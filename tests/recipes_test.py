@@ -44,9 +44,9 @@ def graded(recipe, params, x_BW, sparse=False):
   given = None
   if sparse:
     h_BF = recipe.model.apply({"params": params}, x_BM, method="pre_activations")
-    index_BK, keep_BK, fits = recipe.model.nonlinearity.narrow(h_BF, params, recipe.slots)
+    places, fits = recipe.model.nonlinearity.narrow(h_BF, params, recipe.slots)
     assert fits
-    given = h_BF, index_BK, keep_BK
+    given = h_BF, places
   penalty = SCALE * recipe.peaks["penalty"]
   return jax.jit(jax.value_and_grad(recipe.objective, has_aux=True))(params, x_BM, y_BO, penalty, DEAD_F, given)
 

@@ -28,6 +28,7 @@ def make(config=CONFIG, mesh=None, width=M):
 
 def numpy_steps(params, x_SBM, config):
   """tm2023 by hand, float64: gradients, projection, Adam, renormalisation."""
+  config = config.resolved()
   p = {name: np.asarray(value, np.float64) for name, value in params.items()}
   moments = {name: [np.zeros_like(value), np.zeros_like(value)] for name, value in p.items()}
   for t, x in enumerate(np.asarray(x_SBM, np.float64)):
@@ -148,7 +149,7 @@ def test_state_is_donated_and_compiled_once(caplog):
 def test_low_precision_rows_and_compute():
   config = SAEConfig(**{**CONFIG.__dict__, "compute_dtype": "bfloat16"})
   recipe = recipes.make_recipe(config, M, compute_dtype("bfloat16"))
-  init, step = make_step(recipe, meshes.make_mesh(meshes.MeshConfig(1, 1)))
+  init, step = make_step(recipe, meshes.make_mesh(meshes.MeshConfig(1, 1)), config.window_steps)
   state, values = step(init(jax.random.key(0), np.zeros((2, M))), rows(0).astype(np.float16))
   assert np.isfinite(values["loss"]) and state.params["W_enc_MF"].dtype == np.float32
   _, init, step = make()

@@ -1,109 +1,237 @@
 """A batch's features, dense or sparse, and what is computed from them in either form.
 
-A dense code is `f_BF` with `index` None. A sparse one holds K features of each row: values `f_BK` and the
-features' numbers `index_BK`. What a recipe's loss needs of a code is here once for both, with exact
-gradients: of the sparse form they touch only what the code names, so that of a step's five dense matrix
-products only the encoder's remains.
+A dense code is `f_BF`, with `places` None. A sparse one is `f_VK` with `Places`, which say what row and feature
+each entry belongs to. What a recipe's loss needs of a code is here once for both, with exact gradients: of the
+sparse form they touch only what the code names, so that of a step's five dense matrix products only the
+encoder's remains.
 
-Letters: B batch, M width read, O width written, F features, K features kept of a row.
+Letters: B batch, M width read, O width written, F features, K places in a row of a sparse code, V its rows,
+G groups of features, N blocks of J entries.
 """
 
 import functools
 
+import flax
 import jax
 import jax.numpy as jnp
 
 from monojax.linear import matmul
 
-
-def at(v_F, index):
-  """A value a feature, beside a code: (1, F) for a dense one, (B, K) for a sparse one."""
-  return v_F[None] if index is None else v_F[index]
-
-
-def decode(f, index, W_FO, dtype):
-  """The sum over features of value times direction, shape (B, O), float32."""
-  return matmul(f, W_FO, dtype) if index is None else sparse_decode(f, index, W_FO)
+# The pre-activation of an empty place: no non-linearity fires on it or learns from it.
+SILENT = -1e30
+# Entries of one feature that are summed together, and how many bytes of sums are made at a time: what a core
+# of a CPU has as cache, and on an accelerator enough to fill it.
+_BLOCK = 16
+_CPU_BYTES, _ACCELERATOR_BYTES = 2**20, 2**28
 
 
-def count_F(mask, index, n_features):
+@flax.struct.dataclass
+class Places:
+  """What the entries of a sparse code stand for.
+
+  Attributes:
+    index_VK: the feature of each entry, F where the place is empty. Rows of the batch come first, in order;
+      then further rows, for those of the batch with more than K features.
+    extra_row: the batch's row that each of these further rows goes on.
+  """
+  index_VK: jax.Array
+  extra_row: jax.Array
+
+  @property
+  def n_rows(self):
+    """B."""
+    return self.index_VK.shape[0] - self.extra_row.shape[0]
+
+  @property
+  def row_V(self):
+    """The batch's row of each row of the code."""
+    return jnp.concatenate([jnp.arange(self.n_rows, dtype=jnp.int32), self.extra_row])
+
+
+def at(v_F, places):
+  """A value a feature, beside a code: (1, F) for a dense one, (V, K) for a sparse one."""
+  return v_F[None] if places is None else v_F.at[places.index_VK].get(mode="clip")
+
+
+def decode(f, places, W_FO, dtype, ends=None):
+  """The sum over features of value times direction, float32, for each of some groups of features.
+
+  Args:
+    f, places: a code.
+    W_FO: directions.
+    dtype: of a dense code's matrix product.
+    ends: the feature before which each group ends, the last of them F; by default one group.
+
+  Returns:
+    A tuple of arrays of shape (B, O), one a group.
+  """
+  ends = ends or (W_FO.shape[0],)
+  if places is not None:
+    return sparse_decode(f, places, W_FO, ends)
+  return tuple(matmul(f[:, first:last], W_FO[first:last], dtype) for first, last in zip((0, *ends), ends, strict=False))
+
+
+def count_F(mask, places, n_features):
   """How many rows have `mask` set for each feature, int32."""
-  if index is None:
+  if places is None:
     return jnp.sum(mask, axis=0, dtype=jnp.int32)
-  return jnp.zeros((n_features,), jnp.int32).at[index.reshape(-1)].add(mask.reshape(-1).astype(jnp.int32))
+  return jnp.zeros((n_features,), jnp.int32).at[places.index_VK].add(mask.astype(jnp.int32), mode="drop")
 
 
-@jax.custom_vjp
-def sparse_decode(f_BK, index_BK, W_FO):
-  """sum_k f[b, k] W[index[b, k]], float32."""
-  return _gathered_sum(f_BK, index_BK, W_FO)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def sparse_decode(f_VK, places, W_FO, ends):
+  """For each group and row of the batch the sum of the entries' f W[feature]; f is 0 in empty places."""
+  sums = []
+  for first, last in zip((0, *ends), ends, strict=False):
+    inside = (places.index_VK >= first) & (places.index_VK < last)
+    f_part_VK = f_VK if len(ends) == 1 else jnp.where(inside, f_VK, 0.0)
+    sum_VO = _gathered_sum(f_part_VK, places.index_VK, W_FO)
+    sums.append(sum_VO[:places.n_rows].at[places.extra_row].add(sum_VO[places.n_rows:]))
+  return tuple(sums)
 
 
-def _gathered_sum(f_BK, index_BK, W_FO):
-  def add(total_BO, f_BJ, index_BJ):
-    # One expression over a few columns, which XLA fuses into one loop that never writes the gathered rows.
-    columns = range(f_BJ.shape[1])
-    return total_BO + functools.reduce(jnp.add, (f_BJ[:, j, None] * W_FO[index_BJ[:, j]] for j in columns))
-  return _over_columns(add, jnp.zeros((f_BK.shape[0], W_FO.shape[1])), f_BK, index_BK)
+def _decode_forward(f_VK, places, W_FO, ends):
+  return sparse_decode(f_VK, places, W_FO, ends), (f_VK, places, W_FO)
 
 
-def _over_columns(add, start, f_BK, index_BK, n_together=8):
-  """Folds `add(total, f_BJ, index_BJ)` over the columns of a sparse code, some at a time."""
-  n_rows, n_columns = f_BK.shape
-  n_loops = n_columns // n_together
-
-  def loop(i, total):
-    part = lambda a: jax.lax.dynamic_slice(a, (0, i * n_together), (n_rows, n_together))
-    return add(total, part(f_BK), part(index_BK))
-  total = jax.lax.fori_loop(0, n_loops, loop, start) if n_loops else start
-  rest = slice(n_loops * n_together, n_columns)
-  return add(total, f_BK[:, rest], index_BK[:, rest]) if n_columns % n_together else total
-
-
-def _decode_forward(f_BK, index_BK, W_FO):
-  return _gathered_sum(f_BK, index_BK, W_FO), (f_BK, index_BK, W_FO)
-
-
-def _decode_backward(residuals, gradient_BO):
-  f_BK, index_BK, W_FO = residuals
-  return (gathered_dots(gradient_BO, index_BK, W_FO), None,
-          scattered_rows(f_BK, index_BK, gradient_BO, W_FO.shape[0]))
+def _decode_backward(ends, residuals, gradients):
+  f_VK, places, W_FO = residuals
+  group_VK = jnp.searchsorted(jnp.asarray(ends[:-1], jnp.int32), places.index_VK, side="right").astype(jnp.int32)
+  g_GBO = jnp.stack(gradients)
+  dots_VK = gathered_dots(g_GBO, group_VK, places, W_FO)
+  row_VK = group_VK * places.n_rows + places.row_V[:, None]
+  return dots_VK, None, scattered_rows(f_VK, row_VK, places, g_GBO.reshape(-1, W_FO.shape[1]), W_FO.shape[0])
 
 
 sparse_decode.defvjp(_decode_forward, _decode_backward)
 
 
-def gathered_dots(g_BO, index_BK, W_FO):
-  """g[b] . W[index[b, k]], shape (B, K)."""
-  return jax.lax.map(lambda index_B: jnp.sum(g_BO * W_FO[index_B], axis=1), index_BK.T).T
-
-
-def scattered_rows(f_BK, index_BK, g_BO, n_features):
-  """sum over b, k of f[b, k] g[b] into row index[b, k], shape (F, O)."""
-  def add(total_FO, column):
-    f_B, index_B = column
-    return total_FO.at[index_B].add(f_B[:, None] * g_BO), None
-  return jax.lax.scan(add, jnp.zeros((n_features, g_BO.shape[1]), g_BO.dtype), (f_BK.T, index_BK.T))[0]
-
-
 @jax.custom_vjp
-def pre_activations_at(x_BM, W_MF, bias_F, h_BF, index_BK):
-  """The entries `index_BK` of h = x W + bias, which is given: its gradient touches those entries alone.
+def pre_activations_at(x_BM, W_MF, bias_F, h_BF, places):
+  """The entries of h = x W + bias, which is given: its gradient touches those entries alone.
 
-  The gradient is with respect to W and bias; x and h are data.
+  Empty places are `SILENT`. The gradient is with respect to W and bias; x and h are data.
   """
-  return jnp.take_along_axis(h_BF, index_BK, axis=1)
+  h_VK = h_BF.at[places.row_V[:, None], places.index_VK].get(mode="clip")
+  return jnp.where(places.index_VK < h_BF.shape[1], h_VK, SILENT)
 
 
-def _at_forward(x_BM, W_MF, bias_F, h_BF, index_BK):
-  return jnp.take_along_axis(h_BF, index_BK, axis=1), (x_BM, bias_F, h_BF, index_BK)
+def _at_forward(x_BM, W_MF, bias_F, h_BF, places):
+  return pre_activations_at(x_BM, W_MF, bias_F, h_BF, places), (x_BM, bias_F, h_BF, places)
 
 
-def _at_backward(residuals, g_BK):
-  x_BM, bias_F, h_BF, index_BK = residuals
-  g_MF = scattered_rows(g_BK, index_BK, x_BM, bias_F.shape[0]).T
-  g_F = jnp.zeros_like(bias_F).at[index_BK.reshape(-1)].add(g_BK.reshape(-1))
+def _at_backward(residuals, g_VK):
+  x_BM, bias_F, h_BF, places = residuals
+  row_VK = jnp.broadcast_to(places.row_V[:, None], g_VK.shape)
+  g_MF = scattered_rows(g_VK, row_VK, places, x_BM, bias_F.shape[0]).T
+  g_F = jnp.zeros_like(bias_F).at[places.index_VK].add(g_VK, mode="drop")
   return jnp.zeros_like(x_BM), g_MF, g_F, jnp.zeros_like(h_BF), None
 
 
 pre_activations_at.defvjp(_at_forward, _at_backward)
+
+
+def _gathered_sum(f_BK, index_BK, W_FO, n_together=8):
+  """sum_k f[b, k] W[index[b, k]]: a few columns at a time, as one expression, which XLA fuses into one loop."""
+  n_rows, n_columns = f_BK.shape
+  n_together = min(n_together, n_columns)
+  n_loops = n_columns // n_together
+
+  def add(total_BO, f_BJ, index_BJ):
+    terms = (f_BJ[:, j, None] * _rows(W_FO, index_BJ[:, j]) for j in range(f_BJ.shape[1]))
+    return total_BO + functools.reduce(jnp.add, terms)
+
+  def loop(i, total_BO):
+    part = lambda a_BK: jax.lax.dynamic_slice(a_BK, (0, i * n_together), (n_rows, n_together))
+    return add(total_BO, part(f_BK), part(index_BK))
+  total_BO = jax.lax.fori_loop(0, n_loops, loop, jnp.zeros((n_rows, W_FO.shape[1])))
+  rest = slice(n_loops * n_together, n_columns)
+  return add(total_BO, f_BK[:, rest], index_BK[:, rest]) if n_columns % n_together else total_BO
+
+
+def gathered_dots(g_GBO, group_VK, places, W_FO):
+  """For each entry g[group, row] . W[feature], shape (V, K)."""
+  n_columns, width = places.index_VK.shape[1], W_FO.shape[1]
+  lanes = 16 if width % 16 == 0 else 1
+
+  def of_row(row):
+    g_GO, index_K, group_K = row
+    W_KO = _rows(W_FO, index_K)
+    if len(g_GBO) == 1:
+      return W_KO @ g_GO[0]
+    # Sums of lanes, then over the lanes: XLA's CPU backend vectorises no other sum along the last axis.
+    return (W_KO * g_GO[group_K]).reshape(n_columns, width // lanes, lanes).sum(1).sum(1)
+
+  def dots(g_NGO, index_NK, group_NK):
+    together = max(1, min(len(g_NGO), _bytes_at_once() * min(len(g_GBO), 4) // (4 * n_columns * width)))
+    return jax.lax.map(of_row, (g_NGO, index_NK, group_NK), batch_size=together)
+  n, g_BGO = places.n_rows, g_GBO.swapaxes(0, 1)
+  dots_BK = dots(g_BGO, places.index_VK[:n], group_VK[:n])
+  if not len(places.extra_row):
+    return dots_BK
+  return jnp.concatenate([dots_BK, dots(g_BGO[places.extra_row], places.index_VK[n:], group_VK[n:])])
+
+
+def scattered_rows(f_VK, row_VK, places, table_RO, n_features):
+  """The sum over entries of f table[row] into the row of their feature, shape (F, O).
+
+  Entries are sorted by feature and summed in blocks of one feature each, so that only a block's sum is
+  scattered. Empty places, which are sorted to the end, cost nothing.
+  """
+  feature_N, entry_NJ, n_used = feature_blocks(places.index_VK, n_features)
+  n_blocks = len(feature_N)
+  n_together = min(max(1, 2 * _bytes_at_once() // (4 * table_RO.shape[1])), n_blocks)
+  feature_N = jnp.pad(feature_N, (0, -n_blocks % n_together), constant_values=n_features)
+  entry_NJ = jnp.pad(entry_NJ, ((0, -n_blocks % n_together), (0, 0)), constant_values=-1)
+  known_NJ = jnp.maximum(entry_NJ, 0)
+  value_NJ = jnp.where(entry_NJ >= 0, _rows(f_VK.reshape(-1), known_NJ), 0.0)
+  row_NJ = _rows(row_VK.reshape(-1), known_NJ)
+
+  def add(i, total_FO):
+    part = lambda a: jax.lax.dynamic_slice_in_dim(a, i * n_together, n_together)
+    value_PJ, row_PJ = part(value_NJ), part(row_NJ)
+    terms = (value_PJ[:, j, None] * _rows(table_RO, row_PJ[:, j]) for j in range(_BLOCK))
+    return total_FO.at[part(feature_N)].add(functools.reduce(jnp.add, terms), indices_are_sorted=True, mode="drop")
+  return jax.lax.fori_loop(0, -(-n_used // n_together), add, jnp.zeros((n_features, table_RO.shape[1])))
+
+
+def feature_blocks(index_VK, n_features):
+  """The places of a code by feature, in blocks of at most `_BLOCK` places of one feature.
+
+  Returns:
+    feature_N: each block's feature; F for blocks that are not used, which come last.
+    entry_NJ: the places in it, as positions in the flattened code; -1 where there is none.
+    n_used: how many blocks are used.
+  """
+  n_entries = index_VK.size
+  feature_E, entry_E = _sorted_by_feature(index_VK.reshape(-1), n_features)
+  first_F = jnp.searchsorted(feature_E, jnp.arange(n_features + 1)).astype(jnp.int32)
+  blocks_F = -(-(first_F[1:] - first_F[:-1]) // _BLOCK)
+  last_F = jnp.cumsum(blocks_F)
+  number_N = jnp.arange(n_entries // _BLOCK + min(n_features, n_entries), dtype=jnp.int32)
+  feature_N = jnp.searchsorted(last_F, number_N, side="right").astype(jnp.int32)
+  of_F = lambda v_F: v_F.at[feature_N].get(mode="clip")
+  place_N = of_F(first_F[:-1]) + (number_N - of_F(last_F - blocks_F)) * _BLOCK
+  place_NJ = place_N[:, None] + jnp.arange(_BLOCK)[None]
+  holds_NJ = (place_NJ < of_F(first_F[1:])[:, None]) & (feature_N < n_features)[:, None]
+  entry_NJ = jnp.where(holds_NJ, entry_E.at[place_NJ].get(mode="clip"), -1)
+  return feature_N, entry_NJ, last_F[-1]
+
+
+def _sorted_by_feature(feature_E, n_features):
+  """(features rising, their positions). One number holds both where 32 bits do: six times as fast on a CPU."""
+  n_entries = len(feature_E)
+  if (n_features + 1) * n_entries > 2**32:
+    return jax.lax.sort((feature_E, jnp.arange(n_entries, dtype=jnp.int32)), num_keys=1)
+  packed_E = jax.lax.sort(feature_E.astype(jnp.uint32) * jnp.uint32(n_entries)
+                          + jnp.arange(n_entries, dtype=jnp.uint32))
+  return (packed_E // n_entries).astype(jnp.int32), (packed_E % n_entries).astype(jnp.int32)
+
+
+def _rows(table, index):
+  """table[index], with the last row for a number beyond it."""
+  return table.at[index].get(mode="clip")
+
+
+def _bytes_at_once():
+  return _CPU_BYTES if jax.default_backend() == "cpu" else _ACCELERATOR_BYTES

@@ -72,6 +72,7 @@ class SAEConfig:
                              "that fire; the result is the same", ("auto", "dense", "sparse"))
   slots: int = option(0, "features of a row that a sparse code has room for; a batch with more is computed densely; "
                          "0 takes k for topk and 64 otherwise")
+  accumulate: int = option(1, "parts in which a batch is computed, one after the other, to save memory")
   compute_dtype: str = option("auto", "of the matrix products; auto is bfloat16 on an accelerator and "
                                       "float32 on a CPU; master weights are float32",
                               ("auto", "float32", "bfloat16"))
@@ -82,12 +83,14 @@ class SAEConfig:
 
   def __post_init__(self):
     for name in ("n_features", "batch_rows", "buffer_rows", "n_steps", "scan_steps", "checkpoint_every_steps",
-                 "start_rows", "resample_rows", "k"):
+                 "start_rows", "resample_rows", "k", "accumulate"):
       require(getattr(self, name) >= 1, f"sae.{name}", getattr(self, name), "must be positive")
     for name in ("sparsity_coefficient", "warmup_steps", "penalty_warmup_steps", "group_weight", "clip_norm",
                  "resample_every_steps", "resample_times", "dead_window_steps", "val_tokens", "aux_coefficient",
                  "aux_k", "pull_coefficient", "orthogonality_coefficient", "slots", "threshold", "bandwidth"):
       require((getattr(self, name) or 0) >= 0, f"sae.{name}", getattr(self, name), "must not be negative")
+    require(self.batch_rows % self.accumulate == 0, "sae.accumulate", self.accumulate,
+            f"must divide sae.batch_rows={self.batch_rows}")
     require(self.learning_rate is None or self.learning_rate > 0, "sae.learning_rate", self.learning_rate,
             "must be positive")
     require(self.knob != "k" or self.k <= self.n_features, "sae.k", self.k, f"must not exceed sae.n_features={self.n_features}")

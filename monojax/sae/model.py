@@ -136,9 +136,9 @@ class Dictionary(nn.Module):
     """Features f_BF of activations x_BM, as used outside of training."""
     return self.nonlinearity.encode(self.pre_activations(x_BM), self.variables["params"])
 
-  def decode(self, f, index=None, x_BM=None):
+  def decode(self, f, places=None, x_BM=None):
     """Reconstructions of shape (B, O) from features (see `monojax.sae.code`); a skip needs the inputs, too."""
-    return decode(f, index, self.W_dec_FM, self.dtype) + self.offset(x_BM)
+    return decode(f, places, self.W_dec_FM, self.dtype)[0] + self.offset(x_BM)
 
   def offset(self, x_BM):
     """What a reconstruction holds besides its features: b_dec, and W_skip x; (1, O) or (B, O)."""

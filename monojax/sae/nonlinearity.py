@@ -2,7 +2,8 @@
 
 Each says which parameters it adds (`own`), its value entry by entry, which entries it keeps in training, and
 how it picks the few entries of a row that carry value or gradient. h is a pre-activation, of shape (B, F), or
-(B, K) where only the features `index_BK` of each row are looked at.
+(V, K) beside `Places` where only those
+entries are looked at.
 """
 
 import dataclasses
@@ -12,7 +13,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from monojax.sae.code import at
+from monojax.sae.code import Places, at
+
+_TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +24,14 @@ class ReLU:
 
   # Whether features can be rescaled one by one without changing what is reconstructed.
   folds_norms = True
+  # Devices that the features are split over: each finds its own largest before they are compared.
+  n_shards: int = dataclasses.field(default=1, kw_only=True)
 
   def own(self, n_features):
     """Initial values of the parameters that this non-linearity adds."""
     return {}
 
-  def value(self, h, params, index=None):
+  def value(self, h, params, places=None):
     """Features of entries that are kept, of h's shape."""
     return jax.nn.relu(h)
 
@@ -35,15 +40,13 @@ class ReLU:
     return None
 
   def narrow(self, h_BF, params, n_kept):
-    """The entries that carry value or gradient, at most `n_kept` a row.
+    """The entries that carry value or gradient in training, in rows of `n_kept` places.
 
     Returns:
-      index_BK: feature numbers.
-      keep_BK: which of them training keeps, or None for all.
-      fits: whether no row has more; otherwise the sparse code would not be exact.
+      places: `Places`.
+      fits: whether none is left out; otherwise the sparse code would not be exact.
     """
-    h_BK, index_BK = top_k(h_BF, n_kept)
-    return index_BK, None, (n_kept >= h_BF.shape[1]) | jnp.all(h_BK[:, -1] <= 0)
+    return narrowed(h_BF, n_kept, self.n_shards, lambda h_VK: _TINY)
 
   def encode(self, h_BF, params):
     """Features outside of training."""
@@ -76,28 +79,28 @@ class JumpReLU(ReLU):
   def own(self, n_features):
     return {"log_threshold_F": jnp.full((n_features,), self.log_threshold, jnp.float32)}
 
-  def threshold(self, params, index=None):
+  def threshold(self, params, places=None):
     """theta beside a code."""
-    t = at(params["log_threshold_F"], index)
+    t = at(params["log_threshold_F"], places)
     if self.per_log:
       return jax.lax.stop_gradient(jnp.exp(t) - t) + t
     return jnp.exp(t)
 
-  def value(self, h, params, index=None):
-    theta = jnp.broadcast_to(self.threshold(params, index), h.shape)
+  def value(self, h, params, places=None):
+    theta = jnp.broadcast_to(self.threshold(params, places), h.shape)
     return jump(h, theta, self.bandwidth, self.through_input)
 
-  def active(self, h, params, index=None):
+  def active(self, h, params, places=None):
     """1 where h > theta, else 0, differentiable in theta by the same estimate."""
-    theta = jnp.broadcast_to(self.threshold(params, index), h.shape)
+    theta = jnp.broadcast_to(self.threshold(params, places), h.shape)
     return step_at(h, theta, self.bandwidth)
 
   def fold(self, params, norm_F):
     return {**params, "log_threshold_F": params["log_threshold_F"] + jnp.log(norm_F)}
 
   def narrow(self, h_BF, params, n_kept):
-    above_BK, index_BK = top_k(h_BF - jnp.exp(params["log_threshold_F"])[None], n_kept)
-    return index_BK, None, (n_kept >= h_BF.shape[1]) | jnp.all(above_BK[:, -1] <= -self.bandwidth / 2)
+    above_BF = h_BF - jnp.exp(params["log_threshold_F"])[None]
+    return narrowed(above_BF, n_kept, self.n_shards, lambda above_VK: -self.bandwidth / 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +110,8 @@ class Gated(ReLU):
   def own(self, n_features):
     return {"r_F": jnp.zeros((n_features,)), "b_mag_F": jnp.zeros((n_features,))}
 
-  def value(self, h, params, index=None):
-    r, b_mag, b_gate = (at(params[name], index) for name in ("r_F", "b_mag_F", "b_enc_F"))
+  def value(self, h, params, places=None):
+    r, b_mag, b_gate = (at(params[name], places) for name in ("r_F", "b_mag_F", "b_enc_F"))
     return jnp.where(h > 0, jax.nn.relu(jnp.exp(r) * (h - b_gate) + b_mag), 0.0)
 
   def fold(self, params, norm_F):
@@ -122,11 +125,12 @@ class TopK(ReLU):
   folds_norms = False
 
   def keep(self, h_BF, params):
-    smallest_B1 = top_k(h_BF, self.k)[0][:, -1:]
+    smallest_B1 = top_k(h_BF, self.k, self.n_shards)[0][:, -1:]
     return h_BF >= smallest_B1
 
   def narrow(self, h_BF, params, n_kept):
-    return top_k(h_BF, self.k)[1], None, jnp.array(True)
+    h_BK, index_BK = top_k(h_BF, self.k, self.n_shards)
+    return Places(jnp.where(h_BK > 0, index_BK, h_BF.shape[1]), jnp.zeros((0,), jnp.int32)), jnp.array(True)
 
   def encode(self, h_BF, params):
     return jnp.where(self.keep(h_BF, params), jax.nn.relu(h_BF), 0.0)
@@ -145,14 +149,10 @@ class BatchTopK(ReLU):
     return {"threshold": jnp.full((), -1.0, jnp.float32)}  # negative until the first batch
 
   def keep(self, h_BF, params):
-    f_BF = jax.nn.relu(h_BF)
-    return f_BF >= jnp.maximum(nth_largest(f_BF, f_BF.shape[0] * self.k), jnp.finfo(jnp.float32).tiny)
+    return h_BF >= cut_at(h_BF, h_BF.shape[0] * self.k)
 
   def narrow(self, h_BF, params, n_kept):
-    h_BK, index_BK = top_k(h_BF, n_kept)
-    f_BK = jax.nn.relu(h_BK)
-    smallest = jnp.maximum(nth_largest(f_BK, f_BK.shape[0] * self.k), jnp.finfo(jnp.float32).tiny)
-    return index_BK, f_BK >= smallest, (n_kept >= h_BF.shape[1]) | jnp.all(f_BK[:, -1] < smallest)
+    return narrowed(h_BF, n_kept, self.n_shards, lambda h_VK: cut_at(h_VK, h_BF.shape[0] * self.k))
 
   def encode(self, h_BF, params):
     return jnp.where(h_BF > params["threshold"], jax.nn.relu(h_BF), 0.0)
@@ -200,33 +200,102 @@ def _step_backward(bandwidth, residuals, g):
 step_at.defvjp(_step_forward, _step_backward)
 
 
-def top_k(h_BF, k, block=512):
-  """The k largest of each row, falling: (values_BK, index_BK).
+def narrowed(h_BF, n_kept, n_shards, level_of, spare=1 / 16, wide=5):
+  """The entries of h from a level up: (`Places`, whether none is left out).
 
-  Found within blocks of features and then among the blocks' winners, so that features sharded over devices
-  never meet in one place: only k values of each block do.
+  Each row has `n_kept` places. The few rows whose last place counts most go on in extra rows, up to `wide`
+  times as many, since features a row vary: were there room only for the average, no batch would fit.
+
+  Args:
+    h_BF: (B, F).
+    n_kept: K.
+    n_shards: see `top_k`.
+    level_of: the entries found, (V, K) -> the level.
+    spare: the fraction of rows that may go on.
+    wide: how many times K places they may have in all.
   """
   n_rows, n_features = h_BF.shape
-  n_blocks = n_features // block
-  if n_features % block or k >= block or n_blocks < 2:
-    return jax.lax.top_k(h_BF, k)
-  value_BJK, index_BJK = jax.lax.top_k(h_BF.reshape(n_rows, n_blocks, block), k)
-  index_BJK = index_BJK + block * jnp.arange(n_blocks, dtype=jnp.int32)[None, :, None]
-  value_BK, place_BK = jax.lax.top_k(value_BJK.reshape(n_rows, -1), k)
-  return value_BK, jnp.take_along_axis(index_BJK.reshape(n_rows, -1), place_BK, axis=1)
+  h_VK, index_VK = top_k(h_BF, n_kept, n_shards)
+  row_E, left_out = jnp.zeros((0,), jnp.int32), -jnp.inf
+  n_long = int(spare * n_rows)
+  if n_kept < n_features and n_long:
+    wide = min(wide, n_features // n_kept)
+    (last_R,), (row_R,) = _top_k(h_VK[None, :, -1], n_long + 1)
+    row_R = row_R[:-1].astype(jnp.int32)
+    h_RL, index_RL = top_k(h_BF[row_R], wide * n_kept, n_shards)
+    left_out = jnp.maximum(last_R[-1], jnp.max(h_RL[:, -1]) if wide * n_kept < n_features else -jnp.inf)
+    # A long row's first places are set again, since the two searches may order equal entries differently.
+    h_VK, index_VK = (
+        jnp.concatenate([base_BK.at[row_R].set(long_RL[:, :n_kept]), long_RL[:, n_kept:].reshape(-1, n_kept)])
+        for base_BK, long_RL in ((h_VK, h_RL), (index_VK, index_RL)))
+    row_E = jnp.repeat(row_R, wide - 1)
+  elif n_kept < n_features:
+    left_out = jnp.max(h_VK[:, -1])
+  level = level_of(h_VK)
+  return Places(jnp.where(h_VK >= level, index_VK, n_features), row_E), left_out < level
 
 
-def nth_largest(f, n):
-  """The n-th largest of entries that are not negative, exactly; 0 where fewer are positive.
+def top_k(h_BF, k, n_shards=1):
+  """The k largest of each row, falling: (values_BK, index_BK), exactly.
 
-  Bisection on the bits of the floats, which order as the floats do: 31 counts, whatever the sharding.
+  With `n_shards`, each of so many equal parts of the features finds its own k largest, and only those are
+  compared: features sharded over devices never meet in one place.
   """
-  bits = jax.lax.bitcast_convert_type(f.astype(jnp.float32), jnp.int32)
+  n_rows, n_features = h_BF.shape
+  if n_shards == 1 or n_features % n_shards or k >= n_features // n_shards:
+    return _largest(h_BF, k)
+  width = n_features // n_shards
+  value_BPK, index_BPK = _largest(h_BF.reshape(n_rows, n_shards, width), k)
+  index_BPK = index_BPK + width * jnp.arange(n_shards, dtype=jnp.int32)[None, :, None]
+  value_BK, place_BK = _top_k(value_BPK.reshape(n_rows, -1), k)
+  return value_BK, jnp.take_along_axis(index_BPK.reshape(n_rows, -1), place_BK, axis=1)
 
-  def halve(_, bounds):
-    low, high = bounds
-    middle = low + (high - low) // 2
-    enough = jnp.sum(bits >= middle) >= n
-    return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-  low, _ = jax.lax.fori_loop(0, 31, halve, (jnp.int32(0), jnp.int32(0x7F800001)))
-  return jax.lax.bitcast_convert_type(low, jnp.float32)
+
+def _largest(h, k, block=16):
+  """`lax.top_k` along the last axis, J long: the k blocks with the largest maxima hold the k largest entries."""
+  *rows, n = h.shape
+  if n % block or 2 * k * block > n:
+    return _top_k(h, k)
+  h_JL = h.reshape(*rows, n // block, block)
+  _, block_K = _top_k(h_JL.max(-1), k)
+  candidates_KL = jnp.take_along_axis(h_JL, block_K[..., None], axis=-2)
+  value_K, place_K = _top_k(candidates_KL.reshape(*rows, k * block), k)
+  return value_K, block * jnp.take_along_axis(block_K, place_K // block, axis=-1) + place_K % block
+
+
+def _top_k(h, k):
+  """`lax.top_k` in the form that XLA's CPU backend does not turn into a whole sort.
+
+  That takes two axes, and a result that no slice is merged into: ten times the speed.
+  """
+  *rows, n = h.shape
+  found = jax.lax.optimization_barrier(jax.lax.top_k(h.reshape(-1, n), k))
+  return tuple(part.reshape(*rows, k) for part in found)
+
+
+def cut_at(h, n):
+  """A number above 0 that exactly n entries reach: all above 0 where fewer are, more only for ties at the cut.
+
+  A search between 0 and the largest entry: two of three steps aim by the counts at both ends, as counts fall
+  about exponentially, the third halves the floats in between. A step is one count, whatever the sharding.
+  """
+  bits = lambda x: jax.lax.bitcast_convert_type(x, jnp.int32)  # floats above 0 are ordered as their bits are
+  number = lambda b: jax.lax.bitcast_convert_type(b, jnp.float32)
+  count = lambda x: jnp.sum(jnp.sum(h >= x, axis=0, dtype=jnp.int32))
+
+  def unfinished(state):  # at least n entries reach `low`, fewer than n `high`
+    _, low, high, n_low, _ = state
+    return (n_low > n) & (high - low > 1)
+
+  def closer(state):
+    i, low, high, n_low, n_high = state
+    share = jnp.log(n_low / n) / jnp.log(n_low / jnp.maximum(n_high, 0.5))
+    aimed = bits(number(low) + jnp.clip(share, 0.01, 0.99) * (number(high) - number(low)))
+    middle = jnp.where(i % 3 == 2, low + (high - low) // 2, jnp.clip(aimed, low + 1, high - 1))
+    found = count(number(middle))
+    enough = found >= n
+    return (i + 1, jnp.where(enough, middle, low), jnp.where(enough, high, middle),
+            jnp.where(enough, found, n_low), jnp.where(enough, n_high, found))
+  highest = bits(jnp.maximum(jnp.max(h), _TINY)) + 1
+  start = jnp.int32(0), bits(jnp.float32(_TINY)), highest, count(_TINY), jnp.int32(0)
+  return number(jax.lax.while_loop(unfinished, closer, start)[1])

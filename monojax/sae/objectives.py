@@ -4,12 +4,14 @@ A term is a function of one `Pass`, a batch's way through a dictionary. Terms re
 alike, so that a recipe is written once for both.
 """
 
+import itertools
+
 import flax
 import jax
 import jax.numpy as jnp
 
 from monojax.linear import matmul
-from monojax.sae.code import at, decode, pre_activations_at
+from monojax.sae.code import Places, at, decode, pre_activations_at
 from monojax.sae.nonlinearity import top_k
 
 
@@ -20,8 +22,8 @@ class Pass:
   Attributes:
     params: the dictionary's parameters.
     x_BM, y_BO: what is read, and what is to be reconstructed.
-    index: numbers of the features that h and f are given for, or None for all (see `monojax.sae.code`).
-    h, f: pre-activations and features, (B, F) or (B, K).
+    places: what the entries of h and f stand for, or None for all (see `monojax.sae.code`).
+    h, f: pre-activations and features, (B, F) or (V, K).
     norm_F: the features' decoder norms, summed over the sites written.
     error_BO: reconstruction minus target, by the whole dictionary.
     penalty: the sparsity penalty's coefficient, as the schedule has it at this step.
@@ -30,7 +32,7 @@ class Pass:
   params: dict
   x_BM: jax.Array
   y_BO: jax.Array
-  index: jax.Array
+  places: Places
   h: jax.Array
   f: jax.Array
   norm_F: jax.Array
@@ -54,20 +56,20 @@ def make_objective(model, error, terms, group_sizes=(), group_weight=1.0):
 
   Returns:
     objective: (params, x_BM, y_BO, penalty, dead_F, sparse=None) -> (loss, Pass), where `sparse` is
-      None or (h_BF, index_BK, keep_BK) for a code of few features a row.
+      None or (h_BF, `Places`) for a code of few features a row, all of which are kept.
   """
   def objective(params, x_BM, y_BO, penalty, dead_F, sparse=None):
     bound = model.bind({"params": params})
     if sparse is None:
-      index, h = None, bound.pre_activations(x_BM)
+      places, h = None, bound.pre_activations(x_BM)
       keep = model.nonlinearity.keep(jax.lax.stop_gradient(h), jax.lax.stop_gradient(params))
     else:
-      h_BF, index, keep = sparse
-      h = pre_activations_at(x_BM, params["W_enc_MF"], bound.encoder_bias(), h_BF, index)
-    f = model.nonlinearity.value(h, params, index)
+      (h_BF, places), keep = sparse, None
+      h = pre_activations_at(x_BM, params["W_enc_MF"], bound.encoder_bias(), h_BF, places)
+    f = model.nonlinearity.value(h, params, places)
     f = f if keep is None else jnp.where(keep, f, 0.0)
-    parts = group_reconstructions(model, params, f, index, x_BM, group_sizes)
-    passed = Pass(params, x_BM, y_BO, index, h, f, decoder_norms(model, params), parts[-1] - y_BO,
+    parts = group_reconstructions(model, params, f, places, x_BM, group_sizes)
+    passed = Pass(params, x_BM, y_BO, places, h, f, decoder_norms(model, params), parts[-1] - y_BO,
                   penalty, dead_F)
     loss = error(y_BO, passed.error_BO) + sum(term(passed) for term in terms)
     loss += group_weight * sum(error(y_BO, part - y_BO) for part in parts[:-1])
@@ -75,24 +77,14 @@ def make_objective(model, error, terms, group_sizes=(), group_weight=1.0):
   return objective
 
 
-def group_reconstructions(model, params, f, index, x_BM, group_sizes):
+def group_reconstructions(model, params, f, places, x_BM, group_sizes):
   """Reconstructions by the first n features, for n of `group_sizes`, and by all.
 
   Each adds its own features to the one before, so that all of them cost what the last alone would.
   """
-  bound, W_FO = model.bind({"params": params}), params["W_dec_FM"]
-  if not group_sizes:
-    return [bound.decode(f, index, x_BM)]
-  ends = (*group_sizes, model.n_features)
-  parts, total = [], bound.offset(x_BM)
-  for first, last in zip((0, *group_sizes), ends, strict=True):
-    if index is None:
-      part = decode(f[:, first:last], None, W_FO[first:last], model.dtype)
-    else:
-      part = decode(jnp.where((index >= first) & (index < last), f, 0.0), index, W_FO, model.dtype)
-    total = total + part
-    parts.append(total)
-  return parts
+  own = decode(f, places, params["W_dec_FM"], model.dtype, (*group_sizes, model.n_features))
+  offset = model.bind({"params": params}).offset(x_BM)
+  return list(itertools.accumulate(own, initial=offset))[1:]
 
 
 def decoder_norms(model, params):
@@ -123,27 +115,27 @@ def unexplained(y_BO, e_BO):
 def l1(weight_F=None):
   """penalty * sum of features, mean over rows; `weight_F` weighs each feature's."""
   def term(p):
-    f = p.f if weight_F is None else p.f * at(weight_F, p.index)
-    return p.penalty / p.f.shape[0] * f.sum()
+    f = p.f if weight_F is None else p.f * at(weight_F, p.places)
+    return p.penalty / p.x_BM.shape[0] * f.sum()
   return term
 
 
 def l1_of_norms(p):
   """penalty * sum of f |d| (Anthropic, April 2024); a crosscoder's |d| is a sum over its sites."""
-  return p.penalty / p.f.shape[0] * (p.f * at(p.norm_F, p.index)).sum()
+  return p.penalty / p.x_BM.shape[0] * (p.f * at(p.norm_F, p.places)).sum()
 
 
 def l0(nonlinearity):
   """penalty * number of features above their thresholds (arXiv 2407.14435)."""
   def term(p):
-    active = nonlinearity.active(jax.lax.stop_gradient(p.h), p.params, p.index)
-    return p.penalty / p.h.shape[0] * active.sum()
+    active = nonlinearity.active(jax.lax.stop_gradient(p.h), p.params, p.places)
+    return p.penalty / p.x_BM.shape[0] * active.sum()
   return term
 
 
 def tanh_of_norms(c):
   """penalty * sum of tanh(c f |d|) (Anthropic, January 2025)."""
-  return lambda p: p.penalty / p.f.shape[0] * jnp.tanh(c * p.f * at(p.norm_F, p.index)).sum()
+  return lambda p: p.penalty / p.x_BM.shape[0] * jnp.tanh(c * p.f * at(p.norm_F, p.places)).sum()
 
 
 def pre_activation_pull(coefficient, model):
@@ -159,8 +151,8 @@ def pre_activation_pull(coefficient, model):
     bias_F = model.bind({"params": p.params}).encoder_bias()
     mean_h_F = p.x_BM.mean(0) @ p.params["W_enc_MF"] + bias_F
     everywhere = (norm_F * (theta_F - mean_h_F)).sum()
-    short = at(theta_F, p.index) - p.h
-    active = jnp.where(short < 0, short * at(norm_F, p.index), 0.0).sum() / p.h.shape[0]
+    short = at(theta_F, p.places) - p.h
+    active = jnp.where(short < 0, short * at(norm_F, p.places), 0.0).sum() / p.x_BM.shape[0]
     return coefficient * (everywhere - active)
   return term
 
@@ -174,8 +166,8 @@ def gate(model):
   def term(p):
     open_ = jax.nn.relu(p.h)
     fixed = jax.lax.stop_gradient(p.params)
-    y_BO = decode(open_, p.index, fixed["W_dec_FM"], model.dtype) + fixed["b_dec_M"][None]
-    return (p.penalty / p.h.shape[0] * open_.sum()
+    y_BO = decode(open_, p.places, fixed["W_dec_FM"], model.dtype)[0] + fixed["b_dec_M"][None]
+    return (p.penalty / p.x_BM.shape[0] * open_.sum()
             + summed_square(p.y_BO, y_BO - p.y_BO))
   return term
 
@@ -194,27 +186,42 @@ def auxk(coefficient, k, model, n_compact=512):
   """
   n_compact = min(n_compact, model.n_features)
 
-  def unexplained_by(columns_D, dead_D, p):
-    bias_F = model.bind({"params": p.params}).encoder_bias()
-    h_BD = matmul(p.x_BM, p.params["W_enc_MF"][:, columns_D], model.dtype) + bias_F[columns_D][None]
+  def unexplained_by(params, columns_D, dead_D, x_BM, e_BO, n_shards):
+    bias_F = model.bind({"params": params}).encoder_bias()
+    h_BD = matmul(x_BM, params["W_enc_MF"][:, columns_D], model.dtype) + bias_F[columns_D][None]
     f_BD = jnp.where(dead_D[None], jax.nn.relu(h_BD), 0.0)
     if k < len(columns_D):
-      f_BD = jnp.where(f_BD >= top_k(jax.lax.stop_gradient(f_BD), k)[0][:, -1:], f_BD, 0.0)
-    e_BO = jax.lax.stop_gradient(-p.error_BO)
-    e_hat_BO = matmul(f_BD, p.params["W_dec_FM"][columns_D], model.dtype)
+      f_BD = jnp.where(f_BD >= top_k(jax.lax.stop_gradient(f_BD), k, n_shards)[0][:, -1:], f_BD, 0.0)
+    e_hat_BO = matmul(f_BD, params["W_dec_FM"][columns_D], model.dtype)
     return jnp.square(e_BO - e_hat_BO).sum() / jnp.square(e_BO - e_BO.mean(0, keepdims=True)).sum()
 
-  def few(p):
-    columns_D = jnp.nonzero(p.dead_F, size=n_compact, fill_value=0)[0]
-    return unexplained_by(columns_D, jnp.arange(n_compact) < p.dead_F.sum(), p)
+  def nothing(params, x_BM, e_BO, dead_F):
+    return jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
 
-  def term(p):
-    n_dead = p.dead_F.sum()
+  def few(params, x_BM, e_BO, dead_F):
+    columns_D = jnp.nonzero(dead_F, size=n_compact, fill_value=0)[0]
+    dead_D = jnp.arange(n_compact) < dead_F.sum()
+    return jax.value_and_grad(unexplained_by)(params, columns_D, dead_D, x_BM, e_BO, 1)
+
+  def many(params, x_BM, e_BO, dead_F):
+    return jax.value_and_grad(unexplained_by)(params, jnp.arange(model.n_features), dead_F, x_BM, e_BO,
+                                              model.nonlinearity.n_shards)
+
+  # The gradient is made where the value is: carried out of a branch, what it needs would be as large for no dead
+  # features as for many.
+  @jax.custom_vjp
+  def value(params, x_BM, e_BO, dead_F):
+    return forward(params, x_BM, e_BO, dead_F)[0]
+
+  def forward(params, x_BM, e_BO, dead_F):
+    n_dead = dead_F.sum()
     case = (n_dead > 0).astype(jnp.int32) + (n_dead > n_compact)
-    value = jax.lax.switch(case, (lambda p: jnp.zeros(()), few,
-                                  lambda p: unexplained_by(jnp.arange(model.n_features), p.dead_F, p)), p)
-    return coefficient * value
-  return term
+    return jax.lax.switch(case, (nothing, few, many), params, x_BM, e_BO, dead_F)
+
+  def backward(gradients, g):
+    return jax.tree.map(lambda leaf: g * leaf, gradients), None, None, None
+  value.defvjp(forward, backward)
+  return lambda p: coefficient * value(p.params, p.x_BM, jax.lax.stop_gradient(-p.error_BO), p.dead_F)
 
 
 def orthogonality(coefficient):

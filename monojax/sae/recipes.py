@@ -24,7 +24,7 @@ class Recipe:
     tx: optax transformation of the gradients, to be multiplied by the learning rate at its peak.
     start: (key, params, sample x_NM, y_NO) -> params: what the initial ones are made, given some of the data.
     constrain: params -> params, applied after each update.
-    observe: (params, `Pass`) -> params, for what is not learned by gradient.
+    observe: (params, `Pass`) -> new values of the parameters that are not learned by gradient.
     penalty_scale: step -> factor of the sparsity penalty.
     peaks: {"penalty", "learning_rate"}: the settings that a step reads from its state, so that dictionaries
       that differ in nothing else share one compiled step.
@@ -46,40 +46,45 @@ class Recipe:
   ema_decay: float = 0.0
 
 
-def make_recipe(config, wiring, dtype):
+def make_recipe(config, wiring, dtype, n_shards=1):
   """The recipe that `config.recipe` names.
 
   Args:
     config: `SAEConfig`.
     wiring: `Wiring`, or the width of the one site that an autoencoder reads.
     dtype: of the matrix products.
+    n_shards: devices that the features are split over.
   """
   config = config.resolved()
   wiring = wiring if isinstance(wiring, Wiring) else Wiring((wiring,))
+
+  def build(nonlinearity, pre_bias, encoder_init):
+    nonlinearity = dataclasses.replace(nonlinearity, n_shards=n_shards)
+    return Dictionary(wiring, config.n_features, nonlinearity, pre_bias, config.skip, encoder_init, dtype)
   make = {"tm2023": tm2023, "apr2024": apr2024, "jumprelu": jumprelu, "jan2025": jan2025, "gated": gated,
           "topk": topk, "batchtopk": batchtopk, "matryoshka": matryoshka}[config.recipe]
-  return make(config, wiring, dtype)
+  return make(config, wiring, build)
 
 
-def tm2023(config, wiring, dtype):
+def tm2023(config, wiring, build):
   """Towards Monosemanticity (2023): ReLU, L1, unit decoder columns, mean squared error.
 
   The decoder gradient's part along each column is removed before Adam, so that its moments do not see
   it, and the columns are scaled back to unit norm after the step. Groups, none by default, add to the
   published loss.
   """
-  model = Dictionary(wiring, config.n_features, ReLU(), wiring.autoencodes, config.skip, config.encoder_init, dtype)
+  model = build(ReLU(), wiring.autoencodes, config.encoder_init)
   penalty = objectives.l1(group_weights(config))
   return compose(config, model, objectives.mean_square, [penalty], unit_decoder=True,
                  row_penalty=lambda f_BF: config.sparsity_coefficient * f_BF.sum(1))
 
 
-def apr2024(config, wiring, dtype):
+def apr2024(config, wiring, build):
   """Anthropic, April 2024: L1 of features times decoder norms, free decoder norms, no pre-encoder bias.
 
   The decoder starts at random directions of norm 0.1 and the encoder as its transpose.
   """
-  model = Dictionary(wiring, config.n_features, ReLU(), False, config.skip, "decoder_transpose", dtype)
+  model = build(ReLU(), False, "decoder_transpose")
 
   def start(key, params, x_NM, y_NO):
     W_dec_FM = 0.1 * unit_rows(params["W_dec_FM"])
@@ -88,22 +93,21 @@ def apr2024(config, wiring, dtype):
                  [objectives.l1_of_norms], start=start, normalised=True)
 
 
-def jumprelu(config, wiring, dtype):
+def jumprelu(config, wiring, build):
   """JumpReLU with an L0 penalty (arXiv 2407.14435): learned thresholds, unit decoder columns."""
-  act = JumpReLU(math.log(config.threshold), config.bandwidth)
-  model = Dictionary(wiring, config.n_features, act, wiring.autoencodes, config.skip, config.encoder_init, dtype)
+  model = build(JumpReLU(math.log(config.threshold), config.bandwidth), wiring.autoencodes, config.encoder_init)
   return compose(config, model, objectives.summed_square,
-                 [objectives.l0(act)], unit_decoder=True, normalised=True)
+                 [objectives.l0(model.nonlinearity)], unit_decoder=True, normalised=True)
 
 
-def jan2025(config, wiring, dtype):
+def jan2025(config, wiring, build):
   """Anthropic, January 2025: JumpReLU with a tanh penalty and a pull on silent features.
 
   The penalty rises over the whole run. Encoder biases start where each feature fires on a fraction
   10,000 / F of a sample (of a tenth at most, for dictionaries too small for the published rule).
   """
-  act = JumpReLU(math.log(config.threshold), config.bandwidth, through_input=True, per_log=True)
-  model = Dictionary(wiring, config.n_features, act, False, config.skip, "kaiming", dtype)
+  model = build(JumpReLU(math.log(config.threshold), config.bandwidth, through_input=True, per_log=True), False,
+                "kaiming")
   m, f = wiring.n_inputs, config.n_features
 
   def start(key, params, x_NM, y_NO):
@@ -120,39 +124,39 @@ def jan2025(config, wiring, dtype):
   return compose(config, model, objectives.summed_square, terms, start=start, normalised=True)
 
 
-def gated(config, wiring, dtype):
+def gated(config, wiring, build):
   """Gated SAE (arXiv 2404.16014): one encoder decides which features fire, the same one rescaled how much."""
-  model = Dictionary(wiring, config.n_features, Gated(), wiring.autoencodes, config.skip, "decoder_transpose", dtype)
+  model = build(Gated(), wiring.autoencodes, "decoder_transpose")
   return compose(config, model, objectives.summed_square,
                  [objectives.gate(model)], unit_decoder=True, normalised=True)
 
 
-def topk(config, wiring, dtype):
+def topk(config, wiring, build):
   """TopK with AuxK (arXiv 2406.04093): the k largest features of a row, dead ones fitted to what is left."""
-  return _topk_family(config, wiring, dtype, TopK(config.k), config.group_sizes)
+  return _topk_family(config, wiring, build, TopK(config.k), config.group_sizes)
 
 
-def batchtopk(config, wiring, dtype):
+def batchtopk(config, wiring, build):
   """BatchTopK (arXiv 2412.06410): the B k largest features of a batch, a constant threshold afterwards."""
-  return _topk_family(config, wiring, dtype, BatchTopK(config.k), config.group_sizes)
+  return _topk_family(config, wiring, build, BatchTopK(config.k), config.group_sizes)
 
 
-def matryoshka(config, wiring, dtype):
+def matryoshka(config, wiring, build):
   """Matryoshka (arXiv 2503.17547): BatchTopK whose leading groups of features reconstruct alone, too.
 
   Groups of 1/16, 1/16, 1/8, 1/4 and 1/2 of the features unless the settings say otherwise.
   """
   parts = tuple(config.n_features // n for n in (16, 8, 4, 2))
-  return _topk_family(config, wiring, dtype, BatchTopK(config.k), config.group_sizes or parts)
+  return _topk_family(config, wiring, build, BatchTopK(config.k), config.group_sizes or parts)
 
 
-def _topk_family(config, wiring, dtype, act, group_sizes):
+def _topk_family(config, wiring, build, nonlinearity, group_sizes):
   """Unit columns, pre-encoder bias, AuxK, the encoder started as the decoder's transpose.
 
   The encoder is divided once so that unit inputs around the bias reconstruct with norm 1, which a sample of
   directions around it measures.
   """
-  model = Dictionary(wiring, config.n_features, act, wiring.autoencodes, config.skip, "decoder_transpose", dtype)
+  model = build(nonlinearity, wiring.autoencodes, "decoder_transpose")
   k_aux = config.aux_k or 2 ** round(math.log2(max(wiring.n_inputs / 2, 1)))
   terms = [objectives.auxk(config.aux_coefficient, k_aux, model)] if config.aux_coefficient else []
 
@@ -164,7 +168,7 @@ def _topk_family(config, wiring, dtype, act, group_sizes):
     kept_NF = jnp.where(f_NF >= jax.lax.top_k(f_NF, config.k)[0][:, -1:], f_NF, 0.0)
     norm = jnp.linalg.norm(kept_NF @ params["W_dec_FM"], axis=1).mean()
     return {**params, "W_enc_MF": params["W_enc_MF"] / norm}
-  observe = follow_threshold if isinstance(act, BatchTopK) else keep_params
+  observe = follow_threshold if isinstance(nonlinearity, BatchTopK) else None
   return compose(config, model, objectives.unexplained, terms, start=start, unit_decoder=True, normalised=True,
                  observe=observe, group_sizes=group_sizes)
 
@@ -194,9 +198,10 @@ def compose(config, model, error, terms, start=None, unit_decoder=False, normali
     return with_unit_decoder(params) if unit_decoder else params
   return Recipe(model, objectives.make_objective(model, error, terms, group_sizes, config.group_weight),
                 row_loss, tx, begin, with_unit_decoder if unit_decoder else (lambda params: params),
-                observe or keep_params, linear_warmup(config.penalty_warmup_steps),
+                observe or (lambda params, passed: {}), linear_warmup(config.penalty_warmup_steps),
                 {"penalty": config.sparsity_coefficient, "learning_rate": config.learning_rate}, normalised,
-                config.slots or (config.k if isinstance(model.nonlinearity, TopK) else 64), config.ema_decay)
+                min(config.slots or (config.k if isinstance(model.nonlinearity, TopK) else 64), config.n_features),
+                config.ema_decay)
 
 
 def group_weights(config):
@@ -207,17 +212,12 @@ def group_weights(config):
   return 1.0 + config.group_weight * sum((number_F < n).astype(jnp.float32) for n in config.group_sizes)
 
 
-def keep_params(params, passed):
-  """The parameters as they are."""
-  return params
-
-
 def follow_threshold(params, passed, rate=0.01):
   """BatchTopK's threshold follows the smallest value kept in a batch, from the first batch's on."""
   smallest = jnp.min(jnp.where(passed.f > 0, passed.f, jnp.inf))
   old = params["threshold"]
   new = jnp.where(old < 0, smallest, old + rate * (smallest - old))
-  return {**params, "threshold": jnp.where(jnp.isfinite(smallest), new, old)}
+  return {"threshold": jnp.where(jnp.isfinite(smallest), new, old)}
 
 
 def transposed_or(W_enc_MF, W_dec_FM, wiring):

@@ -12,7 +12,11 @@ from monojax.sae.model import SHARDING_RULES
 from monojax.training import TrainState
 
 
-def make_step(recipe, mesh, window_steps, sparse=False, n_members=0):
+# Steps that stay with a dense code after a batch that a sparse one had no room for.
+RETRY_STEPS = 16
+
+
+def make_step(recipe, mesh, window_steps, sparse=False, n_parts=1, n_members=0):
   """The step of a recipe on a mesh.
 
   In each scanned batch: encode, penalty, decode, gradients, removal of the decoder gradient's parallel
@@ -23,13 +27,16 @@ def make_step(recipe, mesh, window_steps, sparse=False, n_members=0):
     mesh: device mesh; rows are split over "data", features over "model".
     window_steps: a feature that has not fired for so many steps is dead.
     sparse: whether to compute only the features that fire, wherever they fit into `recipe.slots`.
+    n_parts: a batch is computed in so many parts, one after the other, and their gradients averaged, which
+      takes that much less memory.
     n_members: 0 for one dictionary; otherwise the state that `step` takes holds so many, each leaf with a
       leading axis for them, and each metric is a list. `init` still makes one.
 
   Returns:
     init: (key, sample x_NW) -> `TrainState` born on the mesh. Its counter `last_fired_F` is the step count
       after which each feature last fired, `scale_W` what each column of a batch is multiplied by, `penalty`
-      and `learning_rate` the peaks of their schedules.
+      and `learning_rate` the peaks of their schedules, `dense_until` the step before which no sparse code is
+      tried, and `ema` the sum behind the weights' running mean.
     step: (state, x_SBW of any float dtype) -> (state, metrics averaged over the S batches). The
       state is donated. Metrics: loss, mse (mean over elements), l1 and l0 (per row),
       explained_variance (of the batch), fired_fraction (features that fired in the call), dead_fraction,
@@ -37,6 +44,7 @@ def make_step(recipe, mesh, window_steps, sparse=False, n_members=0):
   """
   model, wiring = recipe.model, recipe.model.wiring
   n_columns = sum(wiring.widths)
+  graded = jax.value_and_grad(recipe.objective, has_aux=True)
 
   def init(key, sample_NW):
     def make(sample_NW):
@@ -46,6 +54,7 @@ def make_step(recipe, mesh, window_steps, sparse=False, n_members=0):
       params = model.init(init_key, jnp.zeros((1, wiring.n_inputs)))["params"]
       params = recipe.start(start_key, params, wiring.inputs(x_NW), wiring.targets(x_NW))
       counters = {"last_fired_F": jnp.zeros((model.n_features,), jnp.int32), "scale_W": scale_W,
+                  "dense_until": jnp.zeros((), jnp.int32),
                   **{name: jnp.asarray(value, jnp.float32) for name, value in recipe.peaks.items()}}
       if recipe.ema_decay:
         counters["ema"] = jax.tree.map(jnp.zeros_like, params)
@@ -53,43 +62,54 @@ def make_step(recipe, mesh, window_steps, sparse=False, n_members=0):
     sample_NW = jnp.asarray(sample_NW, jnp.float32)
     return meshes.born_sharded(lambda: make(sample_NW), mesh, SHARDING_RULES)
 
-  def loss_and_gradients(params, x_BM, y_BO, penalty, dead_F):
-    graded = jax.value_and_grad(recipe.objective, has_aux=True)
+  def gradients_of(state, x_BW):
+    """(gradients, parameters observed instead of learned, metrics, fired_F) of one part of a batch."""
+    x_BM, y_BO = wiring.inputs(x_BW), wiring.targets(x_BW)
+    dead_F = state.step - state.counters["last_fired_F"] >= window_steps
+    given = x_BM, y_BO, recipe.penalty_scale(state.step) * state.counters["penalty"], dead_F
 
-    def summary(result, index_shown):
-      (loss, passed), gradients = result
-      fired_F = count_F(passed.f > 0, passed.index, model.n_features)
-      return (loss, recipe.observe(params, passed), passed.error_BO, passed.f.sum(), fired_F, index_shown), gradients
+    def graded_by(params, code, is_sparse):
+      (loss, passed), gradients = graded(params, *given, code)
+      values = {"loss": loss, "l1": passed.f.sum() / x_BM.shape[0],
+                **reconstruction_metrics(y_BO, passed.error_BO, wiring.targets(state.counters["scale_W"])),
+                "dead_fraction": dead_F.mean(), "sparse_fraction": jnp.float32(is_sparse)}
+      return (gradients, recipe.observe(params, passed), values,
+              count_F(passed.f > 0, passed.places, model.n_features))
 
-    def densely(params):
-      return summary(graded(params, x_BM, y_BO, penalty, dead_F), 0.0)
+    densely = lambda params: graded_by(params, None, False)
     if not sparse:
-      return densely(params)
-    h_BF = model.apply({"params": params}, x_BM, method="pre_activations")
-    index_BK, keep_BK, fits = model.nonlinearity.narrow(h_BF, params, recipe.slots)
+      return densely(state.params)
 
-    def sparsely(params):
-      return summary(graded(params, x_BM, y_BO, penalty, dead_F, (h_BF, index_BK, keep_BK)), 1.0)
-    return jax.lax.cond(fits, sparsely, densely, params)
+    def if_it_fits(params):
+      h_BF = model.apply({"params": params}, x_BM, method="pre_activations")
+      places, fits = model.nonlinearity.narrow(h_BF, params, recipe.slots)
+      return jax.lax.cond(fits, lambda params: graded_by(params, (h_BF, places), True), densely, params)
+    return jax.lax.cond(state.step >= state.counters["dense_until"], if_it_fits, densely, state.params)
 
   def one_step(state, x_BW):
     x_BW = x_BW.astype(jnp.float32) * state.counters["scale_W"][None]
-    x_BM, y_BO = wiring.inputs(x_BW), wiring.targets(x_BW)
-    dead_F = state.step - state.counters["last_fired_F"] >= window_steps
-    (loss, observed, error_BO, l1, fired_F, is_sparse), gradients = loss_and_gradients(
-        state.params, x_BM, y_BO, recipe.penalty_scale(state.step) * state.counters["penalty"], dead_F)
-    updates, opt_state = recipe.tx.update(gradients, state.opt_state, observed)
+    if n_parts == 1:
+      gradients, observed, values, fired_F = gradients_of(state, x_BW)
+    else:
+      # Every part takes rows from all devices.
+      x_PBW = x_BW.reshape(-1, n_parts, n_columns).swapaxes(0, 1)
+      parts = jax.lax.map(lambda x_BW: gradients_of(state, x_BW), x_PBW)
+      gradients, observed, values = jax.tree.map(lambda leaf: leaf.mean(0), parts[:3])
+      fired_F = parts[3].sum(0)
+    params = {**state.params, **observed}
+    updates, opt_state = recipe.tx.update(gradients, state.opt_state, params)
     updates = jax.tree.map(lambda update: state.counters["learning_rate"] * update, updates)
-    params = recipe.constrain(optax.apply_updates(observed, updates))
+    params = recipe.constrain(optax.apply_updates(params, updates))
     n_done = state.step + 1
-    counters = {**state.counters, "last_fired_F": jnp.where(fired_F > 0, n_done, state.counters["last_fired_F"])}
+    tried = state.step >= state.counters["dense_until"]
+    counters = {**state.counters, "last_fired_F": jnp.where(fired_F > 0, n_done, state.counters["last_fired_F"]),
+                "dense_until": jnp.where(tried & (values["sparse_fraction"] < 1), n_done + RETRY_STEPS,
+                                         state.counters["dense_until"])}
     if recipe.ema_decay:
       counters["ema"] = jax.tree.map(lambda mean, new: recipe.ema_decay * mean + (1 - recipe.ema_decay) * new,
                                      counters["ema"], params)
-    values = {"loss": loss, "l0": fired_F.sum() / x_BM.shape[0], "l1": l1 / x_BM.shape[0],
-              **reconstruction_metrics(y_BO, error_BO, wiring.targets(state.counters["scale_W"])),
-              "dead_fraction": dead_F.mean(), "sparse_fraction": is_sparse}
-    return TrainState(n_done, params, opt_state, counters), values
+    return (TrainState(n_done, params, opt_state, counters),
+            {**values, "l0": fired_F.sum() / x_BW.shape[0]})
 
   def all_members(states, x_BW):
     return jax.lax.map(lambda state: one_step(state, x_BW), states)
