@@ -30,10 +30,10 @@ def rows(seed, n=4, width=M):
 def trained(name, mesh_shape=(1, 1), n_calls=2, wiring=M, **more):
   """(recipe, state after some calls of the step, metrics of the last) on the same rows every time."""
   config = config_of(name, **more)
-  recipe = recipes.make_recipe(config, wiring, jnp.float32)
+  mesh = meshes.make_mesh(meshes.MeshConfig(*mesh_shape))
+  recipe = recipes.make_recipe(config, wiring, jnp.float32, mesh)
   width = sum(recipe.model.wiring.widths)
-  init, step = make_step(recipe, meshes.make_mesh(meshes.MeshConfig(*mesh_shape)), config.window_steps,
-                         config.code == "sparse")
+  init, step = make_step(recipe, mesh, config.window_steps, config.code == "sparse", config.accumulate)
   state = init(jax.random.key(0), rows(99, 8, width).reshape(-1, width))
   for call in range(n_calls):
     state, values = step(state, rows(call, 4, width))

@@ -12,6 +12,8 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from monojax.sae.code import Places, at
 
@@ -24,8 +26,8 @@ class ReLU:
 
   # Whether features can be rescaled one by one without changing what is reconstructed.
   folds_norms = True
-  # Devices that the features are split over: each finds its own largest before they are compared.
-  n_shards: int = dataclasses.field(default=1, kw_only=True)
+  # The mesh that codes are spread over, if they are.
+  mesh: Mesh | None = dataclasses.field(default=None, kw_only=True)
 
   def own(self, n_features):
     """Initial values of the parameters that this non-linearity adds."""
@@ -46,7 +48,7 @@ class ReLU:
       places: `Places`.
       fits: whether none is left out; otherwise the sparse code would not be exact.
     """
-    return narrowed(h_BF, n_kept, self.n_shards, lambda h_VK: _TINY)
+    return narrowed(h_BF, n_kept, self.mesh, lambda h_VK: _TINY)
 
   def encode(self, h_BF, params):
     """Features outside of training."""
@@ -100,7 +102,7 @@ class JumpReLU(ReLU):
 
   def narrow(self, h_BF, params, n_kept):
     above_BF = h_BF - jnp.exp(params["log_threshold_F"])[None]
-    return narrowed(above_BF, n_kept, self.n_shards, lambda above_VK: -self.bandwidth / 2)
+    return narrowed(above_BF, n_kept, self.mesh, lambda above_VK: -self.bandwidth / 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +127,11 @@ class TopK(ReLU):
   folds_norms = False
 
   def keep(self, h_BF, params):
-    smallest_B1 = top_k(h_BF, self.k, self.n_shards)[0][:, -1:]
+    smallest_B1 = top_k(h_BF, self.k, self.mesh)[0][:, -1:]
     return h_BF >= smallest_B1
 
   def narrow(self, h_BF, params, n_kept):
-    h_BK, index_BK = top_k(h_BF, self.k, self.n_shards)
+    h_BK, index_BK = top_k(h_BF, self.k, self.mesh)
     return Places(jnp.where(h_BK > 0, index_BK, h_BF.shape[1]), jnp.zeros((0,), jnp.int32)), jnp.array(True)
 
   def encode(self, h_BF, params):
@@ -152,7 +154,7 @@ class BatchTopK(ReLU):
     return h_BF >= cut_at(h_BF, h_BF.shape[0] * self.k)
 
   def narrow(self, h_BF, params, n_kept):
-    return narrowed(h_BF, n_kept, self.n_shards, lambda h_VK: cut_at(h_VK, h_BF.shape[0] * self.k))
+    return narrowed(h_BF, n_kept, self.mesh, lambda h_VK: cut_at(h_VK, h_BF.shape[0] * self.k))
 
   def encode(self, h_BF, params):
     return jnp.where(h_BF > params["threshold"], jax.nn.relu(h_BF), 0.0)
@@ -200,7 +202,7 @@ def _step_backward(bandwidth, residuals, g):
 step_at.defvjp(_step_forward, _step_backward)
 
 
-def narrowed(h_BF, n_kept, n_shards, level_of, spare=1 / 16, wide=5):
+def narrowed(h_BF, n_kept, mesh, level_of, spare=1 / 16, wide=5):
   """The entries of h from a level up: (`Places`, whether none is left out).
 
   Each row has `n_kept` places. The few rows whose last place counts most go on in extra rows, up to `wide`
@@ -209,20 +211,20 @@ def narrowed(h_BF, n_kept, n_shards, level_of, spare=1 / 16, wide=5):
   Args:
     h_BF: (B, F).
     n_kept: K.
-    n_shards: see `top_k`.
+    mesh: see `top_k`.
     level_of: the entries found, (V, K) -> the level.
     spare: the fraction of rows that may go on.
     wide: how many times K places they may have in all.
   """
   n_rows, n_features = h_BF.shape
-  h_VK, index_VK = top_k(h_BF, n_kept, n_shards)
+  h_VK, index_VK = top_k(h_BF, n_kept, mesh)
   row_E, left_out = jnp.zeros((0,), jnp.int32), -jnp.inf
   n_long = int(spare * n_rows)
   if n_kept < n_features and n_long:
     wide = min(wide, n_features // n_kept)
     (last_R,), (row_R,) = _top_k(h_VK[None, :, -1], n_long + 1)
     row_R = row_R[:-1].astype(jnp.int32)
-    h_RL, index_RL = top_k(h_BF[row_R], wide * n_kept, n_shards)
+    h_RL, index_RL = top_k(h_BF[row_R], wide * n_kept, mesh)
     left_out = jnp.maximum(last_R[-1], jnp.max(h_RL[:, -1]) if wide * n_kept < n_features else -jnp.inf)
     # A long row's first places are set again, since the two searches may order equal entries differently.
     h_VK, index_VK = (
@@ -235,42 +237,39 @@ def narrowed(h_BF, n_kept, n_shards, level_of, spare=1 / 16, wide=5):
   return Places(jnp.where(h_VK >= level, index_VK, n_features), row_E), left_out < level
 
 
-def top_k(h_BF, k, n_shards=1):
+def top_k(h_BF, k, mesh=None):
   """The k largest of each row, falling: (values_BK, index_BK), exactly.
 
-  With `n_shards`, each of so many equal parts of the features finds its own k largest, and only those are
-  compared: features sharded over devices never meet in one place.
+  On a mesh each device finds the k largest of its own features, and only those are compared: features of
+  different devices never meet in one place.
   """
   n_rows, n_features = h_BF.shape
-  if n_shards == 1 or n_features % n_shards or k >= n_features // n_shards:
+  n_shards = mesh.shape["model"] if mesh else 1
+  if n_shards == 1 or n_features % n_shards or n_rows % mesh.shape["data"] or k >= n_features // n_shards:
     return _largest(h_BF, k)
-  width = n_features // n_shards
-  value_BPK, index_BPK = _largest(h_BF.reshape(n_rows, n_shards, width), k)
-  index_BPK = index_BPK + width * jnp.arange(n_shards, dtype=jnp.int32)[None, :, None]
-  value_BK, place_BK = _top_k(value_BPK.reshape(n_rows, -1), k)
-  return value_BK, jnp.take_along_axis(index_BPK.reshape(n_rows, -1), place_BK, axis=1)
+  of_features = P("data", "model")
+  value_BJ, index_BJ = jax.shard_map(lambda h_bf: _largest(h_bf, k), mesh=mesh, in_specs=of_features,
+                                     out_specs=(of_features, of_features))(h_BF)
+  index_BJ = index_BJ + n_features // n_shards * (jnp.arange(n_shards * k, dtype=jnp.int32) // k)[None]
+  value_BK, place_BK = _top_k(value_BJ, k)
+  return value_BK, jnp.take_along_axis(index_BJ, place_BK, axis=1)
 
 
-def _largest(h, k, block=16):
-  """`lax.top_k` along the last axis, J long: the k blocks with the largest maxima hold the k largest entries."""
-  *rows, n = h.shape
-  if n % block or 2 * k * block > n:
-    return _top_k(h, k)
-  h_JL = h.reshape(*rows, n // block, block)
-  _, block_K = _top_k(h_JL.max(-1), k)
-  candidates_KL = jnp.take_along_axis(h_JL, block_K[..., None], axis=-2)
-  value_K, place_K = _top_k(candidates_KL.reshape(*rows, k * block), k)
-  return value_K, block * jnp.take_along_axis(block_K, place_K // block, axis=-1) + place_K % block
+def _largest(h_BF, k, block=16):
+  """`lax.top_k`: the k blocks of features with the largest maxima hold the k largest entries."""
+  n_rows, n_features = h_BF.shape
+  if n_features % block or 2 * k * block > n_features:
+    return _top_k(h_BF, k)
+  h_BJL = h_BF.reshape(n_rows, n_features // block, block)
+  _, block_BK = _top_k(h_BJL.max(2), k)
+  candidates_BKL = jnp.take_along_axis(h_BJL, block_BK[:, :, None], axis=1)
+  value_BK, place_BK = _top_k(candidates_BKL.reshape(n_rows, k * block), k)
+  return value_BK, block * jnp.take_along_axis(block_BK, place_BK // block, axis=1) + place_BK % block
 
 
-def _top_k(h, k):
-  """`lax.top_k` in the form that XLA's CPU backend does not turn into a whole sort.
-
-  That takes two axes, and a result that no slice is merged into: ten times the speed.
-  """
-  *rows, n = h.shape
-  found = jax.lax.optimization_barrier(jax.lax.top_k(h.reshape(-1, n), k))
-  return tuple(part.reshape(*rows, k) for part in found)
+def _top_k(h_BF, k):
+  """`lax.top_k` as XLA's CPU backend does not turn it into a whole sort: with no slice merged into it."""
+  return tuple(jax.lax.optimization_barrier(part) for part in jax.lax.top_k(h_BF, k))
 
 
 def cut_at(h, n):

@@ -186,13 +186,14 @@ def auxk(coefficient, k, model, n_compact=512):
   """
   n_compact = min(n_compact, model.n_features)
 
-  def unexplained_by(params, columns_D, dead_D, x_BM, e_BO, n_shards):
+  def unexplained_by(params, columns_D, dead_D, x_BM, e_BO, mesh):
+    of = lambda a, axis: a if columns_D is None else jnp.take(a, columns_D, axis)
     bias_F = model.bind({"params": params}).encoder_bias()
-    h_BD = matmul(x_BM, params["W_enc_MF"][:, columns_D], model.dtype) + bias_F[columns_D][None]
+    h_BD = matmul(x_BM, of(params["W_enc_MF"], 1), model.dtype) + of(bias_F, 0)[None]
     f_BD = jnp.where(dead_D[None], jax.nn.relu(h_BD), 0.0)
-    if k < len(columns_D):
-      f_BD = jnp.where(f_BD >= top_k(jax.lax.stop_gradient(f_BD), k, n_shards)[0][:, -1:], f_BD, 0.0)
-    e_hat_BO = matmul(f_BD, params["W_dec_FM"][columns_D], model.dtype)
+    if k < len(dead_D):
+      f_BD = jnp.where(f_BD >= top_k(jax.lax.stop_gradient(f_BD), k, mesh)[0][:, -1:], f_BD, 0.0)
+    e_hat_BO = matmul(f_BD, of(params["W_dec_FM"], 0), model.dtype)
     return jnp.square(e_BO - e_hat_BO).sum() / jnp.square(e_BO - e_BO.mean(0, keepdims=True)).sum()
 
   def nothing(params, x_BM, e_BO, dead_F):
@@ -201,11 +202,10 @@ def auxk(coefficient, k, model, n_compact=512):
   def few(params, x_BM, e_BO, dead_F):
     columns_D = jnp.nonzero(dead_F, size=n_compact, fill_value=0)[0]
     dead_D = jnp.arange(n_compact) < dead_F.sum()
-    return jax.value_and_grad(unexplained_by)(params, columns_D, dead_D, x_BM, e_BO, 1)
+    return jax.value_and_grad(unexplained_by)(params, columns_D, dead_D, x_BM, e_BO, None)
 
   def many(params, x_BM, e_BO, dead_F):
-    return jax.value_and_grad(unexplained_by)(params, jnp.arange(model.n_features), dead_F, x_BM, e_BO,
-                                              model.nonlinearity.n_shards)
+    return jax.value_and_grad(unexplained_by)(params, None, dead_F, x_BM, e_BO, model.nonlinearity.mesh)
 
   # The gradient is made where the value is: carried out of a branch, what it needs would be as large for no dead
   # features as for many.

@@ -46,20 +46,20 @@ class Recipe:
   ema_decay: float = 0.0
 
 
-def make_recipe(config, wiring, dtype, n_shards=1):
+def make_recipe(config, wiring, dtype, mesh=None):
   """The recipe that `config.recipe` names.
 
   Args:
     config: `SAEConfig`.
     wiring: `Wiring`, or the width of the one site that an autoencoder reads.
     dtype: of the matrix products.
-    n_shards: devices that the features are split over.
+    mesh: that training codes are spread over, if they are.
   """
   config = config.resolved()
   wiring = wiring if isinstance(wiring, Wiring) else Wiring((wiring,))
 
   def build(nonlinearity, pre_bias, encoder_init):
-    nonlinearity = dataclasses.replace(nonlinearity, n_shards=n_shards)
+    nonlinearity = dataclasses.replace(nonlinearity, mesh=mesh)
     return Dictionary(wiring, config.n_features, nonlinearity, pre_bias, config.skip, encoder_init, dtype)
   make = {"tm2023": tm2023, "apr2024": apr2024, "jumprelu": jumprelu, "jan2025": jan2025, "gated": gated,
           "topk": topk, "batchtopk": batchtopk, "matryoshka": matryoshka}[config.recipe]

@@ -33,7 +33,7 @@ def train_sae(config, source, wiring, directory, identity, mesh, metrics_config,
     (model, parameters for use on raw activations).
   """
   meshes.require_divides(mesh, "data", config.batch_rows)
-  recipe = recipes.make_recipe(config, wiring, compute_dtype(config.compute_dtype), mesh.shape["model"])
+  recipe = recipes.make_recipe(config, wiring, compute_dtype(config.compute_dtype), mesh)
   init, step = make_step(recipe, mesh, config.window_steps, use_sparse(config, mesh), config.accumulate)
   key = jax.random.key(config.seed)
 
