@@ -1,13 +1,14 @@
-"""Times every recipe's training step against five matrix products alone, in one run.
+"""Times a dictionary's training step: every recipe against its five matrix products and against the peers' steps.
 
-The five products (encode, decode, and the gradients of the code, the decoder and the encoder) are the dense
-step's floor; a ratio of 1.0 means that penalties, Adam, projection and bookkeeping cost nothing. A step with a
-sparse code needs only the encoder's product and can go below it. Encoder biases are set so that about 32
-features of a row fire, as they do in training.
+All in one run, on the same rows: the ratios compare where absolute times on a noisy machine do not. The five
+products (encode, decode, gradients of the code, the decoder and the encoder) are what a dense step cannot do
+without; a sparse step needs the first of them. Peers are timed if installed: pip install 'monojax[peers]'.
 
   python experiments/bench_sae.py --quick --out=/tmp/bench_sae.json
-  python experiments/bench_sae.py --recipes=tm2023,topk --n_features=16384
+  python experiments/bench_sae.py --width=768 --n_features=24576 --batch_rows=2048 --recipes=tm2023,topk --rounds=4
 """
+
+import resource
 
 from absl import flags
 
@@ -16,22 +17,25 @@ from monojax import benchmark, cli
 _BATCH = flags.DEFINE_integer("batch_rows", 8192, "rows in a step")
 _WIDTH = flags.DEFINE_integer("width", 512, "width M of the activations")
 _FEATURES = flags.DEFINE_integer("n_features", 4096, "features F")
-_ACTIVE = flags.DEFINE_integer("active", 32, "features of a row that fire, k of the TopK family")
+_ACTIVE = flags.DEFINE_integer("active", 32, "features of a row that fire; k of the TopK family")
 _RECIPES = flags.DEFINE_list("recipes", None, "recipes to time; all by default, tm2023 and topk with --quick")
+_DTYPES = flags.DEFINE_list("dtypes", ["float32"], "of the matrix products: float32, bfloat16 or both")
 _MEMBERS = flags.DEFINE_integer("members", 0, "also time a sweep of so many tm2023 dictionaries")
-_ROUNDS = flags.DEFINE_integer("rounds", 12, "timed rounds")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "of the matrix products")
-_QUICK = flags.DEFINE_boolean("quick", False, "fewer rounds: under 50 seconds on two cores")
+_PEERS = flags.DEFINE_boolean("peers", True, "time the peers that are installed")
+_ROUNDS = flags.DEFINE_integer("rounds", 6, "timed rounds")
+_QUICK = flags.DEFINE_boolean("quick", False, "two recipes, three rounds, no peers: about a minute on two cores")
 _FRESH = flags.DEFINE_boolean("fresh_pages", False, "leave the C library's allocator as it is")
 _OUT = flags.DEFINE_string("out", "", "also write the figures to this JSON file")
 
+# Which of our recipes does what a peer's architecture does.
+SAME = {"standard": "tm2023", "topk": "topk", "batchtopk": "batchtopk"}
 
-def products(x_BM):
+
+def products(x_BM, dtype):
   """The five products as timed functions."""
   import jax
   import jax.numpy as jnp
   b, m, f = _BATCH.value, _WIDTH.value, _FEATURES.value
-  dtype = jnp.dtype(_DTYPE.value)
   keys = jax.random.split(jax.random.key(1), 3)
   x_BM = x_BM.astype(dtype)
   code_BF = jax.nn.relu(jax.random.normal(keys[0], (b, f), dtype))
@@ -52,8 +56,8 @@ def products(x_BM):
   }
 
 
-def steps(name, x_BM, sparse, n_members=0):
-  """A function that takes one training step of a recipe."""
+def steps(name, x_BM, sparse, dtype, n_members=0):
+  """A function that takes one training step of a recipe, and returns its metrics."""
   import jax
   import jax.numpy as jnp
 
@@ -63,14 +67,14 @@ def steps(name, x_BM, sparse, n_members=0):
   from monojax.sae.step import make_step
   from monojax.sae.sweep import stacked
   mesh = meshes.make_mesh(meshes.MeshConfig(data=1))
+  # As many features fire as after training, and stay so: the learning rate is next to nothing.
   config = SAEConfig(recipe=name, n_features=_FEATURES.value, batch_rows=_BATCH.value, k=_ACTIVE.value,
                      warmup_steps=10**9)
-  recipe = recipes.make_recipe(config, _WIDTH.value, jnp.dtype(_DTYPE.value))
+  recipe = recipes.make_recipe(config, _WIDTH.value, dtype, mesh)
   init, step = make_step(recipe, mesh, config.window_steps, sparse, 1, n_members)
   state = init(jax.random.key(0), x_BM[:4096])
   h_BF = recipe.model.apply({"params": state.params}, x_BM[:1024] * state.counters["scale_W"][None],
                             method="pre_activations")
-  # As many features fire as after training, and stay so: the learning rate is next to nothing.
   level_F = jnp.quantile(h_BF, 1 - _ACTIVE.value / _FEATURES.value, axis=0)
   if "log_threshold_F" in state.params:
     level_F = level_F - jnp.exp(state.params["log_threshold_F"])
@@ -83,36 +87,75 @@ def steps(name, x_BM, sparse, n_members=0):
   return one_step
 
 
+def peers(x_BM):
+  """{"NAME/ARCHITECTURE": a function that takes one of its training steps} of the peers that are installed."""
+  import numpy as np
+  try:
+    from sae_peers import PEERS
+  except ImportError:
+    print("PyTorch is not installed: no peers (pip install 'monojax[peers]')")
+    return {}
+  found = {}
+  for name, (make, architectures) in PEERS.items():
+    try:
+      found |= {f"{name}/{kind}": make(kind, np.array(x_BM), _FEATURES.value, _ACTIVE.value)
+                for kind in architectures}
+    except ImportError as error:
+      print(f"{name} is not timed: {error}")
+  return found
+
+
 def main():
   import jax
+  import jax.numpy as jnp
 
   from monojax.sae.config import PUBLISHED
   b, m, f = _BATCH.value, _WIDTH.value, _FEATURES.value
   x_BM = jax.nn.relu(jax.random.normal(jax.random.key(0), (b, m)))
-  functions = products(x_BM)
-  floor_names = tuple(functions)
   chosen = _RECIPES.value or (("tm2023", "topk") if _QUICK.value else tuple(PUBLISHED))
-  functions |= {f"{name}/{kind}": steps(name, x_BM, kind == "sparse")
-                for name in chosen for kind in ("dense", "sparse")}
-  if _MEMBERS.value:
-    functions["sweep"] = steps("tm2023", x_BM, False, _MEMBERS.value)
-  rounds = 3 if _QUICK.value else _ROUNDS.value
-  seconds = benchmark.interleaved(functions, rounds, warmup=1 if _QUICK.value else 2)
-  floor = [sum(parts) for parts in zip(*(seconds[name] for name in floor_names), strict=True)]
-  gflop = 2 * b * m * f / 1e9
-  figures = {f"limit/{name}_gflops": gflop / min(seconds[name]) for name in floor_names}
-  figures |= {"limit/matmul_gflops": 5 * gflop / min(floor), "limit/rows_per_s": b / min(floor)}
-  for name in functions:
-    if "/" in name:
-      figures[f"{name}/rows_per_s"] = b / min(seconds[name])
-      figures[f"{name}/ratio_to_matmuls"] = benchmark.median_ratio(seconds[name], floor)
-  for name in chosen:
-    figures[f"{name}/sparse/fraction"] = float(functions[f"{name}/sparse"]()["sparse_fraction"])
-  if _MEMBERS.value and "tm2023" in chosen:
-    single = [_MEMBERS.value * value for value in seconds["tm2023/dense"]]
-    figures["sweep/ratio_to_single_steps"] = benchmark.median_ratio(seconds["sweep"], single)
-  figures |= {"shape/batch_rows": b, "shape/width": m, "shape/n_features": f, "shape/active": _ACTIVE.value}
+  figures = {"shape/batch_rows": b, "shape/width": m, "shape/n_features": f, "shape/active": _ACTIVE.value}
+  for dtype_name in _DTYPES.value:
+    figures |= measure(x_BM, chosen, dtype_name, jnp.dtype(dtype_name), 5 * 2 * b * m * f / 1e9)
+  figures["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
   benchmark.report(figures, _OUT.value)
+
+
+def measure(x_BM, chosen, dtype_name, dtype, gflop):
+  """The figures of one dtype; those of float32 have no prefix."""
+  import jax
+  prefix = "" if dtype_name == "float32" else f"{dtype_name}/"
+  functions = products(x_BM, dtype)
+  floor_names = tuple(functions)
+  functions |= {f"{name}/{kind}": steps(name, x_BM, kind == "sparse", dtype)
+                for name in chosen for kind in ("dense", "sparse")}
+  others = peers(x_BM) if _PEERS.value and not _QUICK.value and not prefix else {}
+  functions |= others
+  if _MEMBERS.value:
+    functions["sweep"] = steps("tm2023", x_BM, False, dtype, _MEMBERS.value)
+    functions["single"] = steps("tm2023", x_BM, False, dtype)
+  # PyTorch's threads go on spinning for 0.2 s after their work.
+  seconds = benchmark.interleaved(functions, 3 if _QUICK.value else _ROUNDS.value, warmup=1,
+                                  pause_seconds=0.3 if others else 0.0)
+  floor = [sum(parts) for parts in zip(*(seconds[name] for name in floor_names), strict=True)]
+  rows_per_s = lambda name: _BATCH.value / min(seconds[name])
+  figures = {"limit/matmul_gflops": gflop / min(floor), "limit/rows_per_s": _BATCH.value / min(floor)}
+  for name in chosen:
+    for kind in ("dense", "sparse"):
+      figures[f"{name}/{kind}/rows_per_s"] = rows_per_s(f"{name}/{kind}")
+      figures[f"{name}/{kind}/ratio_to_matmuls"] = benchmark.median_ratio(seconds[f"{name}/{kind}"], floor)
+      if jax.default_backend() != "cpu":
+        figures[f"{name}/{kind}/fraction_of_matmul_rate"] = min(floor) / min(seconds[f"{name}/{kind}"])
+    figures[f"{name}/sparse/fraction"] = float(functions[f"{name}/sparse"]()["sparse_fraction"])
+  for name in others:
+    figures[f"peer/{name}/rows_per_s"] = rows_per_s(name)
+    ours = SAME[name.split("/")[1]]
+    for kind in ("dense", "sparse") if ours in chosen else ():
+      figures[f"{ours}/{kind}/ratio_to_{name.split('/')[0]}"] = benchmark.median_ratio(
+          seconds[name], seconds[f"{ours}/{kind}"])
+  if _MEMBERS.value:
+    figures["sweep/ratio_to_single_steps"] = benchmark.median_ratio(
+        seconds["sweep"], [_MEMBERS.value * value for value in seconds["single"]])
+  return {prefix + name: value for name, value in figures.items()}
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from monojax.sae.sweep import groups_of, name_of, train_sweep
 from monojax.sae.train import train_sae
 
 M = 12
-BASE = SAEConfig(n_features=24, batch_rows=32, n_steps=23, scan_steps=4, checkpoint_every_steps=10, start_rows=64,
-                 resample_every_steps=9, resample_rows=64, dead_window_steps=2, learning_rate=0.02,
+BASE = SAEConfig(n_features=24, batch_rows=32, n_steps=24, scan_steps=4, checkpoint_every_steps=8, start_rows=64,
+                 resample_every_steps=12, resample_rows=64, dead_window_steps=2, learning_rate=0.02,
                  sparsity_coefficient=0.1)
 
 

@@ -111,17 +111,16 @@ def make_step(recipe, mesh, window_steps, sparse=False, n_parts=1, n_members=0):
     return (TrainState(n_done, params, opt_state, counters),
             {**values, "l0": fired_F.sum() / x_BW.shape[0]})
 
-  def all_members(states, x_BW):
-    return jax.lax.map(lambda state: one_step(state, x_BW), states)
-
   def scan_steps(state, x_SBW):
     before = state.step
-    state, values = jax.lax.scan(all_members if n_members else one_step, state, x_SBW)
+    state, values = jax.lax.scan(one_step, state, x_SBW)
     values = jax.tree.map(lambda value: value.mean(0), values)
-    values["fired_fraction"] = jnp.mean(state.counters["last_fired_F"] > before[..., None], axis=-1)
-    if n_members:
-      values = {name: [value[i] for i in range(n_members)] for name, value in values.items()}
-    return state, values
+    return state, {**values, "fired_fraction": jnp.mean(state.counters["last_fired_F"] > before)}
+
+  def scan_members(states, x_SBW):
+    # A member's loop over the batches is compiled as that of a dictionary by itself is, to the last bit.
+    states, values = jax.lax.map(lambda state: scan_steps(state, x_SBW), states)
+    return states, {name: [value[i] for i in range(n_members)] for name, value in values.items()}
 
   sample = jnp.ones((2, n_columns))
   abstract = jax.eval_shape(lambda key: init(key, sample), jax.random.key(0))
@@ -130,7 +129,7 @@ def make_step(recipe, mesh, window_steps, sparse=False, n_parts=1, n_members=0):
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((n_members, *leaf.shape), leaf.dtype), abstract)
     rules = {name: P(None, *spec) for name, spec in rules.items()}
   out_shardings = (meshes.shardings(abstract, mesh, rules), NamedSharding(mesh, P()))
-  return init, jax.jit(scan_steps, donate_argnums=0, out_shardings=out_shardings)
+  return init, jax.jit(scan_members if n_members else scan_steps, donate_argnums=0, out_shardings=out_shardings)
 
 
 def site_scales(sample_NW, widths):
