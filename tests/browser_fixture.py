@@ -113,7 +113,7 @@ def _summary(rng, density_F):
   detectors = [{"class": name, "feature": int(rng.integers(len(density_F))),
                 "feature_f1": rng.uniform(0.7, 1), "neuron": int(rng.integers(512)),
                 "neuron_f1": rng.uniform(0.1, 0.5)} for name in WORDS]
-  frontier = [{"l1_coefficient": coefficient, "l0": l0, "ce_recovered_zero": recovered,
+  frontier = [{"sparsity": coefficient, "l0": l0, "ce_recovered_zero": recovered,
                "explained_variance": recovered - 0.1}
               for coefficient, l0, recovered in [(0.002, 18.3, 0.93), (0.004, 9.1, 0.88), (0.008, 4.4, 0.81),
                                                  (0.016, 2.2, 0.66)]]

@@ -38,8 +38,8 @@ def one_mesh():
 
 
 def members():
-  l1 = SweepConfig(sparsities=(0.05, 0.3), learning_rates=(0.01, 0.02), seeds=(0, 3)).configs(BASE)
-  topk = SweepConfig(sparsities=(3, 5)).configs(SAEConfig(**{**BASE.__dict__, "recipe": "topk", "k": 3,
+  l1 = SweepConfig(sparsities=(0.05, 0.3), seeds=(0, 3)).configs(BASE)
+  topk = SweepConfig(learning_rates=(0.01, 0.02)).configs(SAEConfig(**{**BASE.__dict__, "recipe": "topk", "k": 3,
                                                              "sparsity_coefficient": None}))
   return l1 + topk
 
@@ -51,11 +51,11 @@ def sweep(directory, source, configs):
 
 def test_members_are_bit_for_bit_what_runs_of_their_own_give(tmp_path):
   configs = members()
-  assert [len(group) for group in groups_of(configs)] == [8, 1, 1]
+  assert [len(group) for group in groups_of(configs)] == [4, 2]
   source = Rows()
   found = sweep(tmp_path / "sweep", source, configs)
   drawn = [step for step in source.asked if step < BASE.n_steps]
-  assert len(found) == 10 and drawn.count(0) == 1, "the data is read once"
+  assert len(found) == 6 and drawn.count(0) == 1, "the data is read once"
   for name, (config, _, params) in found.items():
     _, alone = train_sae(config, Rows(), M, tmp_path / name, {}, one_mesh(), MetricsConfig())
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), jax.device_get(alone))
@@ -65,7 +65,7 @@ def test_members_are_bit_for_bit_what_runs_of_their_own_give(tmp_path):
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path):
-  configs = members()[:3] + members()[-1:]
+  configs = members()[:2] + members()[-1:]
   whole = sweep(tmp_path / "whole", Rows(), configs)
   with pytest.raises(KeyboardInterrupt):
     sweep(tmp_path / "cut", Rows(fail_at=15), configs)

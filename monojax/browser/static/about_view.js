@@ -76,8 +76,8 @@ const aboutView = (() => {
   function frontier(rows) {
     const usable = rows.filter((row) => dom.isNumber(row.l0) && dom.isNumber(row.ce_recovered_zero));
     const points = usable.map((row) => ({
-      kind: "run", x: row.l0, y: 100 * row.ce_recovered_zero, label: dom.number(row.l1_coefficient, 2),
-      name: `L1 coefficient ${dom.number(row.l1_coefficient)}: L0 ${dom.number(row.l0)}, ` +
+      kind: "run", x: row.l0, y: 100 * row.ce_recovered_zero, label: dom.number(row.sparsity, 2),
+      name: `sparsity ${dom.number(row.sparsity)}: L0 ${dom.number(row.l0)}, ` +
         `${dom.percent(row.ce_recovered_zero)} recovered`}));
     const paper = {kind: "paper", x: PAPER.l0, y: 100 * PAPER.recovered, label: "paper A/1",
                    name: "Towards Monosemanticity, A/1: L0 4.9, 79 % recovered"};
@@ -87,7 +87,7 @@ const aboutView = (() => {
       charts.scatter({points: [...points, paper], title: "CE recovered against L0",
                       xLabel: "L0, features per token", yLabel: "CE recovered, %"}),
       table([["L1 coefficient", true], ["L0", true], ["CE recovered", true], ["Explained variance", true]],
-        rows.map((row) => [dom.number(row.l1_coefficient), dom.number(row.l0),
+        rows.map((row) => [dom.number(row.sparsity), dom.number(row.l0),
           dom.percent(row.ce_recovered_zero), dom.number(row.explained_variance)])));
   }
 
