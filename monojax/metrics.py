@@ -37,6 +37,23 @@ def progress(total, unit, description, initial=0, scale=False):
                    smoothing=0.1, leave=True)
 
 
+def seconds_trained(path, unit, units_per_step):
+  """The time that the calls logged in a `metrics.jsonl` took, however often training was interrupted.
+
+  Args:
+    path: the file.
+    unit: of its rates, "rows" or "tokens".
+    units_per_step: how many of them a step used.
+  """
+  seconds, before = 0.0, 0
+  for line in pathlib.Path(path).read_text("utf-8").splitlines():
+    record = json.loads(line)
+    if f"{unit}_per_second" in record:
+      seconds += (record["step"] - before) * units_per_step / record[f"{unit}_per_second"]
+      before = record["step"]
+  return seconds
+
+
 class MetricsLog:
   """Appends one JSON object a line; on resuming, lines after the resumed step are dropped."""
 

@@ -207,27 +207,31 @@ def _clock(path, record, seconds_before, every_seconds=10.0):
     thread.join()
 
 
-def load(directory):
+def load(directory, dictionary="sae/dictionary"):
   """Everything needed to study a run, rebuilt from its folder alone.
 
   Args:
     directory: the run's folder (`--workdir`).
+    dictionary: the folder in it of the dictionary to study, for instance
+      "sweeps/NAME/dictionaries/MEMBER" for one of a sweep.
 
   Returns:
     `Loaded`.
 
   Raises:
-    InputError: a stage it needs is not finished.
+    InputError: a stage it needs is not finished, or there is no such dictionary.
   """
   run = Run(directory)
   record = run.require_stage("activations")
-  run.require_stage("sae")
+  if dictionary == "sae/dictionary":
+    run.require_stage("sae")
+  require((run.directory / dictionary).is_dir(), "dictionary", dictionary, f"is no folder in {run.directory}")
   import numpy as np
 
   from monojax import checkpoint
   from monojax.sae.recipes import make_recipe
   from monojax.training import compute_dtype
-  sae_params, saved, _ = checkpoint.load_params(run.directory / "sae" / "dictionary")
+  sae_params, saved, _ = checkpoint.load_params(run.directory / dictionary)
   sae_config = configs.from_dict(SAEConfig, saved["sae"])
   recipe = make_recipe(sae_config, saved["n_inputs"], compute_dtype(sae_config.compute_dtype))
   subject, subject_params = load_subject(run)

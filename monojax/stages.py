@@ -8,7 +8,7 @@ import dataclasses
 import math
 
 from monojax import config as configs
-from monojax import files
+from monojax import files, metrics
 from monojax.config import require
 from monojax.runs import SWEEPS, load, load_subject, load_tokenizer, open_tokens, tokens_meta
 from monojax.sae.config import SAEConfig
@@ -105,7 +105,8 @@ def train_sae(run, config):
     store, source = _source(run, sae_config)
     model, params = fit(sae_config, source, store.width, directory, _saved(sae_config, store, identity),
                         make_mesh(config.mesh), config.metrics)
-    return _measure(run, store, sae_config, model, params, "sae")
+    seconds = metrics.seconds_trained(directory / "metrics.jsonl", "rows", sae_config.batch_rows)
+    return _measure(run, store, sae_config, model, params, "sae") | {"sae/train_seconds": seconds}
   return run.execute("sae", sae_config, work)
 
 
@@ -187,7 +188,10 @@ def _sweep(run, config, members, directory, identity, start=None):
   points = []
   for name, (member, model, params) in found.items():
     place = directory / "dictionaries" / name / "figures.json"
-    figures = files.read_json(place) or _measure(run, store, member, model, params, name)
+    # Members take turns, so that a group's time is shared alike.
+    seconds = metrics.seconds_trained(directory / "metrics.jsonl", "rows", member.batch_rows) / len(members)
+    figures = files.read_json(place) or (
+        _measure(run, store, member, model, params, name) | {"sae/train_seconds": seconds})
     files.write_json(place, figures)
     points.append(_point(figures, name))
   return points
@@ -196,7 +200,7 @@ def _sweep(run, config, members, directory, identity, start=None):
 def _point(figures, name="sae"):
   """A dictionary's row in a table of several."""
   columns = ("recipe", "sparsity", "n_features", "l0", "explained_variance", "ce_recovered_zero", "ce_recovered_mean",
-             "heldout_alive_fraction", "heldout_dense_features", "rows_seen")
+             "heldout_alive_fraction", "heldout_dense_features", "rows_seen", "train_seconds")
   return {"name": name, **{column: figures.get(f"sae/{column}") for column in columns}}
 
 
