@@ -4,7 +4,8 @@
   python experiments/sweep.py --workdir=runs/demo --sweep.name=rates --sweep.learning_rates=1e-3,3e-3 --sweep.seeds=0,1
 
 Dictionaries of one shape share one compiled step. Writes sweeps/NAME/points.csv, and sweeps/all.csv, all.json and
-(with matplotlib, in the extra `report`) frontier.png over every sweep of the run.
+(with matplotlib, in the extra `report`) frontier.png over every sweep of the run. Study a member with
+monojax.load(WORKDIR, dictionary="sweeps/NAME/dictionaries/MEMBER").
 """
 
 from monojax import cli

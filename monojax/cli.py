@@ -33,12 +33,13 @@ def run_and_config():
   Raises:
     InputError: no workdir, no such preset, or a setting that breaks its rule.
   """
-  from monojax.presets import PRESETS
+  from monojax.presets import PRESETS, preset
   from monojax.runs import Run
   values = flags.FLAGS
   configs.require(values.workdir, "--workdir", values.workdir, "name the run's folder")
   configs.require(values.preset in PRESETS, "--preset", values.preset, f"choose one of {', '.join(PRESETS)}")
-  return Run(values.workdir), configs.override(PRESETS[values.preset], values)
+  recipe = values["sae.recipe"].value if "sae.recipe" in values else None
+  return Run(values.workdir), configs.override(preset(values.preset, recipe), values)
 
 
 def run_stage(stage):
@@ -55,7 +56,8 @@ def print_figures(figures):
   """Prints a dict of figures as two aligned columns."""
   width = max((len(name) for name in figures), default=0)
   for name, value in figures.items():
-    shown = "undefined" if value is None else f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
+    shown = ("undefined" if value is None else value if isinstance(value, str)
+             else f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
     print(f"{name:<{width}}  {shown}")
 
 

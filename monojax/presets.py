@@ -1,5 +1,7 @@
 """Presets: whole configurations of a run, by name."""
 
+import dataclasses
+
 from monojax.activations.config import HarvestConfig
 from monojax.analysis.config import AnalysisConfig
 from monojax.runs import FrontierConfig, RunConfig
@@ -57,3 +59,33 @@ PAPER = RunConfig(
 )
 
 PRESETS = {"demo": DEMO, "small": SMALL, "paper": PAPER}
+
+# What the other recipes need for a run of some hundred steps, where their publications take hundreds of thousands:
+# higher rates, shorter memories, thresholds that start near where they end. In `paper` they are as published.
+_IN_MINUTES = {
+    "apr2024": {"sparsity_coefficient": 8.0, "learning_rate": 3e-3},
+    "gated": {"sparsity_coefficient": 6.0, "learning_rate": 5e-3, "beta1": 0.9},
+    "jumprelu": {"sparsity_coefficient": 16.0, "learning_rate": 5e-3, "beta1": 0.9, "threshold": 2.0, "bandwidth": 2.0},
+    "jan2025": {"sparsity_coefficient": 2.0, "learning_rate": 3e-3, "pull_coefficient": 1e-3},
+    "topk": {"k": 12, "learning_rate": 3e-3, "ema_decay": 0.99},
+    "batchtopk": {"k": 12, "learning_rate": 3e-3},
+    "matryoshka": {"k": 12, "learning_rate": 3e-3},
+}
+# Settings of a preset's dictionary that hold for any recipe.
+_SHARED = ("n_features", "batch_rows", "buffer_rows", "n_steps", "warmup_steps", "scan_steps", "checkpoint_every_steps",
+           "val_tokens")
+
+
+def preset(name, recipe=None):
+  """The preset of that name, its dictionary by another recipe if one is given.
+
+  The preset's own penalty, groups and resampling belong to its recipe and are left behind.
+  """
+  config = PRESETS[name]
+  if recipe in (None, config.sae.recipe):
+    return config
+  more = {}
+  if name != "paper":
+    more = {"decay_fraction": config.sae.decay_fraction, "dead_window_steps": 50, **_IN_MINUTES[recipe]}
+  shared = {field: getattr(config.sae, field) for field in _SHARED}
+  return dataclasses.replace(config, sae=SAEConfig(recipe=recipe, **shared, **more))

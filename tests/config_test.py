@@ -5,7 +5,8 @@ from absl import flags
 
 from monojax import config as configs
 from monojax.config import InputError, option
-from monojax.presets import PRESETS
+from monojax.presets import PRESETS, preset
+from monojax.sae.config import PUBLISHED
 from monojax.runs import RunConfig
 from monojax.sae.config import SAEConfig
 
@@ -41,6 +42,16 @@ def test_flags_override_only_what_is_given():
 def test_bad_flags_are_rejected(argument):
   with pytest.raises(flags.Error):
     parsed(argument)
+
+
+def test_another_recipe_leaves_the_presets_own_behind():
+  sae = preset("demo", "topk").sae
+  assert (sae.recipe, sae.n_features, sae.n_steps) == ("topk", 1024, 900)
+  assert (sae.group_sizes, sae.resample_every_steps, sae.sparsity_coefficient) == ((), 0, None)
+  assert preset("demo", "tm2023") is preset("demo") is PRESETS["demo"]
+  assert preset("paper", "apr2024").sae.resolved().learning_rate == 5e-5
+  for recipe in PUBLISHED:
+    assert all(preset(name, recipe).sae.recipe == recipe for name in PRESETS)
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))

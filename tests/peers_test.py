@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from recipes_test import B, F, M, example, graded
 
 from monojax.sae import recipes
 from monojax.sae.config import SAEConfig
-from recipes_test import B, F, M, example, graded
 
 pytestmark = pytest.mark.slow
 

@@ -93,7 +93,8 @@ class SAEConfig:
             f"must divide sae.batch_rows={self.batch_rows}")
     require(self.learning_rate is None or self.learning_rate > 0, "sae.learning_rate", self.learning_rate,
             "must be positive")
-    require(self.knob != "k" or self.k <= self.n_features, "sae.k", self.k, f"must not exceed sae.n_features={self.n_features}")
+    require(self.knob != "k" or self.k <= self.n_features, "sae.k", self.k,
+            f"must not exceed sae.n_features={self.n_features}")
     require(all(0 < n < self.n_features for n in self.group_sizes)
             and list(self.group_sizes) == sorted(set(self.group_sizes)), "sae.group_sizes",
             ",".join(map(str, self.group_sizes)), "must rise between 0 and sae.n_features")

@@ -11,7 +11,6 @@ from monojax.sae.code import count_F
 from monojax.sae.model import SHARDING_RULES
 from monojax.training import TrainState
 
-
 # Steps that stay with a dense code after a batch that a sparse one had no room for.
 RETRY_STEPS = 16
 

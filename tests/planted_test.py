@@ -1,0 +1,58 @@
+"""Every recipe recovers a planted dictionary: 256 features in 64 dimensions, each active on 1 to 5 % of rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from monojax import mesh as meshes
+from monojax.sae import finish, recipes
+from monojax.sae.config import PUBLISHED, SAEConfig
+from monojax.sae.step import make_step
+
+N_PLANTED, M, B, SCAN = 256, 64, 1024, 20
+# What the recipes need to do it in 3,000 steps, where their publications take hundreds of thousands.
+SETTINGS = {
+    "tm2023": {"sparsity_coefficient": 0.008},
+    "apr2024": {"sparsity_coefficient": 2.0},
+    "gated": {"sparsity_coefficient": 5.0, "learning_rate": 1e-2, "beta1": 0.9},
+    "topk": {"k": 8, "dead_window_steps": 100},
+    "batchtopk": {"k": 8, "dead_window_steps": 100},
+    "matryoshka": {"k": 10, "dead_window_steps": 100, "group_sizes": (256,)},
+    "jumprelu": {"sparsity_coefficient": 2.5, "learning_rate": 5e-3, "beta1": 0.9, "threshold": 0.3, "bandwidth": 0.3,
+                 "n_features": 1024},
+    "jan2025": {"sparsity_coefficient": 1.2},
+}
+
+
+@pytest.fixture(scope="module")
+def planted():
+  """(unit directions, batches of rows x_SBM)."""
+  rng = np.random.default_rng(0)
+  direction_NM = rng.normal(size=(N_PLANTED, M)).astype(np.float32)
+  direction_NM /= np.linalg.norm(direction_NM, axis=1, keepdims=True)
+  probability_N = rng.uniform(0.01, 0.05, N_PLANTED)
+
+  def rows(seed):
+    rng = np.random.default_rng((1, seed))
+    strength = (rng.random((SCAN * B, N_PLANTED)) < probability_N) * rng.uniform(0.5, 1.5, (SCAN * B, N_PLANTED))
+    return (strength.astype(np.float32) @ direction_NM).reshape(SCAN, B, M)
+  return direction_NM, [rows(seed) for seed in range(40)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_planted_features_are_found(name, planted):
+  direction_NM, batches = planted
+  config = SAEConfig(**{"recipe": name, "n_features": 512, "batch_rows": B, "n_steps": 3000, "learning_rate": 3e-3,
+                        "warmup_steps": 100, "decay_fraction": 0.2, **SETTINGS[name]})
+  mesh = meshes.make_mesh(meshes.MeshConfig(1, 1))
+  recipe = recipes.make_recipe(config, M, jnp.float32, mesh)
+  init, step = make_step(recipe, mesh, config.window_steps)
+  state = init(jax.random.key(0), batches[0].reshape(-1, M)[:8192])
+  for i in range(config.n_steps // SCAN):
+    state, _ = step(state, batches[i % len(batches)])
+  W_dec_FM = np.asarray(finish.finished_params(recipe, state)["W_dec_FM"])
+  W_dec_FM = W_dec_FM / np.linalg.norm(W_dec_FM, axis=1, keepdims=True)
+  best_N = (direction_NM @ W_dec_FM.T).max(1)
+  assert best_N.mean() >= 0.97 and (best_N > 0.9).mean() >= 0.95, (best_N.mean(), (best_N > 0.9).mean())
