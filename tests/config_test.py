@@ -6,9 +6,8 @@ from absl import flags
 from monojax import config as configs
 from monojax.config import InputError, option
 from monojax.presets import PRESETS, preset
-from monojax.sae.config import PUBLISHED
 from monojax.runs import RunConfig
-from monojax.sae.config import SAEConfig
+from monojax.sae.config import PUBLISHED, SAEConfig
 
 
 @dataclasses.dataclass(frozen=True)
