@@ -105,8 +105,7 @@ def train_sae(run, config):
     store, source = _source(run, sae_config)
     model, params = fit(sae_config, source, store.width, directory, _saved(sae_config, store, identity),
                         make_mesh(config.mesh), config.metrics)
-    seconds = metrics.seconds_trained(directory / "metrics.jsonl", "rows", sae_config.batch_rows)
-    return _measure(run, store, sae_config, model, params, "sae") | {"sae/train_seconds": seconds}
+    return _measure(run, store, sae_config, model, params, "sae")
   return run.execute("sae", sae_config, work)
 
 
@@ -120,7 +119,7 @@ def train_frontier(run, config):
     from monojax import checkpoint
     start = (checkpoint.load_params(run.directory / "sae" / "checkpoints")[0] if config.frontier.n_steps
              else None)
-    points = [_point(run.require_stage("sae")["figures"])]
+    points = [_point("sae", run.require_stage("sae")["figures"], _seconds(run.directory / "sae", base))]
     points += _sweep(run, config, base.at_sparsities(config.frontier.sparsities), directory, identity, start)
     _write_points(directory / "frontier", points)
     return {f"frontier/{point['sparsity']:g}/{name}": point[name]
@@ -188,20 +187,23 @@ def _sweep(run, config, members, directory, identity, start=None):
   points = []
   for name, (member, model, params) in found.items():
     place = directory / "dictionaries" / name / "figures.json"
-    # Members take turns, so that a group's time is shared alike.
-    seconds = metrics.seconds_trained(directory / "metrics.jsonl", "rows", member.batch_rows) / len(members)
-    figures = files.read_json(place) or (
-        _measure(run, store, member, model, params, name) | {"sae/train_seconds": seconds})
+    figures = files.read_json(place) or _measure(run, store, member, model, params, name)
     files.write_json(place, figures)
-    points.append(_point(figures, name))
+    # Members take turns, so that their time is shared alike.
+    points.append(_point(name, figures, _seconds(directory, member) / len(members)))
   return points
 
 
-def _point(figures, name="sae"):
+def _seconds(directory, sae_config):
+  """The time that training there took. It is no figure of a stage: what is made must not depend on the hour."""
+  return metrics.seconds_trained(directory / "metrics.jsonl", "rows", sae_config.batch_rows)
+
+
+def _point(name, figures, seconds):
   """A dictionary's row in a table of several."""
   columns = ("recipe", "sparsity", "n_features", "l0", "explained_variance", "ce_recovered_zero", "ce_recovered_mean",
-             "heldout_alive_fraction", "heldout_dense_features", "rows_seen", "train_seconds")
-  return {"name": name, **{column: figures.get(f"sae/{column}") for column in columns}}
+             "heldout_alive_fraction", "heldout_dense_features", "rows_seen")
+  return {"name": name, **{column: figures.get(f"sae/{column}") for column in columns}, "train_seconds": seconds}
 
 
 def _write_points(path, points):

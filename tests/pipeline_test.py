@@ -62,13 +62,17 @@ def finished(tmp_path_factory):
 def contents(workdir):
   """Digests of what a run is made of: everything but timings, logs and what orbax says of the hour."""
   digests = {}
+  checkpoints = {path.parent.parent for path in workdir.rglob("_CHECKPOINT_METADATA")}
   for path in sorted(workdir.rglob("*")):
     name = path.relative_to(workdir).as_posix()
-    skipped = ("checkpoints/" in name or path.name in ("metrics.jsonl", "stage.json", "summary.json")
-               or name.endswith((".__lock", "figures.json")) or "site/" in name)
-    if path.is_file() and not skipped:
+    skipped = (any(saved in path.parents for saved in checkpoints) or "site/" in name or path.name.endswith(".__lock")
+               or path.name in ("metrics.jsonl", "stage.json", "summary.json", "figures.json", "frontier.csv"))
+    if path.name == "frontier.json":
+      points = [{**point, "train_seconds": None} for point in json.loads(path.read_text())]
+      digests[name] = json.dumps(points, sort_keys=True)
+    elif path.is_file() and not skipped:
       digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-  for directory in sorted(path for path in workdir.rglob("checkpoints") if path.is_dir()):
+  for directory in sorted(checkpoints):
     from monojax import checkpoint
     params, _, step = checkpoint.load_params(directory)
     leaves = json.dumps({"step": step, "params": _digests(params)}, sort_keys=True)
