@@ -14,7 +14,7 @@ SETTINGS = {
     "tm2023": {"sparsity_coefficient": 0.05, "group_sizes": (4, 12), "group_weight": 3.0},
     "apr2024": {"sparsity_coefficient": 0.7},
     "gated": {"sparsity_coefficient": 0.6},
-    "topk": {"k": K, "aux_k": 3},
+    "topk": {"k": K, "aux_k": 3, "multi_k_coefficient": 0.3, "orthogonality_coefficient": 0.02},
     "batchtopk": {"k": K, "aux_k": 3},
     "matryoshka": {"k": K, "aux_k": 40, "group_sizes": (4, 12)},
     "jumprelu": {"sparsity_coefficient": 0.3, "bandwidth": 0.6, "threshold": 0.4},
@@ -168,6 +168,15 @@ def topk(r, s):
   g_f, e = r.reconstruct(f, unexplained)
   r.g_h += g_f * (f > 0)
   r.auxk(e)
+  f = np.maximum(r.h, 0)
+  f = np.where(f >= np.sort(f, axis=1)[:, -4 * s["k"]][:, None], f, 0.0)
+  weight = s["multi_k_coefficient"]
+  g_f, _ = r.reconstruct(f, unexplained, (F,), (weight,))
+  r.g_h += g_f * (f > 0)
+  gram = r.p["W_dec_FM"] @ r.p["W_dec_FM"].T
+  gram -= np.diag(np.diag(gram))
+  r.loss += s["orthogonality_coefficient"] * np.square(gram).sum()
+  r.g["W_dec_FM"] += s["orthogonality_coefficient"] * 4 * gram @ r.p["W_dec_FM"]
 
 
 def batchtopk(r, s):

@@ -59,6 +59,8 @@ class SAEConfig:
   pull_coefficient: float = option(3e-6, "jan2025: weight of the pull on silent features")
   aux_coefficient: float = option(1 / 32, "TopK family: weight of the loss that revives dead features; 0 drops it")
   aux_k: int = option(0, "TopK family: dead features used for it; 0 takes a power of two near half the width")
+  multi_k_coefficient: float = option(0.0, "topk: weight of the loss with four times as many features kept, so that "
+                                           "the dictionary works with more than k; Multi-TopK's is 1/8, 0 drops it")
   orthogonality_coefficient: float = option(0.0, "weight of the squared products of different features' directions")
   skip: bool = option(False, "also map the input to the output by a matrix of its own (skip transcoders)")
   resample_every_steps: int = option(0, "steps between resamplings of dead features; 0 never resamples. "
@@ -87,7 +89,8 @@ class SAEConfig:
       require(getattr(self, name) >= 1, f"sae.{name}", getattr(self, name), "must be positive")
     for name in ("sparsity_coefficient", "warmup_steps", "penalty_warmup_steps", "group_weight", "clip_norm",
                  "resample_every_steps", "resample_times", "dead_window_steps", "val_tokens", "aux_coefficient",
-                 "aux_k", "pull_coefficient", "orthogonality_coefficient", "slots", "threshold", "bandwidth"):
+                 "aux_k", "pull_coefficient", "orthogonality_coefficient", "multi_k_coefficient", "slots", "threshold",
+                 "bandwidth"):
       require((getattr(self, name) or 0) >= 0, f"sae.{name}", getattr(self, name), "must not be negative")
     require(self.batch_rows % self.accumulate == 0, "sae.accumulate", self.accumulate,
             f"must divide sae.batch_rows={self.batch_rows}")

@@ -2,8 +2,8 @@
 
 Each says which parameters it adds (`own`), its value entry by entry, which entries it keeps in training, and
 how it picks the few entries of a row that carry value or gradient. h is a pre-activation, of shape (B, F), or
-(V, K) beside `Places` where only those
-entries are looked at.
+(V, K) beside `Places` where only
+those entries are looked at.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ class ReLU:
     """Features of entries that are kept, of h's shape."""
     return jax.nn.relu(h)
 
-  def keep(self, h_BF, params):
-    """Which entries training keeps, bool, or None for all."""
+  def keep(self, h, params, places=None):
+    """Which entries training keeps, bool, or None for all; `narrow` has left out all others of a sparse code."""
     return None
 
   def narrow(self, h_BF, params, n_kept):
@@ -122,16 +122,27 @@ class Gated(ReLU):
 
 @dataclasses.dataclass(frozen=True)
 class TopK(ReLU):
-  """The k largest of each row, those above 0 (arXiv 2406.04093)."""
+  """The k largest of each row, those above 0 (arXiv 2406.04093).
+
+  Attributes:
+    k: kept.
+    more: how many a sparse code finds in each row, where an objective looks beyond k; 0 for k.
+  """
   k: int = 32
+  more: int = 0
   folds_norms = False
 
-  def keep(self, h_BF, params):
-    smallest_B1 = top_k(h_BF, self.k, self.mesh)[0][:, -1:]
-    return h_BF >= smallest_B1
+  def keep(self, h, params, places=None):
+    return self.largest(h, places, self.k)
+
+  def largest(self, h, places, n):
+    """Which entries are among the n largest of their row; of a sparse code, whose rows fall, n <= max(k, more)."""
+    if places is not None:
+      return jnp.broadcast_to(jnp.arange(h.shape[1])[None] < n, h.shape)
+    return h >= top_k(h, n, self.mesh)[0][:, -1:]
 
   def narrow(self, h_BF, params, n_kept):
-    h_BK, index_BK = top_k(h_BF, self.k, self.mesh)
+    h_BK, index_BK = top_k(h_BF, max(self.k, self.more), self.mesh)
     return Places(jnp.where(h_BK > 0, index_BK, h_BF.shape[1]), jnp.zeros((0,), jnp.int32)), jnp.array(True)
 
   def encode(self, h_BF, params):
@@ -150,8 +161,8 @@ class BatchTopK(ReLU):
   def own(self, n_features):
     return {"threshold": jnp.full((), -1.0, jnp.float32)}  # negative until the first batch
 
-  def keep(self, h_BF, params):
-    return h_BF >= cut_at(h_BF, h_BF.shape[0] * self.k)
+  def keep(self, h, params, places=None):
+    return h >= cut_at(h, h.shape[0] * self.k) if places is None else None
 
   def narrow(self, h_BF, params, n_kept):
     return narrowed(h_BF, n_kept, self.mesh, lambda h_VK: cut_at(h_VK, h_BF.shape[0] * self.k))

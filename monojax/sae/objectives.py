@@ -62,10 +62,10 @@ def make_objective(model, error, terms, group_sizes=(), group_weight=1.0):
     bound = model.bind({"params": params})
     if sparse is None:
       places, h = None, bound.pre_activations(x_BM)
-      keep = model.nonlinearity.keep(jax.lax.stop_gradient(h), jax.lax.stop_gradient(params))
     else:
-      (h_BF, places), keep = sparse, None
+      h_BF, places = sparse
       h = pre_activations_at(x_BM, params["W_enc_MF"], bound.encoder_bias(), h_BF, places)
+    keep = model.nonlinearity.keep(jax.lax.stop_gradient(h), jax.lax.stop_gradient(params), places)
     f = model.nonlinearity.value(h, params, places)
     f = f if keep is None else jnp.where(keep, f, 0.0)
     parts = group_reconstructions(model, params, f, places, x_BM, group_sizes)
@@ -222,6 +222,19 @@ def auxk(coefficient, k, model, n_compact=512):
     return jax.tree.map(lambda leaf: g * leaf, gradients), None, None, None
   value.defvjp(forward, backward)
   return lambda p: coefficient * value(p.params, p.x_BM, jax.lax.stop_gradient(-p.error_BO), p.dead_F)
+
+
+def multi_topk(coefficient, n, model):
+  """coefficient * unexplained variance with the n largest features of a row (Multi-TopK, arXiv 2406.04093).
+
+  The paper adds 1/8 of it with n = 4 k, so that the dictionary still works with more features than k.
+  """
+  def term(p):
+    largest = model.nonlinearity.largest(jax.lax.stop_gradient(p.h), p.places, n)
+    f = jnp.where(largest, jax.nn.relu(p.h), 0.0)
+    y_hat_BO = decode(f, p.places, p.params["W_dec_FM"], model.dtype)[0]
+    return coefficient * unexplained(p.y_BO, y_hat_BO + model.bind({"params": p.params}).offset(p.x_BM) - p.y_BO)
+  return term
 
 
 def orthogonality(coefficient):

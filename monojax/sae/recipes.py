@@ -133,7 +133,8 @@ def gated(config, wiring, build):
 
 def topk(config, wiring, build):
   """TopK with AuxK (arXiv 2406.04093): the k largest features of a row, dead ones fitted to what is left."""
-  return _topk_family(config, wiring, build, TopK(config.k), config.group_sizes)
+  more = min(4 * config.k, config.n_features) if config.multi_k_coefficient else 0
+  return _topk_family(config, wiring, build, TopK(config.k, more), config.group_sizes)
 
 
 def batchtopk(config, wiring, build):
@@ -159,6 +160,8 @@ def _topk_family(config, wiring, build, nonlinearity, group_sizes):
   model = build(nonlinearity, wiring.autoencodes, "decoder_transpose")
   k_aux = config.aux_k or 2 ** round(math.log2(max(wiring.n_inputs / 2, 1)))
   terms = [objectives.auxk(config.aux_coefficient, k_aux, model)] if config.aux_coefficient else []
+  if getattr(nonlinearity, "more", 0):
+    terms.append(objectives.multi_topk(config.multi_k_coefficient, nonlinearity.more, model))
 
   def start(key, params, x_NM, y_NO):
     if not wiring.autoencodes:

@@ -14,6 +14,9 @@ from monojax.sae.model import SHARDING_RULES
 from monojax.sae.step import make_step
 from monojax.training import Run, compute_dtype, train
 
+# Features for each place of a sparse code from which on it is the faster one on a CPU (docs/performance.md).
+SPARSE_FROM = 32
+
 
 def train_sae(config, source, wiring, directory, identity, mesh, metrics_config, name="sae"):
   """Trains (or goes on training) a dictionary in `directory`.
@@ -34,7 +37,11 @@ def train_sae(config, source, wiring, directory, identity, mesh, metrics_config,
   """
   meshes.require_divides(mesh, "data", config.batch_rows)
   recipe = recipes.make_recipe(config, wiring, compute_dtype(config.compute_dtype), mesh)
-  init, step = make_step(recipe, mesh, config.window_steps, use_sparse(config, mesh), config.accumulate)
+  sparse = use_sparse(config, recipe, mesh)
+  if sparse:
+    print(f"{name}: steps compute only the features that fire, where a row has no more than about {recipe.slots} "
+          "(--sae.code=dense computes all; the result is the same)", flush=True)
+  init, step = make_step(recipe, mesh, config.window_steps, sparse, config.accumulate)
   key = jax.random.key(config.seed)
 
   def batches(first, last):
@@ -56,14 +63,16 @@ def placed_like(params, existing):
   return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, existing)
 
 
-def use_sparse(config, mesh):
+def use_sparse(config, recipe, mesh):
   """Whether steps compute only the features that fire, as `config.code` says.
 
-  "auto" does on one CPU device, where it was measured to be faster (docs/performance.md).
+  "auto" does where that was measured to be faster: on one CPU device, in dictionaries with many features for
+  each place of the code.
   """
   if config.code != "auto":
     return config.code == "sparse"
-  return jax.default_backend() == "cpu" and mesh.size == 1 and config.recipe == "topk"
+  return (jax.default_backend() == "cpu" and mesh.size == 1
+          and config.n_features >= SPARSE_FROM * recipe.slots)
 
 
 def make_resampling(config, recipe, source, mesh, key):
