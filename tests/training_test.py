@@ -81,9 +81,11 @@ def test_a_checkpoint_restores_on_another_mesh(tmp_path):
 
 def test_parameters_load_alone_as_numpy(tmp_path):
   _, expected = fit(tmp_path, Rows())
-  params, config, step = checkpoint.load_params(tmp_path / "checkpoints")
+  training, config, step = checkpoint.load_params(tmp_path / "checkpoints")
   assert step == 37 and config == {"identity": "x"}
-  assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(params))
+  params, config, _ = checkpoint.load_params(tmp_path / "dictionary")
+  assert config == {"identity": "x"} and set(params) == set(training)
+  assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves((params, training)))
   jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(expected))
 
 
