@@ -63,10 +63,11 @@ PRESETS = {"demo": DEMO, "small": SMALL, "paper": PAPER}
 # What the other recipes need for a run of some hundred steps, where their publications take hundreds of thousands:
 # higher rates, shorter memories, thresholds that start near where they end. In `paper` they are as published.
 _IN_MINUTES = {
-    "apr2024": {"sparsity_coefficient": 8.0, "learning_rate": 3e-3},
+    "apr2024": {"sparsity_coefficient": 4.0, "learning_rate": 3e-3},
     "gated": {"sparsity_coefficient": 6.0, "learning_rate": 5e-3, "beta1": 0.9},
-    "jumprelu": {"sparsity_coefficient": 16.0, "learning_rate": 5e-3, "beta1": 0.9, "threshold": 2.0, "bandwidth": 2.0},
-    "jan2025": {"sparsity_coefficient": 2.0, "learning_rate": 3e-3, "pull_coefficient": 1e-3},
+    "jumprelu": {"sparsity_coefficient": 2.0, "learning_rate": 5e-3, "beta1": 0.9, "threshold": 1.0, "bandwidth": 1.0,
+                 "encoder_init": "decoder_transpose"},
+    "jan2025": {"sparsity_coefficient": 0.5, "learning_rate": 3e-3, "pull_coefficient": 1e-3},
     "topk": {"k": 12, "learning_rate": 3e-3, "ema_decay": 0.99},
     "batchtopk": {"k": 12, "learning_rate": 3e-3},
     "matryoshka": {"k": 12, "learning_rate": 3e-3},
