@@ -100,11 +100,13 @@ def train_sae(run, config):
   sae_config = config.sae.resolved()
 
   def work(directory, identity):
+    from monojax.analysis.pictures import draw_curves
     from monojax.mesh import make_mesh
     from monojax.sae.train import train_sae as fit
     store, source = _source(run, sae_config)
     model, params = fit(sae_config, source, store.width, directory, _saved(sae_config, store, identity),
                         make_mesh(config.mesh), config.metrics)
+    draw_curves(directory / "metrics.jsonl", directory / "curves.png")
     return _measure(run, store, sae_config, model, params, "sae")
   return run.execute("sae", sae_config, work)
 
@@ -140,9 +142,9 @@ def sweep(run, config):
   everything = [point for path in sorted((run.directory / SWEEPS).glob("*/points.json"))
                 for point in files.read_json(path)]
   _write_points(run.directory / SWEEPS / "all", everything)
-  from monojax.analysis.frontier import draw_frontier
+  from monojax.analysis.pictures import draw_frontier
   if not draw_frontier(everything, run.directory / SWEEPS / "frontier.png"):
-    print("sweeps/frontier.png is not drawn: it needs matplotlib, pip install 'monojax[report]'")
+    print("sweeps/frontier.png and curves.png are not drawn: they need matplotlib, pip install 'monojax[report]'")
   return record
 
 
@@ -177,6 +179,7 @@ def _measure(run, store, sae_config, model, params, name):
 
 def _sweep(run, config, members, directory, identity, start=None):
   """Trains dictionaries on one pass over a run's store and measures each; returns their points."""
+  from monojax.analysis.pictures import draw_curves
   from monojax.mesh import make_mesh
   from monojax.sae.sweep import name_of, train_sweep
   if not members:
@@ -184,6 +187,7 @@ def _sweep(run, config, members, directory, identity, start=None):
   store, source = _source(run, members[0])
   saved = {name_of(member): _saved(member, store, identity) for member in members}
   found = train_sweep(members, source, store.width, directory, saved, make_mesh(config.mesh), config.metrics, start)
+  draw_curves(directory / "metrics.jsonl", directory / "curves.png")
   points = []
   for name, (member, model, params) in found.items():
     place = directory / "dictionaries" / name / "figures.json"

@@ -17,6 +17,7 @@ import pytest
 
 import monojax
 from monojax import runs
+from monojax.config import InputError
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 TINY = [
@@ -157,6 +158,29 @@ def test_examples_in_the_tables_are_what_the_model_computes(finished):
     f_NF, _ = encode(loaded.subject_params, loaded.sae_params, tokens.context(index_B, width))
     best = max(best, float(np.max(f_NF[:, feature])))
   np.testing.assert_allclose(features.max_act_F[feature], best, atol=1e-4)
+
+
+def test_dictionaries_beside_the_run_share_a_table_and_load(finished, tmp_path):
+  workdir = tmp_path / "copy"
+  shutil.copytree(finished[0], workdir)
+  before = contents(workdir)
+  flags = [flag for flag in TINY if flag.startswith("--sae.")] + ["--sae.n_steps=30", "--sae.resample_every_steps=0"]
+  for script, more in (("sweep", ["--sweep.name=l1", "--sweep.sparsities=0.01,0.05"]),
+                       ("train_sae", ["--name=four", "--sae.recipe=topk", "--sae.k=4"])):
+    result = run(script, workdir, *flags, *more)
+    assert result.returncode == 0, result.stderr[-3000:]
+  points = json.loads((workdir / "sweeps" / "all.json").read_text())
+  assert [point["recipe"] for point in points] == ["tm2023", "tm2023", "topk"] and points[2]["l0"] <= 4
+  assert points[0]["l0"] < points[1]["l0"] and all(0 < point["train_seconds"] < 300 for point in points)
+  assert (workdir / "sweeps" / "all.csv").read_text().count("\n") == 4
+  for picture in ("frontier.png", "l1/curves.png", "four/curves.png"):
+    assert (workdir / "sweeps" / picture).stat().st_size > 10_000
+  loaded = monojax.load(workdir, dictionary=f"sweeps/four/dictionaries/{points[2]['name']}")
+  _, f_TF = loaded.activations("In the beginning God created the heaven and the earth.")
+  assert f_TF.shape[1] == 64 and 0 < (f_TF > 0).sum(1).max() <= 4
+  with pytest.raises(InputError, match="sweeps/five"):
+    monojax.load(workdir, dictionary="sweeps/five")
+  assert {name: digest for name, digest in contents(workdir).items() if not name.startswith("sweeps")} == before
 
 
 def bad_inputs(finished, tmp_path):

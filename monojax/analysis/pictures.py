@@ -1,0 +1,75 @@
+"""Pictures of dictionaries: their frontier of sparsity against fidelity, and their learning curves.
+
+They need matplotlib (extra `report`); where it is missing, each function draws nothing and returns False.
+"""
+
+import json
+import pathlib
+
+FRONTIER = (("ce_recovered_zero", "cross-entropy recovered"), ("explained_variance", "explained variance"))
+CURVES = (("mse", "mean squared error"), ("l0", "L0 (features a token)"), ("explained_variance", "explained variance"),
+          ("dead_fraction", "dead features"))
+
+
+def draw_frontier(points, path):
+  """Draws L0 against cross-entropy recovered and against explained variance, one line a recipe.
+
+  Args:
+    points: dicts with name, recipe, n_features, l0, ce_recovered_zero, explained_variance.
+    path: the picture's file; its ending says the format.
+
+  Returns:
+    Whether it was drawn.
+  """
+  several_sizes = len({point["n_features"] for point in points}) > 1
+  lines = {}
+  for point in sorted(points, key=lambda point: point["l0"]):
+    label = f"{point['recipe']}, {point['n_features']:,}" if several_sizes else point["recipe"]
+    lines.setdefault(label, []).append(point)
+  panels = [{"ylabel": title, "xlabel": "L0 (features a token)", "xscale": "log",
+             "lines": {label: [(point["l0"], point[column]) for point in line if point[column] is not None]
+                       for label, line in sorted(lines.items())}} for column, title in FRONTIER]
+  return _draw(panels, (11, 4.5), "o-", path)
+
+
+def draw_curves(metrics_path, path):
+  """Draws how a dictionary's error, sparsity and dead features went on, one line for each of a sweep.
+
+  Args:
+    metrics_path: a `metrics.jsonl`.
+    path: the picture's file; its ending says the format.
+
+  Returns:
+    Whether it was drawn.
+  """
+  lines = {column: {} for column, _ in CURVES}
+  for line in pathlib.Path(metrics_path).read_text("utf-8").splitlines():
+    record = json.loads(line)
+    for name, value in record.items():
+      label, _, column = name.rpartition("/")
+      if column in lines:
+        lines[column].setdefault(label, []).append((record["step"], value))
+  panels = [{"ylabel": title, "xlabel": "step", "yscale": "log" if column == "mse" else "linear",
+             "lines": lines[column]} for column, title in CURVES]
+  return _draw(panels, (15, 3.5), "-", path)
+
+
+def _draw(panels, size, style, path):
+  """Panels side by side, whose lines are {label: [(x, y)]}; further entries are axis settings."""
+  try:
+    import matplotlib
+  except ImportError:
+    return False
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+  figure, axes = pyplot.subplots(1, len(panels), figsize=size, layout="constrained")
+  for axis, panel in zip(axes, panels, strict=True):
+    for label, points in panel["lines"].items():
+      axis.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    axis.set(**{name: value for name, value in panel.items() if name != "lines"})
+    axis.grid(alpha=0.3)
+  if len(panels[-1]["lines"]) > 1:
+    axes[-1].legend(fontsize=7)
+  figure.savefig(path, dpi=130)
+  pyplot.close(figure)
+  return True
