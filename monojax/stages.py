@@ -163,12 +163,13 @@ def _saved(sae_config, store, identity):
   return {"sae": configs.to_dict(sae_config), "n_inputs": store.width, "identity": identity}
 
 
-def _measure(run, store, sae_config, model, params, name):
-  """A dictionary's figures on held-out text."""
-  from monojax.analysis.fidelity import fidelity
+def _measure(run, store, sae_config, model, params, name, baseline=None):
+  """A dictionary's figures on held-out text; another's, if given, spare computing what they share."""
+  from monojax.analysis.fidelity import BASELINE, fidelity
   subject, subject_params = load_subject(run)
   scores = fidelity(subject, subject_params, model, params, run.require_stage("activations")["config"]["site"],
-                    store.mean(), open_tokens(run, "val"), sae_config.val_tokens)
+                    store.mean(), open_tokens(run, "val"), sae_config.val_tokens,
+                    baseline=baseline and {key: baseline[f"sae/{key}"] for key in BASELINE})
   if scores["ce_recovered_zero"] is None:
     print(f"{name}: zero-ablating the site does not raise the loss ({scores['ce_zero']:.4f} against "
           f"{scores['ce_clean']:.4f}), so cross-entropy recovered is undefined: train the subject longer")
@@ -188,10 +189,10 @@ def _sweep(run, config, members, directory, identity, start=None):
   saved = {name_of(member): _saved(member, store, identity) for member in members}
   found = train_sweep(members, source, store.width, directory, saved, make_mesh(config.mesh), config.metrics, start)
   draw_curves(directory / "metrics.jsonl", directory / "curves.png")
-  points = []
+  points, figures = [], None
   for name, (member, model, params) in found.items():
     place = directory / "dictionaries" / name / "figures.json"
-    figures = files.read_json(place) or _measure(run, store, member, model, params, name)
+    figures = files.read_json(place) or _measure(run, store, member, model, params, name, figures)
     files.write_json(place, figures)
     # Members take turns, so that their time is shared alike.
     points.append(_point(name, figures, _seconds(directory, member) / len(members)))

@@ -104,6 +104,7 @@ def test_fidelity_agrees_with_numpy_whatever_the_batching(pair):
   found = [fidelity.fidelity(*pair, SITE, mean_M, tokens, 1000, batch) for batch in (7, 100)]
   expected = numpy_fidelity(pair, tokens, mean_M, tokens.choose(11, 1000))
   assert found[0]["n_tokens"] == 900  # 90 whole contexts of 11
+  found.append(fidelity.fidelity(*pair, SITE, mean_M, tokens, 1000, 100, baseline=found[1]))
   for scores in found:
     for name, value in expected.items():
       rtol = 2e-3 if "recovered" in name else 1e-4  # a quotient of small differences of float32 losses

@@ -8,6 +8,9 @@ from monojax import metrics
 from monojax.subjects.loss import next_token_loss
 from monojax.subjects.train import contexts_per_batch
 
+# Scores that are the subject's alone, whatever the dictionary.
+BASELINE = ("ce_clean", "ce_zero", "ce_mean")
+
 
 def make_encode(subject, sae, site):
   """The compiled function (subject_params, sae_params, tokens_BT) -> (f_NF, x_NM), N = B * T rows."""
@@ -20,7 +23,7 @@ def make_encode(subject, sae, site):
 
 
 def fidelity(subject, subject_params, sae, sae_params, site, mean_M, tokens, n_tokens,
-             batch_contexts=None):
+             batch_contexts=None, baseline=None):
   """Measures a dictionary spliced into its subject at every position of held-out contexts.
 
   Explained variance is 1 - E|x - x_hat|^2 / E|x - E x|^2 over all tokens, summed in float64;
@@ -36,6 +39,7 @@ def fidelity(subject, subject_params, sae, sae_params, site, mean_M, tokens, n_t
     tokens: `Tokens` of the held-out split.
     n_tokens: about how many to use, in random contexts; 0 uses every whole context.
     batch_contexts: contexts in a forward pass; by default as many as `contexts_per_batch` says.
+    baseline: another dictionary's scores on the same tokens, whose `BASELINE` is then not computed again.
 
   Returns:
     dict of floats: l0, l1, mse, normalised_mse, explained_variance, l2_ratio, ce_clean, ce_spliced,
@@ -48,7 +52,7 @@ def fidelity(subject, subject_params, sae, sae_params, site, mean_M, tokens, n_t
   width = subject.config.n_context
   context_C = tokens.choose(width + 1, n_tokens)
   n_contexts = len(context_C)
-  sums_of = _make_sums(subject, sae, site)
+  sums_of = _make_sums(subject, sae, site, baseline is None)
   total = {}
   bar = metrics.progress(n_contexts * width, "tokens", "fidelity", scale=True)
   for first in range(0, n_contexts, batch_contexts):
@@ -62,10 +66,12 @@ def fidelity(subject, subject_params, sae, sae_params, site, mean_M, tokens, n_t
       total[name] = total.get(name, 0.0) + np.asarray(value, np.float64)
     bar.update(len(index_B) * width)
   bar.close()
+  for name in BASELINE if baseline else ():
+    total[name] = baseline[name] * n_contexts * width
   return _scores(total, n_contexts * width)
 
 
-def _make_sums(subject, sae, site):
+def _make_sums(subject, sae, site, with_baseline):
   """The compiled sums over a batch's weighted contexts that the scores are made of."""
   @jax.jit
   def sums(subject_params, sae_params, tokens_BU, weight_B, mean_M):
@@ -76,22 +82,19 @@ def _make_sums(subject, sae, site):
       logits_BTV, sites = subject.apply({"params": subject_params}, inputs_BT, edit)
       return (next_token_loss(logits_BTV, targets_BT) * weight_B[:, None]).sum(), sites
 
-    def reconstruct(x_BTM):
-      x_NM = x_BTM.reshape(-1, x_BTM.shape[-1]).astype(jnp.float32)
-      f_NF = sae.apply({"params": sae_params}, x_NM, method="encode")
-      return x_NM, f_NF, sae.apply({"params": sae_params}, f_NF, method="decode")
-
     clean, sites = losses(None)
     x_BTM = sites[site]
-    x_NM, f_NF, x_hat_NM = reconstruct(x_BTM)
+    x_NM = x_BTM.reshape(-1, x_BTM.shape[-1]).astype(jnp.float32)
+    x_hat_NM, f_NF = sae.apply({"params": sae_params}, x_NM)
     replace_by = lambda value: {site: lambda x: jnp.broadcast_to(value, x.shape).astype(x.dtype)}
     total = lambda value_N: (value_N * weight_N).sum()
     norm_N = jnp.linalg.norm(x_NM, axis=1)
+    baseline = {"ce_clean": clean,
+                "ce_zero": losses(replace_by(jnp.zeros((1, 1, 1))))[0],
+                "ce_mean": losses(replace_by(mean_M[None, None]))[0]} if with_baseline else {}
     return {
-        "ce_clean": clean,
+        **baseline,
         "ce_spliced": losses(replace_by(x_hat_NM.reshape(x_BTM.shape)))[0],
-        "ce_zero": losses(replace_by(jnp.zeros((1, 1, 1))))[0],
-        "ce_mean": losses(replace_by(mean_M[None, None]))[0],
         "l0": total((f_NF > 0).sum(1)), "l1": total(f_NF.sum(1)),
         "square_error": total(jnp.square(x_NM - x_hat_NM).sum(1)),
         "square": total(jnp.square(x_NM).sum(1)), "sum_M": weight_N @ x_NM,
