@@ -44,7 +44,7 @@ def fidelity(subject, subject_params, sae, sae_params, site, mean_M, tokens, n_t
   Returns:
     dict of floats: l0, l1, mse, normalised_mse, explained_variance, l2_ratio, ce_clean, ce_spliced,
     ce_zero, ce_mean, ce_recovered_zero, ce_recovered_mean, n_tokens, heldout_alive_fraction (features that
-    fired at all on these tokens), heldout_dense_features (those that fired on more than 1 % of them). A
+    fired at all on these tokens), heldout_dense_features (those that fired on more than a tenth of them). A
     "recovered" is `None` where the ablation does not raise the loss, as with a subject that has hardly been
     trained: it means nothing there.
   """
@@ -118,7 +118,7 @@ def _scores(total, n_tokens):
       "mse": float(total["square_error"] / (n_tokens * width)),
       "normalised_mse": normalised_mse, "explained_variance": 1.0 - normalised_mse, **ce,
       "heldout_alive_fraction": float(np.mean(total["fired_F"] > 0)),
-      "heldout_dense_features": int(np.sum(total["fired_F"] > 0.01 * n_tokens)),
+      "heldout_dense_features": int(np.sum(total["fired_F"] > 0.1 * n_tokens)),
       "ce_recovered_zero": recovered("ce_zero"), "ce_recovered_mean": recovered("ce_mean"),
       "n_tokens": n_tokens,
   }
