@@ -36,6 +36,13 @@ def require(condition, field, value, rule):
     raise InputError(f"{field}={value!r}: {rule}")
 
 
+def require_choices(config, prefix):
+  """Raises `InputError` for a field whose value is not among its choices; flags are checked by absl already."""
+  for field in dataclasses.fields(config):
+    choices, value = field.metadata.get("choices"), getattr(config, field.name)
+    require(not choices or value in choices, prefix + field.name, value, f"choose one of {', '.join(choices or ())}")
+
+
 def _fields(config_class):
   """(field, type) pairs of a configuration class; T for the optional `T | None`."""
   types = typing.get_type_hints(config_class)

@@ -80,7 +80,8 @@ _SHARED = ("n_features", "batch_rows", "buffer_rows", "n_steps", "warmup_steps",
 def preset(name, recipe=None):
   """The preset of that name, its dictionary by another recipe if one is given.
 
-  The preset's own penalty, groups and resampling belong to its recipe and are left behind.
+  The preset's own penalty, groups and resampling belong to its recipe and are left behind; its frontier is at the
+  same multiples of the other recipe's sparsity.
   """
   config = PRESETS[name]
   if recipe in (None, config.sae.recipe):
@@ -89,4 +90,7 @@ def preset(name, recipe=None):
   if name != "paper":
     more = {"decay_fraction": config.sae.decay_fraction, "dead_window_steps": 50, **_IN_MINUTES[recipe]}
   shared = {field: getattr(config.sae, field) for field in _SHARED}
-  return dataclasses.replace(config, sae=SAEConfig(recipe=recipe, **shared, **more))
+  sae = SAEConfig(recipe=recipe, **shared, **more)
+  kind = round if sae.knob == "k" else float
+  sparsities = tuple(kind(sae.sparsity * value / config.sae.sparsity) for value in config.frontier.sparsities)
+  return dataclasses.replace(config, sae=sae, frontier=dataclasses.replace(config.frontier, sparsities=sparsities))

@@ -108,8 +108,10 @@ class Run:
     found = files.read_json(path)
     if found and found["identity"] != identity:
       changes = configs.differences({k: found[k] for k in wanted}, wanted)
-      raise InputError(f"{self.directory / name} was begun with other settings ({'; '.join(changes)}): use "
-                       f"another --workdir, give the old settings, or delete that folder and those after it")
+      remedy = ("use another name for it, give the old settings, or delete that folder"
+                if name.startswith(f"{SWEEPS}/") else
+                "use another --workdir, give the old settings, or delete that folder and those after it")
+      raise InputError(f"{self.directory / name} was begun with other settings ({'; '.join(changes)}): {remedy}")
     if found and found["complete"]:
       print(f"{name}: already done ({found['seconds']:.0f} s)", flush=True)
       return found
@@ -150,6 +152,7 @@ class Loaded:
     site: the subject's site that the dictionary decomposes.
     mean_M: the site's mean activation.
     directory: the run's folder.
+    dictionary: the folder in it that the dictionary is from.
   """
   tokenizer: object
   subject: object
@@ -159,11 +162,18 @@ class Loaded:
   site: str
   mean_M: object
   directory: pathlib.Path
+  dictionary: str = "sae/dictionary"
 
   @functools.cached_property
   def features(self):
-    """`FeatureTables` of the run's analysis."""
+    """`FeatureTables` of the run's analysis, which is of the run's own dictionary.
+
+    Raises:
+      InputError: this is another dictionary.
+    """
     from monojax.analysis.tables import FeatureTables
+    require(self.dictionary == "sae/dictionary", "dictionary", self.dictionary,
+            "has no analysis: the run's is of sae/dictionary")
     Run(self.directory).require_stage("analysis")
     return FeatureTables.load(self.directory / "analysis")
 
@@ -237,7 +247,7 @@ def load(directory, dictionary="sae/dictionary"):
   subject, subject_params = load_subject(run)
   mean_M = np.load(run.directory / "activations" / "stats.npz")["mean_M"]
   return Loaded(load_tokenizer(run), subject, subject_params, recipe.model, sae_params,
-                record["config"]["site"], mean_M, run.directory)
+                record["config"]["site"], mean_M, run.directory, dictionary)
 
 
 def load_subject(run):

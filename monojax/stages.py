@@ -122,7 +122,10 @@ def train_frontier(run, config):
     start = (checkpoint.load_params(run.directory / "sae" / "checkpoints")[0] if config.frontier.n_steps
              else None)
     points = [_point("sae", run.require_stage("sae")["figures"], _seconds(run.directory / "sae", base))]
-    points += _sweep(run, config, base.at_sparsities(config.frontier.sparsities), directory, identity, start)
+    further = _sweep(run, config, base, base.at_sparsities(config.frontier.sparsities), directory, identity, start)
+    for point in further if config.frontier.n_steps else ():
+      point["rows_seen"] += points[0]["rows_seen"]  # those of the dictionary that it went on from
+    points += further
     _write_points(directory / "frontier", points)
     return {f"frontier/{point['sparsity']:g}/{name}": point[name]
             for point in points for name in ("l0", "ce_recovered_zero", "explained_variance")}
@@ -132,15 +135,14 @@ def train_frontier(run, config):
 def sweep(run, config):
   """A grid of dictionaries on one pass over a run's store, in `sweeps/NAME`, and a table of all such sweeps."""
   def work(directory, identity):
-    members = config.sweep.configs(config.sae)
-    points = _sweep(run, config, members, directory, identity)
+    points = _sweep(run, config, config.sae, config.sweep.configs(config.sae), directory, identity)
     _write_points(directory / "points", points)
     return {f"{point['name']}/{name}": point[name] for point in points
             for name in ("l0", "explained_variance", "ce_recovered_zero", "heldout_alive_fraction")}
   record = run.execute(f"{SWEEPS}/{config.sweep.name}",
                        {"sweep": config.sweep, "sae": config.sae.resolved()}, work)
-  everything = [point for path in sorted((run.directory / SWEEPS).glob("*/points.json"))
-                for point in files.read_json(path)]
+  everything = [{"sweep": path.parent.name, **point}
+                for path in sorted((run.directory / SWEEPS).glob("*/points.json")) for point in files.read_json(path)]
   _write_points(run.directory / SWEEPS / "all", everything)
   from monojax.analysis.pictures import draw_frontier
   if not draw_frontier(everything, run.directory / SWEEPS / "frontier.png"):
@@ -178,24 +180,26 @@ def _measure(run, store, sae_config, model, params, name, baseline=None):
           **{f"sae/{name}": value for name, value in scores.items()}}
 
 
-def _sweep(run, config, members, directory, identity, start=None):
-  """Trains dictionaries on one pass over a run's store and measures each; returns their points."""
+def _sweep(run, config, base, members, directory, identity, start=None):
+  """Trains dictionaries on one pass over a run's store, in `base`'s order, and measures each; returns their points."""
   from monojax.analysis.pictures import draw_curves
   from monojax.mesh import make_mesh
   from monojax.sae.sweep import name_of, train_sweep
   if not members:
     return []
-  store, source = _source(run, members[0])
+  store, source = _source(run, base)
   saved = {name_of(member): _saved(member, store, identity) for member in members}
-  found = train_sweep(members, source, store.width, directory, saved, make_mesh(config.mesh), config.metrics, start)
+  found = train_sweep(members, source, store.width, directory, saved, make_mesh(config.mesh), config.metrics, start,
+                      base.seed)
   draw_curves(directory / "metrics.jsonl", directory / "curves.png")
   points, figures = [], None
   for name, (member, model, params) in found.items():
     place = directory / "dictionaries" / name / "figures.json"
     figures = files.read_json(place) or _measure(run, store, member, model, params, name, figures)
     files.write_json(place, figures)
-    # Members take turns, so that their time is shared alike.
-    points.append(_point(name, figures, _seconds(directory, member) / len(members)))
+    # Members of one size take turns, so that their time is shared alike.
+    alike = len({member.n_features for member in members}) == 1
+    points.append(_point(name, figures, _seconds(directory, member) / len(members) if alike else None))
   return points
 
 

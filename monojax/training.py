@@ -90,7 +90,8 @@ def train(state, step, batches, run, metrics_config, intervene=None):
     The final state.
 
   Raises:
-    FloatingPointError: a metric is not finite; the last good checkpoint stays.
+    FloatingPointError: a metric is not finite; the last good checkpoint stays. Metrics named MEMBER/NAME are of
+      members that do not depend on each other: one that diverges is no longer logged, and all must to stop.
   """
   checkpoints = Checkpoints(pathlib.Path(run.directory) / "checkpoints", run.config)
   done = checkpoints.latest_step() or 0
@@ -145,11 +146,15 @@ class _LateWriter:
 
   def _log_now(self, step, values):
     values = {name: float(np.asarray(value)) for name, value in jax.device_get(values).items()}
-    for name, value in values.items():
-      if not math.isfinite(value):
-        raise FloatingPointError(
-            f"{self._run.name}: {name} is {value} in the steps up to {step}; stopped, with the last "
-            f"good checkpoint kept in {self._run.directory}. A lower learning rate usually helps")
+    member_of = lambda name: name.rpartition("/")[0]
+    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+    diverged = {member_of(name) for name in bad}
+    if bad and diverged == {member_of(name) for name in values}:
+      name, value = next(iter(bad.items()))
+      raise FloatingPointError(
+          f"{self._run.name}: {name} is {value} in the steps up to {step}; stopped, with the last "
+          f"good checkpoint kept in {self._run.directory}. A lower learning rate usually helps")
+    values = {name: value for name, value in values.items() if member_of(name) not in diverged}
     now = time.perf_counter()
     n_units = (step - self._written) * self._run.units_per_step
     rate = n_units / (now - self._clock)

@@ -7,7 +7,7 @@ from monojax import config as configs
 from monojax.config import InputError, option
 from monojax.presets import PRESETS, preset
 from monojax.runs import RunConfig
-from monojax.sae.config import PUBLISHED, SAEConfig
+from monojax.sae.config import PUBLISHED, SAEConfig, SweepConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,26 @@ def test_another_recipe_leaves_the_presets_own_behind():
   assert preset("paper", "apr2024").sae.resolved().learning_rate == 5e-5
   for recipe in PUBLISHED:
     assert all(preset(name, recipe).sae.recipe == recipe for name in PRESETS)
+  assert preset("small", "topk").frontier.sparsities == (6, 9, 24)  # half, 3/4 and twice its k
+  assert preset("small", "apr2024").frontier.sparsities == (2.0, 3.0, 8.0)
+
+
+@pytest.mark.parametrize("settings, field", [
+    ({"recipe": "topk", "sparsity_coefficient": 0.1}, "sae.sparsity_coefficient"),
+    ({"recipe": "jumprelu", "threshold": 0.0}, "sae.threshold"), ({"ema_decay": 1.0}, "sae.ema_decay"),
+    ({"recipe": "batchtopk", "multi_k_coefficient": 0.1}, "sae.multi_k_coefficient"),
+    ({"encoder_init": "transposed"}, "sae.encoder_init"), ({"recipe": "none"}, "sae.recipe")])
+def test_settings_that_a_recipe_cannot_follow_are_named(settings, field):
+  with pytest.raises(InputError, match=field):
+    SAEConfig(**settings)
+
+
+def test_a_grid_is_checked_where_it_is_whole():
+  base = SAEConfig(recipe="topk", n_features=32, k=4)
+  grid = SweepConfig(sparsities=(8.0, 64.0), n_features=(128, 256)).configs(base)
+  assert [(config.n_features, config.k) for config in grid] == [(128, 8), (128, 64), (256, 8), (256, 64)]
+  with pytest.raises(InputError, match="sae.k=8.5"):
+    SweepConfig(sparsities=(8.5,)).configs(base)
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))

@@ -178,6 +178,8 @@ def test_dictionaries_beside_the_run_share_a_table_and_load(finished, tmp_path):
   loaded = monojax.load(workdir, dictionary=f"sweeps/four/dictionaries/{points[2]['name']}")
   _, f_TF = loaded.activations("In the beginning God created the heaven and the earth.")
   assert f_TF.shape[1] == 64 and 0 < (f_TF > 0).sum(1).max() <= 4
+  with pytest.raises(InputError, match="no analysis"):
+    _ = loaded.features
   with pytest.raises(InputError, match="sweeps/five"):
     monojax.load(workdir, dictionary="sweeps/five")
   assert {name: digest for name, digest in contents(workdir).items() if not name.startswith("sweeps")} == before

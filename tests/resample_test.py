@@ -1,13 +1,15 @@
 """Resampling of dead features against the published procedure."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from monojax import mesh as meshes
-from monojax.sae import recipes, resample
+from monojax.sae import finish, recipes, resample
 from monojax.sae.config import SAEConfig
-from monojax.sae.model import Wiring
 from monojax.sae.step import make_step
 
 M, F, B = 6, 20, 32
@@ -15,8 +17,8 @@ CONFIG = SAEConfig(n_features=F, batch_rows=B, n_steps=50, learning_rate=1e-2, s
 DEAD = np.array([2, 5, 19])
 
 
-def trained_state(dead):
-  recipe = recipes.make_recipe(CONFIG, M, jnp.float32)
+def trained_state(dead, **settings):
+  recipe = recipes.make_recipe(dataclasses.replace(CONFIG, **settings), M, jnp.float32)
   init, step = make_step(recipe, meshes.make_mesh(meshes.MeshConfig(1, 1)), CONFIG.window_steps)
   x = np.random.default_rng(0).exponential(size=(10, B, M)).astype(np.float32)
   state, _ = step(init(jax.random.key(0), np.zeros((2, M))), x)
@@ -30,8 +32,8 @@ def candidates():
 
 
 def test_dead_features_are_remade_as_published_and_alive_ones_untouched():
-  _, state = trained_state(DEAD)
-  new, n = resample.resample(state, candidates(), Wiring((M,)), 6, 0.2)
+  recipe, state = trained_state(DEAD)
+  new, n = resample.resample(state, candidates(), recipe, 6, 0.2)
   assert int(n) == 3
   alive = np.setdiff1d(np.arange(F), DEAD)
   for tree_old, tree_new in ((state.params, new.params), (state.opt_state[1].mu, new.opt_state[1].mu),
@@ -51,16 +53,46 @@ def test_dead_features_are_remade_as_published_and_alive_ones_untouched():
   assert np.all(np.asarray(new.counters["last_fired_F"])[DEAD] == 10)
 
 
+@pytest.mark.parametrize("recipe, own", [("gated", ("r_F", "b_mag_F")), ("jumprelu", ("log_threshold_F",))])
+def test_what_a_nonlinearity_has_of_its_own_is_forgotten(recipe, own):
+  recipe, state = trained_state(DEAD, recipe=recipe, bandwidth=1.0, threshold=0.5)
+  new, _ = resample.resample(state, candidates(), recipe, 6, 0.2)
+  alive = np.setdiff1d(np.arange(F), DEAD)
+  for name in own:
+    start_F = np.asarray(recipe.model.nonlinearity.own(F)[name])
+    assert np.any(np.asarray(state.params[name]) != start_F)
+    np.testing.assert_array_equal(new.params[name][DEAD], start_F[DEAD])
+    np.testing.assert_array_equal(new.params[name][alive], state.params[name][alive])
+
+
+def test_the_mean_of_the_weights_forgets_dead_features():
+  recipe, state = trained_state(DEAD, ema_decay=0.9)
+  new, _ = resample.resample(state, candidates(), recipe, 6, 0.2)
+  averaged, before = finish.averaged(recipe, new), finish.averaged(recipe, state)
+  alive = np.setdiff1d(np.arange(F), DEAD)
+  np.testing.assert_allclose(averaged["W_dec_FM"][DEAD], new.params["W_dec_FM"][DEAD], rtol=1e-5)
+  np.testing.assert_allclose(averaged["W_enc_MF"][:, DEAD], new.params["W_enc_MF"][:, DEAD], rtol=1e-5)
+  np.testing.assert_array_equal(averaged["W_dec_FM"][alive], before["W_dec_FM"][alive])
+
+
+def test_a_candidate_that_is_zero_gives_no_direction():
+  recipe, state = trained_state(DEAD)
+  candidate_FW = candidates() * (np.arange(F) != DEAD[1])[:, None]
+  new, n = resample.resample(state, candidate_FW, recipe, 6, 0.2)
+  assert int(n) == 2 and all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(new))
+  np.testing.assert_array_equal(new.params["W_dec_FM"][DEAD[1]], state.params["W_dec_FM"][DEAD[1]])
+
+
 def test_nothing_dead_changes_nothing():
-  _, state = trained_state([])
-  new, n = resample.resample(state, candidates(), Wiring((M,)), 6, 0.2)
+  recipe, state = trained_state([])
+  new, n = resample.resample(state, candidates(), recipe, 6, 0.2)
   assert int(n) == 0
   jax.tree.map(np.testing.assert_array_equal, state, new)
 
 
 def test_everything_dead_stays_finite():
-  _, state = trained_state(np.arange(F))
-  new, n = resample.resample(state, candidates(), Wiring((M,)), 6, 0.2)
+  recipe, state = trained_state(np.arange(F))
+  new, n = resample.resample(state, candidates(), recipe, 6, 0.2)
   assert int(n) == F
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(new))
   np.testing.assert_allclose(np.linalg.norm(new.params["W_dec_FM"], axis=1), 1.0, rtol=1e-5)

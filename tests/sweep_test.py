@@ -74,6 +74,17 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole[name][2]), jax.device_get(resumed[name][2]))
 
 
+def test_a_member_that_diverges_is_left_out(tmp_path, capsys):
+  good, bad = SweepConfig(learning_rates=(0.01, 1e30)).configs(BASE)
+  alone = sweep(tmp_path / "alone", Rows(), [good])
+  found = sweep(tmp_path / "both", Rows(), [good, bad])
+  assert set(found) == {name_of(good)} and f"{name_of(bad)} diverged" in capsys.readouterr().out
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(alone[name_of(good)][2]),
+               jax.device_get(found[name_of(good)][2]))
+  with pytest.raises(FloatingPointError):
+    sweep(tmp_path / "neither", Rows(), [bad])
+
+
 def test_what_a_sweep_cannot_do_is_named(tmp_path):
   with pytest.raises(InputError, match="sae.batch_rows"):
     sweep(tmp_path, Rows(), [BASE, SAEConfig(**{**BASE.__dict__, "batch_rows": 64, "seed": 1})])

@@ -12,19 +12,24 @@ CURVES = (("mse", "mean squared error"), ("l0", "L0 (features a token)"), ("expl
 
 
 def draw_frontier(points, path):
-  """Draws L0 against cross-entropy recovered and against explained variance, one line a recipe.
+  """Draws L0 against cross-entropy recovered and against explained variance, one line a recipe and size.
 
   Args:
-    points: dicts with name, recipe, n_features, l0, ce_recovered_zero, explained_variance.
+    points: dicts with sweep, recipe, n_features, l0, ce_recovered_zero, explained_variance. A recipe in several
+      sweeps has a line for each.
     path: the picture's file; its ending says the format.
 
   Returns:
     Whether it was drawn.
   """
   several_sizes = len({point["n_features"] for point in points}) > 1
+  sweeps = {}
+  for point in points:
+    sweeps.setdefault(point["recipe"], set()).add(point["sweep"])
   lines = {}
   for point in sorted(points, key=lambda point: point["l0"]):
-    label = f"{point['recipe']}, {point['n_features']:,}" if several_sizes else point["recipe"]
+    label = point["recipe"] + (f", {point['n_features']:,}" if several_sizes else "")
+    label += f" ({point['sweep']})" if len(sweeps[point["recipe"]]) > 1 else ""
     lines.setdefault(label, []).append(point)
   panels = [{"ylabel": title, "xlabel": "L0 (features a token)", "xscale": "log",
              "lines": {label: [(point["l0"], point[column]) for point in line if point[column] is not None]
@@ -65,6 +70,8 @@ def _draw(panels, size, style, path):
   figure, axes = pyplot.subplots(1, len(panels), figsize=size, layout="constrained")
   for axis, panel in zip(axes, panels, strict=True):
     for label, points in panel["lines"].items():
+      if not points:  # cross-entropy recovered can be undefined
+        continue
       axis.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     axis.set(**{name: value for name, value in panel.items() if name != "lines"})
     axis.grid(alpha=0.3)

@@ -158,7 +158,7 @@ def gathered_dots(g_GBO, group_VK, places, W_FO):
     g_GO, index_K, group_K = row
     W_KO = _rows(W_FO, index_K)
     if len(g_GBO) == 1:
-      return W_KO @ g_GO[0]
+      return jnp.matmul(W_KO, g_GO[0], precision=jax.lax.Precision.HIGHEST)
     # Sums of lanes, then over the lanes: XLA's CPU backend vectorises no other sum along the last axis.
     return (W_KO * g_GO[group_K]).reshape(n_columns, width // lanes, lanes).sum(1).sum(1)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from monojax.config import option, require
+from monojax.config import option, require, require_choices
 
 # What each recipe's publication sets, where the settings say nothing. Steps are fractions of the run.
 PUBLISHED = {
@@ -84,6 +84,7 @@ class SAEConfig:
   seed: int = option(0, "of the initial weights, the order of the rows and resampling")
 
   def __post_init__(self):
+    require_choices(self, "sae.")
     for name in ("n_features", "batch_rows", "buffer_rows", "n_steps", "scan_steps", "checkpoint_every_steps",
                  "start_rows", "resample_rows", "k", "accumulate"):
       require(getattr(self, name) >= 1, f"sae.{name}", getattr(self, name), "must be positive")
@@ -102,6 +103,14 @@ class SAEConfig:
             and list(self.group_sizes) == sorted(set(self.group_sizes)), "sae.group_sizes",
             ",".join(map(str, self.group_sizes)), "must rise between 0 and sae.n_features")
     require(0 <= (self.decay_fraction or 0) <= 1, "sae.decay_fraction", self.decay_fraction, "must lie in 0..1")
+    for name in ("beta1", "beta2", "ema_decay"):
+      require(0 <= (getattr(self, name) or 0) < 1, f"sae.{name}", getattr(self, name), "must be at least 0 and below 1")
+    for name in ("threshold", "bandwidth") if self.recipe in ("jumprelu", "jan2025") else ():
+      require(getattr(self, name) != 0, f"sae.{name}", getattr(self, name), f"must be positive for {self.recipe}")
+    require(self.knob != "k" or not self.sparsity_coefficient, "sae.sparsity_coefficient", self.sparsity_coefficient,
+            f"{self.recipe} has no such penalty; sae.k makes it sparser or denser")
+    require(not self.multi_k_coefficient or self.recipe == "topk", "sae.multi_k_coefficient", self.multi_k_coefficient,
+            "is for the recipe topk")
 
   def resolved(self):
     """These settings with the recipe's published values where they say nothing."""
@@ -122,8 +131,11 @@ class SAEConfig:
 
   def at_sparsities(self, values):
     """These settings at each of some sparsities."""
-    kind = int if self.knob == "k" else float
-    return [dataclasses.replace(self, **{self.knob: kind(value)}) for value in values]
+    if self.knob == "k":
+      for value in values:
+        require(value == int(value) and value >= 1, "sae.k", value, f"{self.recipe} keeps a whole number of features")
+      values = [int(value) for value in values]
+    return [dataclasses.replace(self, **{self.knob: value}) for value in values]
 
   @property
   def window_steps(self):
@@ -149,13 +161,14 @@ class SweepConfig:
   seeds: tuple[int, ...] = option((), "values of sae.seed, for weights; the order of the rows is sae.seed's")
 
   def __post_init__(self):
-    require(self.name and "/" not in self.name, "sweep.name", self.name, "must be a folder's name")
+    require(self.name.strip(".") and "/" not in self.name, "sweep.name", self.name, "must be a folder's name")
 
   def configs(self, base):
     """Every combination, as resolved `SAEConfig`s."""
-    found = base.at_sparsities(self.sparsities) or [base]
-    for field, values in (("learning_rate", self.learning_rates), ("n_features", self.n_features),
+    found = [base]
+    for field, values in (("n_features", self.n_features), ("learning_rate", self.learning_rates),
                           ("seed", self.seeds)):
       found = [dataclasses.replace(config, **{field: value}) for config in found
                for value in values or (getattr(config, field),)]
+    found = [denser for config in found for denser in config.at_sparsities(self.sparsities) or [config]]
     return [config.resolved() for config in found]

@@ -126,7 +126,9 @@ class Dictionary(nn.Module):
     b_dec enters here: differentiating (x - b_dec) W_enc would cost a sixth matrix product of the batch
     only to sum it into b_dec.
     """
-    return self.b_enc_F - self.b_dec_M @ self.W_enc_MF if self.pre_bias else self.b_enc_F
+    if not self.pre_bias:
+      return self.b_enc_F
+    return self.b_enc_F - jnp.matmul(self.b_dec_M, self.W_enc_MF, precision=jax.lax.Precision.HIGHEST)
 
   def pre_activations(self, x_BM):
     """W_enc (x - b_dec) + b_enc, shape (B, F)."""

@@ -18,13 +18,15 @@ from jax.sharding import PartitionSpec as P
 from monojax.sae.code import Places, at
 
 _TINY = float(jnp.finfo(jnp.float32).tiny)
+# Features of a row that a sparse code makes room for, unless the settings or the method say how many.
+_ROOM = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class ReLU:
   """max(h, 0)."""
 
-  # Whether features can be rescaled one by one without changing what is reconstructed.
+  # Whether features can be rescaled one by one, and not just all alike, without changing what is reconstructed.
   folds_norms = True
   # The mesh that codes are spread over, if they are.
   mesh: Mesh | None = dataclasses.field(default=None, kw_only=True)
@@ -57,6 +59,10 @@ class ReLU:
   def fold(self, params, norm_F):
     """This non-linearity's own parameters for features (and pre-activations) `norm_F` times as large."""
     return params
+
+  def room(self, asked):
+    """Features of a row that a sparse code makes room for, where the settings ask for so many, or for 0."""
+    return asked or _ROOM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +148,14 @@ class TopK(ReLU):
     return h >= top_k(h, n, self.mesh)[0][:, -1:]
 
   def narrow(self, h_BF, params, n_kept):
-    h_BK, index_BK = top_k(h_BF, max(self.k, self.more), self.mesh)
+    h_BK, index_BK = top_k(h_BF, n_kept, self.mesh)
     return Places(jnp.where(h_BK > 0, index_BK, h_BF.shape[1]), jnp.zeros((0,), jnp.int32)), jnp.array(True)
 
   def encode(self, h_BF, params):
     return jnp.where(self.keep(h_BF, params), jax.nn.relu(h_BF), 0.0)
+
+  def room(self, asked):
+    return max(self.k, self.more)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +178,12 @@ class BatchTopK(ReLU):
 
   def encode(self, h_BF, params):
     return jnp.where(h_BF > params["threshold"], jax.nn.relu(h_BF), 0.0)
+
+  def fold(self, params, norm_F):
+    return {**params, "threshold": params["threshold"] * norm_F[0]}
+
+  def room(self, asked):
+    return asked or max(_ROOM, 2 * self.k)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -166,7 +166,7 @@ def gate(model):
   def term(p):
     open_ = jax.nn.relu(p.h)
     fixed = jax.lax.stop_gradient(p.params)
-    y_BO = decode(open_, p.places, fixed["W_dec_FM"], model.dtype)[0] + fixed["b_dec_M"][None]
+    y_BO = decode(open_, p.places, fixed["W_dec_FM"], model.dtype)[0] + model.bind({"params": fixed}).offset(p.x_BM)
     return (p.penalty / p.x_BM.shape[0] * open_.sum()
             + summed_square(p.y_BO, y_BO - p.y_BO))
   return term

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from monojax.config import require
 from monojax.sae import objectives
 from monojax.sae.model import Dictionary, Wiring, kaiming_uniform, unit_rows
 from monojax.sae.nonlinearity import BatchTopK, Gated, JumpReLU, ReLU, TopK
@@ -57,6 +58,8 @@ def make_recipe(config, wiring, dtype, mesh=None):
   """
   config = config.resolved()
   wiring = wiring if isinstance(wiring, Wiring) else Wiring((wiring,))
+  require(not (config.skip and wiring.autoencodes), "sae.skip", True,
+          "needs a dictionary that writes what it does not read (a transcoder): others would only copy")
 
   def build(nonlinearity, pre_bias, encoder_init):
     nonlinearity = dataclasses.replace(nonlinearity, mesh=mesh)
@@ -147,7 +150,7 @@ def matryoshka(config, wiring, build):
 
   Groups of 1/16, 1/16, 1/8, 1/4 and 1/2 of the features unless the settings say otherwise.
   """
-  parts = tuple(config.n_features // n for n in (16, 8, 4, 2))
+  parts = tuple(config.n_features // n for n in (16, 8, 4, 2) if config.n_features >= n)
   return _topk_family(config, wiring, build, BatchTopK(config.k), config.group_sizes or parts)
 
 
@@ -203,8 +206,7 @@ def compose(config, model, error, terms, start=None, unit_decoder=False, normali
                 row_loss, tx, begin, with_unit_decoder if unit_decoder else (lambda params: params),
                 observe or (lambda params, passed: {}), linear_warmup(config.penalty_warmup_steps),
                 {"penalty": config.sparsity_coefficient, "learning_rate": config.learning_rate}, normalised,
-                min(config.slots or (config.k if isinstance(model.nonlinearity, TopK) else 64), config.n_features),
-                config.ema_decay)
+                min(model.nonlinearity.room(config.slots), config.n_features), config.ema_decay)
 
 
 def group_weights(config):

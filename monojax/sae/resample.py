@@ -7,6 +7,7 @@ the dictionary's loss on it. The draw is made in one pass over a large sample, i
 import jax
 import jax.numpy as jnp
 
+from monojax.sae.finish import ema_weight
 from monojax.sae.model import unit_rows
 
 
@@ -15,7 +16,7 @@ def start_draw(n_features, n_columns):
   return {"candidate_FW": jnp.zeros((n_features, n_columns)), "weight": jnp.zeros(())}
 
 
-def make_absorb(row_loss):
+def make_absorb(row_loss, n_parts=1):
   """The compiled function that adds a batch to a draw.
 
   Weighted reservoir sampling with one slot a feature: after the last batch each slot holds, independently,
@@ -23,6 +24,7 @@ def make_absorb(row_loss):
 
   Args:
     row_loss: (params, x_BW) -> the training loss of each row, shape (B,).
+    n_parts: a batch's loss is computed in so many parts, one after the other.
 
   Returns:
     (draw, params, x_BW, scale_W, key) -> draw, where scale_W is what the batch's columns are multiplied by.
@@ -30,7 +32,8 @@ def make_absorb(row_loss):
   @jax.jit
   def absorb(draw, params, x_BW, scale_W, key):
     x_BW = x_BW.astype(jnp.float32) * scale_W[None]
-    weight_B = jnp.square(row_loss(params, x_BW))
+    x_PBW = x_BW.reshape(n_parts, -1, x_BW.shape[1])
+    weight_B = jnp.square(jax.lax.map(lambda part_BW: row_loss(params, part_BW), x_PBW)).reshape(-1)
     total = draw["weight"] + weight_B.sum()
     pick_key, replace_key = jax.random.split(key)
     n_features = draw["candidate_FW"].shape[0]
@@ -43,40 +46,39 @@ def make_absorb(row_loss):
   return absorb
 
 
-def resample(state, candidate_FW, wiring, window_steps, encoder_scale):
+def resample(state, candidate_FW, recipe, window_steps, encoder_scale):
   """Gives every dead feature its candidate's direction and forgets its past.
 
   A feature is dead if it did not fire in the last `window_steps` steps. Its decoder column becomes the
   candidate at unit norm, its encoder row the same direction with `encoder_scale` times the mean norm
-  of the alive rows, its encoder bias 0, and the optimiser moments of just these entries 0. Alive
-  features are left as they are, bit for bit.
+  of the alive rows, its encoder bias 0, what its non-linearity has of its own what it started from, and the
+  optimiser moments of just these entries 0. The weights' running mean forgets it, too. Alive features are left
+  as they are, bit for bit, and so is a dead one whose candidate has no direction, being 0.
 
   Args:
     state: `TrainState` of a dictionary.
     candidate_FW: a row for each feature.
-    wiring: which of its columns the encoder and the decoder take.
+    recipe: `Recipe` of the dictionary.
     window_steps: steps without firing that make a feature dead.
     encoder_scale: 0.2 in the paper.
 
   Returns:
     (state, number of features resampled).
   """
+  written_FO, read_FM = recipe.model.wiring.targets(candidate_FW), recipe.model.wiring.inputs(candidate_FW)
   dead_F = state.step - state.counters["last_fired_F"] >= window_steps
-  written_FO = unit_rows(wiring.targets(candidate_FW) + 1e-20)
-  read_FM = unit_rows(wiring.inputs(candidate_FW) + 1e-20)
+  dead_F &= (jnp.linalg.norm(written_FO, axis=1) > 0) & (jnp.linalg.norm(read_FM, axis=1) > 0)
   W_enc_MF = state.params["W_enc_MF"]
   norm_F = jnp.linalg.norm(W_enc_MF, axis=0)
   n_alive = jnp.sum(~dead_F)
   # With nothing alive there is no norm to match; the mean of all rows keeps the scale of the weights.
   mean_norm = jnp.where(n_alive > 0, jnp.sum(jnp.where(dead_F, 0.0, norm_F)) / jnp.maximum(n_alive, 1),
                         norm_F.mean())
-  params = {
-      **state.params,
-      "W_dec_FM": jnp.where(dead_F[:, None], written_FO, state.params["W_dec_FM"]),
-      "W_enc_MF": jnp.where(dead_F[None], encoder_scale * mean_norm * read_FM.T, W_enc_MF),
-      "b_enc_F": jnp.where(dead_F, 0.0, state.params["b_enc_F"]),
-  }
-  dead = {"W_dec_FM": dead_F[:, None], "W_enc_MF": dead_F[None], "b_enc_F": dead_F}
+  own = {name: value for name, value in recipe.model.nonlinearity.own(len(dead_F)).items() if value.ndim}
+  fresh = {"W_dec_FM": unit_rows(written_FO), "W_enc_MF": encoder_scale * mean_norm * unit_rows(read_FM).T,
+           "b_enc_F": jnp.zeros_like(norm_F), **own}
+  dead = {name: {"W_dec_FM": dead_F[:, None], "W_enc_MF": dead_F[None]}.get(name, dead_F) for name in fresh}
+  params = {**state.params, **{name: jnp.where(dead[name], fresh[name], state.params[name]) for name in fresh}}
 
   def forget(path, leaf):
     name = getattr(path[-1], "key", None)
@@ -84,5 +86,9 @@ def resample(state, candidate_FW, wiring, window_steps, encoder_scale):
 
   counters = {**state.counters,
               "last_fired_F": jnp.where(dead_F, state.step, state.counters["last_fired_F"])}
+  if "ema" in counters:
+    weight = ema_weight(recipe.ema_decay, state.step)
+    counters["ema"] = {**counters["ema"], **{name: jnp.where(dead[name], weight * fresh[name], counters["ema"][name])
+                                             for name in fresh}}
   return state.replace(params=params, opt_state=jax.tree.map_with_path(forget, state.opt_state),
                        counters=counters), dead_F.sum()

@@ -2,7 +2,7 @@
 
 Dictionaries that differ only in penalty, learning rate or seed are one group: their states are stacked, and one
 compiled step takes each of them through a batch in turn. Groups train side by side on the same batches. Each
-dictionary gets, bit for bit, what a run of its own would.
+dictionary gets, bit for bit, what a run of its own on those batches would.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ def name_of(config):
   return f"{config.recipe}-{config.n_features}-{knob}{config.sparsity:g}-rate{config.learning_rate:g}-seed{config.seed}"
 
 
-def train_sweep(configs, source, wiring, directory, saved, mesh, metrics_config, start=None):
+def train_sweep(configs, source, wiring, directory, saved, mesh, metrics_config, start=None, sample_seed=0):
   """Trains (or goes on training) the dictionaries of `configs` on one pass over a source.
 
   Args:
@@ -62,12 +62,14 @@ def train_sweep(configs, source, wiring, directory, saved, mesh, metrics_config,
     directory: receives `checkpoints/`, `metrics.jsonl` and `dictionaries/NAME/` for each.
     saved: {name: JSON-able dict} kept with each dictionary.
     start: training parameters for all to start from, instead of the recipe's initialisation.
+    sample_seed: of the rows that scale and bias start from, which a run of its own draws by its own seed.
 
   Returns:
-    {name: (config, model, parameters for use on raw activations)}.
+    {name: (config, model, parameters for use on raw activations)}, without the dictionaries that diverged.
 
   Raises:
     InputError: settings that a sweep must share differ, or two dictionaries are the same.
+    FloatingPointError: all of them diverged.
   """
   configs = [config.resolved() for config in configs]
   names = [name_of(config) for config in configs]
@@ -99,13 +101,16 @@ def train_sweep(configs, source, wiring, directory, saved, mesh, metrics_config,
 
   run = Run(directory, saved, first.n_steps, first.scan_steps, first.checkpoint_every_steps, first.resample_steps,
             "rows", first.batch_rows, f"sweep of {len(configs)}")
-  sample_NW = source.sample(first.start_rows, first.seed)
+  sample_NW = source.sample(first.start_rows, sample_seed)
   state = pack({name: group.init(sample_NW, start) for name, group in groups.items()})
   states = unpack(train(state, step, batches, run, metrics_config, intervene), groups)
   found = {}
   for name, group in groups.items():
     for i, config in enumerate(group.configs):
       params = finish.finished_params(group.recipe, jax.tree.map(lambda leaf, i=i: leaf[i], states[name]))
+      if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(jax.device_get(params))):
+        print(f"{name_of(config)} diverged and is left out", flush=True)
+        continue
       checkpoint.save_params(pathlib.Path(directory) / "dictionaries" / name_of(config), params, saved[name_of(config)])
       found[name_of(config)] = (config, group.recipe.model, params)
   return found

@@ -81,12 +81,12 @@ def make_resampling(config, recipe, source, mesh, key):
   The inputs are those of the next `resample_rows / batch_rows` steps: the source is shuffled, so they
   are a random subset, and a pure function of the step.
   """
-  absorb = resample.make_absorb(recipe.row_loss)
+  absorb = resample.make_absorb(recipe.row_loss, config.accumulate)
   n_batches = -(-config.resample_rows // config.batch_rows)
 
   @functools.partial(jax.jit, donate_argnums=0)
   def apply(state, candidate_FW):
-    new_state, n_resampled = resample.resample(state, candidate_FW, recipe.model.wiring, config.window_steps,
+    new_state, n_resampled = resample.resample(state, candidate_FW, recipe, config.window_steps,
                                                config.resample_encoder_scale)
     placed = jax.lax.with_sharding_constraint(new_state, meshes.shardings(new_state, mesh, SHARDING_RULES))
     return placed, n_resampled
