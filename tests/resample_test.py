@@ -21,7 +21,7 @@ def trained_state(dead, **settings):
   recipe = recipes.make_recipe(dataclasses.replace(CONFIG, **settings), M, jnp.float32)
   init, step = make_step(recipe, meshes.make_mesh(meshes.MeshConfig(1, 1)), CONFIG.window_steps)
   x = np.random.default_rng(0).exponential(size=(10, B, M)).astype(np.float32)
-  state, _ = step(init(jax.random.key(0), np.zeros((2, M))), x)
+  state, _ = step(init(jax.random.key(0), x[0]), x)
   last_F = np.full(F, 10, np.int32)
   last_F[dead] = 4
   return recipe, state.replace(counters={**state.counters, "last_fired_F": jnp.asarray(last_F)})

@@ -197,7 +197,7 @@ def compose(config, model, error, terms, start=None, unit_decoder=False, normali
                    optax.scale_by_learning_rate(learning_rate_schedule(config)))
 
   def begin(key, params, x_NM, y_NO):
-    """The bias at the targets' geometric median where the method starts there, then the recipe's own start."""
+    """The bias at the targets' geometric median where it is subtracted, and in transcoders; then the recipe's start."""
     if model.pre_bias or not wiring.autoencodes:
       params = {**params, "b_dec_M": geometric_median(y_NO)}
     params = start(key, params, x_NM, y_NO) if start else params
