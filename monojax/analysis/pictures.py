@@ -66,7 +66,7 @@ def _draw(panels, size, style, path):
   except ImportError:
     return False
   matplotlib.use("Agg")
-  from matplotlib import pyplot
+  from matplotlib import pyplot, ticker
   figure, axes = pyplot.subplots(1, len(panels), figsize=size, layout="constrained")
   for axis, panel in zip(axes, panels, strict=True):
     for label, points in panel["lines"].items():
@@ -74,6 +74,10 @@ def _draw(panels, size, style, path):
         continue
       axis.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     axis.set(**{name: value for name, value in panel.items() if name != "lines"})
+    if panel.get("xscale") == "log":
+      axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+      axis.xaxis.set_major_formatter("{x:g}")
+      axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     axis.grid(alpha=0.3)
   if len(panels[-1]["lines"]) > 1:
     axes[-1].legend(fontsize=7)
