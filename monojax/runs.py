@@ -59,6 +59,7 @@ INPUTS = {
     "frontier": ("sae",), "analysis": ("sae",), "browser": ("analysis",),
 }
 SWEEPS = "sweeps"  # the folder of stages that are no part of the whole, each on the stored activations
+OWN_DICTIONARY = "sae/dictionary"  # the folder of the dictionary that the analysis and the browser are of
 
 
 class Run:
@@ -162,7 +163,7 @@ class Loaded:
   site: str
   mean_M: object
   directory: pathlib.Path
-  dictionary: str = "sae/dictionary"
+  dictionary: str = OWN_DICTIONARY
 
   @functools.cached_property
   def features(self):
@@ -172,7 +173,7 @@ class Loaded:
       InputError: this is another dictionary.
     """
     from monojax.analysis.tables import FeatureTables
-    require(self.dictionary == "sae/dictionary", "dictionary", self.dictionary,
+    require(self.dictionary == OWN_DICTIONARY, "dictionary", self.dictionary,
             "has no analysis: the run's is of sae/dictionary")
     Run(self.directory).require_stage("analysis")
     return FeatureTables.load(self.directory / "analysis")
@@ -217,7 +218,7 @@ def _clock(path, record, seconds_before, every_seconds=10.0):
     thread.join()
 
 
-def load(directory, dictionary="sae/dictionary"):
+def load(directory, dictionary=OWN_DICTIONARY):
   """Everything needed to study a run, rebuilt from its folder alone.
 
   Args:
@@ -233,7 +234,7 @@ def load(directory, dictionary="sae/dictionary"):
   """
   run = Run(directory)
   record = run.require_stage("activations")
-  if dictionary == "sae/dictionary":
+  if dictionary == OWN_DICTIONARY:
     run.require_stage("sae")
   require((run.directory / dictionary).is_dir(), "dictionary", dictionary, f"is no folder in {run.directory}")
   import numpy as np
