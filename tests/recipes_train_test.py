@@ -153,12 +153,13 @@ def test_rows_with_more_features_than_places_go_on_in_extra_rows():
   h_BF = np.full((64, F), -1.0, np.float32)
   for row, n in enumerate([3] * 30 + [15] * 30 + [16, 17, 40, 60]):
     h_BF[row, rng.permutation(F)[:n]] = rng.uniform(0.1, 1.0, n)
-  places, fits = narrowed(jnp.asarray(h_BF), 16, None, lambda h_VK: 0.05)
-  assert fits and len(places.extra_row) == 4 * 3
-  found = np.zeros_like(h_BF)
-  for row, index_K in zip(np.asarray(places.row_V), np.asarray(places.index_VK), strict=True):
-    found[row, index_K[index_K < F]] += 1
-  np.testing.assert_array_equal(found, h_BF > 0)
+  for n_kept, tiers, n_extra in ((16, ((1 / 16, 5),), 4 * 3), (8, ((5 / 8, 2), (1 / 16, 8)), 40 * 1 + 4 * 6)):
+    places, fits = narrowed(jnp.asarray(h_BF), n_kept, None, lambda h_VK: 0.05, tiers)
+    assert fits and len(places.extra_row) == n_extra
+    found = np.zeros_like(h_BF)
+    for row, index_K in zip(np.asarray(places.row_V), np.asarray(places.index_VK), strict=True):
+      found[row, index_K[index_K < F]] += 1
+    np.testing.assert_array_equal(found, h_BF > 0)
   h_BF[:5] = 1.0
   assert not narrowed(jnp.asarray(h_BF), 16, None, lambda h_VK: 0.05)[1], "five rows need more, four have room"
 

@@ -228,39 +228,54 @@ def _step_backward(bandwidth, residuals, g):
 step_at.defvjp(_step_forward, _step_backward)
 
 
-def narrowed(h_BF, n_kept, mesh, level_of, spare=1 / 16, wide=5):
+def narrowed(h_BF, n_kept, mesh, level_of, tiers=((1 / 16, 5), (1 / 256, 20))):
   """The entries of h from a level up: (`Places`, whether none is left out).
 
-  Each row has `n_kept` places. The few rows whose last place counts most go on in extra rows, up to `wide`
-  times as many, since features a row vary: were there room only for the average, no batch would fit.
+  Each row has `n_kept` places. A few rows with more go on in extra rows, and very few at length: the features
+  that fire on a row vary, so that were there room only for the average, no batch would fit.
 
   Args:
     h_BF: (B, F).
     n_kept: K.
     mesh: see `top_k`.
     level_of: the entries found, (V, K) -> the level.
-    spare: the fraction of rows that may go on.
-    wide: how many times K places they may have in all.
+    tiers: (fraction of rows, how many times K places each of them has), ever fewer and longer.
   """
   n_rows, n_features = h_BF.shape
-  h_VK, index_VK = top_k(h_BF, n_kept, mesh)
-  row_E, left_out = jnp.zeros((0,), jnp.int32), -jnp.inf
-  n_long = int(spare * n_rows)
-  if n_kept < n_features and n_long:
-    wide = min(wide, n_features // n_kept)
-    (last_R,), (row_R,) = _top_k(h_VK[None, :, -1], n_long + 1)
-    row_R = row_R[:-1].astype(jnp.int32)
-    h_RL, index_RL = top_k(h_BF[row_R], wide * n_kept, mesh)
-    left_out = jnp.maximum(last_R[-1], jnp.max(h_RL[:, -1]) if wide * n_kept < n_features else -jnp.inf)
-    # A long row's first places are set again, since the two searches may order equal entries differently.
-    h_VK, index_VK = (
-        jnp.concatenate([base_BK.at[row_R].set(long_RL[:, :n_kept]), long_RL[:, n_kept:].reshape(-1, n_kept)])
-        for base_BK, long_RL in ((h_VK, h_RL), (index_VK, index_RL)))
-    row_E = jnp.repeat(row_R, wide - 1)
-  elif n_kept < n_features:
-    left_out = jnp.max(h_VK[:, -1])
+  tiers = [(int(part * n_rows), min(wide, n_features // n_kept)) for part, wide in tiers]
+  row_B = jnp.arange(n_rows, dtype=jnp.int32)
+  h_BK, index_BK, extra, left_out = _largest_and_longer(h_BF, row_B, 1, n_kept, tiers, mesh)
+  h_VK, index_VK, row_V = (jnp.concatenate(parts)
+                           for parts in zip((h_BK, index_BK, row_B), *extra, strict=True))
   level = level_of(h_VK)
-  return Places(jnp.where(h_VK >= level, index_VK, n_features), row_E), left_out < level
+  return Places(jnp.where(h_VK >= level, index_VK, n_features), row_V[n_rows:]), left_out < level
+
+
+def _largest_and_longer(h_BF, row_R, n_wide, n_kept, tiers, mesh):
+  """The `n_wide` K largest of some rows of h, and more of those whose last counts most.
+
+  Returns:
+    h_RL, index_RL: the largest entries of each row, falling, and where they are.
+    extra: a list of (h_EK, index_EK, row_E), what the longer rows have beyond, in rows of K.
+    left_out: the largest entry of all that is in none of these.
+  """
+  h_RL, index_RL = top_k(h_BF if len(row_R) == len(h_BF) else h_BF[row_R], n_wide * n_kept, mesh)
+  if n_wide * n_kept == h_BF.shape[1]:
+    return h_RL, index_RL, [], -jnp.inf
+  tiers = [(n_long, wide) for n_long, wide in tiers if 0 < n_long < len(row_R) and wide > n_wide]
+  if not tiers:
+    return h_RL, index_RL, [], jnp.max(h_RL[:, -1])
+  n_long, wide = tiers[0]
+  (last_S,), (at_S,) = _top_k(h_RL[None, :, -1], n_long + 1)
+  at_S, left_out = at_S[:-1].astype(jnp.int32), last_S[-1]
+  row_S = row_R[at_S]
+  h_SL, index_SL, extra, longer_left_out = _largest_and_longer(h_BF, row_S, wide, n_kept, tiers[1:], mesh)
+  # A longer row's first places are set again, since the two searches may order equal entries differently.
+  first = n_wide * n_kept
+  h_RL, index_RL = h_RL.at[at_S].set(h_SL[:, :first]), index_RL.at[at_S].set(index_SL[:, :first])
+  beyond = (h_SL[:, first:].reshape(-1, n_kept), index_SL[:, first:].reshape(-1, n_kept),
+            jnp.repeat(row_S, wide - n_wide))
+  return h_RL, index_RL, [beyond, *extra], jnp.maximum(left_out, longer_left_out)
 
 
 def top_k(h_BF, k, mesh=None):
