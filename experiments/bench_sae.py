@@ -75,7 +75,10 @@ def steps(name, x_BM, sparse, dtype, n_members=0):
   state = init(jax.random.key(0), x_BM[:4096])
   h_BF = recipe.model.apply({"params": state.params}, x_BM[:1024] * state.counters["scale_W"][None],
                             method="pre_activations")
-  level_F = jnp.quantile(h_BF, 1 - _ACTIVE.value / _FEATURES.value, axis=0)
+  # Each feature's own level would be the mean of a few rows where F is large: one for all, in standard deviations.
+  mean_F, deviation_F = h_BF.mean(0), h_BF.std(0)
+  z_BF = (h_BF[:256] - mean_F[None]) / deviation_F[None]
+  level_F = mean_F + jnp.quantile(z_BF, 1 - _ACTIVE.value / _FEATURES.value) * deviation_F
   if "log_threshold_F" in state.params:
     level_F = level_F - jnp.exp(state.params["log_threshold_F"])
   state = state.replace(params={**state.params, "b_enc_F": state.params["b_enc_F"] - level_F})
