@@ -180,7 +180,7 @@ class BatchTopK(ReLU):
     return jnp.where(h_BF > params["threshold"], jax.nn.relu(h_BF), 0.0)
 
   def fold(self, params, norm_F):
-    return {**params, "threshold": params["threshold"] * norm_F[0]}
+    return {**params, "threshold": params["threshold"] * norm_F[0]}  # all are alike: see folds_norms
 
   def room(self, asked):
     return asked or max(_ROOM, 2 * self.k)

@@ -15,6 +15,61 @@ from monojax.training import TrainState
 RETRY_STEPS = 16
 
 
+def make_init(recipe, mesh):
+  """The function (key, sample x_NW) -> `TrainState` of a recipe, born on the mesh; see `make_step`."""
+  model, wiring = recipe.model, recipe.model.wiring
+
+  def init(key, sample_NW):
+    def make(sample_NW):
+      scale_W = site_scales(sample_NW, wiring.widths) if recipe.normalised else jnp.ones((sum(wiring.widths),))
+      x_NW = sample_NW * scale_W[None]
+      init_key, start_key = jax.random.split(key)
+      params = model.init(init_key, jnp.zeros((1, wiring.n_inputs)))["params"]
+      params = recipe.start(start_key, params, wiring.inputs(x_NW), wiring.targets(x_NW))
+      counters = {"last_fired_F": jnp.zeros((model.n_features,), jnp.int32), "scale_W": scale_W,
+                  "dense_until": jnp.zeros((), jnp.int32),
+                  **{name: jnp.asarray(value, jnp.float32) for name, value in recipe.peaks.items()}}
+      if recipe.ema_decay:
+        counters["ema"] = jax.tree.map(jnp.zeros_like, params)
+      return TrainState(jnp.zeros((), jnp.int32), params, recipe.tx.init(params), counters)
+    sample_NW = jnp.asarray(sample_NW, jnp.float32)
+    return meshes.born_sharded(lambda: make(sample_NW), mesh, SHARDING_RULES)
+  return init
+
+
+def make_gradients(recipe, window_steps, sparse):
+  """The function of (state, part of a batch x_BW) that a step updates the parameters by; see `make_step`.
+
+  It returns (gradients, parameters observed instead of learned, metrics, fired_F).
+  """
+  model, wiring = recipe.model, recipe.model.wiring
+  graded = jax.value_and_grad(recipe.objective, has_aux=True)
+
+  def gradients_of(state, x_BW):
+    x_BM, y_BO = wiring.inputs(x_BW), wiring.targets(x_BW)
+    dead_F = state.step - state.counters["last_fired_F"] >= window_steps
+    given = x_BM, y_BO, recipe.penalty_scale(state.step) * state.counters["penalty"], dead_F
+
+    def graded_by(params, code, is_sparse):
+      (loss, passed), gradients = graded(params, *given, code)
+      values = {"loss": loss, "l1": passed.f.sum() / x_BM.shape[0],
+                **reconstruction_metrics(y_BO, passed.error_BO, wiring.targets(state.counters["scale_W"])),
+                "dead_fraction": dead_F.mean(), "sparse_fraction": jnp.float32(is_sparse)}
+      return (gradients, recipe.observe(params, passed), values,
+              count_F(passed.f > 0, passed.places, model.n_features))
+
+    densely = lambda params: graded_by(params, None, False)
+    if not sparse:
+      return densely(state.params)
+
+    def if_it_fits(params):
+      h_BF = model.apply({"params": params}, x_BM, method="pre_activations")
+      places, fits = model.nonlinearity.narrow(h_BF, params, recipe.slots)
+      return jax.lax.cond(fits, lambda params: graded_by(params, (h_BF, places), True), densely, params)
+    return jax.lax.cond(state.step >= state.counters["dense_until"], if_it_fits, densely, state.params)
+  return gradients_of
+
+
 def make_step(recipe, mesh, window_steps, sparse=False, n_parts=1, n_members=0):
   """The step of a recipe on a mesh.
 
@@ -41,49 +96,8 @@ def make_step(recipe, mesh, window_steps, sparse=False, n_parts=1, n_members=0):
       explained_variance (of the batch), fired_fraction (features that fired in the call), dead_fraction,
       sparse_fraction (of the batches, those computed with a sparse code).
   """
-  model, wiring = recipe.model, recipe.model.wiring
-  n_columns = sum(wiring.widths)
-  graded = jax.value_and_grad(recipe.objective, has_aux=True)
-
-  def init(key, sample_NW):
-    def make(sample_NW):
-      scale_W = site_scales(sample_NW, wiring.widths) if recipe.normalised else jnp.ones((n_columns,))
-      x_NW = sample_NW * scale_W[None]
-      init_key, start_key = jax.random.split(key)
-      params = model.init(init_key, jnp.zeros((1, wiring.n_inputs)))["params"]
-      params = recipe.start(start_key, params, wiring.inputs(x_NW), wiring.targets(x_NW))
-      counters = {"last_fired_F": jnp.zeros((model.n_features,), jnp.int32), "scale_W": scale_W,
-                  "dense_until": jnp.zeros((), jnp.int32),
-                  **{name: jnp.asarray(value, jnp.float32) for name, value in recipe.peaks.items()}}
-      if recipe.ema_decay:
-        counters["ema"] = jax.tree.map(jnp.zeros_like, params)
-      return TrainState(jnp.zeros((), jnp.int32), params, recipe.tx.init(params), counters)
-    sample_NW = jnp.asarray(sample_NW, jnp.float32)
-    return meshes.born_sharded(lambda: make(sample_NW), mesh, SHARDING_RULES)
-
-  def gradients_of(state, x_BW):
-    """(gradients, parameters observed instead of learned, metrics, fired_F) of one part of a batch."""
-    x_BM, y_BO = wiring.inputs(x_BW), wiring.targets(x_BW)
-    dead_F = state.step - state.counters["last_fired_F"] >= window_steps
-    given = x_BM, y_BO, recipe.penalty_scale(state.step) * state.counters["penalty"], dead_F
-
-    def graded_by(params, code, is_sparse):
-      (loss, passed), gradients = graded(params, *given, code)
-      values = {"loss": loss, "l1": passed.f.sum() / x_BM.shape[0],
-                **reconstruction_metrics(y_BO, passed.error_BO, wiring.targets(state.counters["scale_W"])),
-                "dead_fraction": dead_F.mean(), "sparse_fraction": jnp.float32(is_sparse)}
-      return (gradients, recipe.observe(params, passed), values,
-              count_F(passed.f > 0, passed.places, model.n_features))
-
-    densely = lambda params: graded_by(params, None, False)
-    if not sparse:
-      return densely(state.params)
-
-    def if_it_fits(params):
-      h_BF = model.apply({"params": params}, x_BM, method="pre_activations")
-      places, fits = model.nonlinearity.narrow(h_BF, params, recipe.slots)
-      return jax.lax.cond(fits, lambda params: graded_by(params, (h_BF, places), True), densely, params)
-    return jax.lax.cond(state.step >= state.counters["dense_until"], if_it_fits, densely, state.params)
+  n_columns = sum(recipe.model.wiring.widths)
+  init, gradients_of = make_init(recipe, mesh), make_gradients(recipe, window_steps, sparse)
 
   def one_step(state, x_BW):
     x_BW = x_BW.astype(jnp.float32) * state.counters["scale_W"][None]

@@ -130,8 +130,8 @@ def make_group(configs, source, wiring, mesh):
   first = configs[0]
   dtype = compute_dtype(first.compute_dtype)
   members = [recipes.make_recipe(config, wiring, dtype, mesh) for config in configs]
-  init, step = make_step(members[0], mesh, first.window_steps, use_sparse(first, members[0], mesh), first.accumulate,
-                         len(configs))
+  sparse = use_sparse(first, members[0], mesh, f"{len(configs)} of {first.recipe}, {first.n_features:,} features")
+  init, step = make_step(members[0], mesh, first.window_steps, sparse, first.accumulate, len(configs))
   resamplings = [make_resampling(config, recipe, source, mesh, jax.random.fold_in(jax.random.key(config.seed), 1))
                  for config, recipe in zip(configs, members, strict=True)]
 

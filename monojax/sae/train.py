@@ -37,11 +37,7 @@ def train_sae(config, source, wiring, directory, identity, mesh, metrics_config,
   """
   meshes.require_divides(mesh, "data", config.batch_rows)
   recipe = recipes.make_recipe(config, wiring, compute_dtype(config.compute_dtype), mesh)
-  sparse = use_sparse(config, recipe, mesh)
-  if sparse:
-    print(f"{name}: steps compute only the features that fire, where a row has no more than about {recipe.slots} "
-          "(--sae.code=dense computes all; the result is the same)", flush=True)
-  init, step = make_step(recipe, mesh, config.window_steps, sparse, config.accumulate)
+  init, step = make_step(recipe, mesh, config.window_steps, use_sparse(config, recipe, mesh, name), config.accumulate)
   key = jax.random.key(config.seed)
 
   def batches(first, last):
@@ -63,16 +59,20 @@ def placed_like(params, existing):
   return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, existing)
 
 
-def use_sparse(config, recipe, mesh):
-  """Whether steps compute only the features that fire, as `config.code` says.
+def use_sparse(config, recipe, mesh, name):
+  """Whether steps compute only the features that fire, as `config.code` says; prints which, after `name`.
 
   "auto" does where that was measured to be faster: on one CPU device, in dictionaries with many features for
   each place of the code.
   """
-  if config.code != "auto":
-    return config.code == "sparse"
-  return (jax.default_backend() == "cpu" and mesh.size == 1
-          and config.n_features >= SPARSE_FROM * recipe.slots)
+  sparse = config.code == "sparse"
+  if config.code == "auto":
+    sparse = (jax.default_backend() == "cpu" and mesh.size == 1
+              and config.n_features >= SPARSE_FROM * recipe.slots)
+  computed = (f"only the features that fire, where about {recipe.slots} a row have room" if sparse
+              else f"all {config.n_features:,} features of a row")
+  print(f"{name}: steps compute {computed} (--sae.code={config.code})", flush=True)
+  return sparse
 
 
 def make_resampling(config, recipe, source, mesh, key):
