@@ -12,7 +12,7 @@ from monojax.metrics import MetricsConfig
 from monojax.sae import finish, recipes
 from monojax.sae.config import PUBLISHED, SAEConfig
 from monojax.sae.model import Wiring
-from monojax.sae.nonlinearity import cut_at, narrowed
+from monojax.sae.select import cut_at, places_of
 from monojax.sae.step import make_step
 from monojax.sae.train import train_sae
 
@@ -147,21 +147,24 @@ def test_batchtopk_keeps_k_a_row_on_average_and_nearly_so_afterwards():
   assert abs((np.asarray(f_NF) > 0).sum(1).mean() - 4.0) < 0.4
 
 
-def test_rows_with_more_features_than_places_go_on_in_extra_rows():
-  """Rows of 3 to 60 features: sixteen places each, and room for the few that need more."""
+@pytest.mark.parametrize("n_features", [64, 70, 1000])
+def test_rows_with_more_features_than_places_go_on_in_extra_rows(n_features):
+  """Rows with none, few, and very many features need just as many extra rows as there are; then one more."""
   rng = np.random.default_rng(0)
-  h_BF = np.full((64, F), -1.0, np.float32)
-  for row, n in enumerate([3] * 30 + [15] * 30 + [16, 17, 40, 60]):
-    h_BF[row, rng.permutation(F)[:n]] = rng.uniform(0.1, 1.0, n)
-  for n_kept, tiers, n_extra in ((16, ((1 / 16, 5),), 4 * 3), (8, ((5 / 8, 2), (1 / 16, 8)), 40 * 1 + 4 * 6)):
-    places, fits = narrowed(jnp.asarray(h_BF), n_kept, None, lambda h_VK: 0.05, tiers)
-    assert fits and len(places.extra_row) == n_extra
-    found = np.zeros_like(h_BF)
-    for row, index_K in zip(np.asarray(places.row_V), np.asarray(places.index_VK), strict=True):
-      found[row, index_K[index_K < F]] += 1
-    np.testing.assert_array_equal(found, h_BF > 0)
-  h_BF[:5] = 1.0
-  assert not narrowed(jnp.asarray(h_BF), 16, None, lambda h_VK: 0.05)[1], "five rows need more, four have room"
+  counts = [0, 3, 5, 8, 9, 16, 17, min(n_features, 60 * 8)] + [4] * 56
+  n_extra = sum(max(-(-n // 8) - 1, 0) for n in counts)
+  counts[8:8 + 64 - n_extra] = [9] * (64 - n_extra)
+  mask_BF = np.zeros((64, n_features), bool)
+  for row, n in enumerate(counts):
+    mask_BF[row, rng.permutation(n_features)[:n]] = True
+  places, fits = places_of(jnp.asarray(mask_BF), 16)
+  assert fits and places.n_extra(n_features) == 64
+  found = np.zeros(mask_BF.shape, int)
+  for row, index_K in zip(np.asarray(places.row_V), np.asarray(places.index_VK), strict=True):
+    found[row, index_K[index_K < n_features]] += 1
+  np.testing.assert_array_equal(found, mask_BF)
+  mask_BF[63] = np.arange(n_features) < 9
+  assert not places_of(jnp.asarray(mask_BF), 16)[1]
 
 
 @pytest.mark.parametrize("n", [1, 7, 100, 1000, 2048])

@@ -10,6 +10,7 @@ G groups of features, N blocks of J entries.
 """
 
 import functools
+import math
 
 import flax
 import jax
@@ -31,8 +32,8 @@ class Places:
 
   Attributes:
     index_VK: the feature of each entry, F where the place is empty. Rows of the batch come first, in order;
-      then further rows, for those of the batch with more than K features.
-    extra_row: the batch's row that each of these further rows goes on.
+      then extra rows, for those of the batch with more than K features, and last those that nobody needs.
+    extra_row: the batch's row that each of the extra rows goes on, rising.
   """
   index_VK: jax.Array
   extra_row: jax.Array
@@ -41,6 +42,11 @@ class Places:
   def n_rows(self):
     """B."""
     return self.index_VK.shape[0] - self.extra_row.shape[0]
+
+  def n_extra(self, n_features):
+    """How many of the extra rows are needed."""
+    needed_E = jnp.any(self.index_VK[self.n_rows:] < n_features, axis=1)
+    return jnp.max(jnp.where(needed_E, jnp.arange(1, len(needed_E) + 1), 0), initial=0)
 
   @property
   def row_V(self):
@@ -71,6 +77,12 @@ def decode(f, places, W_FO, dtype, ends=None):
   return tuple(matmul(f[:, first:last], W_FO[first:last], dtype) for first, last in zip((0, *ends), ends, strict=False))
 
 
+def entries(h_BF, places):
+  """The entries of h that places stand for, (V, K); `SILENT` where a place is empty."""
+  h_VK = h_BF.at[places.row_V[:, None], places.index_VK].get(mode="clip")
+  return jnp.where(places.index_VK < h_BF.shape[1], h_VK, SILENT)
+
+
 def count_F(mask, places, n_features):
   """How many rows have `mask` set for each feature, int32."""
   if places is None:
@@ -85,8 +97,7 @@ def sparse_decode(f_VK, places, W_FO, ends):
   for first, last in zip((0, *ends), ends, strict=False):
     inside = (places.index_VK >= first) & (places.index_VK < last)
     f_part_VK = f_VK if len(ends) == 1 else jnp.where(inside, f_VK, 0.0)
-    sum_VO = _gathered_sum(f_part_VK, places.index_VK, W_FO)
-    sums.append(sum_VO[:places.n_rows].at[places.extra_row].add(sum_VO[places.n_rows:]))
+    sums.append(_summed(f_part_VK, places, W_FO))
   return tuple(sums)
 
 
@@ -108,12 +119,11 @@ sparse_decode.defvjp(_decode_forward, _decode_backward)
 
 @jax.custom_vjp
 def pre_activations_at(x_BM, W_MF, bias_F, h_BF, places):
-  """The entries of h = x W + bias, which is given: its gradient touches those entries alone.
+  """`entries` of h = x W + bias, which is given: the gradient, of W and bias, touches those entries alone.
 
-  Empty places are `SILENT`. The gradient is with respect to W and bias; x and h are data.
+  x and h are data.
   """
-  h_VK = h_BF.at[places.row_V[:, None], places.index_VK].get(mode="clip")
-  return jnp.where(places.index_VK < h_BF.shape[1], h_VK, SILENT)
+  return entries(h_BF, places)
 
 
 def _at_forward(x_BM, W_MF, bias_F, h_BF, places):
@@ -129,6 +139,27 @@ def _at_backward(residuals, g_VK):
 
 
 pre_activations_at.defvjp(_at_forward, _at_backward)
+
+
+def _summed(f_VK, places, W_FO):
+  """sum_k f[v, k] W[index[v, k]] of each row of the batch, with those of its extra rows."""
+  n = places.n_rows
+  sum_BO = _gathered_sum(f_VK[:n], places.index_VK[:n], W_FO)
+
+  def add(i, part, sum_BO):
+    sum_PO = _gathered_sum(part(f_VK[n:]), part(places.index_VK[n:]), W_FO)
+    return sum_BO.at[part(places.extra_row)].add(sum_PO, indices_are_sorted=True)
+  return _by_parts(add, sum_BO, len(places.extra_row), places.n_extra(len(W_FO)), 256)
+
+
+def _by_parts(step, carry, n_rows, n_used, n_together):
+  """`step(first row, function that slices a part of the rows, carry)` for parts of rows, up to the last used one."""
+  n_together = math.gcd(n_rows, 2 ** int(math.log2(max(n_together, 1))))
+
+  def one(i, carry):
+    first = i * n_together
+    return step(first, lambda a: jax.lax.dynamic_slice_in_dim(a, first, n_together), carry)
+  return jax.lax.fori_loop(0, -(-n_used // n_together), one, carry) if n_rows else carry
 
 
 def _gathered_sum(f_BK, index_BK, W_FO, n_together=8):
@@ -162,14 +193,13 @@ def gathered_dots(g_GBO, group_VK, places, W_FO):
     # Sums of lanes, then over the lanes: XLA's CPU backend vectorises no other sum along the last axis.
     return (W_KO * g_GO[group_K]).reshape(n_columns, width // lanes, lanes).sum(1).sum(1)
 
-  def dots(g_NGO, index_NK, group_NK):
-    together = max(1, min(len(g_NGO), _bytes_at_once() * min(len(g_GBO), 4) // (4 * n_columns * width)))
-    return jax.lax.map(of_row, (g_NGO, index_NK, group_NK), batch_size=together)
-  n, g_BGO = places.n_rows, g_GBO.swapaxes(0, 1)
-  dots_BK = dots(g_BGO, places.index_VK[:n], group_VK[:n])
-  if not len(places.extra_row):
-    return dots_BK
-  return jnp.concatenate([dots_BK, dots(g_BGO[places.extra_row], places.index_VK[n:], group_VK[n:])])
+  def dots(first, part, dots_VK):
+    found_PK = jax.vmap(of_row)((g_BGO[part(places.row_V)], part(places.index_VK), part(group_VK)))
+    return jax.lax.dynamic_update_slice_in_dim(dots_VK, found_PK, first, 0)
+  g_BGO = g_GBO.swapaxes(0, 1)
+  n_together = _bytes_at_once() * min(len(g_GBO), 4) // (4 * n_columns * width)
+  n_used = places.n_rows + places.n_extra(len(W_FO))
+  return _by_parts(dots, jnp.zeros(places.index_VK.shape), len(places.index_VK), n_used, n_together)
 
 
 def scattered_rows(f_VK, row_VK, places, table_RO, n_features):

@@ -13,12 +13,11 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
-from monojax.sae.code import Places, at
+from monojax.sae.code import Places, at, entries
+from monojax.sae.select import SMALLEST, cut_at, places_of, top_k
 
-_TINY = float(jnp.finfo(jnp.float32).tiny)
-# Features of a row that a sparse code makes room for, unless the settings or the method say how many.
+# Features a row, on average, that a sparse code has room for, unless the settings or the method say how many.
 _ROOM = 64
 
 
@@ -43,14 +42,14 @@ class ReLU:
     """Which entries training keeps, bool, or None for all; `narrow` has left out all others of a sparse code."""
     return None
 
-  def narrow(self, h_BF, params, n_kept):
-    """The entries that carry value or gradient in training, in rows of `n_kept` places.
+  def narrow(self, h_BF, params, slots):
+    """The entries that carry value or gradient in training, where they are `slots` a row or fewer.
 
     Returns:
       places: `Places`.
       fits: whether none is left out; otherwise the sparse code would not be exact.
     """
-    return narrowed(h_BF, n_kept, self.mesh, lambda h_VK: _TINY)
+    return places_of(h_BF > 0, slots)
 
   def encode(self, h_BF, params):
     """Features outside of training."""
@@ -61,7 +60,7 @@ class ReLU:
     return params
 
   def room(self, asked):
-    """Features of a row that a sparse code makes room for, where the settings ask for so many, or for 0."""
+    """Features a row that a sparse code has room for, where the settings ask for so many, or for 0."""
     return asked or _ROOM
 
 
@@ -106,9 +105,8 @@ class JumpReLU(ReLU):
   def fold(self, params, norm_F):
     return {**params, "log_threshold_F": params["log_threshold_F"] + jnp.log(norm_F)}
 
-  def narrow(self, h_BF, params, n_kept):
-    above_BF = h_BF - jnp.exp(params["log_threshold_F"])[None]
-    return narrowed(above_BF, n_kept, self.mesh, lambda above_VK: -self.bandwidth / 2)
+  def narrow(self, h_BF, params, slots):
+    return places_of(h_BF > jnp.exp(params["log_threshold_F"])[None] - self.bandwidth / 2, slots)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +145,8 @@ class TopK(ReLU):
       return jnp.broadcast_to(jnp.arange(h.shape[1])[None] < n, h.shape)
     return h >= top_k(h, n, self.mesh)[0][:, -1:]
 
-  def narrow(self, h_BF, params, n_kept):
-    h_BK, index_BK = top_k(h_BF, n_kept, self.mesh)
+  def narrow(self, h_BF, params, slots):
+    h_BK, index_BK = top_k(h_BF, slots, self.mesh)
     return Places(jnp.where(h_BK > 0, index_BK, h_BF.shape[1]), jnp.zeros((0,), jnp.int32)), jnp.array(True)
 
   def encode(self, h_BF, params):
@@ -171,10 +169,35 @@ class BatchTopK(ReLU):
     return {"threshold": jnp.full((), -1.0, jnp.float32)}  # negative until the first batch
 
   def keep(self, h, params, places=None):
-    return h >= cut_at(h, h.shape[0] * self.k) if places is None else None
+    return h >= self._cut(h) if places is None else None
 
-  def narrow(self, h_BF, params, n_kept):
-    return narrowed(h_BF, n_kept, self.mesh, lambda h_VK: cut_at(h_VK, h_BF.shape[0] * self.k))
+  def narrow(self, h_BF, params, slots):
+    places, found, cut = self._candidates(h_BF, slots)
+    kept_VK = entries(h_BF, places) >= cut
+    return places.replace(index_VK=jnp.where(kept_VK, places.index_VK, h_BF.shape[1])), found
+
+  def _cut(self, h_BF):
+    """The smallest entry that is kept of a batch."""
+    n_kept, slots = h_BF.shape[0] * self.k, self.room(0)
+    if slots * 8 > h_BF.shape[1] or (self.mesh and self.mesh.size > 1):
+      return cut_at(h_BF, n_kept)
+    _, found, cut = self._candidates(h_BF, slots)
+    return jax.lax.cond(found, lambda: cut, lambda: cut_at(h_BF, n_kept))
+
+  def _candidates(self, h_BF, slots, n_sample=512):
+    """The entries that reach a level which a sample of the rows puts a quarter below what is kept.
+
+    Returns:
+      places: theirs.
+      found: whether all are there, and the batch's B k largest are among them.
+      cut: the smallest of these.
+    """
+    n_kept, sample_NF = h_BF.shape[0] * self.k, h_BF[:n_sample]
+    level = cut_at(sample_NF, len(sample_NF) * self.k * 5 // 4)
+    places, fits = places_of(h_BF >= level, slots)
+    h_VK = entries(h_BF, places)
+    enough = (level <= SMALLEST) | (jnp.sum(h_VK >= level, dtype=jnp.int32) >= n_kept)
+    return places, fits & enough, cut_at(h_VK, n_kept)
 
   def encode(self, h_BF, params):
     return jnp.where(h_BF > params["threshold"], jax.nn.relu(h_BF), 0.0)
@@ -226,116 +249,3 @@ def _step_backward(bandwidth, residuals, g):
 
 
 step_at.defvjp(_step_forward, _step_backward)
-
-
-def narrowed(h_BF, n_kept, mesh, level_of, tiers=((1 / 16, 5), (1 / 256, 20))):
-  """The entries of h from a level up: (`Places`, whether none is left out).
-
-  Each row has `n_kept` places. A few rows with more go on in extra rows, and very few at length: the features
-  that fire on a row vary, so that were there room only for the average, no batch would fit.
-
-  Args:
-    h_BF: (B, F).
-    n_kept: K.
-    mesh: see `top_k`.
-    level_of: the entries found, (V, K) -> the level.
-    tiers: (fraction of rows, how many times K places each of them has), ever fewer and longer.
-  """
-  n_rows, n_features = h_BF.shape
-  tiers = [(int(part * n_rows), min(wide, n_features // n_kept)) for part, wide in tiers]
-  row_B = jnp.arange(n_rows, dtype=jnp.int32)
-  h_BK, index_BK, extra, left_out = _largest_and_longer(h_BF, row_B, 1, n_kept, tiers, mesh)
-  h_VK, index_VK, row_V = (jnp.concatenate(parts)
-                           for parts in zip((h_BK, index_BK, row_B), *extra, strict=True))
-  level = level_of(h_VK)
-  return Places(jnp.where(h_VK >= level, index_VK, n_features), row_V[n_rows:]), left_out < level
-
-
-def _largest_and_longer(h_BF, row_R, n_wide, n_kept, tiers, mesh):
-  """The `n_wide` K largest of some rows of h, and more of those whose last counts most.
-
-  Returns:
-    h_RL, index_RL: the largest entries of each row, falling, and where they are.
-    extra: a list of (h_EK, index_EK, row_E), what the longer rows have beyond, in rows of K.
-    left_out: the largest entry of all that is in none of these.
-  """
-  h_RL, index_RL = top_k(h_BF if len(row_R) == len(h_BF) else h_BF[row_R], n_wide * n_kept, mesh)
-  if n_wide * n_kept == h_BF.shape[1]:
-    return h_RL, index_RL, [], -jnp.inf
-  tiers = [(n_long, wide) for n_long, wide in tiers if 0 < n_long < len(row_R) and wide > n_wide]
-  if not tiers:
-    return h_RL, index_RL, [], jnp.max(h_RL[:, -1])
-  n_long, wide = tiers[0]
-  (last_S,), (at_S,) = _top_k(h_RL[None, :, -1], n_long + 1)
-  at_S, left_out = at_S[:-1].astype(jnp.int32), last_S[-1]
-  row_S = row_R[at_S]
-  h_SL, index_SL, extra, longer_left_out = _largest_and_longer(h_BF, row_S, wide, n_kept, tiers[1:], mesh)
-  # A longer row's first places are set again, since the two searches may order equal entries differently.
-  first = n_wide * n_kept
-  h_RL, index_RL = h_RL.at[at_S].set(h_SL[:, :first]), index_RL.at[at_S].set(index_SL[:, :first])
-  beyond = (h_SL[:, first:].reshape(-1, n_kept), index_SL[:, first:].reshape(-1, n_kept),
-            jnp.repeat(row_S, wide - n_wide))
-  return h_RL, index_RL, [beyond, *extra], jnp.maximum(left_out, longer_left_out)
-
-
-def top_k(h_BF, k, mesh=None):
-  """The k largest of each row, falling: (values_BK, index_BK), exactly.
-
-  On a mesh each device finds the k largest of its own features, and only those are compared: features of
-  different devices never meet in one place.
-  """
-  n_rows, n_features = h_BF.shape
-  n_shards = mesh.shape["model"] if mesh else 1
-  if n_shards == 1 or n_features % n_shards or n_rows % mesh.shape["data"] or k >= n_features // n_shards:
-    return _largest(h_BF, k)
-  of_features = P("data", "model")
-  value_BJ, index_BJ = jax.shard_map(lambda h_bf: _largest(h_bf, k), mesh=mesh, in_specs=of_features,
-                                     out_specs=(of_features, of_features))(h_BF)
-  index_BJ = index_BJ + n_features // n_shards * (jnp.arange(n_shards * k, dtype=jnp.int32) // k)[None]
-  value_BK, place_BK = _top_k(value_BJ, k)
-  return value_BK, jnp.take_along_axis(index_BJ, place_BK, axis=1)
-
-
-def _largest(h_BF, k, block=16):
-  """`lax.top_k`: the k blocks of features with the largest maxima hold the k largest entries."""
-  n_rows, n_features = h_BF.shape
-  if n_features % block or 2 * k * block > n_features:
-    return _top_k(h_BF, k)
-  h_BJL = h_BF.reshape(n_rows, n_features // block, block)
-  _, block_BK = _top_k(h_BJL.max(2), k)
-  candidates_BKL = jnp.take_along_axis(h_BJL, block_BK[:, :, None], axis=1)
-  value_BK, place_BK = _top_k(candidates_BKL.reshape(n_rows, k * block), k)
-  return value_BK, block * jnp.take_along_axis(block_BK, place_BK // block, axis=1) + place_BK % block
-
-
-def _top_k(h_BF, k):
-  """`lax.top_k` as XLA's CPU backend does not turn it into a whole sort: with no slice merged into it."""
-  return tuple(jax.lax.optimization_barrier(part) for part in jax.lax.top_k(h_BF, k))
-
-
-def cut_at(h, n):
-  """A number above 0 that exactly n entries reach: all above 0 where fewer are, more only for ties at the cut.
-
-  A search between 0 and the largest entry: two of three steps aim by the counts at both ends, as counts fall
-  about exponentially, the third halves the floats in between. A step is one count, whatever the sharding.
-  """
-  bits = lambda x: jax.lax.bitcast_convert_type(x, jnp.int32)  # floats above 0 are ordered as their bits are
-  number = lambda b: jax.lax.bitcast_convert_type(b, jnp.float32)
-  count = lambda x: jnp.sum(jnp.sum(h >= x, axis=0, dtype=jnp.int32))
-
-  def unfinished(state):  # at least n entries reach `low`, fewer than n `high`
-    _, low, high, n_low, _ = state
-    return (n_low > n) & (high - low > 1)
-
-  def closer(state):
-    i, low, high, n_low, n_high = state
-    share = jnp.log(n_low / n) / jnp.log(n_low / jnp.maximum(n_high, 0.5))
-    aimed = bits(number(low) + jnp.clip(share, 0.01, 0.99) * (number(high) - number(low)))
-    middle = jnp.where(i % 3 == 2, low + (high - low) // 2, jnp.clip(aimed, low + 1, high - 1))
-    found = count(number(middle))
-    enough = found >= n
-    return (i + 1, jnp.where(enough, middle, low), jnp.where(enough, high, middle),
-            jnp.where(enough, found, n_low), jnp.where(enough, n_high, found))
-  highest = bits(jnp.maximum(jnp.max(h), _TINY)) + 1
-  start = jnp.int32(0), bits(jnp.float32(_TINY)), highest, count(_TINY), jnp.int32(0)
-  return number(jax.lax.while_loop(unfinished, closer, start)[1])

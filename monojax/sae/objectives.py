@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from monojax.linear import matmul
 from monojax.sae.code import Places, at, decode, pre_activations_at
-from monojax.sae.nonlinearity import top_k
+from monojax.sae.select import top_k
 
 
 @flax.struct.dataclass

@@ -1,0 +1,147 @@
+"""Which entries of a batch's pre-activations are looked at: the largest, and all that a mask names.
+
+Letters: B batch, F features, K places in a row of a sparse code, V its rows, E its extra rows, N words of 32
+features.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from monojax.sae.code import Places
+
+SMALLEST = float(jnp.finfo(jnp.float32).tiny)  # what every entry above 0 reaches
+
+
+def places_of(mask_BF, slots):
+  """Where a mask is set, as `Places`, if that is at `slots` entries a row or fewer on average.
+
+  Each row has half as many places, and those with more entries go on in as many extra rows as they need, of
+  which there are B: the features that fire on a row vary, so that were there room only for the average in each,
+  no batch would fit. A row's mask is packed into words, so that finding its entries reads it once.
+
+  Args:
+    mask_BF: (B, F), bool.
+    slots: room of a row.
+
+  Returns:
+    places: `Places` of B + B rows with K = slots / 2 places, rounded up.
+    fits: whether none is left out.
+  """
+  n_rows, n_features = mask_BF.shape
+  n_kept, n_words = -(-slots // 2), -(-n_features // 32)
+  end_BN, word_BN = _packed(mask_BF, n_words)
+  total_B = end_BN[:, -1]
+  n_extra_B = jnp.maximum(-(-total_B // n_kept) - 1, 0)
+  end_B = jnp.cumsum(n_extra_B)
+  number_E = jnp.arange(n_rows, dtype=jnp.int32)
+  row_E = jnp.minimum(jnp.searchsorted(end_B, number_E, side="right"), n_rows - 1).astype(jnp.int32)
+  part_E = jnp.where(number_E < end_B[-1], 1 + number_E - (end_B - n_extra_B)[row_E], n_features)
+  places = Places(jnp.zeros((2 * n_rows, n_kept), jnp.int32), row_E)
+  part_V = jnp.concatenate([jnp.zeros((n_rows,), jnp.int32), part_E])
+  # Which of its row's entries each place takes, the word with it, and its rank among the word's.
+  row_V1 = places.row_V[:, None]
+  number_VK = part_V[:, None] * n_kept + jnp.arange(n_kept, dtype=jnp.int32)[None]
+  n_VK = jnp.minimum(_first_beyond(end_BN, row_V1, number_VK), n_words - 1)
+  word_VK = word_BN[row_V1, n_VK]
+  rank_VK = number_VK - (end_BN[row_V1, n_VK] - _bits_set(word_VK))
+  index_VK = _bit_of_rank(word_VK, rank_VK) * n_words + n_VK
+  return places.replace(index_VK=jnp.where(number_VK < total_B[row_V1], index_VK, n_features)), end_B[-1] <= n_rows
+
+
+def _packed(mask_BF, n_words):
+  """(entries of each row up to the end of each word, words): bit i of word n stands for feature i N + n."""
+  n_rows, n_features = mask_BF.shape
+  mask_B32N = jnp.pad(mask_BF, ((0, 0), (0, 32 * n_words - n_features))).reshape(n_rows, 32, n_words)
+  bit_32 = jnp.arange(32, dtype=jnp.uint32)
+  word_BN = jnp.sum(mask_B32N.astype(jnp.uint32) << bit_32[None, :, None], axis=1, dtype=jnp.uint32)
+  return jnp.cumsum(_bits_set(word_BN), axis=1), word_BN
+
+
+def _bits_set(word):
+  return jax.lax.population_count(word).astype(jnp.int32)
+
+
+def _first_beyond(end_BN, row, number):
+  """The first word of a row whose end is beyond a number, by bisection; N if there is none."""
+  n_words = end_BN.shape[1]
+  n = jnp.zeros_like(number)
+  for i in reversed(range(n_words.bit_length())):
+    further = n + 2**i
+    n = jnp.where((further <= n_words) & (end_BN[row, jnp.minimum(further, n_words) - 1] <= number), further, n)
+  return n
+
+
+def _bit_of_rank(word, rank):
+  """The place of the set bit that `rank` set bits are below."""
+  place = jnp.zeros_like(rank)
+  for half in (16, 8, 4, 2, 1):
+    low = word & jnp.uint32(2**half - 1)
+    below = _bits_set(low)
+    upper = rank >= below
+    word, rank = jnp.where(upper, word >> half, low), jnp.where(upper, rank - below, rank)
+    place = place + jnp.where(upper, half, 0)
+  return place
+
+
+def top_k(h_BF, k, mesh=None):
+  """The k largest of each row, falling: (values_BK, index_BK), exactly.
+
+  On a mesh each device finds the k largest of its own features, and only those are compared: features of
+  different devices never meet in one place.
+  """
+  n_rows, n_features = h_BF.shape
+  n_shards = mesh.shape["model"] if mesh else 1
+  if n_shards == 1 or n_features % n_shards or n_rows % mesh.shape["data"] or k >= n_features // n_shards:
+    return _largest(h_BF, k)
+  of_features = P("data", "model")
+  value_BJ, index_BJ = jax.shard_map(lambda h_bf: _largest(h_bf, k), mesh=mesh, in_specs=of_features,
+                                     out_specs=(of_features, of_features))(h_BF)
+  index_BJ = index_BJ + n_features // n_shards * (jnp.arange(n_shards * k, dtype=jnp.int32) // k)[None]
+  value_BK, place_BK = _top_k(value_BJ, k)
+  return value_BK, jnp.take_along_axis(index_BJ, place_BK, axis=1)
+
+
+def _largest(h_BF, k, block=16):
+  """`lax.top_k`: the k blocks of features with the largest maxima hold the k largest entries."""
+  n_rows, n_features = h_BF.shape
+  if n_features % block or 2 * k * block > n_features:
+    return _top_k(h_BF, k)
+  h_BJL = h_BF.reshape(n_rows, n_features // block, block)
+  _, block_BK = _top_k(h_BJL.max(2), k)
+  candidates_BKL = jnp.take_along_axis(h_BJL, block_BK[:, :, None], axis=1)
+  value_BK, place_BK = _top_k(candidates_BKL.reshape(n_rows, k * block), k)
+  return value_BK, block * jnp.take_along_axis(block_BK, place_BK // block, axis=1) + place_BK % block
+
+
+def _top_k(h_BF, k):
+  """`lax.top_k` as XLA's CPU backend does not turn it into a whole sort: with no slice merged into it."""
+  return tuple(jax.lax.optimization_barrier(part) for part in jax.lax.top_k(h_BF, k))
+
+
+def cut_at(h, n):
+  """A number above 0 that exactly n entries reach: all above 0 where fewer are, more only for ties at the cut.
+
+  A search between 0 and the largest entry: two of three steps aim by the counts at both ends, as counts fall
+  about exponentially, the third halves the floats in between. A step is one count, whatever the sharding.
+  """
+  bits = lambda x: jax.lax.bitcast_convert_type(x, jnp.int32)  # floats above 0 are ordered as their bits are
+  number = lambda b: jax.lax.bitcast_convert_type(b, jnp.float32)
+  count = lambda x: jnp.sum(jnp.sum(h >= x, axis=0, dtype=jnp.int32))
+
+  def unfinished(state):  # at least n entries reach `low`, fewer than n `high`
+    _, low, high, n_low, _ = state
+    return (n_low > n) & (high - low > 1)
+
+  def closer(state):
+    i, low, high, n_low, n_high = state
+    share = jnp.log(n_low / n) / jnp.log(n_low / jnp.maximum(n_high, 0.5))
+    aimed = bits(number(low) + jnp.clip(share, 0.01, 0.99) * (number(high) - number(low)))
+    middle = jnp.where(i % 3 == 2, low + (high - low) // 2, jnp.clip(aimed, low + 1, high - 1))
+    found = count(number(middle))
+    enough = found >= n
+    return (i + 1, jnp.where(enough, middle, low), jnp.where(enough, high, middle),
+            jnp.where(enough, found, n_low), jnp.where(enough, n_high, found))
+  highest = bits(jnp.maximum(jnp.max(h), SMALLEST)) + 1
+  start = jnp.int32(0), bits(jnp.float32(SMALLEST)), highest, count(SMALLEST), jnp.int32(0)
+  return number(jax.lax.while_loop(unfinished, closer, start)[1])
