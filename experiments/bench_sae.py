@@ -67,7 +67,8 @@ def steps(name, x_BM, sparse, dtype, n_members=0):
   from monojax.sae.step import make_step
   from monojax.sae.sweep import stacked
   mesh = meshes.make_mesh(meshes.MeshConfig(data=1))
-  # As many features fire as after training, and stay so: the learning rate is next to nothing.
+  # As many features fire as after training, and stay so: the learning rate is next to nothing. For each that
+  # fires, jan2025's band holds four, as in a dictionary of 4,096 features trained to an L0 of 33.
   config = SAEConfig(recipe=name, n_features=_FEATURES.value, batch_rows=_BATCH.value, k=_ACTIVE.value,
                      warmup_steps=10**9)
   recipe = recipes.make_recipe(config, _WIDTH.value, dtype, mesh)
@@ -78,10 +79,16 @@ def steps(name, x_BM, sparse, dtype, n_members=0):
   # Each feature's own level would be the mean of a few rows where F is large: one for all, in standard deviations.
   mean_F, deviation_F = h_BF.mean(0), h_BF.std(0)
   z_BF = (h_BF[:256] - mean_F[None]) / deviation_F[None]
-  level_F = mean_F + jnp.quantile(z_BF, 1 - _ACTIVE.value / _FEATURES.value) * deviation_F
-  if "log_threshold_F" in state.params:
-    level_F = level_F - jnp.exp(state.params["log_threshold_F"])
-  state = state.replace(params={**state.params, "b_enc_F": state.params["b_enc_F"] - level_F})
+  level, in_band = (jnp.quantile(z_BF, 1 - n / _FEATURES.value) for n in (_ACTIVE.value, 4 * _ACTIVE.value))
+  params = state.params
+  if name == "jan2025":
+    spread_F = recipe.model.nonlinearity.bandwidth / 2 / (level - in_band) / deviation_F
+    params = {**params, "W_enc_MF": params["W_enc_MF"] * spread_F, "b_enc_F": params["b_enc_F"] * spread_F}
+    mean_F, deviation_F = mean_F * spread_F, deviation_F * spread_F
+  level_F = mean_F + level * deviation_F
+  if "log_threshold_F" in params:
+    level_F = level_F - jnp.exp(params["log_threshold_F"])
+  state = state.replace(params={**params, "b_enc_F": params["b_enc_F"] - level_F})
   held = [stacked([state] * n_members) if n_members else state]
 
   def one_step():

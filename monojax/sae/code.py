@@ -23,6 +23,7 @@ SILENT = -1e30
 # Entries of one feature that are summed together, and how many bytes of sums are made at a time: what a core
 # of a CPU has as cache, and on an accelerator enough to fill it.
 _BLOCK = 16
+_SORTED = 2**32  # features times entries that one sort has numbers for
 _CPU_BYTES, _ACCELERATOR_BYTES = 2**20, 2**28
 
 
@@ -145,21 +146,26 @@ def _summed(f_VK, places, W_FO):
   """sum_k f[v, k] W[index[v, k]] of each row of the batch, with those of its extra rows."""
   n = places.n_rows
   sum_BO = _gathered_sum(f_VK[:n], places.index_VK[:n], W_FO)
+  if not len(places.extra_row):
+    return sum_BO
 
   def add(i, part, sum_BO):
     sum_PO = _gathered_sum(part(f_VK[n:]), part(places.index_VK[n:]), W_FO)
     return sum_BO.at[part(places.extra_row)].add(sum_PO, indices_are_sorted=True)
-  return _by_parts(add, sum_BO, len(places.extra_row), places.n_extra(len(W_FO)), 256)
+  return _by_parts(add, sum_BO, places.n_extra(len(W_FO)), _divisor(len(places.extra_row), 256))
 
 
-def _by_parts(step, carry, n_rows, n_used, n_together):
+def _by_parts(step, carry, n_used, n_together):
   """`step(first row, function that slices a part of the rows, carry)` for parts of rows, up to the last used one."""
-  n_together = math.gcd(n_rows, 2 ** int(math.log2(max(n_together, 1))))
-
   def one(i, carry):
     first = i * n_together
     return step(first, lambda a: jax.lax.dynamic_slice_in_dim(a, first, n_together), carry)
-  return jax.lax.fori_loop(0, -(-n_used // n_together), one, carry) if n_rows else carry
+  return jax.lax.fori_loop(0, -(-n_used // n_together), one, carry)
+
+
+def _divisor(n, at_most):
+  """The largest power of two that divides n and is `at_most` or less: parts of n rows that leave none over."""
+  return math.gcd(n, 2 ** int(math.log2(max(at_most, 1))))
 
 
 def _gathered_sum(f_BK, index_BK, W_FO, n_together=8):
@@ -199,7 +205,7 @@ def gathered_dots(g_GBO, group_VK, places, W_FO):
   g_BGO = g_GBO.swapaxes(0, 1)
   n_together = _bytes_at_once() * min(len(g_GBO), 4) // (4 * n_columns * width)
   n_used = places.n_rows + places.n_extra(len(W_FO))
-  return _by_parts(dots, jnp.zeros(places.index_VK.shape), len(places.index_VK), n_used, n_together)
+  return _by_parts(dots, jnp.zeros(places.index_VK.shape), n_used, _divisor(len(places.index_VK), n_together))
 
 
 def scattered_rows(f_VK, row_VK, places, table_RO, n_features):
@@ -208,21 +214,35 @@ def scattered_rows(f_VK, row_VK, places, table_RO, n_features):
   Entries are sorted by feature and summed in blocks of one feature each, so that only a block's sum is
   scattered. Empty places, which are sorted to the end, cost nothing.
   """
-  feature_N, entry_NJ, n_used = feature_blocks(places.index_VK, n_features)
+  n_rows, n_columns = f_VK.shape
+  total_FO = jnp.zeros((n_features, table_RO.shape[1]))
+  n_parts = -(-f_VK.size * (n_features + 1) // _SORTED)
+  if n_parts == 1:
+    return _add_scattered(total_FO, f_VK, row_VK, places.index_VK, table_RO)
+
+  def split(a_VK, empty):
+    padded_VK = jnp.pad(a_VK, ((0, -n_rows % n_parts), (0, 0)), constant_values=empty)
+    return padded_VK.reshape(n_parts, -1, n_columns)
+  add = lambda total_FO, part: (_add_scattered(total_FO, *part, table_RO), None)
+  return jax.lax.scan(add, total_FO, (split(f_VK, 0), split(row_VK, 0), split(places.index_VK, n_features)))[0]
+
+
+def _add_scattered(total_FO, f_VK, row_VK, index_VK, table_RO):
+  n_features, width = total_FO.shape
+  feature_N, entry_NJ, n_used = feature_blocks(index_VK, n_features)
   n_blocks = len(feature_N)
-  n_together = min(max(1, 2 * _bytes_at_once() // (4 * table_RO.shape[1])), n_blocks)
+  n_together = min(max(1, 2 * _bytes_at_once() // (4 * width)), n_blocks)
   feature_N = jnp.pad(feature_N, (0, -n_blocks % n_together), constant_values=n_features)
   entry_NJ = jnp.pad(entry_NJ, ((0, -n_blocks % n_together), (0, 0)), constant_values=-1)
   known_NJ = jnp.maximum(entry_NJ, 0)
   value_NJ = jnp.where(entry_NJ >= 0, _rows(f_VK.reshape(-1), known_NJ), 0.0)
   row_NJ = _rows(row_VK.reshape(-1), known_NJ)
 
-  def add(i, total_FO):
-    part = lambda a: jax.lax.dynamic_slice_in_dim(a, i * n_together, n_together)
+  def add(i, part, total_FO):
     value_PJ, row_PJ = part(value_NJ), part(row_NJ)
     terms = (value_PJ[:, j, None] * _rows(table_RO, row_PJ[:, j]) for j in range(_BLOCK))
     return total_FO.at[part(feature_N)].add(functools.reduce(jnp.add, terms), indices_are_sorted=True, mode="drop")
-  return jax.lax.fori_loop(0, -(-n_used // n_together), add, jnp.zeros((n_features, table_RO.shape[1])))
+  return _by_parts(add, total_FO, n_used, n_together)
 
 
 def feature_blocks(index_VK, n_features):
@@ -249,10 +269,8 @@ def feature_blocks(index_VK, n_features):
 
 
 def _sorted_by_feature(feature_E, n_features):
-  """(features rising, their positions). One number holds both where 32 bits do: six times as fast on a CPU."""
+  """(features rising, their positions). One number holds both: six times as fast on a CPU as to sort pairs."""
   n_entries = len(feature_E)
-  if (n_features + 1) * n_entries > 2**32:
-    return jax.lax.sort((feature_E, jnp.arange(n_entries, dtype=jnp.int32)), num_keys=1)
   packed_E = jax.lax.sort(feature_E.astype(jnp.uint32) * jnp.uint32(n_entries)
                           + jnp.arange(n_entries, dtype=jnp.uint32))
   return (packed_E // n_entries).astype(jnp.int32), (packed_E % n_entries).astype(jnp.int32)

@@ -108,6 +108,10 @@ class JumpReLU(ReLU):
   def narrow(self, h_BF, params, slots):
     return places_of(h_BF > jnp.exp(params["log_threshold_F"])[None] - self.bandwidth / 2, slots)
 
+  def room(self, asked):
+    """Where h learns within the band, four entries or so are in it for each that fires."""
+    return asked or (4 * _ROOM if self.through_input else _ROOM)
+
 
 @dataclasses.dataclass(frozen=True)
 class Gated(ReLU):

@@ -15,7 +15,7 @@ from monojax.sae.step import make_step
 from monojax.training import Run, compute_dtype, train
 
 # Features for each place of a sparse code from which on it is the faster one on a CPU (docs/performance.md).
-SPARSE_FROM = 32
+SPARSE_FROM = 16
 
 
 def train_sae(config, source, wiring, directory, identity, mesh, metrics_config, name="sae"):
