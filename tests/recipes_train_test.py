@@ -9,9 +9,10 @@ import pytest
 
 from monojax import mesh as meshes
 from monojax.metrics import MetricsConfig
-from monojax.sae import finish, recipes
+from monojax.sae import code, finish, recipes
 from monojax.sae.config import PUBLISHED, SAEConfig
 from monojax.sae.model import Wiring
+from monojax.sae.nonlinearity import BatchTopK
 from monojax.sae.select import cut_at, places_of
 from monojax.sae.step import make_step
 from monojax.sae.train import train_sae
@@ -147,6 +148,14 @@ def test_batchtopk_keeps_k_a_row_on_average_and_nearly_so_afterwards():
   assert abs((np.asarray(f_NF) > 0).sum(1).mean() - 4.0) < 0.4
 
 
+def marked(places, shape):
+  """How often places name each entry of an array (B, F)."""
+  counts = np.zeros(shape, int)
+  for row, index_K in zip(np.asarray(places.row_V), np.asarray(places.index_VK), strict=True):
+    counts[row, index_K[index_K < shape[1]]] += 1
+  return counts
+
+
 @pytest.mark.parametrize("n_features", [64, 70, 1000])
 def test_rows_with_more_features_than_places_go_on_in_extra_rows(n_features):
   """Rows with none, few, and very many features need just as many extra rows as there are; then one more."""
@@ -159,10 +168,7 @@ def test_rows_with_more_features_than_places_go_on_in_extra_rows(n_features):
     mask_BF[row, rng.permutation(n_features)[:n]] = True
   places, fits = places_of(jnp.asarray(mask_BF), 16)
   assert fits and places.n_extra(n_features) == 64
-  found = np.zeros(mask_BF.shape, int)
-  for row, index_K in zip(np.asarray(places.row_V), np.asarray(places.index_VK), strict=True):
-    found[row, index_K[index_K < n_features]] += 1
-  np.testing.assert_array_equal(found, mask_BF)
+  np.testing.assert_array_equal(marked(places, mask_BF.shape), mask_BF)
   mask_BF[63] = np.arange(n_features) < 9
   assert not places_of(jnp.asarray(mask_BF), 16)[1]
 
@@ -195,3 +201,34 @@ def test_a_batch_in_parts_gives_the_same_gradients():
   _, parts, _ = trained("apr2024", accumulate=4)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), jax.device_get(whole.params),
                jax.device_get(parts.params))
+
+
+def test_batchtopk_finds_its_cut_among_few_entries_or_among_all():
+  """Where a sample of the rows stands for the batch, and where it does not."""
+  rng = np.random.default_rng(0)
+  even_BF = rng.normal(size=(2048, 1024)).astype(np.float32)
+  uneven_BF = np.concatenate([even_BF[:512] + 1, even_BF[512:]])
+  for h_BF in (even_BF, uneven_BF, uneven_BF[::-1], np.minimum(even_BF, 0), even_BF - 3.9):
+    nonlinearity = BatchTopK(k=16)
+    f_BF = np.where(nonlinearity.keep(jnp.asarray(h_BF), {}), np.maximum(h_BF, 0), 0)
+    n_kept = min((h_BF > 0).sum(), 2048 * 16)
+    assert (f_BF > 0).sum() == n_kept
+    assert n_kept == 0 or f_BF[f_BF > 0].min() == np.sort(h_BF, axis=None)[-n_kept]
+    places, found = nonlinearity.narrow(jnp.asarray(h_BF), {}, nonlinearity.room(0))
+    if found:
+      np.testing.assert_array_equal(marked(places, h_BF.shape) * (h_BF > 0), f_BF > 0)
+  assert BatchTopK(k=16).narrow(jnp.asarray(even_BF), {}, 64)[1]
+
+
+def test_codes_too_large_to_be_sorted_at_once_are_sorted_in_parts(monkeypatch):
+  rng = np.random.default_rng(0)
+  mask_BF = rng.random((40, 50)) < 0.2
+  places, _ = places_of(jnp.asarray(mask_BF), 16)
+  f_VK, table_BO = rng.normal(size=places.index_VK.shape), rng.normal(size=(40, 6))
+  row_VK = np.broadcast_to(np.asarray(places.row_V)[:, None], f_VK.shape)
+  expected = np.zeros((51, 6))
+  np.add.at(expected, np.asarray(places.index_VK), f_VK[..., None] * table_BO[row_VK])
+  for at_once in (2**32, f_VK.size * 51 // 2, f_VK.size * 51 // 7):
+    monkeypatch.setattr(code, "_SORTED", at_once)
+    found = code.scattered_rows(jnp.asarray(f_VK), jnp.asarray(row_VK), places, jnp.asarray(table_BO), 50)
+    np.testing.assert_allclose(found, expected[:50], atol=1e-5)

@@ -122,7 +122,7 @@ sparse_decode.defvjp(_decode_forward, _decode_backward)
 def pre_activations_at(x_BM, W_MF, bias_F, h_BF, places):
   """`entries` of h = x W + bias, which is given: the gradient, of W and bias, touches those entries alone.
 
-  x and h are data.
+  x and h are held constant.
   """
   return entries(h_BF, places)
 

@@ -120,19 +120,23 @@ class Dictionary(nn.Module):
     if self.skip:
       self.W_skip_MO = self.param("W_skip_MO", nn.initializers.zeros, (m, o))
 
-  def encoder_bias(self):
-    """What is added to x W_enc, shape (F,).
+  def centred(self, x_BM):
+    """What the encoder multiplies: x - b_dec, which b_dec gets no gradient from, or x."""
+    return x_BM - jax.lax.stop_gradient(self.b_dec_M)[None] if self.pre_bias else x_BM
 
-    b_dec enters here: differentiating (x - b_dec) W_enc would cost a sixth matrix product of the batch
-    only to sum it into b_dec.
+  def encoder_bias(self):
+    """What is added to the product of the centred inputs, shape (F,): b_enc, with b_dec's gradient.
+
+    Differentiating (x - b_dec) W_enc would cost a sixth matrix product of the batch only to sum it into b_dec.
     """
     if not self.pre_bias:
       return self.b_enc_F
-    return self.b_enc_F - jnp.matmul(self.b_dec_M, self.W_enc_MF, precision=jax.lax.Precision.HIGHEST)
+    nothing_M = jax.lax.stop_gradient(self.b_dec_M) - self.b_dec_M
+    return self.b_enc_F + jnp.matmul(nothing_M, self.W_enc_MF, precision=jax.lax.Precision.HIGHEST)
 
   def pre_activations(self, x_BM):
     """W_enc (x - b_dec) + b_enc, shape (B, F)."""
-    return matmul(x_BM, self.W_enc_MF, self.dtype) + self.encoder_bias()[None]
+    return matmul(self.centred(x_BM), self.W_enc_MF, self.dtype) + self.encoder_bias()[None]
 
   def encode(self, x_BM):
     """Features f_BF of activations x_BM, as used outside of training."""

@@ -64,7 +64,7 @@ def make_objective(model, error, terms, group_sizes=(), group_weight=1.0):
       places, h = None, bound.pre_activations(x_BM)
     else:
       h_BF, places = sparse
-      h = pre_activations_at(x_BM, params["W_enc_MF"], bound.encoder_bias(), h_BF, places)
+      h = pre_activations_at(bound.centred(x_BM), params["W_enc_MF"], bound.encoder_bias(), h_BF, places)
     keep = model.nonlinearity.keep(jax.lax.stop_gradient(h), jax.lax.stop_gradient(params), places)
     f = model.nonlinearity.value(h, params, places)
     f = f if keep is None else jnp.where(keep, f, 0.0)
@@ -148,8 +148,8 @@ def pre_activation_pull(coefficient, model):
   def term(p):
     norm_F = p.norm_F
     theta_F = jnp.exp(p.params["log_threshold_F"])
-    bias_F = model.bind({"params": p.params}).encoder_bias()
-    mean_h_F = p.x_BM.mean(0) @ p.params["W_enc_MF"] + bias_F
+    bound = model.bind({"params": p.params})
+    mean_h_F = bound.centred(p.x_BM).mean(0) @ p.params["W_enc_MF"] + bound.encoder_bias()
     everywhere = (norm_F * (theta_F - mean_h_F)).sum()
     short = at(theta_F, p.places) - p.h
     active = jnp.where(short < 0, short * at(norm_F, p.places), 0.0).sum() / p.x_BM.shape[0]
@@ -188,8 +188,8 @@ def auxk(coefficient, k, model, n_compact=512):
 
   def unexplained_by(params, columns_D, dead_D, x_BM, e_BO, mesh):
     of = lambda a, axis: a if columns_D is None else jnp.take(a, columns_D, axis)
-    bias_F = model.bind({"params": params}).encoder_bias()
-    h_BD = matmul(x_BM, of(params["W_enc_MF"], 1), model.dtype) + of(bias_F, 0)[None]
+    bound = model.bind({"params": params})
+    h_BD = matmul(bound.centred(x_BM), of(params["W_enc_MF"], 1), model.dtype) + of(bound.encoder_bias(), 0)[None]
     f_BD = jnp.where(dead_D[None], jax.nn.relu(h_BD), 0.0)
     if k < len(dead_D):
       f_BD = jnp.where(f_BD >= top_k(jax.lax.stop_gradient(f_BD), k, mesh)[0][:, -1:], f_BD, 0.0)

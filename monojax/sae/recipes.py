@@ -217,7 +217,7 @@ def group_weights(config):
   return 1.0 + config.group_weight * sum((number_F < n).astype(jnp.float32) for n in config.group_sizes)
 
 
-def follow_threshold(params, passed, rate=0.01):
+def follow_threshold(params, passed, rate=0.1):
   """BatchTopK's threshold follows the smallest value kept in a batch, from the first batch's on."""
   smallest = jnp.min(jnp.where(passed.f > 0, passed.f, jnp.inf))
   old = params["threshold"]
