@@ -44,9 +44,8 @@ def graded(recipe, params, x_BW, sparse=False):
   given = None
   if sparse:
     h_BF = recipe.model.apply({"params": params}, x_BM, method="pre_activations")
-    places, fits = recipe.model.nonlinearity.narrow(h_BF, params, recipe.slots)
+    *given, fits = recipe.model.nonlinearity.narrow(h_BF, params, recipe.slots)
     assert fits
-    given = h_BF, places
   penalty = SCALE * recipe.peaks["penalty"]
   return jax.jit(jax.value_and_grad(recipe.objective, has_aux=True))(params, x_BM, y_BO, penalty, DEAD_F, given)
 

@@ -119,24 +119,24 @@ sparse_decode.defvjp(_decode_forward, _decode_backward)
 
 
 @jax.custom_vjp
-def pre_activations_at(x_BM, W_MF, bias_F, h_BF, places):
-  """`entries` of h = x W + bias, which is given: the gradient, of W and bias, touches those entries alone.
+def pre_activations_at(x_BM, W_MF, bias_F, h_VK, places):
+  """h_VK, the `entries` of x W + bias: the gradient, of W and bias, touches those entries alone.
 
-  x and h are held constant.
+  x is held constant.
   """
-  return entries(h_BF, places)
+  return h_VK
 
 
-def _at_forward(x_BM, W_MF, bias_F, h_BF, places):
-  return pre_activations_at(x_BM, W_MF, bias_F, h_BF, places), (x_BM, bias_F, h_BF, places)
+def _at_forward(x_BM, W_MF, bias_F, h_VK, places):
+  return h_VK, (x_BM, bias_F, places)
 
 
 def _at_backward(residuals, g_VK):
-  x_BM, bias_F, h_BF, places = residuals
+  x_BM, bias_F, places = residuals
   row_VK = jnp.broadcast_to(places.row_V[:, None], g_VK.shape)
   g_MF = scattered_rows(g_VK, row_VK, places, x_BM, bias_F.shape[0]).T
   g_F = jnp.zeros_like(bias_F).at[places.index_VK].add(g_VK, mode="drop")
-  return jnp.zeros_like(x_BM), g_MF, g_F, jnp.zeros_like(h_BF), None
+  return jnp.zeros_like(x_BM), g_MF, g_F, None, None
 
 
 pre_activations_at.defvjp(_at_forward, _at_backward)
@@ -203,7 +203,7 @@ def gathered_dots(g_GBO, group_VK, places, W_FO):
     found_PK = jax.vmap(of_row)((g_BGO[part(places.row_V)], part(places.index_VK), part(group_VK)))
     return jax.lax.dynamic_update_slice_in_dim(dots_VK, found_PK, first, 0)
   g_BGO = g_GBO.swapaxes(0, 1)
-  n_together = _bytes_at_once() * min(len(g_GBO), 4) // (4 * n_columns * width)
+  n_together = _bytes_at_once() // (n_columns * width)  # a core of a CPU gathers 4 MB at a time best
   n_used = places.n_rows + places.n_extra(len(W_FO))
   return _by_parts(dots, jnp.zeros(places.index_VK.shape), n_used, _divisor(len(places.index_VK), n_together))
 
@@ -217,20 +217,19 @@ def scattered_rows(f_VK, row_VK, places, table_RO, n_features):
   n_rows, n_columns = f_VK.shape
   total_FO = jnp.zeros((n_features, table_RO.shape[1]))
   n_parts = -(-f_VK.size * (n_features + 1) // _SORTED)
-  if n_parts == 1:
-    return _add_scattered(total_FO, f_VK, row_VK, places.index_VK, table_RO)
 
   def split(a_VK, empty):
     padded_VK = jnp.pad(a_VK, ((0, -n_rows % n_parts), (0, 0)), constant_values=empty)
     return padded_VK.reshape(n_parts, -1, n_columns)
+  # Sorted outside of the loop, where XLA sees that both gradients sort the same.
+  blocks = jax.vmap(lambda index_VK: feature_blocks(index_VK, n_features))(split(places.index_VK, n_features))
   add = lambda total_FO, part: (_add_scattered(total_FO, *part, table_RO), None)
-  return jax.lax.scan(add, total_FO, (split(f_VK, 0), split(row_VK, 0), split(places.index_VK, n_features)))[0]
+  return jax.lax.scan(add, total_FO, (blocks, split(f_VK, 0), split(row_VK, 0)))[0]
 
 
-def _add_scattered(total_FO, f_VK, row_VK, index_VK, table_RO):
-  n_features, width = total_FO.shape
-  feature_N, entry_NJ, n_used = feature_blocks(index_VK, n_features)
-  n_blocks = len(feature_N)
+def _add_scattered(total_FO, blocks, f_VK, row_VK, table_RO):
+  feature_N, entry_NJ, n_used = blocks
+  n_blocks, (n_features, width) = len(feature_N), total_FO.shape
   n_together = min(max(1, 2 * _bytes_at_once() // (4 * width)), n_blocks)
   feature_N = jnp.pad(feature_N, (0, -n_blocks % n_together), constant_values=n_features)
   entry_NJ = jnp.pad(entry_NJ, ((0, -n_blocks % n_together), (0, 0)), constant_values=-1)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from monojax.sae.code import Places, at, entries
+from monojax.sae.code import SILENT, Places, at, entries
 from monojax.sae.select import SMALLEST, cut_at, places_of, top_k
 
 # Features a row, on average, that a sparse code has room for, unless the settings or the method say how many.
@@ -46,10 +46,15 @@ class ReLU:
     """The entries that carry value or gradient in training, where they are `slots` a row or fewer.
 
     Returns:
+      h_VK: they.
       places: `Places`.
       fits: whether none is left out; otherwise the sparse code would not be exact.
     """
-    return places_of(h_BF > 0, slots)
+    return self._where(h_BF > 0, h_BF, slots)
+
+  def _where(self, mask_BF, h_BF, slots):
+    places, fits = places_of(mask_BF, slots)
+    return entries(h_BF, places), places, fits
 
   def encode(self, h_BF, params):
     """Features outside of training."""
@@ -106,7 +111,8 @@ class JumpReLU(ReLU):
     return {**params, "log_threshold_F": params["log_threshold_F"] + jnp.log(norm_F)}
 
   def narrow(self, h_BF, params, slots):
-    return places_of(h_BF > jnp.exp(params["log_threshold_F"])[None] - self.bandwidth / 2, slots)
+    lowest_F = jnp.exp(params["log_threshold_F"]) - self.bandwidth / 2
+    return self._where(h_BF > lowest_F[None], h_BF, slots)
 
   def room(self, asked):
     """Where h learns within the band, four entries or so are in it for each that fires."""
@@ -151,7 +157,8 @@ class TopK(ReLU):
 
   def narrow(self, h_BF, params, slots):
     h_BK, index_BK = top_k(h_BF, slots, self.mesh)
-    return Places(jnp.where(h_BK > 0, index_BK, h_BF.shape[1]), jnp.zeros((0,), jnp.int32)), jnp.array(True)
+    places = Places(jnp.where(h_BK > 0, index_BK, h_BF.shape[1]), jnp.zeros((0,), jnp.int32))
+    return jnp.where(h_BK > 0, h_BK, SILENT), places, jnp.array(True)
 
   def encode(self, h_BF, params):
     return jnp.where(self.keep(h_BF, params), jax.nn.relu(h_BF), 0.0)
@@ -176,32 +183,32 @@ class BatchTopK(ReLU):
     return h >= self._cut(h) if places is None else None
 
   def narrow(self, h_BF, params, slots):
-    places, found, cut = self._candidates(h_BF, slots)
-    kept_VK = entries(h_BF, places) >= cut
-    return places.replace(index_VK=jnp.where(kept_VK, places.index_VK, h_BF.shape[1])), found
+    h_VK, places, found, cut = self._candidates(h_BF, slots)
+    kept_VK = h_VK >= cut
+    places = places.replace(index_VK=jnp.where(kept_VK, places.index_VK, h_BF.shape[1]))
+    return jnp.where(kept_VK, h_VK, SILENT), places, found
 
   def _cut(self, h_BF):
     """The smallest entry that is kept of a batch."""
     n_kept, slots = h_BF.shape[0] * self.k, self.room(0)
     if slots * 8 > h_BF.shape[1] or (self.mesh and self.mesh.size > 1):
       return cut_at(h_BF, n_kept)
-    _, found, cut = self._candidates(h_BF, slots)
+    *_, found, cut = self._candidates(h_BF, slots)
     return jax.lax.cond(found, lambda: cut, lambda: cut_at(h_BF, n_kept))
 
   def _candidates(self, h_BF, slots, n_sample=512):
     """The entries that reach a level which a sample of the rows puts a quarter below what is kept.
 
     Returns:
-      places: theirs.
+      h_VK, places: they.
       found: whether all are there, and the batch's B k largest are among them.
       cut: the smallest of these.
     """
     n_kept, sample_NF = h_BF.shape[0] * self.k, h_BF[:n_sample]
     level = cut_at(sample_NF, len(sample_NF) * self.k * 5 // 4)
-    places, fits = places_of(h_BF >= level, slots)
-    h_VK = entries(h_BF, places)
+    h_VK, places, fits = self._where(h_BF >= level, h_BF, slots)
     enough = (level <= SMALLEST) | (jnp.sum(h_VK >= level, dtype=jnp.int32) >= n_kept)
-    return places, fits & enough, cut_at(h_VK, n_kept)
+    return h_VK, places, fits & enough, cut_at(h_VK, n_kept)
 
   def encode(self, h_BF, params):
     return jnp.where(h_BF > params["threshold"], jax.nn.relu(h_BF), 0.0)

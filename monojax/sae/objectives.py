@@ -56,15 +56,15 @@ def make_objective(model, error, terms, group_sizes=(), group_weight=1.0):
 
   Returns:
     objective: (params, x_BM, y_BO, penalty, dead_F, sparse=None) -> (loss, Pass), where `sparse` is
-      None or (h_BF, `Places`) for a code of few features a row, all of which are kept.
+      None or (h_VK, `Places`) for a code of few features a row, all of which are kept.
   """
   def objective(params, x_BM, y_BO, penalty, dead_F, sparse=None):
     bound = model.bind({"params": params})
     if sparse is None:
       places, h = None, bound.pre_activations(x_BM)
     else:
-      h_BF, places = sparse
-      h = pre_activations_at(bound.centred(x_BM), params["W_enc_MF"], bound.encoder_bias(), h_BF, places)
+      h_VK, places = sparse
+      h = pre_activations_at(bound.centred(x_BM), params["W_enc_MF"], bound.encoder_bias(), h_VK, places)
     keep = model.nonlinearity.keep(jax.lax.stop_gradient(h), jax.lax.stop_gradient(params), places)
     f = model.nonlinearity.value(h, params, places)
     f = f if keep is None else jnp.where(keep, f, 0.0)

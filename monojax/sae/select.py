@@ -16,28 +16,29 @@ SMALLEST = float(jnp.finfo(jnp.float32).tiny)  # what every entry above 0 reache
 def places_of(mask_BF, slots):
   """Where a mask is set, as `Places`, if that is at `slots` entries a row or fewer on average.
 
-  Each row has half as many places, and those with more entries go on in as many extra rows as they need, of
-  which there are B: the features that fire on a row vary, so that were there room only for the average in each,
-  no batch would fit. A row's mask is packed into words, so that finding its entries reads it once.
+  Each row has half as many places, at most 64, and those with more entries go on in as many extra rows as they
+  need: the features that fire on a row vary, so that were there room only for the average in each, no batch would
+  fit. A row's mask is packed into words, so that finding its entries reads it once.
 
   Args:
     mask_BF: (B, F), bool.
     slots: room of a row.
 
   Returns:
-    places: `Places` of B + B rows with K = slots / 2 places, rounded up.
+    places: `Places` with room for `slots` B entries or a little more.
     fits: whether none is left out.
   """
   n_rows, n_features = mask_BF.shape
-  n_kept, n_words = -(-slots // 2), -(-n_features // 32)
+  n_kept, n_words = min(-(-slots // 2), 64), -(-n_features // 32)
+  n_extra = (-(-slots // n_kept) - 1) * n_rows
   end_BN, word_BN = _packed(mask_BF, n_words)
   total_B = end_BN[:, -1]
   n_extra_B = jnp.maximum(-(-total_B // n_kept) - 1, 0)
   end_B = jnp.cumsum(n_extra_B)
-  number_E = jnp.arange(n_rows, dtype=jnp.int32)
+  number_E = jnp.arange(n_extra, dtype=jnp.int32)
   row_E = jnp.minimum(jnp.searchsorted(end_B, number_E, side="right"), n_rows - 1).astype(jnp.int32)
   part_E = jnp.where(number_E < end_B[-1], 1 + number_E - (end_B - n_extra_B)[row_E], n_features)
-  places = Places(jnp.zeros((2 * n_rows, n_kept), jnp.int32), row_E)
+  places = Places(jnp.zeros((n_rows + n_extra, n_kept), jnp.int32), row_E)
   part_V = jnp.concatenate([jnp.zeros((n_rows,), jnp.int32), part_E])
   # Which of its row's entries each place takes, the word with it, and its rank among the word's.
   row_V1 = places.row_V[:, None]
@@ -46,7 +47,7 @@ def places_of(mask_BF, slots):
   word_VK = word_BN[row_V1, n_VK]
   rank_VK = number_VK - (end_BN[row_V1, n_VK] - _bits_set(word_VK))
   index_VK = _bit_of_rank(word_VK, rank_VK) * n_words + n_VK
-  return places.replace(index_VK=jnp.where(number_VK < total_B[row_V1], index_VK, n_features)), end_B[-1] <= n_rows
+  return places.replace(index_VK=jnp.where(number_VK < total_B[row_V1], index_VK, n_features)), end_B[-1] <= n_extra
 
 
 def _packed(mask_BF, n_words):

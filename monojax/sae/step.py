@@ -64,8 +64,8 @@ def make_gradients(recipe, window_steps, sparse):
 
     def if_it_fits(params):
       h_BF = model.apply({"params": params}, x_BM, method="pre_activations")
-      places, fits = model.nonlinearity.narrow(h_BF, params, recipe.slots)
-      return jax.lax.cond(fits, lambda params: graded_by(params, (h_BF, places), True), densely, params)
+      h_VK, places, fits = model.nonlinearity.narrow(h_BF, params, recipe.slots)
+      return jax.lax.cond(fits, lambda params: graded_by(params, (h_VK, places), True), densely, params)
     return jax.lax.cond(state.step >= state.counters["dense_until"], if_it_fits, densely, state.params)
   return gradients_of
 
