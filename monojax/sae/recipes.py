@@ -30,7 +30,7 @@ class Recipe:
     peaks: {"penalty", "learning_rate"}: the settings that a step reads from its state, so that dictionaries
       that differ in nothing else share one compiled step.
     normalised: whether each site is scaled by one constant to E|x| = sqrt(width); raw data otherwise.
-    slots: features of a row that a sparse code has room for.
+    slots: features a row, on average, that a sparse code has room for.
     ema_decay: of the weights' running mean, which is what is kept in the end; 0 keeps the last weights.
   """
   model: Dictionary

@@ -14,7 +14,7 @@ SMALLEST = float(jnp.finfo(jnp.float32).tiny)  # what every entry above 0 reache
 
 
 def places_of(mask_BF, slots):
-  """Where a mask is set, as `Places`, if that is at `slots` entries a row or fewer on average.
+  """Where a mask is set, as `Places`, if that is at about `slots` entries a row or fewer on average.
 
   Each row has half as many places, at most 64, and those with more entries go on in as many extra rows as they
   need: the features that fire on a row vary, so that were there room only for the average in each, no batch would
@@ -25,7 +25,7 @@ def places_of(mask_BF, slots):
     slots: room of a row.
 
   Returns:
-    places: `Places` with room for `slots` B entries or a little more.
+    places: `Places` with `slots` B entries or a few more, of which half a row each are lost on average.
     fits: whether none is left out.
   """
   n_rows, n_features = mask_BF.shape
