@@ -25,7 +25,7 @@ def places_of(mask_BF, slots):
     slots: room of a row.
 
   Returns:
-    places: `Places` with `slots` B entries or a few more, of which half a row each are lost on average.
+    places: `Places` with room for `slots` B entries; in each row the last places may stay empty.
     fits: whether none is left out.
   """
   n_rows, n_features = mask_BF.shape
