@@ -13,7 +13,7 @@ from monojax.sae import code, finish, recipes
 from monojax.sae.config import PUBLISHED, SAEConfig
 from monojax.sae.model import Wiring
 from monojax.sae.nonlinearity import BatchTopK
-from monojax.sae.select import cut_at, places_of
+from monojax.sae.select import cut_at, places_of, top_k_above_0
 from monojax.sae.step import make_step
 from monojax.sae.train import train_sae
 
@@ -218,6 +218,22 @@ def test_batchtopk_finds_its_cut_among_few_entries_or_among_all():
     if found:
       np.testing.assert_array_equal(marked(places, h_BF.shape) * (h_BF > 0), f_BF > 0)
   assert BatchTopK(k=16).narrow(jnp.asarray(even_BF), {}, 64)[2]
+
+
+@pytest.mark.parametrize("k, n_features", [(1, 128), (4, 1024), (32, 4096), (8, 1000), (20, 64)])
+def test_the_largest_above_0_are_found(k, n_features):
+  rng = np.random.default_rng(0)
+  h_BF = rng.normal(size=(300, n_features)).astype(np.float32) - 1.0
+  h_BF[:5] -= 10  # nothing above 0
+  h_BF[5, 7] = 3.0
+  value_BK, index_BK, found = top_k_above_0(jnp.asarray(h_BF), k)
+  assert found
+  order_BK = np.argsort(-h_BF, axis=1, kind="stable")[:, :k]
+  expected_BK = np.take_along_axis(h_BF, order_BK, axis=1)
+  np.testing.assert_array_equal(np.maximum(value_BK, 0), np.maximum(expected_BK, 0))
+  np.testing.assert_array_equal(np.asarray(index_BK)[expected_BK > 0], order_BK[expected_BK > 0])
+  h_BF[9] = 1.0
+  assert top_k_above_0(jnp.asarray(h_BF), k)[2] == (n_features < 128 * k or n_features % 32 != 0)
 
 
 def test_codes_too_large_to_be_sorted_at_once_are_sorted_in_parts(monkeypatch):

@@ -73,7 +73,7 @@ class SAEConfig:
   code: str = option("auto", "whether a step computes every feature of each row after the encoder, or only those "
                              "that fire; the result is the same", ("auto", "dense", "sparse"))
   slots: int = option(0, "features a row, on average over a batch, that a sparse code has room for; a batch with more "
-                         "is computed densely. 0 takes k for topk, 256 for jan2025, twice k but at least 64 for "
+                         "is computed densely. 0 takes k for topk, 192 for jan2025, twice k but at least 64 for "
                          "topk's relatives, 64 otherwise")
   accumulate: int = option(1, "parts in which a batch is computed, one after the other, to save memory")
   compute_dtype: str = option("auto", "of the matrix products; auto is bfloat16 on an accelerator and "

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from monojax.sae.code import SILENT, Places, at, entries
-from monojax.sae.select import SMALLEST, cut_at, places_of, top_k
+from monojax.sae.select import SMALLEST, cut_at, places_of, top_k, top_k_above_0
 
 # Features a row, on average, that a sparse code has room for, unless the settings or the method say how many.
 _ROOM = 64
@@ -115,8 +115,8 @@ class JumpReLU(ReLU):
     return self._where(h_BF > lowest_F[None], h_BF, slots)
 
   def room(self, asked):
-    """Where h learns within the band, four entries or so are in it for each that fires."""
-    return asked or (4 * _ROOM if self.through_input else _ROOM)
+    """Where h learns within the band, about four entries are in it for each that fires."""
+    return asked or (3 * _ROOM if self.through_input else _ROOM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +156,12 @@ class TopK(ReLU):
     return h >= top_k(h, n, self.mesh)[0][:, -1:]
 
   def narrow(self, h_BF, params, slots):
-    h_BK, index_BK = top_k(h_BF, slots, self.mesh)
+    if self.mesh and self.mesh.size > 1:
+      h_BK, index_BK, found = *top_k(h_BF, slots, self.mesh), jnp.array(True)
+    else:
+      h_BK, index_BK, found = top_k_above_0(h_BF, slots)
     places = Places(jnp.where(h_BK > 0, index_BK, h_BF.shape[1]), jnp.zeros((0,), jnp.int32))
-    return jnp.where(h_BK > 0, h_BK, SILENT), places, jnp.array(True)
+    return jnp.where(h_BK > 0, h_BK, SILENT), places, found
 
   def encode(self, h_BF, params):
     return jnp.where(self.keep(h_BF, params), jax.nn.relu(h_BF), 0.0)

@@ -28,9 +28,14 @@ def places_of(mask_BF, slots):
     places: `Places` with room for `slots` B entries; in each row the last places may stay empty.
     fits: whether none is left out.
   """
+  n_kept = min(-(-slots // 2), 64)
+  return _places(mask_BF, n_kept, (-(-slots // n_kept) - 1) * len(mask_BF))
+
+
+def _places(mask_BF, n_kept, n_extra):
+  """(`Places` of B + `n_extra` rows with `n_kept` places each, whether they hold all)."""
   n_rows, n_features = mask_BF.shape
-  n_kept, n_words = min(-(-slots // 2), 64), -(-n_features // 32)
-  n_extra = (-(-slots // n_kept) - 1) * n_rows
+  n_words = -(-n_features // 32)
   end_BN, word_BN = _packed(mask_BF, n_words)
   total_B = end_BN[:, -1]
   n_extra_B = jnp.maximum(-(-total_B // n_kept) - 1, 0)
@@ -83,6 +88,34 @@ def _bit_of_rank(word, rank):
     word, rank = jnp.where(upper, word >> half, low), jnp.where(upper, rank - below, rank)
     place = place + jnp.where(upper, half, 0)
   return place
+
+
+def top_k_above_0(h_BF, k):
+  """The k largest entries above 0 of each row, falling, looked for among the few that can be.
+
+  The k-th largest maximum of blocks of 32 features is a level that k entries or a few more reach. Floats above 0 are
+  ordered as their bits are, and integers have no NaN, which makes maxima cheap.
+
+  Returns:
+    value_BK, index_BK: as of `lax.top_k`; -inf where there are fewer than k.
+    found: whether no row has too many entries above its level, so that these are right.
+  """
+  n_rows, n_features = h_BF.shape
+  if n_features < 4 * 32 * k or n_features % 32:
+    return *top_k(h_BF, k), jnp.array(True)
+  bits_BF = jax.lax.bitcast_convert_type(h_BF, jnp.int32)
+  maxima_NB = jnp.maximum(bits_BF.reshape(n_rows, 32, -1).max(1), 1).T
+
+  def closer(_, bounds):
+    low_B, high_B = bounds  # k maxima or more reach `low`
+    middle_B = low_B + (high_B - low_B) // 2
+    enough_B = jnp.sum(maxima_NB >= middle_B[None], axis=0, dtype=jnp.int32) >= k
+    return jnp.where(enough_B, middle_B, low_B), jnp.where(enough_B, high_B, middle_B)
+  level_B, _ = jax.lax.fori_loop(0, 16, closer, (maxima_NB.min(0), maxima_NB.max(0)))
+  places, found = _places(bits_BF >= level_B[:, None], 2 * k + 16, 0)
+  h_BJ = h_BF.at[places.row_V[:, None], places.index_VK].get(mode="clip")
+  value_BK, place_BK = _top_k(jnp.where(places.index_VK < n_features, h_BJ, -jnp.inf), k)
+  return value_BK, jnp.take_along_axis(places.index_VK, place_BK, axis=1), found
 
 
 def top_k(h_BF, k, mesh=None):
