@@ -79,10 +79,11 @@ def steps(name, x_BM, sparse, dtype, n_members=0):
   # Each feature's own level would be the mean of a few rows where F is large: one for all, in standard deviations.
   mean_F, deviation_F = h_BF.mean(0), h_BF.std(0)
   z_BF = (h_BF[:256] - mean_F[None]) / deviation_F[None]
-  level, in_band = (jnp.quantile(z_BF, 1 - n / _FEATURES.value) for n in (_ACTIVE.value, 4 * _ACTIVE.value))
+  above = lambda n: jnp.quantile(z_BF, max(0.0, 1 - n / _FEATURES.value))  # what n entries of a row are above
+  level = above(_ACTIVE.value)
   params = state.params
   if name == "jan2025":
-    spread_F = recipe.model.nonlinearity.bandwidth / 2 / (level - in_band) / deviation_F
+    spread_F = recipe.model.nonlinearity.bandwidth / 2 / (level - above(4 * _ACTIVE.value)) / deviation_F
     params = {**params, "W_enc_MF": params["W_enc_MF"] * spread_F, "b_enc_F": params["b_enc_F"] * spread_F}
     mean_F, deviation_F = mean_F * spread_F, deviation_F * spread_F
   level_F = mean_F + level * deviation_F

@@ -5,8 +5,8 @@ each entry belongs to. What a recipe's loss needs of a code is here once for bot
 sparse form they touch only what the code names, so that of a step's five dense matrix products only the
 encoder's remains.
 
-Letters: B batch, M width read, O width written, F features, K places in a row of a sparse code, V its rows,
-G groups of features, N blocks of J entries.
+Letters: B batch, M width read, O width written, F features, K places in a row of a sparse code, V its rows, E those
+of them beyond the batch's own, G groups of features, N blocks of J entries, P rows or blocks taken at a time.
 """
 
 import functools
@@ -20,10 +20,11 @@ from monojax.linear import matmul
 
 # The pre-activation of an empty place: no non-linearity fires on it or learns from it.
 SILENT = -1e30
-# Entries of one feature that are summed together, and how many bytes of sums are made at a time: what a core
-# of a CPU has as cache, and on an accelerator enough to fill it.
+# Entries of one feature that are summed together.
 _BLOCK = 16
-_SORTED = 2**32  # features times entries that one sort has numbers for
+# Features times entries that one sort has 32-bit numbers for.
+_SORTED = 2**32
+# How many bytes of sums are made at a time: what a core of a CPU has as cache, and on an accelerator enough to fill it.
 _CPU_BYTES, _ACCELERATOR_BYTES = 2**20, 2**28
 
 
@@ -149,7 +150,7 @@ def _summed(f_VK, places, W_FO):
   if not len(places.extra_row):
     return sum_BO
 
-  def add(i, part, sum_BO):
+  def add(_, part, sum_BO):
     sum_PO = _gathered_sum(part(f_VK[n:]), part(places.index_VK[n:]), W_FO)
     return sum_BO.at[part(places.extra_row)].add(sum_PO, indices_are_sorted=True)
   return _by_parts(add, sum_BO, places.n_extra(len(W_FO)), _divisor(len(places.extra_row), 256))
@@ -228,6 +229,7 @@ def scattered_rows(f_VK, row_VK, places, table_RO, n_features):
 
 
 def _add_scattered(total_FO, blocks, f_VK, row_VK, table_RO):
+  """The sums so far with those of one part's `feature_blocks`."""
   feature_N, entry_NJ, n_used = blocks
   n_blocks, (n_features, width) = len(feature_N), total_FO.shape
   n_together = min(max(1, 2 * _bytes_at_once() // (4 * width)), n_blocks)
@@ -237,7 +239,7 @@ def _add_scattered(total_FO, blocks, f_VK, row_VK, table_RO):
   value_NJ = jnp.where(entry_NJ >= 0, _rows(f_VK.reshape(-1), known_NJ), 0.0)
   row_NJ = _rows(row_VK.reshape(-1), known_NJ)
 
-  def add(i, part, total_FO):
+  def add(_, part, total_FO):
     value_PJ, row_PJ = part(value_NJ), part(row_NJ)
     terms = (value_PJ[:, j, None] * _rows(table_RO, row_PJ[:, j]) for j in range(_BLOCK))
     return total_FO.at[part(feature_N)].add(functools.reduce(jnp.add, terms), indices_are_sorted=True, mode="drop")

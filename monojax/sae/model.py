@@ -121,7 +121,7 @@ class Dictionary(nn.Module):
       self.W_skip_MO = self.param("W_skip_MO", nn.initializers.zeros, (m, o))
 
   def centred(self, x_BM):
-    """What the encoder multiplies: x - b_dec, which b_dec gets no gradient from, or x."""
+    """What the encoder multiplies, shape (B, M): x - b_dec, through which b_dec gets no gradient, or x."""
     return x_BM - jax.lax.stop_gradient(self.b_dec_M)[None] if self.pre_bias else x_BM
 
   def encoder_bias(self):

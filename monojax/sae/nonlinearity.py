@@ -30,6 +30,11 @@ class ReLU:
   # The mesh that codes are spread over, if they are.
   mesh: Mesh | None = dataclasses.field(default=None, kw_only=True)
 
+  @property
+  def spread(self):
+    """Whether codes are spread over several devices."""
+    return self.mesh is not None and self.mesh.size > 1
+
   def own(self, n_features):
     """Initial values of the parameters that this non-linearity adds."""
     return {}
@@ -46,15 +51,11 @@ class ReLU:
     """The entries that carry value or gradient in training, where they are `slots` a row or fewer.
 
     Returns:
-      h_VK: they.
+      h_VK: their pre-activations, `SILENT` in empty places.
       places: `Places`.
       fits: whether none is left out; otherwise the sparse code would not be exact.
     """
-    return self._where(h_BF > 0, h_BF, slots)
-
-  def _where(self, mask_BF, h_BF, slots):
-    places, fits = places_of(mask_BF, slots)
-    return entries(h_BF, places), places, fits
+    return entries_where(h_BF > 0, h_BF, slots)
 
   def encode(self, h_BF, params):
     """Features outside of training."""
@@ -112,7 +113,7 @@ class JumpReLU(ReLU):
 
   def narrow(self, h_BF, params, slots):
     lowest_F = jnp.exp(params["log_threshold_F"]) - self.bandwidth / 2
-    return self._where(h_BF > lowest_F[None], h_BF, slots)
+    return entries_where(h_BF > lowest_F[None], h_BF, slots)
 
   def room(self, asked):
     """Where h learns within the band, about four entries are in it for each that fires."""
@@ -156,7 +157,7 @@ class TopK(ReLU):
     return h >= top_k(h, n, self.mesh)[0][:, -1:]
 
   def narrow(self, h_BF, params, slots):
-    if self.mesh and self.mesh.size > 1:
+    if self.spread:
       h_BK, index_BK, found = *top_k(h_BF, slots, self.mesh), jnp.array(True)
     else:
       h_BK, index_BK, found = top_k_above_0(h_BF, slots)
@@ -194,7 +195,7 @@ class BatchTopK(ReLU):
   def _cut(self, h_BF):
     """The smallest entry that is kept of a batch."""
     n_kept, slots = h_BF.shape[0] * self.k, self.room(0)
-    if slots * 8 > h_BF.shape[1] or (self.mesh and self.mesh.size > 1):
+    if slots * 8 > h_BF.shape[1] or self.spread:  # with so many candidates it would not be sooner
       return cut_at(h_BF, n_kept)
     *_, found, cut = self._candidates(h_BF, slots)
     return jax.lax.cond(found, lambda: cut, lambda: cut_at(h_BF, n_kept))
@@ -203,13 +204,13 @@ class BatchTopK(ReLU):
     """The entries that reach a level which a sample of the rows puts a quarter below what is kept.
 
     Returns:
-      h_VK, places: they.
+      h_VK, places: as `narrow`.
       found: whether all are there, and the batch's B k largest are among them.
       cut: the smallest of these.
     """
     n_kept, sample_NF = h_BF.shape[0] * self.k, h_BF[:n_sample]
     level = cut_at(sample_NF, len(sample_NF) * self.k * 5 // 4)
-    h_VK, places, fits = self._where(h_BF >= level, h_BF, slots)
+    h_VK, places, fits = entries_where(h_BF >= level, h_BF, slots)
     enough = (level <= SMALLEST) | (jnp.sum(h_VK >= level, dtype=jnp.int32) >= n_kept)
     return h_VK, places, fits & enough, cut_at(h_VK, n_kept)
 
@@ -221,6 +222,12 @@ class BatchTopK(ReLU):
 
   def room(self, asked):
     return asked or max(_ROOM, 2 * self.k)
+
+
+def entries_where(mask_BF, h_BF, slots):
+  """(h_VK, places, fits), as `ReLU.narrow` returns, of the entries that a mask names."""
+  places, fits = places_of(mask_BF, slots)
+  return entries(h_BF, places), places, fits
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -1,7 +1,7 @@
 """Which entries of a batch's pre-activations are looked at: the largest, and all that a mask names.
 
-Letters: B batch, F features, K places in a row of a sparse code, V its rows, E its extra rows, N words of 32
-features.
+Letters: B batch, F features, K places in a row of a sparse code, V its rows, E those of them beyond the batch's own,
+N words or blocks of 32 features, J candidates.
 """
 
 import jax
@@ -97,7 +97,7 @@ def top_k_above_0(h_BF, k):
   ordered as their bits are, and integers have no NaN, which makes maxima cheap.
 
   Returns:
-    value_BK, index_BK: as of `lax.top_k`; -inf where there are fewer than k.
+    value_BK, index_BK: as of `lax.top_k`, except that what is not above 0 stands for nothing.
     found: whether no row has too many entries above its level, so that these are right.
   """
   n_rows, n_features = h_BF.shape
