@@ -7,7 +7,11 @@ Stages: tokens, subject, activations, sae, frontier, analysis, browser. Each lea
 workdir; the same command skips what is finished and goes on where it was interrupted. Presets: `demo` takes
 minutes on two cores and text shipped in the package, `small` an hour on two cores and some hundred megabytes
 of text, `paper` has the paper's sizes, for an accelerator. Every setting below is a flag.
+
+With --source=stream activations are computed where the dictionary trains, instead of being stored first.
 """
+
+from absl import flags
 
 from monojax import cli
 
@@ -24,4 +28,5 @@ def main():
 
 if __name__ == "__main__":
   cli.define_run_flags(["text", "subject", "activations", "sae", "frontier", "analysis", "browser", "mesh", "metrics"])
+  flags.DEFINE_alias("source", "activations.source")
   cli.run(main)

@@ -69,7 +69,7 @@ def require_divides(mesh, axis, n_batch):
 
 
 def on_mesh(batch, mesh, spec):
-  """A host array as a device array split over `mesh` by `spec`.
+  """An array of the host, or of devices already, as a device array split over `mesh` by `spec`.
 
   Raises:
     InputError: an axis does not split evenly over its devices.
@@ -77,4 +77,5 @@ def on_mesh(batch, mesh, spec):
   for size, axis in zip(np.shape(batch), spec, strict=False):
     if axis is not None:
       require_divides(mesh, axis, size)
-  return jax.device_put(np.asarray(batch), NamedSharding(mesh, spec))
+  batch = batch if isinstance(batch, jax.Array) else np.asarray(batch)
+  return jax.device_put(batch, NamedSharding(mesh, spec))

@@ -237,8 +237,6 @@ def load(directory, dictionary=OWN_DICTIONARY):
   if dictionary == OWN_DICTIONARY:
     run.require_stage("sae")
   require((run.directory / dictionary).is_dir(), "dictionary", dictionary, f"is no folder in {run.directory}")
-  import numpy as np
-
   from monojax import checkpoint
   from monojax.sae.recipes import make_recipe
   from monojax.training import compute_dtype
@@ -246,9 +244,14 @@ def load(directory, dictionary=OWN_DICTIONARY):
   sae_config = configs.from_dict(SAEConfig, saved["sae"])
   recipe = make_recipe(sae_config, saved["n_inputs"], compute_dtype(sae_config.compute_dtype))
   subject, subject_params = load_subject(run)
-  mean_M = np.load(run.directory / "activations" / "stats.npz")["mean_M"]
   return Loaded(load_tokenizer(run), subject, subject_params, recipe.model, sae_params,
-                record["config"]["site"], mean_M, run.directory, dictionary)
+                record["config"]["site"], mean_activation(run), run.directory, dictionary)
+
+
+def mean_activation(run):
+  """(M,) float64 mean of the site that the run's dictionaries are of."""
+  run.require_stage("activations")
+  return files.read_npz(run.directory / "activations" / "stats.npz")["mean_M"]
 
 
 def load_subject(run):

@@ -9,9 +9,12 @@ import math
 
 from monojax import config as configs
 from monojax import files, metrics
+from monojax.activations.config import HarvestConfig
 from monojax.config import require
-from monojax.runs import SWEEPS, load, load_subject, load_tokenizer, open_tokens, tokens_meta
+from monojax.runs import SWEEPS, load, load_subject, load_tokenizer, mean_activation, open_tokens, tokens_meta
 from monojax.sae.config import SAEConfig
+
+_MEASURED_ROWS = 65_536  # of a stream, for the mean activation
 
 
 def prepare_text(run, config):
@@ -74,13 +77,13 @@ def _write_samples(run, directory, model, params, config, key):
 
 
 def harvest(run, config):
-  """A trained subject and tokens to a store of activations."""
+  """A trained subject and tokens to a store of activations, or just to their statistics, for a stream."""
   site = config.activations.site
   require(not site.endswith(".in"), "activations.site", site,
           "is read through a LayerNorm and not written to the residual stream, so that its features have no "
           "effect on the logits of their own: choose for instance layer.0.mlp.hidden or layer.0.resid")
 
-  def work(directory, identity):
+  def store(directory, identity):
     import jax
 
     from monojax.activations.harvest import harvest as fill
@@ -92,6 +95,18 @@ def harvest(run, config):
                 {"site": config.activations.site, "stage": identity}, mesh)
     return {"activations/rows": meta["n_rows"], "activations/width": meta["width"],
             "activations/mean_norm": meta["mean_norm"]}
+
+  def measure(directory, _):
+    """What a store would say of its rows, from a sample of those that a stream will make."""
+    import numpy as np
+
+    from monojax.mesh import make_mesh
+    source = _stream(run, config.activations, config.sae, make_mesh(config.mesh))
+    x_NM = source.sample(_MEASURED_ROWS, config.activations.seed).astype(np.float64)
+    files.write_npz(directory / "stats.npz", {"mean_M": x_NM.mean(0)})
+    return {"activations/rows": source.n_rows, "activations/width": source.width,
+            "activations/mean_norm": float(np.linalg.norm(x_NM, axis=1).mean())}
+  work = {"store": store, "stream": measure}[config.activations.source]
   return run.execute("activations", config.activations, work)
 
 
@@ -103,11 +118,12 @@ def train_sae(run, config):
     from monojax.analysis.pictures import draw_curves
     from monojax.mesh import make_mesh
     from monojax.sae.train import train_sae as fit
-    store, source = _source(run, sae_config)
-    model, params = fit(sae_config, source, store.width, directory, _saved(sae_config, store, identity),
-                        make_mesh(config.mesh), config.metrics)
+    mesh = make_mesh(config.mesh)
+    source = _source(run, sae_config, mesh)
+    model, params = fit(sae_config, source, source.width, directory, _saved(sae_config, source, identity), mesh,
+                        config.metrics)
     draw_curves(directory / "metrics.jsonl", directory / "curves.png")
-    return _measure(run, store, sae_config, model, params, "sae")
+    return _measure(run, sae_config, model, params, "sae")
   return run.execute("sae", sae_config, work)
 
 
@@ -150,27 +166,36 @@ def sweep(run, config):
   return record
 
 
-def _source(run, sae_config):
-  """(store, shuffled rows of it) that a dictionary trains on."""
+def _source(run, sae_config, mesh):
+  """The shuffled rows that a dictionary trains on."""
   from monojax.activations.reader import ShuffledRows
   from monojax.activations.store import ActivationStore
   record = run.require_stage("activations")
-  store = ActivationStore.open(run.directory / "activations",
-                               {"site": record["config"]["site"], "stage": record["identity"]})
-  return store, ShuffledRows(store, sae_config.batch_rows, sae_config.buffer_rows, sae_config.seed)
+  config = configs.from_dict(HarvestConfig, record["config"])
+  if config.source == "stream":
+    return _stream(run, config, sae_config, mesh)
+  store = ActivationStore.open(run.directory / "activations", {"site": config.site, "stage": record["identity"]})
+  return ShuffledRows(store, sae_config.batch_rows, sae_config.buffer_rows, sae_config.seed)
 
 
-def _saved(sae_config, store, identity):
+def _stream(run, harvest_config, sae_config, mesh):
+  from monojax.activations.stream import Stream
+  model, params = load_subject(run)
+  return Stream(harvest_config, model, params, open_tokens(run, "train"), sae_config.batch_rows,
+                sae_config.buffer_rows, sae_config.seed, mesh)
+
+
+def _saved(sae_config, source, identity):
   """What is kept beside a dictionary's parameters: enough to rebuild its model."""
-  return {"sae": configs.to_dict(sae_config), "n_inputs": store.width, "identity": identity}
+  return {"sae": configs.to_dict(sae_config), "n_inputs": source.width, "identity": identity}
 
 
-def _measure(run, store, sae_config, model, params, name, baseline=None):
+def _measure(run, sae_config, model, params, name, baseline=None):
   """A dictionary's figures on held-out text; another's, if given, spare computing what they share."""
   from monojax.analysis.fidelity import BASELINE, fidelity
   subject, subject_params = load_subject(run)
   scores = fidelity(subject, subject_params, model, params, run.require_stage("activations")["config"]["site"],
-                    store.mean(), open_tokens(run, "val"), sae_config.val_tokens,
+                    mean_activation(run), open_tokens(run, "val"), sae_config.val_tokens,
                     baseline=baseline and {key: baseline[f"sae/{key}"] for key in BASELINE})
   if scores["ce_recovered_zero"] is None:
     print(f"{name}: zero-ablating the site does not raise the loss ({scores['ce_zero']:.4f} against "
@@ -187,15 +212,15 @@ def _sweep(run, config, base, members, directory, identity, start=None):
   from monojax.sae.sweep import name_of, train_sweep
   if not members:
     return []
-  store, source = _source(run, base)
-  saved = {name_of(member): _saved(member, store, identity) for member in members}
-  found = train_sweep(members, source, store.width, directory, saved, make_mesh(config.mesh), config.metrics, start,
-                      base.seed)
+  mesh = make_mesh(config.mesh)
+  source = _source(run, base, mesh)
+  saved = {name_of(member): _saved(member, source, identity) for member in members}
+  found = train_sweep(members, source, source.width, directory, saved, mesh, config.metrics, start, base.seed)
   draw_curves(directory / "metrics.jsonl", directory / "curves.png")
   points, figures = [], None
   for name, (member, model, params) in found.items():
     place = directory / "dictionaries" / name / "figures.json"
-    figures = files.read_json(place) or _measure(run, store, member, model, params, name, figures)
+    figures = files.read_json(place) or _measure(run, member, model, params, name, figures)
     files.write_json(place, figures)
     # Members of one size take turns, so that their time is shared alike.
     alike = len({member.n_features for member in members}) == 1

@@ -60,6 +60,17 @@ def finished(tmp_path_factory):
   return workdir, result.stdout
 
 
+@pytest.fixture(scope="module")
+def streamed(finished, tmp_path_factory):
+  """The same run, but for activations that are computed where they are used."""
+  workdir = tmp_path_factory.mktemp("runs") / "streamed"
+  for stage in ("tokens", "subject"):
+    shutil.copytree(finished[0] / stage, workdir / stage)
+  result = run("monosemanticity", workdir, *TINY, "--source=stream")
+  assert result.returncode == 0, result.stderr[-3000:]
+  return workdir
+
+
 def contents(workdir):
   """Digests of what a run is made of: everything but timings, logs and what orbax says of the hour."""
   digests = {}
@@ -256,12 +267,21 @@ def test_every_script_explains_itself():
     assert "python experiments/" in result.stdout and "--" in result.stdout, (script, result.stderr)
 
 
-def kill_at_random_and_finish(workdir, seed, n_kills):
+def test_a_stream_does_as_well_as_a_store(finished, streamed):
+  stored, found = (json.loads((workdir / "summary.json").read_text()) for workdir in (finished[0], streamed))
+  assert not (streamed / "activations" / "rows").exists() and found["activations/rows"] == stored["activations/rows"]
+  for name, tolerance in (("activations/mean_norm", 0.01), ("sae/explained_variance", 0.03),
+                          ("sae/ce_recovered_zero", 0.05), ("sae/l0", 1.0)):
+    assert found[name] == pytest.approx(stored[name], abs=tolerance), name
+  assert monojax.load(streamed).mean_M == pytest.approx(monojax.load(finished[0]).mean_M, abs=0.02)
+
+
+def kill_at_random_and_finish(workdir, seed, n_kills, *flags):
   """Runs the pipeline, killing it at random up to `n_kills` times and at least once, then lets it end."""
   rng = random.Random(seed)
   n_killed, delay = 0, rng.uniform(2.0, 25.0)
   while n_killed < n_kills:
-    process = subprocess.Popen(command("monosemanticity", workdir, *TINY), stdout=subprocess.DEVNULL,
+    process = subprocess.Popen(command("monosemanticity", workdir, *TINY, *flags), stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, start_new_session=True, env=ENVIRONMENT)
     try:
       assert process.wait(delay) == 0
@@ -274,7 +294,7 @@ def kill_at_random_and_finish(workdir, seed, n_kills):
       break
     shutil.rmtree(workdir)  # it ended before it could be killed: once more, and sooner
     delay /= 2
-  result = run("monosemanticity", workdir, *TINY)
+  result = run("monosemanticity", workdir, *TINY, *flags)
   assert result.returncode == 0, (seed, result.stderr[-3000:])
 
 
@@ -288,3 +308,10 @@ def test_killed_once_it_ends_with_the_same_bits(finished, tmp_path):
 def test_killed_anywhere_it_ends_with_the_same_bits(finished, tmp_path, seed):
   kill_at_random_and_finish(tmp_path / "killed", seed, 2)
   assert contents(tmp_path / "killed") == contents(finished[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_killed_anywhere_a_streamed_run_ends_with_the_same_bits(streamed, tmp_path, seed):
+  kill_at_random_and_finish(tmp_path / "killed", seed, 2, "--source=stream")
+  assert contents(tmp_path / "killed") == contents(streamed)

@@ -2,14 +2,17 @@
 
 import dataclasses
 
-from monojax.config import option, require
+from monojax.config import option, require, require_choices
 
+SOURCES = ("store", "stream")
 DTYPES = ("float16", "bfloat16", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
 class HarvestConfig:
-  """Which activations are kept, and how they lie on disk."""
+  """Which activations a dictionary sees, and how they are kept."""
+  source: str = option("store", "store: on disk, computed once; stream: computed where they are used and kept "
+                                "nowhere, for subjects that run faster than they can be read", SOURCES)
   site: str = option("layer.0.mlp.hidden", "the subject's site whose activations are stored")
   n_tokens: int = option(0, "training tokens to harvest from, in whole contexts chosen at random; "
                              "0 = all of them")
@@ -27,6 +30,6 @@ class HarvestConfig:
       require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
     for name in ("batch_contexts", "shard_rows", "chunk_rows"):
       require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
-    require(self.dtype in DTYPES, "dtype", self.dtype, f"must be one of {', '.join(DTYPES)}")
+    require_choices(self, "activations.")
     require(self.shard_rows % self.chunk_rows == 0, "shard_rows", self.shard_rows,
             f"must be a multiple of chunk_rows={self.chunk_rows}")

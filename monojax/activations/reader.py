@@ -27,6 +27,9 @@ class ShuffledRows:
   sequence, across the borders of windows and epochs. Any step may be asked for at any time and gives
   the same rows; in consecutive steps the next window is read while this one is used. Memory: two
   windows and a batch. Safe to call from several threads.
+
+  Attributes:
+    width: M.
   """
 
   def __init__(self, store, batch_rows, buffer_rows, seed):
@@ -46,6 +49,7 @@ class ShuffledRows:
             f"must be a positive multiple of the store's chunk_rows={store.chunk_rows}")
     require(seed >= 0, "seed", seed, "must not be negative")
     self._store, self._batch_rows, self._seed = store, batch_rows, seed
+    self.width = store.width
     self._window_chunks = buffer_rows // store.chunk_rows
     self._n_windows = -(-store.n_chunks // self._window_chunks)
     shape = (min(self._window_chunks, store.n_chunks) * store.chunk_rows, store.width)

@@ -12,14 +12,13 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
 from monojax import checkpoint
 from monojax import mesh as meshes
 from monojax.config import require, to_dict
 from monojax.sae import finish, recipes
 from monojax.sae.step import make_step
-from monojax.sae.train import make_resampling, placed_like, use_sparse
+from monojax.sae.train import make_batches, make_resampling, placed_like, use_sparse
 from monojax.training import Run, TrainState, compute_dtype, train
 
 # What the members of a group may differ in, and what all dictionaries of a sweep must share.
@@ -81,9 +80,6 @@ def train_sweep(configs, source, wiring, directory, saved, mesh, metrics_config,
   meshes.require_divides(mesh, "data", first.batch_rows)
   groups = {name_of(members[0]): make_group(members, source, wiring, mesh) for members in groups_of(configs)}
 
-  def batches(begin, end):
-    return meshes.on_mesh(np.stack([source.batch(i) for i in range(begin, end)]), mesh, P(None, "data", None))
-
   def step(state, x_SBW):
     metrics = {}
     states = unpack(state, groups)
@@ -103,7 +99,7 @@ def train_sweep(configs, source, wiring, directory, saved, mesh, metrics_config,
             "rows", first.batch_rows, f"sweep of {len(configs)}")
   sample_NW = source.sample(first.start_rows, sample_seed)
   state = pack({name: group.init(sample_NW, start) for name, group in groups.items()})
-  states = unpack(train(state, step, batches, run, metrics_config, intervene), groups)
+  states = unpack(train(state, step, make_batches(source, mesh), run, metrics_config, intervene), groups)
   found = {}
   for name, group in groups.items():
     for i, config in enumerate(group.configs):

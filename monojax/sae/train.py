@@ -4,6 +4,7 @@ import functools
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
@@ -23,7 +24,8 @@ def train_sae(config, source, wiring, directory, identity, mesh, metrics_config,
 
   Args:
     config: `SAEConfig`.
-    source: has `batch(step) -> x_BW`, a pure function of the step, and `sample(n_rows, seed) -> x_NW`.
+    source: has `batch(step) -> x_BW`, a pure function of the step, on the host or on the mesh, and
+      `sample(n_rows, seed) -> x_NW`.
     wiring: `Wiring`, or the width of the one site that an autoencoder reads.
     directory: receives `checkpoints/` and `metrics.jsonl`, and in the end `dictionary/`: the parameters for use
       on raw activations.
@@ -40,18 +42,23 @@ def train_sae(config, source, wiring, directory, identity, mesh, metrics_config,
   init, step = make_step(recipe, mesh, config.window_steps, use_sparse(config, recipe, mesh, name), config.accumulate)
   key = jax.random.key(config.seed)
 
-  def batches(first, last):
-    return meshes.on_mesh(np.stack([source.batch(i) for i in range(first, last)]), mesh,
-                          P(None, "data", None))
-
   run = Run(directory, identity, config.n_steps, config.scan_steps, config.checkpoint_every_steps,
             config.resample_steps, "rows", config.batch_rows, name)
   intervene = make_resampling(config, recipe, source, mesh, jax.random.fold_in(key, 1))
   state = init(key, source.sample(config.start_rows, config.seed))
-  state = train(state, step, batches, run, metrics_config, intervene)
+  state = train(state, step, make_batches(source, mesh), run, metrics_config, intervene)
   params = finish.finished_params(recipe, state)
   checkpoint.save_params(pathlib.Path(directory) / "dictionary", params, identity)
   return recipe.model, params
+
+
+def make_batches(source, mesh):
+  """The function (first step, last step) -> x_SBW on the mesh, of a source whose batches are on the host or on it."""
+  def batches(first, last):
+    rows = [source.batch(step) for step in range(first, last)]
+    stack = jnp.stack if isinstance(rows[0], jax.Array) else np.stack
+    return meshes.on_mesh(stack(rows), mesh, P(None, "data", None))
+  return batches
 
 
 def placed_like(params, existing):

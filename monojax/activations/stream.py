@@ -1,0 +1,195 @@
+"""Activations that are computed where they are used: a source without a disk.
+
+Letters: B rows of a batch, M width of the activation, L devices along the mesh's "data" axis, C contexts of a
+window on one device, A contexts of one forward pass on one device, I such passes, T positions of a context,
+R positions kept of each, W rows of a window on one device, J rows of a batch on one device.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from monojax import mesh as meshes
+from monojax import shuffle
+from monojax.activations.harvest import make_forward, site_width
+from monojax.activations.visits import Visits
+from monojax.config import require
+
+
+class Stream:
+  """An endless shuffled sequence of a subject's activations, which never leave the device.
+
+  The contexts of an epoch are visited in a random order. Each window of them is run through the subject
+  into a buffer on the device, and its rows are drawn from there in random order, each once, so that an epoch
+  holds the rows that a harvest with the same settings would store. Every device along "data" has
+  contexts and a buffer of its own; with L devices up to L - 1 contexts are left out of an epoch.
+
+  A batch is a pure function of the step: asked for out of turn, its window is computed again.
+
+  Attributes:
+    width: M.
+    n_rows: rows of an epoch.
+  """
+
+  def __init__(self, config, model, params, tokens, batch_rows, buffer_rows, seed, mesh):
+    """Computes nothing yet.
+
+    Args:
+      config: `HarvestConfig`.
+      model: the subject.
+      params: its parameters.
+      tokens: `Tokens` to run over.
+      batch_rows: B.
+      buffer_rows: rows of a window, over all devices.
+      seed: non-negative integer that names the order of each epoch.
+      mesh: device mesh; batches are split over "data".
+
+    Raises:
+      InputError: a setting breaks its rule, or the subject has no such site.
+    """
+    n_lanes = mesh.shape["data"]
+    meshes.require_divides(mesh, "data", batch_rows)
+    self._visits = Visits.of(config, tokens, model.config.n_context)
+    self._tokens, self._mesh, self._seed, self._dtype = tokens, mesh, seed, jnp.dtype(config.dtype)
+    self._batch_contexts = -(-config.batch_contexts // n_lanes) * n_lanes
+    self._n_lanes, self._lane_visits = n_lanes, self._visits.n // n_lanes
+    require(self._lane_visits > 0, "mesh.data", n_lanes, f"there are only {self._visits.n} contexts")
+    per_context = self._visits.per_context
+    window = min(buffer_rows // (n_lanes * per_context), self._lane_visits)
+    require(window > 0, "sae.buffer_rows", buffer_rows,
+            f"must hold a context of each device: {n_lanes} x {per_context} rows")
+    self._lane_pass = min(self._batch_contexts // n_lanes, window)
+    self._window_visits, self._n_passes = window, -(-window // self._lane_pass)
+    self._lane_batch = batch_rows // n_lanes
+    self.width = site_width(model, config.site)
+    self.n_rows = self._lane_visits * n_lanes * per_context
+    self._params = jax.device_put(params, NamedSharding(mesh, P()))
+    self._forward = make_forward(model, config.site, self._dtype, mesh)
+    self._fill = make_fill(model, config.site, self._dtype, mesh)
+    self._draw = make_draw(mesh)
+    self._buffer, self._held = None, None
+
+  def batch(self, step):
+    """x_BM on the mesh, batch number `step`."""
+    x_BM = self._zeros((self._n_lanes * self._lane_batch, self.width))
+    for epoch, window, place_J, taken_J in self._pieces(step):
+      self._hold(epoch, window)
+      x_BM = self._draw(x_BM, self._buffer, place_J, taken_J)
+    return x_BM
+
+  def sample(self, n_rows, seed):
+    """(n_rows, M) different rows, or all there are, as a host array: a quarter of the tokens of random contexts.
+
+    For estimates such as a geometric median.
+    """
+    require(n_rows > 0, "n_rows", n_rows, "must be positive")
+    visits = self._visits
+    n_rows = min(n_rows, visits.n_rows)
+    n_contexts = min(visits.n, -(-4 * n_rows // visits.per_context))
+    visit_B = shuffle.permute(np.arange(n_contexts), visits.n, seed, 3)
+    place_N = shuffle.permute(np.arange(n_rows), n_contexts * visits.per_context, seed, 4)
+    sampled_NM = np.empty((n_rows, self.width), self._dtype)
+    for start in range(0, n_contexts, self._batch_contexts):
+      number_B = np.arange(start, start + self._batch_contexts)
+      first, last = start * visits.per_context, min(number_B[-1] + 1, n_contexts) * visits.per_context
+      here = np.flatnonzero((place_N >= first) & (place_N < last))
+      context_B = visits.context(visit_B[np.minimum(number_B, n_contexts - 1)])
+      acts_BRM = self._forward(self._params, self._tokens.context(context_B, visits.width),
+                               visits.kept(context_B).astype(np.int32))
+      sampled_NM[here] = np.asarray(acts_BRM).reshape(-1, self.width)[place_N[here] - first]
+    return sampled_NM
+
+  def positions(self, step):
+    """int64 (B,): where in the text the token of each row of `batch(step)` is."""
+    position_LJ = np.empty((self._n_lanes, self._lane_batch), np.int64)
+    per_context = self._visits.per_context
+    for epoch, window, place_J, taken_J in self._pieces(step):
+      slot_J, kept_J = np.divmod(place_J[taken_J], per_context)
+      context_LJ = self._contexts(epoch, window * self._window_visits + slot_J)
+      kept_LJ = np.stack([self._visits.kept(context_J)[np.arange(len(kept_J)), kept_J] for context_J in context_LJ])
+      position_LJ[:, taken_J] = context_LJ * self._visits.width + kept_LJ
+    return position_LJ.reshape(-1)
+
+  def _pieces(self, step):
+    """(epoch, window, places in it, which of a device's rows they are for) of batch `step`, in order."""
+    per_context, n_lane_rows = self._visits.per_context, self._lane_visits * self._visits.per_context
+    window_rows = self._window_visits * per_context
+    at, end, filled = step * self._lane_batch, (step + 1) * self._lane_batch, 0
+    while at < end:
+      epoch, offset = divmod(at, n_lane_rows)
+      window, inside = divmod(offset, window_rows)
+      size = min(window_rows, n_lane_rows - window * window_rows)
+      n = min(size - inside, end - at)
+      place_J = np.zeros(self._lane_batch, np.int32)
+      taken_J = (np.arange(self._lane_batch) >= filled) & (np.arange(self._lane_batch) < filled + n)
+      place_J[taken_J] = shuffle.permute(np.arange(inside, inside + n), size, self._seed, epoch, window)
+      yield epoch, window, place_J, taken_J
+      at, filled = at + n, filled + n
+
+  def _contexts(self, epoch, number_C):
+    """The contexts, (L, C), that each device visits as its `number_C`-th of an epoch."""
+    visit_LC = number_C[None] * self._n_lanes + np.arange(self._n_lanes)[:, None]
+    return self._visits.context(shuffle.permute(visit_LC, self._visits.n, self._seed, epoch, 0, 2))
+
+  def _hold(self, epoch, window):
+    """Runs a window's contexts through the subject into the buffer, unless they are in it."""
+    if self._held == (epoch, window):
+      return
+    self._held = None
+    if self._buffer is None:
+      n_rows = self._n_passes * self._lane_pass * self._visits.per_context
+      self._buffer = self._zeros((self._n_lanes, n_rows, self.width))
+    first = window * self._window_visits
+    number_C = np.minimum(first + np.arange(self._n_passes * self._lane_pass), self._lane_visits - 1)
+    context_LC = self._contexts(epoch, number_C)
+    in_passes = lambda a_LC: (a_LC.reshape(self._n_lanes, self._n_passes, self._lane_pass, -1).swapaxes(0, 1)
+                              .reshape(self._n_passes, self._n_lanes * self._lane_pass, -1))
+    context_IB = in_passes(context_LC)[..., 0].reshape(-1)
+    shape = (self._n_passes, self._n_lanes * self._lane_pass, -1)
+    split = P(None, "data")
+    tokens_IBT = meshes.on_mesh(self._tokens.context(context_IB, self._visits.width).reshape(shape), self._mesh, split)
+    kept_IBR = meshes.on_mesh(self._visits.kept(context_IB).astype(np.int32).reshape(shape), self._mesh, split)
+    self._buffer = self._fill(self._buffer, self._params, tokens_IBT, kept_IBR)
+    self._held = epoch, window
+
+
+  def _zeros(self, shape):
+    return _zeros(shape, self._dtype, NamedSharding(self._mesh, P("data")))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _zeros(shape, dtype, sharding):
+  return jax.lax.with_sharding_constraint(jnp.zeros(shape, dtype), sharding)
+
+
+def make_fill(model, site, dtype, mesh):
+  """The compiled function (buffer_LWM, params, tokens_IBT, kept_IBR) -> the buffer, filled; it is donated.
+
+  The subject runs up to the site and no further: `jit` drops what is not used.
+  """
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=NamedSharding(mesh, P("data")))
+  def fill(buffer_LWM, params, tokens_IBT, kept_IBR):
+    n_lanes, _, width = buffer_LWM.shape
+
+    def one_pass(i, buffer_LWM):
+      _, sites = model.apply({"params": params}, tokens_IBT[i])
+      acts_BRM = jnp.take_along_axis(sites[site], kept_IBR[i][:, :, None], axis=1).astype(dtype)
+      rows_LWM = acts_BRM.reshape(n_lanes, -1, width)
+      return jax.lax.dynamic_update_slice_in_dim(buffer_LWM, rows_LWM, i * rows_LWM.shape[1], 1)
+    return jax.lax.fori_loop(0, len(tokens_IBT), one_pass, buffer_LWM)
+  return fill
+
+
+def make_draw(mesh):
+  """The compiled function (x_BM, buffer_LWM, place_J, taken_J) -> x_BM with rows of the buffer where taken.
+
+  Each device draws from its own part of the buffer.
+  """
+  def of_device(x_JM, buffer_1WM, place_J, taken_J):
+    return jnp.where(taken_J[:, None], buffer_1WM[0].at[place_J].get(mode="clip"), x_JM)
+  return jax.jit(jax.shard_map(of_device, mesh=mesh, in_specs=(P("data"), P("data"), P(), P()), out_specs=P("data")),
+                 donate_argnums=0)
