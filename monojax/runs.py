@@ -132,6 +132,11 @@ class Run:
     print(f"{name}: done in {record['seconds']:.0f} s", flush=True)
     return record
 
+  def reopen(self, name):
+    """Has a finished stage done again where something of it is missing; what depends on it stays as it is."""
+    record = self.require_stage(name)
+    files.write_json(self.directory / name / "stage.json", {**record, "complete": False})
+
   def write_summary(self):
     """Writes `summary.json`: every finished stage's figures under `STAGE/name`, and its seconds."""
     summary = {}

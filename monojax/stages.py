@@ -110,6 +110,29 @@ def harvest(run, config):
   return run.execute("activations", config.activations, work)
 
 
+def check_store(run, config, repair):
+  """Reads a run's whole store: [(shard, what is wrong with it)]. With `repair`, those are harvested again."""
+  from monojax.activations.store import faults, forget
+  record = run.require_stage("activations")
+  harvest_config = configs.from_dict(HarvestConfig, record["config"])
+  require(harvest_config.source == "store", "activations.source", "stream", "keeps no store that could be checked")
+  directory, damaged = run.directory / "activations", []
+  n_shards = -(-record["figures"]["activations/rows"] // harvest_config.shard_rows)
+  bar = metrics.progress(n_shards, "shards", "check")
+  for shard, fault in faults(directory):
+    if fault:
+      damaged.append((shard, fault))
+      bar.write(f"shard {shard}: {fault}")
+    bar.update()
+  bar.close()
+  if repair and damaged:
+    run.reopen("activations")
+    for shard, _ in damaged:
+      forget(directory, shard)
+    harvest(run, dataclasses.replace(config, activations=harvest_config))
+  return damaged
+
+
 def train_sae(run, config):
   """A store of activations to a dictionary, and how faithful it is on held-out text."""
   sae_config = config.sae.resolved()

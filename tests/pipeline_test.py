@@ -251,6 +251,23 @@ def test_a_store_cut_short_is_named(finished, tmp_path):
   assert result.returncode == 2 and "not finished" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_a_damaged_store_is_checked_and_repaired(finished, tmp_path):
+  workdir = shutil.copytree(finished[0], tmp_path / "damaged")
+  check = lambda *flags: run("check_store", workdir, *flags)
+  assert (check().returncode, check().stdout) == (0, "0 damaged shards\n")
+  damaged = workdir / "activations" / "rows" / "c" / "1" / "0"
+  content = bytearray(damaged.read_bytes())
+  content[1000] ^= 4
+  damaged.write_bytes(content)
+  found = check()
+  assert found.returncode == 1 and "1 damaged shards" in found.stdout and "shard 1: " in found.stdout + found.stderr
+  repaired = check("--repair")
+  assert repaired.returncode == 0, repaired.stderr[-3000:]
+  assert check().returncode == 0 and contents(workdir) == contents(finished[0])
+  result = run("monosemanticity", workdir, *TINY)
+  assert result.returncode == 0 and result.stdout.count("already done") == len(runs.INPUTS)
+
+
 def test_a_refused_setting_can_be_corrected(tmp_path):
   flags = ["--text.max_bytes=20000", "--text.val_fraction=0.2"]
   assert run("prepare_text", tmp_path / "run", *flags, "--text.vocab_size=60000").returncode == 2

@@ -7,13 +7,13 @@ from jax.sharding import PartitionSpec as P
 
 from monojax import mesh as meshes
 from monojax import metrics
-from monojax.activations.store import StoreWriter
 from monojax.activations.visits import Visits
+from monojax.activations.writer import StoreWriter
 from monojax.config import require
 
 
 def harvest(config, model, params, tokens, directory, identity, mesh):
-  """Fills the store in `directory`, going on at the first shard that is not finished.
+  """Fills the store in `directory` with the shards that are not there yet.
 
   Contexts are visited in a random order, so that a part of the text is a random part, and a shard's
   rows are permuted before they are written, so that neighbours on disk come from many documents.
@@ -41,8 +41,8 @@ def harvest(config, model, params, tokens, directory, identity, mesh):
   writer = StoreWriter(directory, n_rows, n_inputs, config.dtype, config.shard_rows,
                        config.chunk_rows, identity)
   bar = metrics.progress(n_rows, "rows", "harvest", scale=True,
-                         initial=min(writer.shards_done * config.shard_rows, n_rows))
-  for shard in range(writer.shards_done, writer.n_shards):
+                         initial=max(0, n_rows - len(writer.todo) * config.shard_rows))
+  for shard in writer.todo:
     first = shard * config.shard_rows
     last = min(first + config.shard_rows, n_rows)
     rows_RM = np.empty((last - first, n_inputs), jnp.dtype(config.dtype))

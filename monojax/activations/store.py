@@ -1,11 +1,10 @@
-"""Activations on disk: a sharded zarr3 store, written a whole shard at a time, read in chunks.
+"""Activations on disk: a sharded zarr3 store, its layout and its reader; `writer.py` fills it.
 
 `docs/store-format.md` specifies the format. No other file imports tensorstore.
 Axes: N rows of the store, R rows of one shard, M width of the activation.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import functools
 import json
@@ -18,8 +17,7 @@ from monojax import files
 from monojax.activations.config import DTYPES
 from monojax.config import InputError, differences, require
 
-FORMAT, VERSION = "monojax-activations", 1
-WRITES_IN_FLIGHT = 2
+FORMAT, VERSION = "monojax-activations", 2
 READS_IN_FLIGHT = 8
 _SUM_ROWS = 256  # rows converted to float64 at once: stays in the cache
 
@@ -103,7 +101,7 @@ class Layout:
     return opened
 
 
-def _sums(rows_RM):
+def sums_of(rows_RM):
   """Float64 sums over a shard's rows: of ||x||_2, of ||x||_2^2, and of x itself (M,)."""
   norm, square, vector_M = 0.0, 0.0, np.zeros(rows_RM.shape[1])
   for start in range(0, len(rows_RM), _SUM_ROWS):
@@ -112,157 +110,57 @@ def _sums(rows_RM):
     norm += np.sqrt(square_R).sum()
     square += square_R.sum()
     vector_M += x_RM.sum(axis=0)
-  return {"norm": np.float64(norm), "square": np.float64(square), "vector_M": vector_M}
+  return {"norm": float(norm), "square": float(square), "vector_M": vector_M.tolist()}
 
 
-class StoreWriter:
-  """Writes a store shard by shard; a killed writer's successor continues at `shards_done`.
+def sums_path(directory, index):
+  """The sums over a shard's rows; the file is written last and says that the shard is durable."""
+  return directory / "sums" / f"{index}.json"
 
-  `for index in range(writer.shards_done, writer.n_shards): writer.write_shard(...)`, then `finish`. A
-  finished store may be finished again. A shard whose file is missing or cut short is not done, nor
-  is any after it.
 
-  Attributes:
-    n_shards: shards in the whole store.
-    shards_done: leading shards that are durable. It advances while writing.
+def missing_shards(directory, layout):
+  """The shards that are not durable, or whose files are gone or cut short since."""
+  return [index for index in range(layout.n_shards)
+          if not sums_path(directory, index).exists() or layout.fault(directory, index) is not None]
+
+
+def faults(directory):
+  """Reads every shard of a store, finished or not: yields (shard, what is wrong with it or `None`).
+
+  Sizes, each chunk's checksum, and the sums over the rows are compared with what the writer left.
+
+  Raises:
+    InputError: there is no store.
   """
+  directory = pathlib.Path(directory).absolute()
+  header = files.read_json(directory / "header.json")
+  if header is None:
+    raise InputError(f"there is no activation store in {directory}: run the harvest first")
+  layout = Layout(**{field.name: header[field.name] for field in dataclasses.fields(Layout)})
+  arrays = layout.open_arrays(directory, create=False)
+  for index in range(layout.n_shards):
+    yield index, _fault_of(directory, layout, arrays, index)
 
-  def __init__(self, directory, n_rows, width, dtype, shard_rows, chunk_rows, identity):
-    """Starts the store in `directory`, or continues it.
 
-    Args:
-      directory: the store's folder, made if need be.
-      n_rows: N, rows of the whole store.
-      width: M, numbers in a row.
-      dtype: "float16", "bfloat16" or "float32".
-      shard_rows: rows in one file, a multiple of `chunk_rows`.
-      chunk_rows: rows that are read and checksummed together.
-      identity: JSON-able dict saying what the rows are (site, subject fingerprint, ...).
+def _fault_of(directory, layout, arrays, index):
+  if not sums_path(directory, index).exists():
+    return "it has not been harvested"
+  if fault := layout.fault(directory, index):
+    return fault
+  span = slice(*layout.shard_span(index))
+  try:
+    rows_RM, _ = (arrays[name][span].read().result() for name in ("rows", "positions"))
+    written = files.read_json(sums_path(directory, index))
+  except (ValueError, OSError) as error:
+    return str(error)
+  return None if sums_of(rows_RM) == written else "its rows are not those that were summed when they were written"
 
-    Raises:
-      InputError: `directory` holds a store of another identity or shape, or cannot be written.
-    """
-    self._layout = Layout(n_rows, width, dtype, shard_rows, chunk_rows)
-    self._directory = pathlib.Path(directory).absolute()
-    self._header = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self._layout),
-                    "identity": json.loads(json.dumps(identity))}
-    self.n_shards = self._layout.n_shards
-    self.shards_done = self._continue()
-    self._next = self.shards_done
-    self._arrays = self._layout.open_arrays(self._directory, create=True)
-    self._executor = concurrent.futures.ThreadPoolExecutor(WRITES_IN_FLIGHT, "store-writer")
-    self._pending = collections.deque()
 
-  def _continue(self):
-    """Leading shards that an earlier writer finished; begins progress.json where there is none."""
-    progress = files.read_json(self._directory / "progress.json")
-    if progress is None:
-      if (self._directory / "rows").exists():
-        raise InputError(f"{self._directory} holds arrays but no progress.json, so what they are is not "
-                         f"known: delete that folder or name another")
-      files.write_json(self._directory / "zarr.json", {"zarr_format": 3, "node_type": "group"})
-      self._record(0)
-      return 0
-    recorded = progress.pop("shards_done")
-    changed = differences(progress, self._header)
-    if changed:
-      raise InputError(f"{self._directory} holds another harvest ({'; '.join(changed)}): delete that "
-                       f"folder or name another")
-    done = 0
-    while (done < recorded and self._layout.fault(self._directory, done) is None
-           and self._sums_path(done).exists()):
-      done += 1
-    if done < self.n_shards:
-      (self._directory / "meta.json").unlink(missing_ok=True)
-    if done < recorded:
-      self._record(done)
-    return done
-
-  def _record(self, shards_done):
-    files.write_json(self._directory / "progress.json", {**self._header, "shards_done": shards_done})
-
-  def _sums_path(self, index):
-    return self._directory / "sums" / f"{index}.npz"
-
-  def write_shard(self, index, rows_RM, positions_R):
-    """Starts writing shard `index`; waits only while two writes are already under way.
-
-    Args:
-      index: `shards_done` at first, then one more each time.
-      rows_RM: (R, M) rows in the store's dtype, copied before this returns; R = shard_rows, or what is
-        left for the last shard.
-      positions_R: (R,) integers, where in train.bin the token of each row is.
-
-    Raises:
-      ValueError: not the next shard, or arrays of another shape or dtype.
-      InputError: an earlier shard could not be written, or holds a number that is not finite.
-    """
-    start, stop = self._layout.shard_span(index)
-    needed = (stop - start, self._layout.width)
-    if index != self._next or index >= self.n_shards:
-      raise ValueError(f"shard {index} of {self.n_shards}: the next to be written is {self._next}")
-    if rows_RM.shape != needed or rows_RM.dtype != self._arrays["rows"].dtype.numpy_dtype:
-      raise ValueError(f"shard {index}: rows {rows_RM.dtype}{list(rows_RM.shape)}, needed "
-                       f"{self._layout.dtype}{list(needed)}")
-    if positions_R.shape != needed[:1]:
-      raise ValueError(f"shard {index}: {positions_R.shape} positions, needed {needed[:1]}")
-    while self._pending and (len(self._pending) >= WRITES_IN_FLIGHT or self._pending[0].done()):
-      self._settle()
-    self._next += 1
-    self._pending.append(self._executor.submit(
-      self._write, index, np.array(rows_RM), np.array(positions_R, np.int64)))
-
-  def _write(self, index, rows_RM, positions_R):
-    """Makes one shard and its sums durable."""
-    span = slice(*self._layout.shard_span(index))
-    writes = [self._arrays[name][span].write(values, can_reference_source_data_indefinitely=True)
-              for name, values in (("rows", rows_RM), ("positions", positions_R))]
-    sums = _sums(rows_RM)
-    failures = [write.exception() for write in writes]
-    if not np.isfinite(sums["square"]):
-      raise InputError(f"shard {index} of {self._directory} was given activations that are not finite: "
-                       f"beyond the range of {self._layout.dtype}, or the subject is broken; try "
-                       f"dtype=bfloat16")
-    for failure in failures:
-      if failure is not None:
-        raise InputError(f"cannot write shard {index} of {self._directory}: {failure}; once that is "
-                         f"mended run the harvest again, it continues there") from failure
-    files.write_npz(self._sums_path(index), sums)
-
-  def _settle(self):
-    """Waits for the oldest write and records it."""
-    self._pending[0].result()
-    self._pending.popleft()
-    self.shards_done += 1
-    self._record(self.shards_done)
-
-  def finish(self, extra_meta):
-    """Waits for every write, then writes stats.npz and, last of all, meta.json.
-
-    Args:
-      extra_meta: JSON-able dict of more entries for meta.json; it cannot replace the format's own.
-
-    Returns:
-      The dict in meta.json.
-
-    Raises:
-      ValueError: some shards have not been given to `write_shard`. InputError: as `write_shard`.
-    """
-    if self._next != self.n_shards:
-      raise ValueError(f"{self._next} of {self.n_shards} shards were written: not finished")
-    while self._pending:
-      self._settle()
-    self._executor.shutdown()
-    total = files.read_npz(self._sums_path(0))
-    for index in range(1, self.n_shards):
-      sums = files.read_npz(self._sums_path(index))
-      total = {name: total[name] + sums[name] for name in total}
-    n_rows = self._layout.n_rows
-    files.write_npz(self._directory / "stats.npz", {"mean_M": total["vector_M"] / n_rows})
-    meta = {**extra_meta, **self._header, "mean_norm": float(total["norm"] / n_rows),
-            "mean_square": float(total["square"] / (n_rows * self._layout.width)), "complete": True}
-    files.write_json(self._directory / "meta.json", meta)
-    return meta
+def forget(directory, index):
+  """Has the next harvest make a shard again; the store is unfinished until then."""
+  directory = pathlib.Path(directory)
+  (directory / "meta.json").unlink(missing_ok=True)
+  sums_path(directory, index).unlink(missing_ok=True)
 
 
 class ActivationStore:
@@ -303,10 +201,10 @@ class ActivationStore:
     """
     directory = pathlib.Path(directory).absolute()
     meta = files.read_json(directory / "meta.json")
-    progress = files.read_json(directory / "progress.json")
-    if meta is None and progress is None:
+    header = files.read_json(directory / "header.json")
+    if meta is None and header is None:
       raise InputError(f"there is no activation store in {directory}: run the harvest first")
-    found = meta or progress
+    found = meta or header
     if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
       raise InputError(f"{directory} has format {found.get('format')!r} version {found.get('version')}, "
                        f"this version of monojax reads {FORMAT!r} version {VERSION}: harvest again")
@@ -316,16 +214,15 @@ class ActivationStore:
         raise InputError(f"the store in {directory} was harvested from something else "
                          f"({'; '.join(changed)}): delete that folder and run the harvest again")
     if meta is None:
-      n_shards = -(-progress["n_rows"] // progress["shard_rows"])
-      raise InputError(f"the store in {directory} is unfinished, harvested {progress['shards_done']} of "
-                       f"{n_shards} shards: run the harvest command again, it continues there")
+      layout = Layout(**{field.name: header[field.name] for field in dataclasses.fields(Layout)})
+      n_done = layout.n_shards - len(missing_shards(directory, layout))
+      raise InputError(f"the store in {directory} is unfinished, harvested {n_done} of "
+                       f"{layout.n_shards} shards: run the harvest command again, it continues there")
     return cls(directory, meta)
 
   def _damaged(self, index, reason):
-    paths = " and ".join(str(self._directory / name) for name in self._layout.shard_files(index))
-    return InputError(f"shard {index} of the store in {self._directory} is damaged ({reason}): delete "
-                      f"{paths} and {self._directory / 'meta.json'}, then run the harvest again, it "
-                      f"continues at that shard")
+    return InputError(f"shard {index} of the store in {self._directory} is damaged ({reason}): "
+                      "experiments/check_store.py --repair finds all that are and harvests them again")
 
   def _read(self, name, spans, out):
     """Fills `out` with the rows of `spans`, one after the other, several reads at a time.
@@ -394,7 +291,3 @@ class ActivationStore:
     spans = [self.chunk_span(int(chunk)) for chunk in chunks]
     self._read("rows", spans, out)
     return sum(stop - start for start, stop in spans)
-
-  def mean(self):
-    """(M,) float64 mean of the store's rows."""
-    return files.read_npz(self._directory / "stats.npz")["mean_M"]

@@ -1,0 +1,207 @@
+"""Times the activation store, its shuffled reader and the stream against the disk and against the step they feed.
+
+All in one run, on one disk: ratios compare where absolute rates of a noisy disk do not. Reads are cold: files are
+dropped from the page cache first, where the system allows it. The step is a dictionary's training step on rows
+that are already on the device; a source that keeps it fed has a ratio of 1.
+
+  python experiments/bench_store.py --quick --out=/tmp/bench_store.json
+  python experiments/bench_store.py --directory=/data/tmp --n_rows=4194304
+"""
+
+import os
+import pathlib
+import resource
+import tempfile
+import time
+
+import numpy as np
+from absl import flags
+
+from monojax import benchmark, cli
+
+_DIRECTORY = flags.DEFINE_string("directory", "", "where to write; a temporary folder below the current one by default")
+_ROWS = flags.DEFINE_integer("n_rows", 2**20, "rows of the store")
+_WIDTH = flags.DEFINE_integer("width", 512, "numbers in a row, float16; also of the subject's MLP")
+_SHARD = flags.DEFINE_integer("shard_rows", 65_536, "rows in one file")
+_CHUNK = flags.DEFINE_integer("chunk_rows", 4_096, "rows read at once")
+_BUFFER = flags.DEFINE_integer("buffer_rows", 262_144, "rows shuffled together")
+_BATCH = flags.DEFINE_integer("batch_rows", 4_096, "rows of a batch")
+_DOCUMENT = flags.DEFINE_integer("document_rows", 250, "rows that come from one document")
+_FEATURES = flags.DEFINE_integer("n_features", 4_096, "features of the dictionary whose step is fed")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "timed rounds")
+_QUICK = flags.DEFINE_boolean("quick", False, "a quarter of the rows, two rounds: about a minute")
+_OUT = flags.DEFINE_string("out", "", "also write the figures to this JSON file")
+
+BLOCK_BYTES = 2**23
+CONTEXT = 128  # tokens in one of the stream's contexts
+
+
+def drop_from_cache(directory):
+  """Makes the next reads of the files below a directory come from the disk."""
+  for path in pathlib.Path(directory).rglob("*"):
+    if path.is_file():
+      descriptor = os.open(path, os.O_RDONLY)
+      try:
+        os.fsync(descriptor)
+        if hasattr(os, "posix_fadvise"):
+          os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+      finally:
+        os.close(descriptor)
+
+
+class Disk:
+  """The same rows as a plain file and as a store."""
+
+  def __init__(self, directory, n_rows):
+    rng = np.random.default_rng(0)
+    block_RM = np.maximum(rng.standard_normal((_SHARD.value, _WIDTH.value), np.float32), 0).astype(np.float16)
+    self.block_RM, self.n_rows = block_RM, n_rows
+    self.raw, self.store = directory / "raw" / "rows.bin", directory / "store"
+    self.raw.parent.mkdir()
+    self._written = 0
+
+  def write_raw(self):
+    with open(self.raw, "wb", buffering=0) as file:
+      for _ in range(self.n_rows // _SHARD.value):
+        view = memoryview(self.block_RM).cast("B")
+        for at in range(0, len(view), BLOCK_BYTES):
+          file.write(view[at:at + BLOCK_BYTES])
+      os.fsync(file.fileno())
+
+  def write_store(self):
+    from monojax.activations.writer import StoreWriter
+    # A finished store would not be written again: each round has its own, and leaves the last.
+    self._written += 1
+    self.store = self.store.with_name(f"store{self._written}")
+    writer = StoreWriter(self.store, self.n_rows, _WIDTH.value, "float16", _SHARD.value, _CHUNK.value, {})
+    for index in range(writer.n_shards):
+      writer.write_shard(index, self.block_RM, self._positions(index))
+    writer.finish({})
+
+  def _positions(self, index):
+    """A harvest writes a shard's rows in random order."""
+    order = np.random.default_rng([0, index]).permutation(_SHARD.value)
+    return index * _SHARD.value + order
+
+  def read_raw(self):
+    drop_from_cache(self.raw.parent)
+    buffer = bytearray(BLOCK_BYTES)
+    with open(self.raw, "rb", buffering=0) as file:
+      while file.readinto(buffer):
+        pass
+
+  def read_store(self):
+    from monojax.activations.store import ActivationStore
+    drop_from_cache(self.store)
+    store = ActivationStore.open(self.store)
+    together = _BUFFER.value // _CHUNK.value
+    out = np.empty((_BUFFER.value, _WIDTH.value), np.float16)
+    for first in range(0, store.n_chunks, together):
+      store.read_chunks(range(first, min(first + together, store.n_chunks)), out)
+
+  def reader(self):
+    from monojax.activations.reader import ShuffledRows
+    from monojax.activations.store import ActivationStore
+    return ShuffledRows(ActivationStore.open(self.store), _BATCH.value, _BUFFER.value, 0)
+
+  def read_shuffled(self):
+    drop_from_cache(self.store)
+    reader = self.reader()
+    for step in range(self.n_rows // _BATCH.value):
+      reader.batch(step)
+
+  def read_memmap(self, n_batches):
+    """Random single rows of the plain file, as a memory map serves them."""
+    drop_from_cache(self.raw.parent)
+    rows_NM = np.memmap(self.raw, np.float16, "r").reshape(-1, _WIDTH.value)
+    rng = np.random.default_rng(1)
+    for _ in range(n_batches):
+      np.take(rows_NM, rng.integers(0, self.n_rows, _BATCH.value), axis=0)
+
+  def distinct_documents(self):
+    """Distinct documents of a batch over those of truly random rows."""
+    from monojax.activations.store import ActivationStore
+    store, reader, rng = ActivationStore.open(self.store), self.reader(), np.random.default_rng(2)
+    document_N = store.positions(0, self.n_rows) // _DOCUMENT.value
+    steps = rng.integers(0, self.n_rows // _BATCH.value, 20)
+    ours = np.mean([len(np.unique(document_N[reader.indices(int(step))])) for step in steps])
+    ideal = np.mean([len(np.unique(document_N[rng.choice(self.n_rows, _BATCH.value, replace=False)])) for _ in steps])
+    return ours / ideal
+
+
+def feeds(disk, n_steps, scan=8):
+  """{name: function that takes `n_steps` training steps, `scan` in a call, fed by a source}."""
+  import jax
+  import jax.numpy as jnp
+
+  from monojax import mesh as meshes
+  from monojax.activations.config import HarvestConfig
+  from monojax.activations.stream import Stream
+  from monojax.sae import recipes
+  from monojax.sae.config import SAEConfig
+  from monojax.sae.step import make_step
+  from monojax.sae.train import make_batches, use_sparse
+  from monojax.subjects.config import TransformerConfig
+  from monojax.subjects.transformer import Transformer
+  from monojax.text.tokens import Tokens
+  from monojax.training import compute_dtype
+  mesh = meshes.make_mesh(meshes.MeshConfig(data=1))
+  config = SAEConfig(n_features=_FEATURES.value, batch_rows=_BATCH.value, warmup_steps=10**9).resolved()
+  recipe = recipes.make_recipe(config, _WIDTH.value, compute_dtype("auto"), mesh)
+  init, step = make_step(recipe, mesh, config.window_steps, use_sparse(config, recipe, mesh, "step"))
+  model = Transformer(TransformerConfig(n_layers=1, d_model=_WIDTH.value // 4, n_heads=4, d_mlp=_WIDTH.value,
+                                        n_context=CONTEXT, vocab_size=8192), compute_dtype("auto"))
+  params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+  ids_N = np.random.default_rng(0).integers(0, 8192, disk.n_rows).astype(np.uint16)
+  tokens = Tokens("train", ids_N, np.arange(0, len(ids_N), 250), np.zeros(1, np.int32), ("a",), 8192, 0, len(ids_N))
+  stream = Stream(HarvestConfig(batch_contexts=64), model, params, tokens, _BATCH.value, _BUFFER.value, 0, mesh)
+
+  def trained(batches):
+    held = [init(jax.random.key(0), np.asarray(stream.sample(4096, 0), np.float32)), 0]
+
+    def run():
+      for _ in range(n_steps // scan):
+        held[0], values = step(held[0], batches(held[1], held[1] + scan))
+        held[1] += scan
+      jax.block_until_ready(values)
+    return run
+  resident = make_batches(stream, mesh)(0, scan)
+  return {"step": trained(lambda first, last: resident), "store_step": trained(make_batches(disk.reader(), mesh)),
+          "stream_step": trained(make_batches(stream, mesh))}
+
+
+def main():
+  n_rows = _ROWS.value // (4 if _QUICK.value else 1) // _SHARD.value * _SHARD.value
+  n_rounds = 2 if _QUICK.value else _ROUNDS.value
+  with tempfile.TemporaryDirectory(dir=_DIRECTORY.value or ".") as directory:
+    disk = Disk(pathlib.Path(directory), n_rows)
+    memmap_batches = 4
+    functions = {"raw_write": disk.write_raw, "write": disk.write_store, "raw_read": disk.read_raw,
+                 "sequential_read": disk.read_store, "shuffled_read": disk.read_shuffled}
+    seconds = benchmark.interleaved(functions, n_rounds, warmup=0)
+    start = time.perf_counter()
+    disk.read_memmap(memmap_batches)
+    memmap_rows_per_s = memmap_batches * _BATCH.value / (time.perf_counter() - start)
+    figures = {"shape/n_rows": n_rows, "shape/width": _WIDTH.value, "shape/buffer_rows": _BUFFER.value}
+    for name in functions:
+      figures[f"{name}/rows_per_s"] = n_rows / min(seconds[name])
+      figures[f"{name}/gb_per_s"] = n_rows * _WIDTH.value * 2 / min(seconds[name]) / 1e9
+    for name in ("write", "sequential_read", "shuffled_read"):
+      raw = seconds["raw_write" if name == "write" else "raw_read"]
+      figures[f"{name}/ratio_to_raw"] = benchmark.median_ratio(raw, seconds[name])
+    figures["memmap_random_rows/rows_per_s"] = memmap_rows_per_s
+    figures["shuffled_read/ratio_to_memmap_random_rows"] = figures["shuffled_read/rows_per_s"] / memmap_rows_per_s
+    figures["shuffle/distinct_documents_ratio"] = disk.distinct_documents()
+    figures["shuffle/buffer_gb"] = 2 * _BUFFER.value * _WIDTH.value * 2 / 1e9
+    n_steps = _BUFFER.value // _BATCH.value  # a window of the shuffle, which is filled once in so many
+    seconds = benchmark.interleaved(feeds(disk, n_steps), n_rounds, warmup=1)
+    for name in seconds:
+      figures[f"{name}/rows_per_s"] = n_steps * _BATCH.value / min(seconds[name])
+    for name in ("store_step", "stream_step"):
+      figures[f"{name}/ratio_to_step"] = benchmark.median_ratio(seconds["step"], seconds[name])
+  figures["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+  benchmark.report(figures, _OUT.value)
+
+
+if __name__ == "__main__":
+  cli.run(main)
