@@ -12,6 +12,40 @@ def _mix(x):
   return x ^ (x >> np.uint64(31))
 
 
+class _Feistel:
+  """A balanced Feistel network on the smallest even number of bits that holds a size, keyed."""
+
+  def __init__(self, size, key):
+    self.size = np.uint64(size)
+    self._half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
+    self._mask = np.uint64((1 << int(self._half)) - 1)
+    seed = np.uint64(0x9E3779B97F4A7C15)
+    for part in key:
+      seed = _mix(np.asarray(seed ^ np.uint64(part)) + np.uint64(0x9E3779B97F4A7C15))
+    self._keys = [_mix(seed + np.uint64(r + 1) * np.uint64(0xD1B54A32D192ED03)) for r in range(_ROUNDS)]
+
+  def forward(self, x):
+    left, right = x >> self._half, x & self._mask
+    for key in self._keys:
+      left, right = right, left ^ (_mix(right + key) & self._mask)
+    return (left << self._half) | right
+
+  def backward(self, x):
+    left, right = x >> self._half, x & self._mask
+    for key in reversed(self._keys):
+      left, right = right ^ (_mix(left + key) & self._mask), left
+    return (left << self._half) | right
+
+  def walk(self, step, index):
+    """`step` until it lands below the size: from below it, that is a bijection, and its inverse walks back."""
+    result = step(np.asarray(index, np.uint64))
+    outside = result >= self.size
+    while outside.any():
+      result = np.where(outside, step(result), result)
+      outside = result >= self.size
+    return result.astype(np.int64)
+
+
 def permute(index, size, *key):
   """The images of `index` under the permutation of 0..size-1 that `key` names.
 
@@ -28,23 +62,13 @@ def permute(index, size, *key):
   Returns:
     int64 array of `index`'s shape, a bijection of 0..size-1.
   """
-  half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
-  mask = np.uint64((1 << int(half)) - 1)
   with np.errstate(over="ignore"):
-    seed = np.uint64(0x9E3779B97F4A7C15)
-    for part in key:
-      seed = _mix(np.asarray(seed ^ np.uint64(part)) + np.uint64(0x9E3779B97F4A7C15))
-    round_keys = [_mix(seed + np.uint64(r + 1) * np.uint64(0xD1B54A32D192ED03)) for r in range(_ROUNDS)]
+    network = _Feistel(size, key)
+    return network.walk(network.forward, index)
 
-    def encipher(x):
-      left, right = x >> half, x & mask
-      for round_key in round_keys:
-        left, right = right, left ^ (_mix(right + round_key) & mask)
-      return (left << half) | right
 
-    result = encipher(np.asarray(index, np.uint64))
-    outside = result >= np.uint64(size)
-    while outside.any():
-      result = np.where(outside, encipher(result), result)
-      outside = result >= np.uint64(size)
-  return result.astype(np.int64)
+def place_of(image, size, *key):
+  """Where `permute` puts an image from: `permute(place_of(x, size, *key), size, *key) == x`."""
+  with np.errstate(over="ignore"):
+    network = _Feistel(size, key)
+    return network.walk(network.backward, image)

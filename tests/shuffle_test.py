@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from monojax.shuffle import permute
+from monojax.shuffle import permute, place_of
 
 
 def test_bijection_of_every_small_size():
@@ -58,3 +58,11 @@ def test_neighbours_are_unrelated(size):
     assert abs(np.corrcoef(image[:-1], image[1:])[0, 1]) < 5 / size**0.5
     steps = np.diff(image.astype(int)) % size
     assert np.bincount(steps, minlength=size).max() < 10  # no step recurs, as in a linear generator
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 17, 1000, 65_537, 10**12 + 39])
+def test_places_are_found_again(size):
+  index = np.unique(np.random.default_rng(0).integers(0, size, 2000))
+  image = permute(index, size, 4, 2)
+  np.testing.assert_array_equal(place_of(image, size, 4, 2), index)
+  assert int(place_of(int(image[0]), size, 4, 2)) == index[0]

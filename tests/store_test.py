@@ -1,5 +1,6 @@
 """The activation store: what is read is what was written, whatever happens in between."""
 
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +19,7 @@ import zarr
 from monojax import files
 from monojax.activations.config import HarvestConfig
 from monojax.activations.reader import ShuffledRows
-from monojax.activations.store import ActivationStore, faults, forget
+from monojax.activations.store import ActivationStore, Layout, faults, forget
 from monojax.activations.writer import StoreWriter
 from monojax.config import InputError
 from monojax.shuffle import permute
@@ -351,6 +353,33 @@ def test_rows_are_well_mixed(tmp_path):
   assert abs(np.std(correlations) * np.sqrt(batch) - 1) < 0.25
   everything = ShuffledRows(store, n_rows, n_rows, 0).indices(0)
   assert abs(np.corrcoef(everything[1:], everything[:-1])[0, 1]) < 4 / np.sqrt(n_rows)
+
+
+def test_eight_billion_rows_cost_no_more_than_few(whole, tmp_path):
+  """A store of which there is only what says how large it is: opened, and its order looked at anywhere."""
+  huge = shutil.copytree(whole, tmp_path / "huge")
+  n_rows = 8_192_000_123
+  meta = {**files.read_json(huge / "meta.json"), "n_rows": n_rows, "width": 2, "shard_rows": 2**20, "chunk_rows": 4096}
+  shutil.rmtree(huge)
+  layout = Layout(*(meta[field.name] for field in dataclasses.fields(Layout)))
+  layout.open_arrays(huge, create=True)
+  files.write_json(huge / "meta.json", meta)
+  with pytest.raises(InputError, match="shard 0 .*missing"):
+    ActivationStore.open(huge)
+
+  def visit():
+    source = ShuffledRows(ActivationStore(huge, meta), 4096, 2**14, 0)
+    return np.stack([source.indices(step) for step in (0, 1_234_567, 2_000_000, 3_999_999)])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Layout, "fault", lambda *_: None)
+    visit()
+    tracemalloc.start()
+    found = visit()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+  assert found.min() >= 0 and found.max() < n_rows and abs(found.mean() / n_rows - 0.5) < 0.1
+  assert all(len(np.unique(row)) == 4096 for row in found)
+  assert peak < 2**21
 
 
 def test_reads_are_bounded(tmp_path, monkeypatch):

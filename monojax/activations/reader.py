@@ -4,19 +4,12 @@ Axes: B rows of a batch, M width of the activation, J places within a window.
 """
 
 import concurrent.futures
-import functools
 import threading
 
 import numpy as np
 
 from monojax.config import require
-from monojax.shuffle import permute
-
-
-@functools.lru_cache(maxsize=8)
-def _place_of(value, size, *key):
-  """Where `value` is in the permutation of 0..size-1 that `key` names."""
-  return int(np.flatnonzero(permute(np.arange(size), size, *key) == value)[0])
+from monojax.shuffle import permute, place_of
 
 
 class ShuffledRows:
@@ -135,7 +128,7 @@ class ShuffledRows:
     start, short = store.chunk_span(store.n_chunks - 1)
     missing = store.chunk_rows - (short - start)
     visited = min(window * self._window_chunks, store.n_chunks)
-    if missing and _place_of(store.n_chunks - 1, store.n_chunks, self._seed, epoch) < visited:
+    if missing and place_of(store.n_chunks - 1, store.n_chunks, self._seed, epoch) < visited:
       return visited * store.chunk_rows - missing
     return visited * store.chunk_rows
 

@@ -19,6 +19,7 @@ from monojax.config import InputError, differences, require
 
 FORMAT, VERSION = "monojax-activations", 2
 READS_IN_FLIGHT = 8
+_LOOKED_AT = 1000  # shards whose sizes opening looks at: many would take long, and reading finds any damage
 _SUM_ROWS = 256  # rows converted to float64 at once: stays in the cache
 
 
@@ -181,7 +182,7 @@ class ActivationStore:
     self.n_rows, self.width = self._layout.n_rows, self._layout.width
     self.chunk_rows = self._layout.chunk_rows
     self.n_chunks = -(-self.n_rows // self.chunk_rows)
-    for index in range(self._layout.n_shards):
+    for index in range(min(self._layout.n_shards, _LOOKED_AT)):
       if fault := self._layout.fault(directory, index):
         raise self._damaged(index, fault)
     self._arrays = self._layout.open_arrays(directory, create=False)
@@ -189,7 +190,7 @@ class ActivationStore:
 
   @classmethod
   def open(cls, directory, expected_identity=None):
-    """Opens the store in `directory`; looks at every shard's size, and reads none.
+    """Opens the store in `directory`; looks at the sizes of the first thousand shards, and reads none.
 
     Args:
       directory: what the writer was given.
