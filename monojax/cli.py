@@ -1,6 +1,7 @@
 """What every script does around its work: flags, one-line errors, exit codes."""
 
 import dataclasses
+import os
 import sys
 
 from absl import app, flags, logging
@@ -20,7 +21,11 @@ def define_run_flags(fields=None):
   from monojax.runs import RunConfig
   flags.DEFINE_string("workdir", None, "the run's folder; made if it is not there")
   flags.DEFINE_string("preset", "demo", f"defaults to start from: {', '.join(PRESETS)}")
-  for name in ("workdir", "preset"):
+  flags.DEFINE_string("coordinator", "", "HOST:PORT of the first of several processes that run this script "
+                      "together (docs/scaling.md), or auto to learn all three from the cluster")
+  flags.DEFINE_integer("num_processes", 1, "how many they are")
+  flags.DEFINE_integer("process_id", 0, "which of them this is")
+  for name in ("workdir", "preset", "coordinator", "num_processes", "process_id"):
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   for field in dataclasses.fields(RunConfig):
     if fields is None or field.name in fields:
@@ -74,6 +79,7 @@ def run(main, keep_memory=lambda: True):
     logging.set_verbosity(logging.WARNING)
     if keep_memory():
       keep_freed_memory()
+    _join_job()
     main()
 
   try:
@@ -86,6 +92,16 @@ def run(main, keep_memory=lambda: True):
     _exit(1, error)
   except KeyboardInterrupt:
     _exit(130, "interrupted; the same command goes on from the last checkpoint")
+
+
+def _join_job():
+  """Joins the other processes, if there are any; only the first goes on printing."""
+  if not flags.FLAGS["coordinator"].value if "coordinator" in flags.FLAGS else True:
+    return
+  from monojax import distributed, files
+  distributed.start(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
+  if files.written_elsewhere:
+    sys.stdout = open(os.devnull, "w")
 
 
 def _parse(arguments):

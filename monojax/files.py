@@ -17,9 +17,20 @@ def sync_directory(path):
     os.close(descriptor)
 
 
+# Whether another process of this job writes the files that all of them would write alike.
+written_elsewhere = False
+
+
 @contextlib.contextmanager
-def replacing(path):
-  """Opens a binary file that takes the name `path` when the block ends without an error."""
+def replacing(path, by_each=False):
+  """Opens a binary file that takes the name `path` when the block ends without an error.
+
+  Of a job's processes only the first writes it, or, with `by_each`, this one.
+  """
+  if written_elsewhere and not by_each:
+    with open(os.devnull, "wb") as file:
+      yield file
+    return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   aside = path.with_name(path.name + ".partial")
@@ -31,9 +42,9 @@ def replacing(path):
   sync_directory(path.parent)
 
 
-def write_json(path, value):
-  """Writes `value` as JSON, whole or not at all."""
-  with replacing(path) as file:
+def write_json(path, value, by_each=False):
+  """Writes `value` as JSON, whole or not at all; see `replacing`."""
+  with replacing(path, by_each) as file:
     file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
 
 

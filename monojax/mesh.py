@@ -20,19 +20,19 @@ class MeshConfig:
     require(self.model >= 1, "mesh.model", self.model, "must be at least 1")
 
 
-def make_mesh(config=None):
-  """The mesh of `config` (default: every device along "data").
+def make_mesh(config=None, devices=None):
+  """The mesh of `config` (default: every device along "data") over `devices` (default: those of all processes).
 
   Axes are `Auto`: linen layers cannot be traced under `Explicit` ones.
   """
   config = config or MeshConfig()
-  n_devices = jax.device_count()
+  devices = devices or jax.devices()
+  n_devices = len(devices)
   data = config.data or max(1, n_devices // config.model)
   require(data * config.model <= n_devices, "mesh", (data, config.model),
           f"needs {data * config.model} devices, this process sees {n_devices}")
-  devices = jax.devices()[:data * config.model]
   return jax.make_mesh((data, config.model), ("data", "model"), axis_types=(AxisType.Auto,) * 2,
-                       devices=devices)
+                       devices=devices[:data * config.model])
 
 
 def shardings(tree, mesh, rules):
@@ -77,5 +77,19 @@ def on_mesh(batch, mesh, spec):
   for size, axis in zip(np.shape(batch), spec, strict=False):
     if axis is not None:
       require_divides(mesh, axis, size)
-  batch = batch if isinstance(batch, jax.Array) else np.asarray(batch)
-  return jax.device_put(batch, NamedSharding(mesh, spec))
+  sharding = NamedSharding(mesh, spec)
+  if isinstance(batch, jax.Array):
+    return jax.device_put(batch, sharding)
+  batch = np.asarray(batch)
+  if jax.process_count() > 1:  # each process has the whole batch, and its devices take their part
+    return jax.make_array_from_callback(batch.shape, sharding, lambda index: batch[index])
+  return jax.device_put(batch, sharding)
+
+
+def to_host(tree):
+  """Arrays of any sharding as NumPy arrays, whole on every process."""
+  def whole(leaf):
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+      leaf = jax.jit(lambda x: x, out_shardings=NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
+    return np.asarray(leaf)
+  return jax.tree.map(whole, tree)

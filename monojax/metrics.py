@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 import uuid
@@ -34,7 +35,7 @@ def progress(total, unit, description, initial=0, scale=False):
   interactive = sys.stderr.isatty()
   return tqdm.tqdm(total=total, unit=f" {unit}", desc=description, initial=initial, unit_scale=scale,
                    dynamic_ncols=interactive, mininterval=0.5 if interactive else 10.0,
-                   smoothing=0.1, leave=True)
+                   smoothing=0.1, leave=True, disable=files.written_elsewhere)
 
 
 def seconds_trained(path, unit, units_per_step):
@@ -64,6 +65,10 @@ class MetricsLog:
       InputError: a configured extra is not installed.
     """
     self.path = pathlib.Path(path)
+    self._tensorboard = self._wandb = None
+    if files.written_elsewhere:
+      self._file = open(os.devnull, "a")
+      return
     kept = []
     if self.path.exists():
       for line in self.path.read_text("utf-8").splitlines():
@@ -76,7 +81,6 @@ class MetricsLog:
     with files.replacing(self.path) as file:
       file.write("".join(kept).encode())
     self._file = open(self.path, "a")
-    self._tensorboard = self._wandb = None
     if config.tensorboard:
       try:
         import tensorboardX

@@ -86,14 +86,15 @@ class Run:
                        "with experiments/monosemanticity.py")
     return record
 
-  def execute(self, name, config, work):
-    """Does a stage unless it is done.
+  def execute(self, name, config, work, alone=False):
+    """Does a stage unless it is done; several processes of a job do it together.
 
     Args:
       name: a key of `INPUTS`, or a folder in `SWEEPS`.
       config: its configuration dataclass, or a dict of several.
       work: (stage directory, identity) -> dict of headline figures. The identity names the settings
         and inputs of what is made.
+      alone: whether a job's first process does it while the others wait.
 
     Returns:
       The stage's record.
@@ -101,6 +102,8 @@ class Run:
     Raises:
       InputError: an earlier stage is missing, or this one was begun with other settings or inputs.
     """
+    from monojax import distributed
+    distributed.wait(f"{name} begins")
     path = self.directory / name / "stage.json"
     before = ("activations",) if name.startswith(f"{SWEEPS}/") else INPUTS[name]
     inputs = {stage: self.require_stage(stage)["output"] for stage in before}
@@ -117,11 +120,16 @@ class Run:
       print(f"{name}: already done ({found['seconds']:.0f} s)", flush=True)
       return found
     record = {**wanted, "identity": identity, "complete": False}
+    distributed.wait(f"{name} is looked up")
+    if alone and files.written_elsewhere:
+      distributed.wait(f"{name} is done")
+      return self.require_stage(name)
     try:
       with _clock(path, record, found["seconds"] if found else 0.0) as elapsed:
         figures = work(path.parent, identity)
     except InputError:
-      if list(path.parent.iterdir()) == [path]:  # refused before anything was made: free to be corrected
+      # Refused before anything was made, it is free to be corrected.
+      if not files.written_elsewhere and list(path.parent.iterdir()) == [path]:
         path.unlink()
       raise
     # Later stages depend on what was made, too: the same settings can find other text.
@@ -129,6 +137,7 @@ class Run:
     record |= {"complete": True, "seconds": elapsed(), "figures": figures, "output": output}
     files.write_json(path, record)
     self.write_summary()
+    distributed.wait(f"{name} is done")
     print(f"{name}: done in {record['seconds']:.0f} s", flush=True)
     return record
 

@@ -24,7 +24,7 @@ def prepare_text(run, config):
     meta = tokens.prepare(config.text, directory)
     return {"tokens/train_tokens": meta["n_tokens"]["train"], "tokens/val_tokens": meta["n_tokens"]["val"],
             "tokens/vocab_size": meta["vocab_size"], "tokens/documents": sum(meta["n_documents"].values())}
-  return run.execute("tokens", config.text, work)
+  return run.execute("tokens", config.text, work, alone=True)
 
 
 def train_subject(run, config):
@@ -89,7 +89,7 @@ def harvest(run, config):
     from monojax.activations.harvest import harvest as fill
     from monojax.mesh import make_mesh
     model, params = load_subject(run)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(devices=jax.local_devices())  # each process makes shards of its own
     params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.P()))
     meta = fill(config.activations, model, params, open_tokens(run, "train"), directory,
                 {"site": config.activations.site, "stage": identity}, mesh)
@@ -300,7 +300,7 @@ def build_browser(run, config):
     build(tables, directory / "site", config.browser.title or run.directory.resolve().name,
           config.browser.features_per_file)
     return {}
-  return run.execute("browser", config.browser, work)
+  return run.execute("browser", config.browser, work, alone=True)
 
 
 STAGES = {"tokens": prepare_text, "subject": train_subject, "activations": harvest, "sae": train_sae,

@@ -5,7 +5,7 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent / "monojax"
 FOUNDATION = {"config", "files", "shuffle", "metrics", "mesh", "checkpoint", "training", "host_memory",
-              "benchmark", "linear"}
+              "benchmark", "linear", "distributed"}
 ALLOWED = {  # package -> packages it may import besides itself and the foundation
     "text": set(), "subjects": {"text"}, "activations": {"text", "subjects"}, "sae": set(),
     "analysis": {"text", "subjects", "activations", "sae"}, "browser": {"analysis"},

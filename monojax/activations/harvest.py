@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from monojax import distributed, metrics
 from monojax import mesh as meshes
-from monojax import metrics
 from monojax.activations.visits import Visits
 from monojax.activations.writer import StoreWriter
 from monojax.config import require
 
 
 def harvest(config, model, params, tokens, directory, identity, mesh):
-  """Fills the store in `directory` with the shards that are not there yet.
+  """Fills the store in `directory` with the shards that are not there yet; the processes of a job share them.
 
   Contexts are visited in a random order, so that a part of the text is a random part, and a shard's
   rows are permuted before they are written, so that neighbours on disk come from many documents.
@@ -26,7 +26,7 @@ def harvest(config, model, params, tokens, directory, identity, mesh):
     tokens: `Tokens` to run over.
     directory: of the store.
     identity: JSON-able dict: what the rows were made from.
-    mesh: device mesh; contexts are split over "data".
+    mesh: mesh of this process' devices; contexts are split over "data".
 
   Returns:
     The store's meta.
@@ -39,9 +39,9 @@ def harvest(config, model, params, tokens, directory, identity, mesh):
   forward = make_forward(model, config.site, jnp.dtype(config.dtype), mesh)
   n_rows = visits.n_rows
   writer = StoreWriter(directory, n_rows, n_inputs, config.dtype, config.shard_rows,
-                       config.chunk_rows, identity)
-  bar = metrics.progress(n_rows, "rows", "harvest", scale=True,
-                         initial=max(0, n_rows - len(writer.todo) * config.shard_rows))
+                       config.chunk_rows, identity, jax.process_index(), jax.process_count())
+  bar = metrics.progress(n_rows // jax.process_count(), "rows", "harvest", scale=True,
+                         initial=max(0, n_rows // jax.process_count() - len(writer.todo) * config.shard_rows))
   for shard in writer.todo:
     first = shard * config.shard_rows
     last = min(first + config.shard_rows, n_rows)
@@ -54,6 +54,8 @@ def harvest(config, model, params, tokens, directory, identity, mesh):
     writer.write_shard(shard, rows_RM, positions_R)
     bar.update(last - first)
   bar.close()
+  writer.flush()
+  distributed.wait("all shards are written")
   return writer.finish({"n_context": visits.width, "tokens_per_context": visits.per_context,
                         "shuffle_seed": config.seed})
 

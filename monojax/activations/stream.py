@@ -100,7 +100,7 @@ class Stream:
       context_B = visits.context(visit_B[np.minimum(number_B, n_contexts - 1)])
       acts_BRM = self._forward(self._params, self._tokens.context(context_B, visits.width),
                                visits.kept(context_B).astype(np.int32))
-      sampled_NM[here] = np.asarray(acts_BRM).reshape(-1, self.width)[place_N[here] - first]
+      sampled_NM[here] = meshes.to_host(acts_BRM).reshape(-1, self.width)[place_N[here] - first]
     return sampled_NM
 
   def positions(self, step):

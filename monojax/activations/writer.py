@@ -25,10 +25,11 @@ class StoreWriter:
 
   Attributes:
     n_shards: shards in the whole store.
-    todo: the shards that are not there yet, rising.
+    todo: the shards for this writer that are not there yet, rising.
   """
 
-  def __init__(self, directory, n_rows, width, dtype, shard_rows, chunk_rows, identity):
+  def __init__(self, directory, n_rows, width, dtype, shard_rows, chunk_rows, identity,
+               process=0, n_processes=1):
     """Starts the store in `directory`, or continues it.
 
     Args:
@@ -39,6 +40,7 @@ class StoreWriter:
       shard_rows: rows in one file, a multiple of `chunk_rows`.
       chunk_rows: rows that are read and checksummed together.
       identity: JSON-able dict saying what the rows are (site, subject fingerprint, ...).
+      process, n_processes: this writer does every `n_processes`-th shard, from number `process` on.
 
     Raises:
       InputError: `directory` holds a store of another identity or shape, or cannot be written.
@@ -49,8 +51,9 @@ class StoreWriter:
                     "identity": json.loads(json.dumps(identity))}
     self.n_shards = self._layout.n_shards
     self._begin()
-    self.todo = missing_shards(self._directory, self._layout)
-    if self.todo:
+    missing = missing_shards(self._directory, self._layout)
+    self.todo = [index for index in missing if index % n_processes == process]
+    if missing:
       (self._directory / "meta.json").unlink(missing_ok=True)
     self._next = 0
     self._arrays = self._layout.open_arrays(self._directory, create=True)
@@ -114,15 +117,24 @@ class StoreWriter:
       if failure is not None:
         raise InputError(f"cannot write shard {index} of {self._directory}: {failure}; once that is "
                          f"mended run the harvest again, it continues there") from failure
-    files.write_json(sums_path(self._directory, index), sums)
+    files.write_json(sums_path(self._directory, index), sums, by_each=True)
 
   def _settle(self):
     """Waits for the oldest write."""
     self._pending[0].result()
     self._pending.popleft()
 
+  def flush(self):
+    """Waits until this writer's shards are durable.
+
+    Raises:
+      InputError: as `write_shard`.
+    """
+    while self._pending:
+      self._settle()
+
   def finish(self, extra_meta):
-    """Waits for every write, then writes stats.npz and, last of all, meta.json.
+    """Once every shard is durable, writes stats.npz and, last of all, meta.json.
 
     Args:
       extra_meta: JSON-able dict of more entries for meta.json; it cannot replace the format's own.
@@ -135,8 +147,7 @@ class StoreWriter:
     """
     if self._next != len(self.todo):
       raise ValueError(f"{self._next} of {len(self.todo)} missing shards were written: not finished")
-    while self._pending:
-      self._settle()
+    self.flush()
     self._executor.shutdown()
     norm, square, vector_M = 0.0, 0.0, np.zeros(self._layout.width)
     for index in range(self.n_shards):

@@ -104,7 +104,8 @@ def train_sweep(configs, source, wiring, directory, saved, mesh, metrics_config,
   for name, group in groups.items():
     for i, config in enumerate(group.configs):
       params = finish.finished_params(group.recipe, jax.tree.map(lambda leaf, i=i: leaf[i], states[name]))
-      if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(jax.device_get(params))):
+      params = meshes.to_host(params)
+      if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
         print(f"{name_of(config)} diverged and is left out", flush=True)
         continue
       checkpoint.save_params(pathlib.Path(directory) / "dictionaries" / name_of(config), params, saved[name_of(config)])

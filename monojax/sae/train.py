@@ -47,7 +47,7 @@ def train_sae(config, source, wiring, directory, identity, mesh, metrics_config,
   intervene = make_resampling(config, recipe, source, mesh, jax.random.fold_in(key, 1))
   state = init(key, source.sample(config.start_rows, config.seed))
   state = train(state, step, make_batches(source, mesh), run, metrics_config, intervene)
-  params = finish.finished_params(recipe, state)
+  params = meshes.to_host(finish.finished_params(recipe, state))
   checkpoint.save_params(pathlib.Path(directory) / "dictionary", params, identity)
   return recipe.model, params
 

@@ -76,7 +76,7 @@ def train_subject(config, tokens, directory, identity, mesh, metrics_config):
     metrics_config: `MetricsConfig`.
 
   Returns:
-    (model, parameters).
+    (model, parameters on the host).
   """
   meshes.require_divides(mesh, "data", config.batch_contexts)
   model = Transformer(config.model, compute_dtype(config.compute_dtype))
@@ -91,7 +91,7 @@ def train_subject(config, tokens, directory, identity, mesh, metrics_config):
   run = Run(directory, identity, config.n_steps, config.scan_steps, config.checkpoint_every_steps, (),
             "tokens", config.batch_contexts * width, "subject")
   state = train(init(jax.random.key(config.seed)), step, batches, run, metrics_config)
-  return model, state.params
+  return model, meshes.to_host(state.params)
 
 
 def contexts_per_batch(config):

@@ -1,0 +1,93 @@
+"""One job on two processes of two devices each equals the job on one process of four."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from monojax import checkpoint, runs
+
+EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
+SETTINGS = [
+    "--text.max_bytes=300000", "--text.vocab_size=400", "--text.val_fraction=0.2",
+    "--subject.model.n_context=32", "--subject.model.d_model=32", "--subject.model.d_mlp=48",
+    "--subject.n_steps=40", "--subject.checkpoint_every_steps=10", "--subject.batch_contexts=16",
+    "--subject.sample_tokens=8",
+    "--activations.shard_rows=8192", "--activations.chunk_rows=1024", "--sae.buffer_rows=4096",
+    "--sae.n_features=64", "--sae.batch_rows=256", "--sae.n_steps=60", "--sae.checkpoint_every_steps=10",
+    "--sae.resample_every_steps=25", "--sae.resample_rows=1024", "--sae.start_rows=1024",
+    "--frontier.sparsities=", "--analysis.n_tokens=10000", "--analysis.n_detector_tokens=5000",
+]
+
+
+def start(workdir, n_processes, *flags):
+  """The processes of one job, with four devices in all."""
+  with socket.socket() as found:
+    found.bind(("localhost", 0))
+    port = found.getsockname()[1]
+  environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // n_processes}"}
+  command = [sys.executable, str(EXPERIMENTS / "monosemanticity.py"), f"--workdir={workdir}", *SETTINGS, *flags]
+  several = lambda i: [f"--coordinator=localhost:{port}", f"--num_processes={n_processes}", f"--process_id={i}"]
+  return [subprocess.Popen(command + (several(i) if n_processes > 1 else []), env=environment, text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+          for i in range(n_processes)]
+
+
+def finish(processes, timeout=900):
+  for process in processes:
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0, output[-4000:]
+
+
+def require_alike(workdir, expected):
+  for place in ("subject/checkpoints", "sae/checkpoints", "sae/dictionary"):
+    found, _, step = checkpoint.load_params(workdir / place)
+    wanted, _, wanted_step = checkpoint.load_params(expected / place)
+    assert step == wanted_step and found.keys() == wanted.keys()
+    for name, value in _flat(wanted):
+      np.testing.assert_allclose(dict(_flat(found))[name], value, atol=1e-5, err_msg=f"{place} {name}")
+  figures, wanted = (json.loads((path / "summary.json").read_text()) for path in (workdir, expected))
+  for name in ("subject/val_loss", "activations/rows", "activations/mean_norm", "sae/l0", "sae/ce_recovered_zero"):
+    assert figures[name] == pytest.approx(wanted[name], rel=1e-3), name
+  assert all(runs.Run(workdir).stage(name) for name in runs.INPUTS)
+
+
+def _flat(tree, path=()):
+  for name, value in tree.items():
+    yield from _flat(value, (*path, name)) if isinstance(value, dict) else [((*path, name), value)]
+
+
+@pytest.fixture(scope="module", params=["store", "stream"])
+def alone(request, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("alone") / request.param
+  finish(start(workdir, 1, f"--source={request.param}"))
+  return workdir, f"--source={request.param}"
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_run(alone, tmp_path):
+  finish(start(tmp_path / "two", 2, alone[1]))
+  require_alike(tmp_path / "two", alone[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_in_the_middle_the_job_goes_on(alone, tmp_path, seed):
+  rng = random.Random(seed)
+  processes = start(tmp_path / "two", 2, alone[1])
+  try:
+    processes[rng.randrange(2)].wait(rng.uniform(10, 60))
+  except subprocess.TimeoutExpired:
+    pass
+  for process in processes:  # what a cluster does with a job that has lost a process
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+  finish(start(tmp_path / "two", 2, alone[1]))
+  require_alike(tmp_path / "two", alone[0])
