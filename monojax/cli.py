@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+import traceback
 
 from absl import app, flags, logging
 
@@ -92,6 +93,11 @@ def run(main, keep_memory=lambda: True):
     _exit(1, error)
   except KeyboardInterrupt:
     _exit(130, "interrupted; the same command goes on from the last checkpoint")
+  except Exception:
+    traceback.print_exc()
+    from monojax import distributed
+    distributed.leave(1)
+    raise SystemExit(1) from None
 
 
 def _join_job():
@@ -113,5 +119,7 @@ def _parse(arguments):
 
 
 def _exit(code, message):
-  print(f"error: {message}", file=sys.stderr)
+  print(f"error: {message}", file=sys.stderr, flush=True)
+  from monojax import distributed
+  distributed.leave(code)
   sys.exit(code)

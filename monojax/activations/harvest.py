@@ -38,10 +38,15 @@ def harvest(config, model, params, tokens, directory, identity, mesh):
   n_inputs = site_width(model, config.site)
   forward = make_forward(model, config.site, jnp.dtype(config.dtype), mesh)
   n_rows = visits.n_rows
-  writer = StoreWriter(directory, n_rows, n_inputs, config.dtype, config.shard_rows,
-                       config.chunk_rows, identity, jax.process_index(), jax.process_count())
-  bar = metrics.progress(n_rows // jax.process_count(), "rows", "harvest", scale=True,
-                         initial=max(0, n_rows // jax.process_count() - len(writer.todo) * config.shard_rows))
+  process, n_processes = jax.process_index(), jax.process_count()
+  if process > 0:
+    distributed.wait("the store is begun")
+  writer = StoreWriter(directory, n_rows, n_inputs, config.dtype, config.shard_rows, config.chunk_rows, identity,
+                       process, n_processes)
+  if process == 0:
+    distributed.wait("the store is begun")
+  bar = metrics.progress(n_rows // n_processes, "rows", "harvest", scale=True,
+                         initial=max(0, n_rows // n_processes - len(writer.todo) * config.shard_rows))
   for shard in writer.todo:
     first = shard * config.shard_rows
     last = min(first + config.shard_rows, n_rows)

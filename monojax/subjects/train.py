@@ -146,17 +146,17 @@ def sample(model, params, prompt, n_tokens, key, temperature=0.8):
   """
   length = min(model.config.n_context, len(prompt) + n_tokens)
 
-  def add(tokens_1T, position, key):
+  def add(params, tokens_1T, position, key):
     logits_1TV, _ = model.apply({"params": params}, tokens_1T)
     token = jax.random.categorical(key, logits_1TV[0, position - 1] / temperature)
     return tokens_1T.at[0, position].set(token)
 
   @jax.jit
-  def fill(tokens_1T):
+  def fill(params, tokens_1T):
     def body(position, tokens_1T):
-      return add(tokens_1T, position, jax.random.fold_in(key, position))
+      return add(params, tokens_1T, position, jax.random.fold_in(key, position))
     return jax.lax.fori_loop(len(prompt), length, body, tokens_1T)
 
   tokens_1T = np.zeros((1, length), np.int32)
   tokens_1T[0, :len(prompt)] = prompt
-  return np.asarray(fill(tokens_1T))[0].tolist()
+  return np.asarray(fill(params, tokens_1T))[0].tolist()
