@@ -11,6 +11,7 @@ that are already on the device; a source that keeps it fed has a ratio of 1.
 import os
 import pathlib
 import resource
+import shutil
 import tempfile
 import time
 
@@ -30,6 +31,8 @@ _DOCUMENT = flags.DEFINE_integer("document_rows", 250, "rows that come from one 
 _FEATURES = flags.DEFINE_integer("n_features", 4_096, "features of the dictionary whose step is fed")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "timed rounds")
 _QUICK = flags.DEFINE_boolean("quick", False, "a quarter of the rows, two rounds: about a minute")
+_PEERS = flags.DEFINE_boolean("peers", False, "serve the same rows as SAELens and dictionary_learning do, too; needs "
+                              "pip install 'monojax[peers]' datasets")
 _OUT = flags.DEFINE_string("out", "", "also write the figures to this JSON file")
 
 BLOCK_BYTES = 2**23
@@ -50,15 +53,14 @@ def drop_from_cache(directory):
 
 
 class Disk:
-  """The same rows as a plain file and as a store."""
+  """The same rows as a plain file and as stores."""
 
   def __init__(self, directory, n_rows):
     rng = np.random.default_rng(0)
-    block_RM = np.maximum(rng.standard_normal((_SHARD.value, _WIDTH.value), np.float32), 0).astype(np.float16)
-    self.block_RM, self.n_rows = block_RM, n_rows
-    self.raw, self.store = directory / "raw" / "rows.bin", directory / "store"
+    block_RM = np.maximum(rng.standard_normal((_SHARD.value, _WIDTH.value), np.float32), 0)
+    self.block_RM, self.n_rows, self.directory = block_RM.astype(np.float16), n_rows, directory
+    self.raw = directory / "raw" / "rows.bin"
     self.raw.parent.mkdir()
-    self._written = 0
 
   def write_raw(self):
     with open(self.raw, "wb", buffering=0) as file:
@@ -68,20 +70,22 @@ class Disk:
           file.write(view[at:at + BLOCK_BYTES])
       os.fsync(file.fileno())
 
-  def write_store(self):
+  def write(self, dtype="float16"):
+    """Writes the store of a dtype; one that is there is deleted first, since a finished one would be kept."""
+    from monojax.activations.layout import Layout
     from monojax.activations.writer import StoreWriter
-    # A finished store would not be written again: each round has its own, and leaves the last.
-    self._written += 1
-    self.store = self.store.with_name(f"store{self._written}")
-    writer = StoreWriter(self.store, self.n_rows, _WIDTH.value, "float16", _SHARD.value, _CHUNK.value, {})
-    for index in range(writer.n_shards):
-      writer.write_shard(index, self.block_RM, self._positions(index))
+    shutil.rmtree(self.directory / dtype, ignore_errors=True)
+    layout = Layout(self.n_rows, {"site": _WIDTH.value}, dtype, "none", _SHARD.value, _CHUNK.value)
+    writer = StoreWriter(self.directory / dtype, layout, {})
+    for index in writer.todo:
+      # A harvest writes a shard's rows, and so its documents, in random order.
+      row_R = index * _SHARD.value + np.random.default_rng([0, index]).permutation(_SHARD.value)
+      places_RP = np.zeros((_SHARD.value, 4), np.int32)
+      places_RP[:, 1], places_RP[:, 2] = np.divmod(row_R, _DOCUMENT.value)
+      # Numbers in 8 bits are rounded in place.
+      rows_RM = self.block_RM if dtype != "int8" else self.block_RM.astype(layout.given_dtype)
+      writer.write_shard(index, {"site": rows_RM}, places_RP)
     writer.finish({})
-
-  def _positions(self, index):
-    """A harvest writes a shard's rows in random order."""
-    order = np.random.default_rng([0, index]).permutation(_SHARD.value)
-    return index * _SHARD.value + order
 
   def read_raw(self):
     drop_from_cache(self.raw.parent)
@@ -90,43 +94,71 @@ class Disk:
       while file.readinto(buffer):
         pass
 
-  def read_store(self):
+  def open(self, dtype):
     from monojax.activations.store import ActivationStore
-    drop_from_cache(self.store)
-    store = ActivationStore.open(self.store)
-    together = _BUFFER.value // _CHUNK.value
-    out = np.empty((_BUFFER.value, _WIDTH.value), np.float16)
+    return ActivationStore.open(self.directory / dtype)
+
+  def read(self, dtype="float16"):
+    drop_from_cache(self.directory / dtype)
+    store, together = self.open(dtype), _BUFFER.value // _CHUNK.value
+    out = np.empty((_BUFFER.value, _WIDTH.value), store.dtype)
     for first in range(0, store.n_chunks, together):
       store.read_chunks(range(first, min(first + together, store.n_chunks)), out)
 
-  def reader(self):
+  def reader(self, dtype="float16"):
     from monojax.activations.reader import ShuffledRows
-    from monojax.activations.store import ActivationStore
-    return ShuffledRows(ActivationStore.open(self.store), _BATCH.value, _BUFFER.value, 0)
+    return ShuffledRows(self.open(dtype), _BATCH.value, _BUFFER.value, 0)
 
-  def read_shuffled(self):
-    drop_from_cache(self.store)
-    reader = self.reader()
+  def read_shuffled(self, dtype="float16"):
+    drop_from_cache(self.directory / dtype)
+    reader = self.reader(dtype)
     for step in range(self.n_rows // _BATCH.value):
       reader.batch(step)
 
-  def read_memmap(self, n_batches):
-    """Random single rows of the plain file, as a memory map serves them."""
-    drop_from_cache(self.raw.parent)
-    rows_NM = np.memmap(self.raw, np.float16, "r").reshape(-1, _WIDTH.value)
-    rng = np.random.default_rng(1)
-    for _ in range(n_batches):
-      np.take(rows_NM, rng.integers(0, self.n_rows, _BATCH.value), axis=0)
+  def raw_rows(self):
+    return np.memmap(self.raw, np.float16, "r").reshape(-1, _WIDTH.value)
 
-  def distinct_documents(self):
-    """Distinct documents of a batch over those of truly random rows."""
-    from monojax.activations.store import ActivationStore
-    store, reader, rng = ActivationStore.open(self.store), self.reader(), np.random.default_rng(2)
-    document_N = store.positions(0, self.n_rows) // _DOCUMENT.value
-    steps = rng.integers(0, self.n_rows // _BATCH.value, 20)
-    ours = np.mean([len(np.unique(document_N[reader.indices(int(step))])) for step in steps])
-    ideal = np.mean([len(np.unique(document_N[rng.choice(self.n_rows, _BATCH.value, replace=False)])) for _ in steps])
-    return ours / ideal
+  def served(self):
+    """{name: rows a second} of other ways of serving random batches of the same rows, cold."""
+    found = {}
+
+    def take(name, batches, n_batches, folder):
+      drop_from_cache(folder)
+      n_rows, start = 0, time.perf_counter()
+      for _, x_BM in zip(range(n_batches), batches, strict=False):
+        n_rows += len(x_BM)
+      found[f"{name}/rows_per_s"] = n_rows / (time.perf_counter() - start)
+    rng, rows_NM = np.random.default_rng(1), self.raw_rows()
+    random_rows = (np.take(rows_NM, rng.integers(0, self.n_rows, _BATCH.value), axis=0) for _ in iter(int, 1))
+    take("memmap_random_rows", random_rows, 4, self.raw.parent)
+    if not _PEERS.value:
+      return found
+    import store_peers
+    n_batches = self.n_rows // _BATCH.value // 2
+    take("dictionary_learning", store_peers.dictionary_learning(rows_NM, _BATCH.value, _BUFFER.value, CONTEXT),
+         n_batches, self.raw.parent)
+    folder = self.directory / "sae_lens"
+    store_peers.save_for_sae_lens(rows_NM[:self.n_rows // 2], CONTEXT, folder)
+    take("sae_lens", store_peers.sae_lens(folder, _BATCH.value, _BUFFER.value, CONTEXT), n_batches, folder)
+    return found
+
+  def shuffle_quality(self, n_batches=20):
+    """How the order compares with a random permutation of all rows."""
+    store, reader, rng = self.open("float16"), self.reader(), np.random.default_rng(2)
+    document_N = store.places(0, self.n_rows)[:, 1]
+    steps = rng.integers(0, self.n_rows // _BATCH.value, n_batches)
+    ours = [reader.indices(int(step)) for step in steps]
+    ideal = [rng.choice(self.n_rows, _BATCH.value, replace=False) for _ in steps]
+    distinct = lambda rows: np.mean([len(np.unique(document_N[row_B])) for row_B in rows])
+    pairs = lambda count_D: (count_D * (count_D - 1)).sum() / (_BATCH.value * (_BATCH.value - 1))
+    same = lambda rows: np.mean([pairs(np.bincount(document_N[row_B])) for row_B in rows])
+    distance = [np.abs(row_B - (step * _BATCH.value + np.arange(_BATCH.value))).mean()
+                for row_B, step in zip(ours, steps, strict=True)]
+    return {"shuffle/distinct_documents_ratio": distinct(ours) / distinct(ideal),
+            "shuffle/same_document_pairs": same(ours), "shuffle/same_document_pairs_ideal": same(ideal),
+            "shuffle/write_read_distance": np.mean(distance) / self.n_rows,
+            "shuffle/write_read_distance_ideal": 1 / 3,
+            "shuffle/buffer_gb": 2 * _BUFFER.value * _WIDTH.value * store.dtype.itemsize / 1e9}
 
 
 def feeds(disk, n_steps, scan=8):
@@ -173,26 +205,28 @@ def feeds(disk, n_steps, scan=8):
 def main():
   n_rows = _ROWS.value // (4 if _QUICK.value else 1) // _SHARD.value * _SHARD.value
   n_rounds = 2 if _QUICK.value else _ROUNDS.value
+  figures = {"shape/n_rows": n_rows, "shape/width": _WIDTH.value, "shape/buffer_rows": _BUFFER.value}
   with tempfile.TemporaryDirectory(dir=_DIRECTORY.value or ".") as directory:
     disk = Disk(pathlib.Path(directory), n_rows)
-    memmap_batches = 4
-    functions = {"raw_write": disk.write_raw, "write": disk.write_store, "raw_read": disk.read_raw,
-                 "sequential_read": disk.read_store, "shuffled_read": disk.read_shuffled}
+    functions = {"raw_write": disk.write_raw, "write": disk.write, "int8_write": lambda: disk.write("int8"),
+                 "raw_read": disk.read_raw, "sequential_read": disk.read, "shuffled_read": disk.read_shuffled,
+                 "int8_sequential_read": lambda: disk.read("int8"),
+                 "int8_shuffled_read": lambda: disk.read_shuffled("int8")}
     seconds = benchmark.interleaved(functions, n_rounds, warmup=0)
-    start = time.perf_counter()
-    disk.read_memmap(memmap_batches)
-    memmap_rows_per_s = memmap_batches * _BATCH.value / (time.perf_counter() - start)
-    figures = {"shape/n_rows": n_rows, "shape/width": _WIDTH.value, "shape/buffer_rows": _BUFFER.value}
     for name in functions:
+      n_bytes = n_rows * _WIDTH.value * (1 if "int8" in name else 2)
       figures[f"{name}/rows_per_s"] = n_rows / min(seconds[name])
-      figures[f"{name}/gb_per_s"] = n_rows * _WIDTH.value * 2 / min(seconds[name]) / 1e9
-    for name in ("write", "sequential_read", "shuffled_read"):
-      raw = seconds["raw_write" if name == "write" else "raw_read"]
-      figures[f"{name}/ratio_to_raw"] = benchmark.median_ratio(raw, seconds[name])
-    figures["memmap_random_rows/rows_per_s"] = memmap_rows_per_s
-    figures["shuffled_read/ratio_to_memmap_random_rows"] = figures["shuffled_read/rows_per_s"] / memmap_rows_per_s
-    figures["shuffle/distinct_documents_ratio"] = disk.distinct_documents()
-    figures["shuffle/buffer_gb"] = 2 * _BUFFER.value * _WIDTH.value * 2 / 1e9
+      figures[f"{name}/gb_per_s"] = n_bytes / min(seconds[name]) / 1e9
+    for name in functions:  # of a row's time: 8-bit rows have half the bytes
+      if not name.startswith("raw"):
+        raw = seconds["raw_write" if "write" in name else "raw_read"]
+        figures[f"{name}/ratio_to_raw"] = benchmark.median_ratio(raw, seconds[name])
+    figures |= disk.served()
+    for name in ("memmap_random_rows", "dictionary_learning", "sae_lens"):
+      if f"{name}/rows_per_s" in figures:
+        figures[f"shuffled_read/ratio_to_{name}"] = (figures["shuffled_read/rows_per_s"]
+                                                     / figures[f"{name}/rows_per_s"])
+    figures |= disk.shuffle_quality()
     n_steps = _BUFFER.value // _BATCH.value  # a window of the shuffle, which is filled once in so many
     seconds = benchmark.interleaved(feeds(disk, n_steps), n_rounds, warmup=1)
     for name in seconds:

@@ -86,6 +86,13 @@ def on_mesh(batch, mesh, spec):
   return jax.device_put(batch, sharding)
 
 
+def local_rows(mesh, n_batch):
+  """(first, last) of the rows of a batch, split over "data", that this process' devices hold."""
+  found = NamedSharding(mesh, PartitionSpec("data")).addressable_devices_indices_map((n_batch,)).values()
+  spans = [rows.indices(n_batch)[:2] for (rows,) in found]
+  return min(first for first, _ in spans), max(last for _, last in spans)
+
+
 def to_host(tree):
   """Arrays of any sharding as NumPy arrays, whole on every process."""
   def whole(leaf):

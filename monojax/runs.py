@@ -58,6 +58,7 @@ INPUTS = {
     "tokens": (), "subject": ("tokens",), "activations": ("tokens", "subject"), "sae": ("activations",),
     "frontier": ("sae",), "analysis": ("sae",), "browser": ("analysis",),
 }
+MEANS = "means.npz"  # of the activations' sites, in their stage's folder
 SWEEPS = "sweeps"  # the folder of stages that are no part of the whole, each on the stored activations
 OWN_DICTIONARY = "sae/dictionary"  # the folder of the dictionary that the analysis and the browser are of
 
@@ -164,8 +165,8 @@ class Loaded:
     tokenizer: `Tokenizer`.
     subject, subject_params: `subject.apply({"params": subject_params}, tokens_BT) -> (logits, sites)`.
     sae, sae_params: `sae.apply({"params": sae_params}, x_BM, method="encode") -> f_BF`; "decode" back.
-    site: the subject's site that the dictionary decomposes.
-    mean_M: the site's mean activation.
+    reads, writes: the subject's sites that the dictionary reads, and those that it reconstructs.
+    mean_O: the mean activation of the latter, side by side.
     directory: the run's folder.
     dictionary: the folder in it that the dictionary is from.
   """
@@ -174,10 +175,16 @@ class Loaded:
   subject_params: dict
   sae: object
   sae_params: dict
-  site: str
-  mean_M: object
+  reads: tuple
+  writes: tuple
+  mean_O: object
   directory: pathlib.Path
   dictionary: str = OWN_DICTIONARY
+
+  @property
+  def site(self):
+    """The site that the dictionary decomposes; of several, the first it reads."""
+    return self.reads[0]
 
   @functools.cached_property
   def features(self):
@@ -203,7 +210,7 @@ class Loaded:
     from monojax.analysis.fidelity import make_encode
     ids = [self.tokenizer.eot_id] + list(self.tokenizer.encode_batch([text])[0])
     ids = ids[:self.subject.config.n_context]
-    f_TF, _ = make_encode(self.subject, self.sae, self.site)(
+    f_TF, _ = make_encode(self.subject, self.sae, self.reads)(
         self.subject_params, self.sae_params, np.asarray([ids], np.int32))
     strings = self.tokenizer.token_strings()
     return [strings[i] for i in ids], np.asarray(f_TF)
@@ -252,20 +259,27 @@ def load(directory, dictionary=OWN_DICTIONARY):
     run.require_stage("sae")
   require((run.directory / dictionary).is_dir(), "dictionary", dictionary, f"is no folder in {run.directory}")
   from monojax import checkpoint
+  from monojax.sae.model import Wiring
   from monojax.sae.recipes import make_recipe
   from monojax.training import compute_dtype
   sae_params, saved, _ = checkpoint.load_params(run.directory / dictionary)
   sae_config = configs.from_dict(SAEConfig, saved["sae"])
-  recipe = make_recipe(sae_config, saved["n_inputs"], compute_dtype(sae_config.compute_dtype))
+  wiring = configs.from_dict(Wiring, saved["wiring"])
+  recipe = make_recipe(sae_config, wiring, compute_dtype(sae_config.compute_dtype))
   subject, subject_params = load_subject(run)
-  return Loaded(load_tokenizer(run), subject, subject_params, recipe.model, sae_params,
-                record["config"]["site"], mean_activation(run), run.directory, dictionary)
+  reads, writes = sae_config.wired(record["config"]["site"])
+  return Loaded(load_tokenizer(run), subject, subject_params, recipe.model, sae_params, reads, writes,
+                mean_activation(run, writes), run.directory, dictionary)
 
 
-def mean_activation(run):
-  """(M,) float64 mean of the site that the run's dictionaries are of."""
+def mean_activation(run, sites):
+  """(M,) float64 means of sites, side by side."""
+  import numpy as np
   run.require_stage("activations")
-  return files.read_npz(run.directory / "activations" / "stats.npz")["mean_M"]
+  means = files.read_npz(run.directory / "activations" / MEANS)
+  for site in sites:
+    require(site in means, "site", site, f"this run's activations are of {', '.join(means)}")
+  return np.concatenate([means[site] for site in sites])
 
 
 def load_subject(run):

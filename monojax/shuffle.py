@@ -21,7 +21,7 @@ class _Feistel:
     self._mask = np.uint64((1 << int(self._half)) - 1)
     seed = np.uint64(0x9E3779B97F4A7C15)
     for part in key:
-      seed = _mix(np.asarray(seed ^ np.uint64(part)) + np.uint64(0x9E3779B97F4A7C15))
+      seed = _mix(np.asarray(seed ^ np.asarray(part, np.uint64)) + np.uint64(0x9E3779B97F4A7C15))
     self._keys = [_mix(seed + np.uint64(r + 1) * np.uint64(0xD1B54A32D192ED03)) for r in range(_ROUNDS)]
 
   def forward(self, x):
@@ -57,7 +57,8 @@ def permute(index, size, *key):
   Args:
     index: integers in 0..size-1, any shape.
     size: how many there are to permute.
-    *key: non-negative integers, for instance a seed and an epoch.
+    *key: non-negative integers, for instance a seed and an epoch; or arrays of `index`'s shape, where
+      each index has a permutation of its own.
 
   Returns:
     int64 array of `index`'s shape, a bijection of 0..size-1.

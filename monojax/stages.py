@@ -11,7 +11,7 @@ from monojax import config as configs
 from monojax import files, metrics
 from monojax.activations.config import HarvestConfig
 from monojax.config import require
-from monojax.runs import SWEEPS, load, load_subject, load_tokenizer, mean_activation, open_tokens, tokens_meta
+from monojax.runs import MEANS, SWEEPS, load, load_subject, load_tokenizer, mean_activation, open_tokens, tokens_meta
 from monojax.sae.config import SAEConfig
 
 _MEASURED_ROWS = 65_536  # of a stream, for the mean activation
@@ -87,27 +87,43 @@ def harvest(run, config):
     import jax
 
     from monojax.activations.harvest import harvest as fill
+    from monojax.activations.store import ActivationStore
     from monojax.mesh import make_mesh
     model, params = load_subject(run)
     mesh = make_mesh(devices=jax.local_devices())  # each process makes shards of its own
     params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.P()))
-    meta = fill(config.activations, model, params, open_tokens(run, "train"), directory,
-                {"site": config.activations.site, "stage": identity}, mesh)
-    return {"activations/rows": meta["n_rows"], "activations/width": meta["width"],
-            "activations/mean_norm": meta["mean_norm"]}
+    place = store_place(run, config.activations)
+    fill(config.activations, model, params, open_tokens(run, "train"), place,
+         _store_identity(config.activations, identity), mesh)
+    store = ActivationStore.open(place)
+    statistics = store.statistics()
+    files.write_npz(directory / MEANS, {name: statistics[f"{name}/mean_M"] for name in config.activations.sites})
+    return {"activations/rows": store.n_rows, "activations/shards": store.layout.n_shards,
+            "activations/width": store.width, "activations/mean_norm": store.meta["scale"][site]["mean_norm"]}
 
   def measure(directory, _):
     """What a store would say of its rows, from a sample of those that a stream will make."""
     import numpy as np
 
     from monojax.mesh import make_mesh
-    source = _stream(run, config.activations, config.sae, make_mesh(config.mesh))
+    source = _stream(run, config.activations, config.activations.sites, config.sae, make_mesh(config.mesh))
     x_NM = source.sample(_MEASURED_ROWS, config.activations.seed).astype(np.float64)
-    files.write_npz(directory / "stats.npz", {"mean_M": x_NM.mean(0)})
-    return {"activations/rows": source.n_rows, "activations/width": source.width,
-            "activations/mean_norm": float(np.linalg.norm(x_NM, axis=1).mean())}
+    of_sites = np.split(x_NM, np.cumsum(source.widths)[:-1], axis=1)
+    files.write_npz(directory / MEANS, {name: rows_NM.mean(0) for name, rows_NM
+                                        in zip(config.activations.sites, of_sites, strict=True)})
+    return {"activations/rows": source.n_rows, "activations/width": source.widths[0],
+            "activations/mean_norm": float(np.linalg.norm(of_sites[0], axis=1).mean())}
   work = {"store": store, "stream": measure}[config.activations.source]
   return run.execute("activations", config.activations, work)
+
+
+def store_place(run, harvest_config):
+  """The folder or URL of a run's store."""
+  return harvest_config.url or run.directory / "activations"
+
+
+def _store_identity(harvest_config, stage_identity):
+  return {"sites": list(harvest_config.sites), "stage": stage_identity}
 
 
 def check_store(run, config, repair):
@@ -116,10 +132,9 @@ def check_store(run, config, repair):
   record = run.require_stage("activations")
   harvest_config = configs.from_dict(HarvestConfig, record["config"])
   require(harvest_config.source == "store", "activations.source", "stream", "keeps no store that could be checked")
-  directory, damaged = run.directory / "activations", []
-  n_shards = -(-record["figures"]["activations/rows"] // harvest_config.shard_rows)
-  bar = metrics.progress(n_shards, "shards", "check")
-  for shard, fault in faults(directory):
+  place, damaged = store_place(run, harvest_config), []
+  bar = metrics.progress(record["figures"]["activations/shards"], "shards", "check")
+  for shard, fault in faults(place):
     if fault:
       damaged.append((shard, fault))
       bar.write(f"shard {shard}: {fault}")
@@ -128,7 +143,7 @@ def check_store(run, config, repair):
   if repair and damaged:
     run.reopen("activations")
     for shard, _ in damaged:
-      forget(directory, shard)
+      forget(place, shard)
     harvest(run, dataclasses.replace(config, activations=harvest_config))
   return damaged
 
@@ -142,8 +157,8 @@ def train_sae(run, config):
     from monojax.mesh import make_mesh
     from monojax.sae.train import train_sae as fit
     mesh = make_mesh(config.mesh)
-    source = _source(run, sae_config, mesh)
-    model, params = fit(sae_config, source, source.width, directory, _saved(sae_config, source, identity), mesh,
+    source, wiring = _source(run, sae_config, mesh)
+    model, params = fit(sae_config, source, wiring, directory, _saved(sae_config, wiring, identity), mesh,
                         config.metrics)
     draw_curves(directory / "metrics.jsonl", directory / "curves.png")
     return _measure(run, sae_config, model, params, "sae")
@@ -190,38 +205,50 @@ def sweep(run, config):
 
 
 def _source(run, sae_config, mesh):
-  """The shuffled rows that a dictionary trains on."""
+  """The shuffled rows that a dictionary trains on, and how they are wired to it."""
+  from monojax import mesh as meshes
   from monojax.activations.reader import ShuffledRows
   from monojax.activations.store import ActivationStore
+  from monojax.sae.model import Wiring
   record = run.require_stage("activations")
   config = configs.from_dict(HarvestConfig, record["config"])
+  reads, writes = sae_config.wired(config.site)
+  sites = tuple(dict.fromkeys(reads + writes))
   if config.source == "stream":
-    return _stream(run, config, sae_config, mesh)
-  store = ActivationStore.open(run.directory / "activations", {"site": config.site, "stage": record["identity"]})
-  return ShuffledRows(store, sae_config.batch_rows, sae_config.buffer_rows, sae_config.seed)
+    source = _stream(run, config, sites, sae_config, mesh)
+    widths = source.widths
+  else:
+    store = ActivationStore.open(store_place(run, config), _store_identity(config, record["identity"]), sites)
+    meshes.require_divides(mesh, "data", sae_config.batch_rows)
+    source = ShuffledRows(store, sae_config.batch_rows, sae_config.buffer_rows, sae_config.seed,
+                          meshes.local_rows(mesh, sae_config.batch_rows))
+    widths = store.widths
+  return source, Wiring(widths, tuple(map(sites.index, reads)), tuple(map(sites.index, writes)))
 
 
-def _stream(run, harvest_config, sae_config, mesh):
+def _stream(run, harvest_config, sites, sae_config, mesh):
   from monojax.activations.stream import Stream
   model, params = load_subject(run)
-  return Stream(harvest_config, model, params, open_tokens(run, "train"), sae_config.batch_rows,
+  config = dataclasses.replace(harvest_config, site=sites[0], more_sites=sites[1:])
+  return Stream(config, model, params, open_tokens(run, "train"), sae_config.batch_rows,
                 sae_config.buffer_rows, sae_config.seed, mesh)
 
 
-def _saved(sae_config, source, identity):
+def _saved(sae_config, wiring, identity):
   """What is kept beside a dictionary's parameters: enough to rebuild its model."""
-  return {"sae": configs.to_dict(sae_config), "n_inputs": source.width, "identity": identity}
+  return {"sae": configs.to_dict(sae_config), "wiring": configs.to_dict(wiring), "identity": identity}
 
 
 def _measure(run, sae_config, model, params, name, baseline=None):
   """A dictionary's figures on held-out text; another's, if given, spare computing what they share."""
   from monojax.analysis.fidelity import BASELINE, fidelity
   subject, subject_params = load_subject(run)
-  scores = fidelity(subject, subject_params, model, params, run.require_stage("activations")["config"]["site"],
-                    mean_activation(run), open_tokens(run, "val"), sae_config.val_tokens,
+  reads, writes = sae_config.wired(run.require_stage("activations")["config"]["site"])
+  scores = fidelity(subject, subject_params, model, params, reads, writes, mean_activation(run, writes),
+                    open_tokens(run, "val"), sae_config.val_tokens,
                     baseline=baseline and {key: baseline[f"sae/{key}"] for key in BASELINE})
   if scores["ce_recovered_zero"] is None:
-    print(f"{name}: zero-ablating the site does not raise the loss ({scores['ce_zero']:.4f} against "
+    print(f"{name}: zero-ablating {' and '.join(writes)} does not raise the loss ({scores['ce_zero']:.4f} against "
           f"{scores['ce_clean']:.4f}), so cross-entropy recovered is undefined: train the subject longer")
   return {"sae/recipe": sae_config.recipe, "sae/n_features": sae_config.n_features,
           "sae/sparsity": sae_config.sparsity, "sae/rows_seen": sae_config.n_steps * sae_config.batch_rows,
@@ -236,9 +263,9 @@ def _sweep(run, config, base, members, directory, identity, start=None):
   if not members:
     return []
   mesh = make_mesh(config.mesh)
-  source = _source(run, base, mesh)
-  saved = {name_of(member): _saved(member, source, identity) for member in members}
-  found = train_sweep(members, source, source.width, directory, saved, mesh, config.metrics, start, base.seed)
+  source, wiring = _source(run, base, mesh)
+  saved = {name_of(member): _saved(member, wiring, identity) for member in members}
+  found = train_sweep(members, source, wiring, directory, saved, mesh, config.metrics, start, base.seed)
   draw_curves(directory / "metrics.jsonl", directory / "curves.png")
   points, figures = [], None
   for name, (member, model, params) in found.items():
@@ -278,6 +305,9 @@ def analyze(run, config):
   def work(directory, _):
     from monojax.analysis.analyze import analyze as measure
     loaded = load(run.directory)
+    require(loaded.reads == loaded.writes == (loaded.site,), "sae.reads", loaded.reads,
+            "is not what the analysis is of: the run's own dictionary has to be an autoencoder of one site; train "
+            "others beside it, with --name")
     tables = measure(config.analysis, loaded, open_tokens(run, "train"), open_tokens(run, "val"))
     tables.summary["config"] = {name: run.require_stage(name)["config"]
                                 for name in ("tokens", "subject", "activations", "sae")}

@@ -49,9 +49,9 @@ def test_no_more_tokens_are_analysed_than_fit_into_memory(capsys):
 
 def test_activations_are_counted_token_by_token(pair):
   subject, params, sae, sae_params = pair
-  run = runs.Loaded(None, subject, params, sae, sae_params, SITE, None, None)
+  run = runs.Loaded(None, subject, params, sae, sae_params, (SITE,), (SITE,), None, None)
   tokens = fake_tokens()
-  encode_both = fidelity.make_encode(subject, sae, SITE)
+  encode_both = fidelity.make_encode(subject, sae, (SITE,))
   f_NF, x_NM = encode_both(params, sae_params, tokens.context(tokens.choose(10, 80, 5), 10))
   found = analyze._activations_per_token(AnalysisConfig(batch_contexts=8, seed=5), run, encode_both, tokens)
   expected = [(np.asarray(x_NJ) != 0).sum(1).mean() for x_NJ in (f_NF, x_NM)]
@@ -101,10 +101,10 @@ def useful(pair):
 def test_fidelity_agrees_with_numpy_whatever_the_batching(pair):
   pair = useful(pair)
   tokens, mean_M = fake_tokens(), np.full(24, 0.2)
-  found = [fidelity.fidelity(*pair, SITE, mean_M, tokens, 1000, batch) for batch in (7, 100)]
+  found = [fidelity.fidelity(*pair, (SITE,), (SITE,), mean_M, tokens, 1000, batch) for batch in (7, 100)]
   expected = numpy_fidelity(pair, tokens, mean_M, tokens.choose(11, 1000))
   assert found[0]["n_tokens"] == 900  # 90 whole contexts of 11
-  found.append(fidelity.fidelity(*pair, SITE, mean_M, tokens, 1000, 100, baseline=found[1]))
+  found.append(fidelity.fidelity(*pair, (SITE,), (SITE,), mean_M, tokens, 1000, 100, baseline=found[1]))
   for scores in found:
     for name, value in expected.items():
       rtol = 2e-3 if "recovered" in name else 1e-4  # a quotient of small differences of float32 losses
@@ -114,7 +114,7 @@ def test_fidelity_agrees_with_numpy_whatever_the_batching(pair):
 def test_recovered_is_undefined_where_ablation_does_not_hurt(pair):
   subject, params, sae, sae_params = pair
   block = {**params["layer_0"], "W_out_MD": jnp.zeros((24, 16))}
-  scores = fidelity.fidelity(subject, {**params, "layer_0": block}, sae, sae_params, SITE, np.zeros(24),
+  scores = fidelity.fidelity(subject, {**params, "layer_0": block}, sae, sae_params, (SITE,), (SITE,), np.zeros(24),
                              fake_tokens(), 500, 10)
   assert scores["ce_recovered_zero"] is None and scores["ce_recovered_mean"] is None
   assert scores["ce_zero"] == scores["ce_clean"]
@@ -124,7 +124,7 @@ def test_recovered_is_undefined_where_ablation_does_not_hurt(pair):
 def test_explained_variance_of_the_mean_is_zero_and_an_offset_lowers_it(mean):
   x = np.random.default_rng(0).normal(mean, 1, (4096, 8))
   def variance(x_hat):
-    total = {"sum_M": x.sum(0), "square": np.square(x).sum(), "square_error": np.square(x - x_hat).sum(),
+    total = {"sum_O": x.sum(0), "square": np.square(x).sum(), "square_error": np.square(x - x_hat).sum(),
              "l0": 0, "l1": 0, "norm_ratio": 3.0, "not_zero": 4, "fired_F": np.array([0, 409, 410, 4096]),
              "ce_clean": 1, "ce_spliced": 2, "ce_zero": 3, "ce_mean": 4}
     scores = fidelity._scores(total, 4096)
@@ -267,7 +267,10 @@ def test_harvested_rows_are_the_subjects_activations(tmp_path, pair):
     meta = harvest(config, subject, params, tokens, directory, {"x": 1},
                    mesh.make_mesh(mesh.MeshConfig(data=4)))
     store = ActivationStore.open(directory)
-    rows, positions = store.rows(0, store.n_rows), store.positions(0, store.n_rows)
+    rows, places = store.rows(0, store.n_rows), store.places(0, store.n_rows)
+    positions = tokens.start_D[places[:, 1]] + places[:, 2]
+    np.testing.assert_array_equal(places[:, 0], tokens.tokens_N[positions])
+    np.testing.assert_array_equal(places[:, 3], tokens.position_domain(positions))
     assert meta["n_rows"] == 130 * (per_context or 10) == len(np.unique(positions))
     assert np.all(np.bincount(positions // 10, minlength=130) == (per_context or 10))
     sites = subject.apply({"params": params}, tokens.context(np.arange(130), 10))[1]
@@ -290,7 +293,7 @@ def test_a_part_of_the_text_is_a_random_part(tmp_path, pair):
   config = HarvestConfig(n_tokens=4000, batch_contexts=64, shard_rows=1024, chunk_rows=256)
   harvest(config, *pair[:2], tokens, tmp_path / "a", {}, mesh.make_mesh(mesh.MeshConfig(data=1)))
   store = ActivationStore.open(tmp_path / "a")
-  assert store.n_rows == 4000 and 0.4 < second(store.positions(0, 4000)) < 0.6
+  assert store.n_rows == 4000 and 0.4 < np.mean(store.places(0, 4000)[:, 3] == 1) < 0.6
 
 
 def test_density_figures_and_histogram():

@@ -7,10 +7,13 @@ import pathlib
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -31,6 +34,13 @@ TINY = [
     "--frontier.sparsities=0.02", "--frontier.n_steps=20",
     "--analysis.n_tokens=20000", "--analysis.n_detector_tokens=10000",
 ]
+
+
+def tiny(*fields):
+  """Those of the flags that scripts of only some stages know."""
+  return [flag for flag in TINY if flag[2:].split(".")[0] in fields]
+
+
 STAGES = [("prepare_text", "text"), ("train_subject", "subject"), ("harvest", "activations"),
           ("train_sae", "sae"), ("train_frontier", "frontier"), ("analyze", "analysis"),
           ("build_browser", "browser")]
@@ -161,7 +171,7 @@ def test_examples_in_the_tables_are_what_the_model_computes(finished):
   np.testing.assert_allclose(features.example_acts_FEW[feature, 0, 4], features.max_act_F[feature])
   tokens = runs.open_tokens(runs.Run(workdir), "train")
   from monojax.analysis.fidelity import make_encode
-  encode = make_encode(loaded.subject, loaded.sae, loaded.site)
+  encode = make_encode(loaded.subject, loaded.sae, loaded.reads)
   width = loaded.subject.config.n_context
   best, analysed_C = 0.0, tokens.choose(width, 20_000, 0)  # TINY's analysis.n_tokens, and its seed
   for first in range(0, len(analysed_C), 64):
@@ -175,7 +185,7 @@ def test_dictionaries_beside_the_run_share_a_table_and_load(finished, tmp_path):
   workdir = tmp_path / "copy"
   shutil.copytree(finished[0], workdir)
   before = contents(workdir)
-  flags = [flag for flag in TINY if flag.startswith("--sae.")] + ["--sae.n_steps=30", "--sae.resample_every_steps=0"]
+  flags = tiny("sae") + ["--sae.n_steps=30", "--sae.resample_every_steps=0"]
   for script, more in (("sweep", ["--sweep.name=l1", "--sweep.sparsities=0.01,0.05"]),
                        ("train_sae", ["--name=four", "--sae.recipe=topk", "--sae.k=4"])):
     result = run(script, workdir, *flags, *more)
@@ -241,13 +251,12 @@ def test_a_store_cut_short_is_named(finished, tmp_path):
   workdir = tmp_path / "cut"
   shutil.copytree(finished[0], workdir)
   shutil.rmtree(workdir / "sae")
-  shards = sorted((workdir / "activations").rglob("c/*"), key=lambda path: path.stat().st_size)
-  shard = next(path for path in reversed(shards) if path.is_file())
+  shard = workdir / "activations" / "sites" / "layer.0.mlp.hidden" / "c" / "1" / "0"
   shard.write_bytes(shard.read_bytes()[:-1000])
-  result = run("train_sae", workdir, *[flag for flag in TINY if flag.startswith("--sae.")])
+  result = run("train_sae", workdir, *tiny("sae"))
   assert result.returncode == 2 and "shard" in result.stderr and "Traceback" not in result.stderr
   (workdir / "activations" / "stage.json").unlink()
-  result = run("train_sae", workdir, *[flag for flag in TINY if flag.startswith("--sae.")])
+  result = run("train_sae", workdir, *tiny("sae"))
   assert result.returncode == 2 and "not finished" in result.stderr and "Traceback" not in result.stderr
 
 
@@ -255,7 +264,7 @@ def test_a_damaged_store_is_checked_and_repaired(finished, tmp_path):
   workdir = shutil.copytree(finished[0], tmp_path / "damaged")
   check = lambda *flags: run("check_store", workdir, *flags)
   assert (check().returncode, check().stdout) == (0, "0 damaged shards\n")
-  damaged = workdir / "activations" / "rows" / "c" / "1" / "0"
+  damaged = workdir / "activations" / "sites" / "layer.0.mlp.hidden" / "c" / "1" / "0"
   content = bytearray(damaged.read_bytes())
   content[1000] ^= 4
   damaged.write_bytes(content)
@@ -286,11 +295,11 @@ def test_every_script_explains_itself():
 
 def test_a_stream_does_as_well_as_a_store(finished, streamed):
   stored, found = (json.loads((workdir / "summary.json").read_text()) for workdir in (finished[0], streamed))
-  assert not (streamed / "activations" / "rows").exists() and found["activations/rows"] == stored["activations/rows"]
+  assert not (streamed / "activations" / "sites").exists() and found["activations/rows"] == stored["activations/rows"]
   for name, tolerance in (("activations/mean_norm", 0.01), ("sae/explained_variance", 0.03),
                           ("sae/ce_recovered_zero", 0.05), ("sae/l0", 1.0)):
     assert found[name] == pytest.approx(stored[name], abs=tolerance), name
-  assert monojax.load(streamed).mean_M == pytest.approx(monojax.load(finished[0]).mean_M, abs=0.02)
+  assert monojax.load(streamed).mean_O == pytest.approx(monojax.load(finished[0]).mean_O, abs=0.02)
 
 
 def kill_at_random_and_finish(workdir, seed, n_kills, *flags):
@@ -332,3 +341,128 @@ def test_killed_anywhere_it_ends_with_the_same_bits(finished, tmp_path, seed):
 def test_killed_anywhere_a_streamed_run_ends_with_the_same_bits(streamed, tmp_path, seed):
   kill_at_random_and_finish(tmp_path / "killed", seed, 2, "--source=stream")
   assert contents(tmp_path / "killed") == contents(streamed)
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+  """The environment in which s3:// is a server on this machine, with a bucket called "bucket"."""
+  with socket.socket() as found:
+    found.bind(("127.0.0.1", 0))
+    port = found.getsockname()[1]
+  server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  endpoint = f"http://127.0.0.1:{port}"
+  try:
+    for _ in range(600):
+      try:
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT"))
+        break
+      except urllib.error.URLError:
+        assert server.poll() is None, "the server has ended"
+        time.sleep(0.1)
+    yield {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any",
+           "AWS_EC2_METADATA_DISABLED": "true"}
+  finally:
+    server.kill()
+    server.wait()
+
+
+def test_an_object_store_holds_what_a_disk_would(finished, s3, tmp_path, monkeypatch):
+  """Harvested to, killed, gone on with, trained from, killed, gone on with, damaged, repaired."""
+  from monojax import checkpoint
+  from monojax.activations.folder import Folder
+  for name, value in s3.items():
+    monkeypatch.setenv(name, value)
+    monkeypatch.setitem(ENVIRONMENT, name, value)
+  workdir, url = tmp_path / "run", "s3://bucket/some/where"
+  for stage in ("tokens", "subject"):
+    shutil.copytree(finished[0] / stage, workdir / stage)
+  harvest = ["harvest", workdir, *tiny("activations"), f"--activations.url={url}"]
+  train = ["train_sae", workdir, *tiny("sae")]
+  folder, n_killed = Folder(url), 0
+
+  def killed_when(arguments, condition):
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, start_new_session=True, env=ENVIRONMENT)
+    while process.poll() is None and not condition():
+      time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+    return process.wait() == -signal.SIGKILL
+
+  for n_shards in (1, 3):
+    n_killed += killed_when(harvest, lambda: len(folder.names("sums")) >= n_shards)
+  result = run(*harvest)
+  assert result.returncode == 0, result.stderr[-3000:]
+  steps = lambda: [path.name for path in (workdir / "sae" / "checkpoints").glob("*") if path.name.isdigit()]
+  for step in ("30", "60"):
+    n_killed += killed_when(train, lambda: step in steps())
+  result = run(*train)
+  assert result.returncode == 0, result.stderr[-3000:]
+  assert n_killed >= 2
+  local = finished[0] / "activations"
+  assert not (workdir / "activations" / "sites").exists()
+  for part in ("sites", "places", "sums"):
+    names = folder.names(part)
+    assert sorted(names) == sorted(path.relative_to(local / part).as_posix() for path in (local / part).rglob("*")
+                                   if path.is_file())
+    assert all(folder.read(f"{part}/{name}") == (local / part / name).read_bytes() for name in names)
+  found, wanted = (checkpoint.load_params(path / "sae" / "dictionary")[0] for path in (workdir, finished[0]))
+  assert _digests(found) == _digests(wanted)
+
+  name = "sites/layer.0.mlp.hidden/c/1/0"
+  whole = folder.read(name)
+  folder.write(name, whole[:1000] + b"?" + whole[1001:])
+  result = run("check_store", workdir)
+  assert result.returncode == 1 and "1 damaged shards" in result.stdout, result.stderr[-2000:]
+  result = run("check_store", workdir, "--repair")
+  assert result.returncode == 0 and folder.read(name) == whole, result.stderr[-2000:]
+
+
+def test_bad_places_are_named(finished, tmp_path):
+  workdir = tmp_path / "run"
+  for stage in ("tokens", "subject"):
+    shutil.copytree(finished[0] / stage, workdir / stage)
+  for url, message in (("ftp://a/b", "give a folder, s3://BUCKET/PATH"), ("s3://", "give a folder, s3://BUCKET/PATH"),
+                       ("/proc/nothing", "cannot write /proc/nothing/")):
+    result = run("harvest", workdir, *tiny("activations"), f"--activations.url={url}")
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
+
+
+def test_a_full_disk_loses_nothing(finished, tmp_path):
+  """Files may grow to 500 KB: the first shard fails with a message; once they may be larger the harvest goes on."""
+  workdir = tmp_path / "run"
+  for stage in ("tokens", "subject"):
+    shutil.copytree(finished[0] / stage, workdir / stage)
+  limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, -1)); " \
+            "import os; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+  result = subprocess.run([sys.executable, "-c", limited, *command("harvest", workdir, *tiny("activations"))[1:]],
+                          capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+  assert result.returncode == 2, result.stderr[-3000:]
+  assert "cannot write shard" in result.stderr and "it continues there" in result.stderr
+  result = run("harvest", workdir, *tiny("activations"))
+  assert result.returncode == 0, result.stderr[-3000:]
+  store = lambda path: {name: value for name, value in contents(path).items() if name.startswith("activations/")}
+  assert store(workdir) == store(finished[0])
+
+
+def test_transcoders_and_crosscoders_read_the_sites_that_are_stored(finished, tmp_path):
+  """Several sites in one store; a transcoder of the MLP, and a crosscoder of two sites."""
+  workdir = tmp_path / "run"
+  for stage in ("tokens", "subject"):
+    shutil.copytree(finished[0] / stage, workdir / stage)
+  more = "--activations.more_sites=layer.0.mlp.in,layer.0.mlp.out,layer.0.resid"
+  result = run("harvest", workdir, *tiny("activations"), more)
+  assert result.returncode == 0, result.stderr[-3000:]
+  for name, wiring in (("transcoder", ("--sae.reads=layer.0.mlp.in", "--sae.writes=layer.0.mlp.out")),
+                       ("crosscoder", ("--sae.reads=layer.0.mlp.out,layer.0.resid",))):
+    result = run("train_sae", workdir, *tiny("sae"), f"--name={name}", "--sae.recipe=topk", "--sae.k=8", *wiring)
+    assert result.returncode == 0, result.stderr[-3000:]
+    figures = runs.Run(workdir).stage(f"sweeps/{name}")["figures"]
+    scores = {key.rpartition("/")[2]: value for key, value in figures.items()}
+    assert 0 < scores["l0"] <= 8 and scores["explained_variance"] > 0.1, (name, scores)
+    (member,) = (workdir / "sweeps" / name / "dictionaries").iterdir()
+    loaded = monojax.load(workdir, member.relative_to(workdir).as_posix())
+    assert loaded.activations("the")[1].shape[1] == 64
+    assert loaded.writes == (("layer.0.mlp.out",) if name == "transcoder" else loaded.reads)
+  result = run("train_sae", workdir, *tiny("sae"), "--name=missing", "--sae.reads=layer.0.attn.out")
+  assert result.returncode == 2 and "layer.0.attn.out" in result.stderr and "layer.0.mlp.in" in result.stderr

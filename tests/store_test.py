@@ -1,7 +1,7 @@
 """The activation store: what is read is what was written, whatever happens in between."""
 
-import dataclasses
 import hashlib
+import math
 import os
 import pathlib
 import shutil
@@ -18,13 +18,16 @@ import zarr
 
 from monojax import files
 from monojax.activations.config import HarvestConfig
+from monojax.activations.folder import Folder
+from monojax.activations.layout import Layout, to_int8
 from monojax.activations.reader import ShuffledRows
-from monojax.activations.store import ActivationStore, Layout, faults, forget
+from monojax.activations.store import SAMPLE_ROWS, ActivationStore, faults, forget
 from monojax.activations.writer import StoreWriter
 from monojax.config import InputError
 from monojax.shuffle import permute
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+SITE = "layer.0.mlp.hidden"
 IDENTITY = {"site": "layer.0.mlp.hidden", "subject": "0123456789abcdef", "widths": (1, 2)}
 N, M, SHARD, CHUNK = 2_500, 8, 512, 128  # five shards of four chunks, the last short in both
 
@@ -37,13 +40,20 @@ def made_rows(n_rows=N, width=M, dtype="float16"):
   return x_NM.astype(DTYPES[dtype])
 
 
+def places_of(n_rows):
+  """Four different columns of numbers that name the row."""
+  return (np.arange(n_rows)[:, None] * [3, 1, 5, 2] + [1, 0, 7, -1]).astype(np.int32)
+
+
 def write_store(directory, x_NM, dtype="float16", shard_rows=SHARD, chunk_rows=CHUNK, identity=IDENTITY,
-                shards=None):
+                shards=None, compression="none", more=None):
   """Writes the store, or goes on with it; with `shards`, only so many, and does not finish."""
-  writer = StoreWriter(directory, len(x_NM), x_NM.shape[1], dtype, shard_rows, chunk_rows, identity)
+  rows = {SITE: x_NM, **(more or {})}
+  layout = Layout(len(x_NM), {site: x.shape[1] for site, x in rows.items()}, dtype, compression, shard_rows, chunk_rows)
+  writer = StoreWriter(directory, layout, identity)
   for index in writer.todo if shards is None else writer.todo[:shards]:
     span = slice(index * shard_rows, (index + 1) * shard_rows)
-    writer.write_shard(index, x_NM[span], np.arange(len(x_NM))[span] * 3 + 1)
+    writer.write_shard(index, {site: x[span].copy() for site, x in rows.items()}, places_of(len(x_NM))[span])
   return writer.finish({"tokens": 7}) if shards is None else writer
 
 
@@ -78,13 +88,83 @@ def test_reads_what_was_written(tmp_path, dtype):
   for start, stop in ((0, N), (0, 0), (N, N), (127, 129), (500, 1300), (N - 1, N)):
     read = store.rows(start, stop)
     assert read.dtype == x_NM.dtype and read.tobytes() == x_NM[start:stop].tobytes()
-    np.testing.assert_array_equal(store.positions(start, stop), np.arange(start, stop) * 3 + 1)
+    np.testing.assert_array_equal(store.places(start, stop), places_of(N)[start:stop])
   with pytest.raises(IndexError):
     store.rows(0, N + 1)
   wide = x_NM.astype(np.float64)
-  np.testing.assert_allclose(files.read_npz(tmp_path / "s" / "stats.npz")["mean_M"], wide.mean(axis=0), rtol=1e-12)
-  np.testing.assert_allclose(meta["mean_norm"], np.linalg.norm(wide, axis=1).mean(), rtol=1e-12)
-  np.testing.assert_allclose(meta["mean_square"], (wide ** 2).mean(), rtol=1e-12)
+  statistics = store.statistics()  # 256 rows at a time are summed in float32
+  np.testing.assert_allclose(statistics[f"{SITE}/mean_M"], wide.mean(axis=0), rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(meta["scale"][SITE]["mean_norm"], np.linalg.norm(wide, axis=1).mean(), rtol=1e-6)
+  np.testing.assert_allclose(meta["scale"][SITE]["mean_square"], (wide ** 2).mean(), rtol=1e-6)
+  sample_RM = statistics[f"{SITE}/sample_RM"]
+  assert SAMPLE_ROWS <= len(sample_RM) <= SAMPLE_ROWS + 5
+  assert {*map(bytes, sample_RM)} <= {*map(bytes, x_NM.astype(np.float32))}
+
+
+def test_8_bits(tmp_path):
+  """Half a step of the scales at most, in spite of a very long row and a very large column; exact where it is 0."""
+  x_NM = np.random.default_rng(0).standard_normal((N, M)).astype(np.float32)
+  x_NM[:, 3] *= 100
+  x_NM[700, 5], x_NM[900] = 5000, 0
+  write_store(tmp_path, x_NM, "int8")
+  read_NM = ActivationStore.open(tmp_path).rows(0, N)
+  group = zarr.open_group(str(tmp_path), mode="r")
+  step_NM = group[f"row_scales/{SITE}"][:][:, None] * np.repeat(group[f"column_scales/{SITE}"][:], CHUNK, axis=0)[:N]
+  np.testing.assert_allclose(read_NM, group[f"sites/{SITE}"][:] * step_NM, rtol=1e-6)
+  assert np.all(np.abs(read_NM - x_NM) <= step_NM * 0.501) and not read_NM[900].any()
+  others = [i for i in range(N) if i != 700]
+  error_M = np.sqrt(np.mean((read_NM - x_NM)[others] ** 2, axis=0) / np.mean(x_NM[others] ** 2, axis=0))
+  assert error_M.max() < 0.02
+  q_RM, row_R, column_M = to_int8(np.zeros((5, 2), np.float32))
+  assert not q_RM.any() and np.all(row_R == 1) and np.all(column_M == 1)
+  assert not any(fault for _, fault in faults(tmp_path))
+
+
+@pytest.mark.parametrize("dtype, smaller", [("float16", 0.7), ("int8", 0.8)])
+def test_compressed(tmp_path, dtype, smaller):
+  x_NM = made_rows(dtype="float32" if dtype == "int8" else dtype)
+  x_NM[:, 4:] = 0
+  for compression in ("none", "zstd"):
+    write_store(tmp_path / compression, x_NM, dtype, compression=compression)
+  plain, packed = (ActivationStore.open(tmp_path / compression) for compression in ("none", "zstd"))
+  assert packed.rows(0, N).tobytes() == plain.rows(0, N).tobytes()
+  sizes = [sum(path.stat().st_size for path in (tmp_path / compression / "sites").rglob("*"))
+           for compression in ("none", "zstd")]
+  assert sizes[1] < smaller * sizes[0]
+  group = zarr.open_group(str(tmp_path / "zstd"), mode="r")
+  np.testing.assert_array_equal(group["places"][:], places_of(N))
+  os.truncate(next((tmp_path / "zstd" / "sites").rglob("2/0")), 100)
+  with pytest.raises(InputError, match="shard 2 of"):
+    packed.rows(0, N)
+  assert [index for index, fault in faults(tmp_path / "zstd") if fault] == [2]
+
+
+def test_several_sites_side_by_side(tmp_path):
+  x_NM, y_NO = made_rows(), np.random.default_rng(1).standard_normal((N, 3)).astype(np.float16)
+  meta = write_store(tmp_path, x_NM, more={"layer.0.resid": y_NO})
+  assert meta["sites"] == {SITE: M, "layer.0.resid": 3} and meta["scale"].keys() == meta["sites"].keys()
+  both, first, other = (ActivationStore.open(tmp_path, sites=sites)
+                        for sites in ((SITE, "layer.0.resid"), None, ("layer.0.resid",)))
+  np.testing.assert_array_equal(both.rows(5, 700), np.concatenate([x_NM, y_NO], axis=1)[5:700])
+  np.testing.assert_array_equal(first.rows(5, 700), x_NM[5:700])
+  np.testing.assert_array_equal(other.rows(5, 700), y_NO[5:700])
+  source = ShuffledRows(both, 64, 2 * CHUNK, 0)
+  np.testing.assert_array_equal(source.batch(3), np.concatenate([x_NM, y_NO], axis=1)[source.indices(3)])
+  with pytest.raises(InputError, match="layer.9.*layer.0.mlp.hidden, layer.0.resid"):
+    ActivationStore.open(tmp_path, sites=("layer.9",))
+  flip(tmp_path / "sites/layer.0.resid/c/1/0")
+  assert [index for index, fault in faults(tmp_path) if fault] == [1]
+
+
+def test_sizes_of_shards_and_chunks_follow_from_the_rows():
+  sized = lambda n_rows, width, **given: Layout.sized(n_rows, {"a": width, "b": 4}, "float16", **given)
+  large = sized(10**10, 512)
+  assert (large.shard_rows, large.chunk_rows, large.n_shards) == (2**20, 4096, 9537)
+  assert sized(10**8, 4096).chunk_rows == 512 and sized(10**8, 4096).shard_rows == 2**17
+  small = sized(10**6, 512)
+  assert small.chunk_rows == 4096 and 12 <= small.n_shards <= 16
+  assert sized(100, 512).n_shards == 1 and sized(10, 10**8).chunk_rows == 16
+  assert (sized(10**6, 8, shard_rows=512).chunk_rows, sized(10**6, 8, chunk_rows=64).shard_rows % 64) == (512, 0)
 
 
 @pytest.mark.parametrize("n_rows", [1, 128, 511, 512, 513])
@@ -96,9 +176,10 @@ def test_sizes_around_a_shard(tmp_path, n_rows):
 
 def test_another_library_reads_it(whole):
   group = zarr.open_group(str(whole), mode="r")
-  np.testing.assert_array_equal(group["rows"][:], made_rows())
-  np.testing.assert_array_equal(group["positions"][:], np.arange(N) * 3 + 1)
-  assert group["rows"].shards == (SHARD, M) and group["rows"].chunks == (CHUNK, M)
+  rows = group[f"sites/{SITE}"]
+  np.testing.assert_array_equal(rows[:], made_rows())
+  np.testing.assert_array_equal(group["places"][:], places_of(N))
+  assert rows.shards == (SHARD, M) and rows.chunks == (CHUNK, M)
 
 
 KILLED = f"""
@@ -107,15 +188,15 @@ import numpy as np
 sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
 import store_test as t
 left = int(sys.argv[2])
-replace = os.replace
-def counted(source, target):
+write = t.Folder.write
+def counted(*args, **given):
   global left
   left -= 1
   if left == 0:
     os._exit(9)
-  replace(source, target)
+  write(*args, **given)
 if left:
-  os.replace = counted
+  t.Folder.write = counted
 x_NM = t.made_rows() if left else t.big_rows()
 t.write_store(sys.argv[1], x_NM, shard_rows=t.SHARD if left else 8192)
 """
@@ -129,7 +210,7 @@ def big_rows():
 
 @pytest.mark.parametrize("replacement", range(1, 10))
 def test_killed_writer_is_continued(whole, tmp_path, replacement):
-  """The process dies at one of its renames: of header.json, a shard's sums, stats.npz, meta.json."""
+  """The process dies before one of its small files: zarr.json, header.json, a shard's sums, stats.npz, meta.json."""
   command = [sys.executable, "-c", KILLED, str(tmp_path / "s"), str(replacement)]
   assert subprocess.run(command).returncode == 9
   with pytest.raises(InputError, match="no activation store" if replacement < 3 else "unfinished"):
@@ -144,7 +225,7 @@ def test_sigkill_at_any_moment(tmp_path):
   n_killed = 0
   for delay in (0.0, 0.02, 0.05):
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "s"), "0"])
-    done = lambda: sorted((tmp_path / "s" / "sums").glob("*.json"))
+    done = lambda: sorted((tmp_path / "s" / "sums").glob("*.npz"))
     before = done()
     while done() == before and process.poll() is None:
       time.sleep(0.001)
@@ -169,7 +250,7 @@ def flip(path):
 
 
 @pytest.mark.parametrize("damage", [os.remove, flip, lambda path: os.truncate(path, 1000)])
-@pytest.mark.parametrize("name, read", [("rows/c/2/0", "rows"), ("positions/c/2", "positions")])
+@pytest.mark.parametrize("name, read", [(f"sites/{SITE}/c/2/0", "rows"), ("places/c/2/0", "places")])
 def test_damage_is_found_named_and_mended(copy, whole, damage, name, read):
   store = ActivationStore.open(copy)
   damage(copy / name)
@@ -194,7 +275,7 @@ def test_every_flipped_byte_and_cut_is_found(whole, copy, part):
   """250 of 1,000: a byte somewhere in the store's arrays and sums changes, or a file ends early."""
   rng = np.random.default_rng(part)
   paths = [path for path in sorted(copy.rglob("*")) if path.is_file() and path.name != "zarr.json"
-           and path.relative_to(copy).parts[0] in ("rows", "positions", "sums")]
+           and path.relative_to(copy).parts[0] in ("sites", "places", "sums")]
   sizes = np.array([path.stat().st_size for path in paths])
   for trial in range(250):
     path = paths[rng.choice(len(paths), p=sizes / sizes.sum())]
@@ -205,18 +286,20 @@ def test_every_flipped_byte_and_cut_is_found(whole, copy, part):
     path.write_bytes(content[:at] if trial % 5 == 0 else changed)
     found = [index for index, fault in faults(copy) if fault]
     if path.parent.name == "sums":
-      assert found or files.read_json(path) == files.read_json(whole / path.relative_to(copy)), "or it means the same"
+      kept = None if found else Folder(copy).read_npz(f"sums/{path.name}")
+      assert found or all(np.array_equal(kept[name], value) for name, value in
+                          Folder(whole).read_npz(f"sums/{path.name}").items()), "or it means the same"
     else:  # nor is it read as if it were whole
-      shard = int(path.relative_to(copy).parts[2])
+      shard = int(path.parent.name)
       assert found == [shard], path
       with pytest.raises(InputError, match=f"shard {shard} of"):
         store = ActivationStore.open(copy)
-        store.rows(0, N), store.positions(0, N)
+        store.rows(0, N), store.places(0, N)
     path.write_bytes(content)
 
 
 def test_a_damaged_finished_store_is_no_longer_finished(copy):
-  os.truncate(copy / "rows/c/3/0", 10)
+  os.truncate(copy / f"sites/{SITE}/c/3/0", 10)
   write_store(copy, made_rows(), shards=0)
   with pytest.raises(InputError, match="unfinished, harvested 4 of 5"):
     ActivationStore.open(copy)
@@ -249,29 +332,32 @@ def test_unfinished_store_says_how_far_it_is(tmp_path):
 
 def test_the_writer_refuses_what_does_not_belong(tmp_path):
   writer = write_store(tmp_path, made_rows(), shards=1)
-  positions = np.arange(SHARD)
+  places = places_of(SHARD)
+  write = lambda index, rows_RM, places_RP=None: writer.write_shard(
+      index, {SITE: rows_RM}, places[:len(rows_RM)] if places_RP is None else places_RP)
   for index, rows_RM in ((0, np.zeros((SHARD, M), np.float16)), (1, np.zeros((SHARD, M), np.float32)),
                          (1, np.zeros((SHARD - 1, M), np.float16))):
     with pytest.raises(ValueError, match="shard"):
-      writer.write_shard(index, rows_RM, positions)
+      write(index, rows_RM)
   rows_RM = np.full((SHARD, M), 60000, np.float16)
-  writer.write_shard(1, rows_RM, positions)
-  rows_RM[:] = 0  # written as it was given
+  with pytest.raises(ValueError, match="places int64"):
+    write(1, rows_RM, places.astype(np.int64))
+  write(1, rows_RM)
   bad_RM = rows_RM.copy()
   bad_RM[3, 3] = np.inf
-  writer.write_shard(2, bad_RM, positions)
+  write(2, bad_RM)
   with pytest.raises(InputError, match="shard 2 .*not finite.*bfloat16"):
     for index in (3, 4):
-      writer.write_shard(index, rows_RM[:N - index * SHARD], positions[:N - index * SHARD])
+      write(index, rows_RM[:N - index * SHARD])
     writer.finish({})
-  resumed = StoreWriter(tmp_path, N, M, "float16", SHARD, CHUNK, IDENTITY)
-  assert resumed.todo == [2, 3, 4]
-  assert zarr.open_group(str(tmp_path), mode="r")["rows"][SHARD:2 * SHARD].min() == 60000
+  resumed = StoreWriter(tmp_path, writer.layout, IDENTITY)
+  assert {2, 4} <= {*resumed.todo} <= {2, 3, 4}  # the third may have been under way already
+  assert zarr.open_group(str(tmp_path), mode="r")[f"sites/{SITE}"][SHARD:2 * SHARD].min() == 60000
 
 
 def test_config_is_checked():
-  for change in ({"shard_rows": 1000}, {"dtype": "int8"}, {"n_tokens": -1},
-                 {"site": ""}, {"batch_contexts": 0}):
+  for change in ({"shard_rows": 1000, "chunk_rows": 300}, {"dtype": "int4"}, {"n_tokens": -1},
+                 {"site": ""}, {"batch_contexts": 0}, {"more_sites": (SITE,)}, {"compression": "gzip"}):
     with pytest.raises(InputError, match=next(iter(change))):
       HarvestConfig(**change)
 
@@ -285,22 +371,32 @@ def shuffled(directory, n_rows, shard_rows, chunk_rows, batch_rows, buffer_rows,
   return x_NM, store, ShuffledRows(store, batch_rows, buffer_rows, seed)
 
 
-def reference_order(n_rows, chunk_rows, buffer_rows, seed, epoch):
-  """The order of one epoch, as docs/store-format.md defines it, all at once."""
-  n_chunks, window_chunks = -(-n_rows // chunk_rows), buffer_rows // chunk_rows
-  order = permute(np.arange(n_chunks), n_chunks, seed, epoch)
-  epoch_rows = []
-  for window, start in enumerate(range(0, n_chunks, window_chunks)):
-    rows = np.concatenate([np.arange(c * chunk_rows, min((c + 1) * chunk_rows, n_rows))
-                           for c in order[start:start + window_chunks]])
-    epoch_rows.append(rows[permute(np.arange(len(rows)), len(rows), seed, epoch, window)])
-  return np.concatenate(epoch_rows)
+def reference_order(n_rows, chunk_rows, buffer_rows, batch_rows, seed, n_epochs):
+  """The sequence of some epochs, as docs/store-format.md defines it, row by row."""
+  n_full, window_chunks = n_rows // chunk_rows, buffer_rows // chunk_rows
+  n_lanes = math.gcd(window_chunks, batch_rows)
+  sequence = []
+  for epoch in range(n_epochs):
+    order = permute(np.arange(n_full), n_full, seed, epoch).tolist() if n_full else []
+    order += [n_full] if n_rows % chunk_rows else []
+    for window, start in enumerate(range(0, len(order), window_chunks)):
+      rows_of = lambda chunks: [r for c in chunks for r in range(c * chunk_rows, min((c + 1) * chunk_rows, n_rows))]
+      rows = rows_of(order[start:start + window_chunks])
+      if start + window_chunks > n_full:
+        sequence += [rows[i] for i in permute(np.arange(len(rows)), len(rows), seed, epoch, window)]
+        continue
+      deal = len(rows) // n_lanes
+      lanes = [iter([rows[lane * deal + i] for i in permute(np.arange(deal), deal, seed, epoch, window, lane)])
+               for lane in range(n_lanes)]
+      for _ in rows:
+        sequence.append(next(lanes[len(sequence) % n_lanes]))
+  return np.array(sequence)
 
 
 SIZES = [  # rows, shard, chunk, batch, buffer
   (1000, 128, 64, 48, 192), (997, 128, 32, 101, 96), (1024, 256, 64, 64, 256), (130, 128, 64, 7, 64),
   (50, 128, 64, 16, 128), (300, 128, 64, 1000, 64), (300, 128, 64, 41, 4096), (1, 1, 1, 3, 1),
-  (65, 64, 1, 10, 5)]
+  (65, 64, 1, 10, 5), (1001, 128, 8, 12, 48), (203, 32, 8, 60, 32), (37, 8, 4, 24, 16)]
 
 
 def test_the_window_is_a_multiple_of_the_chunk(tmp_path):
@@ -315,13 +411,34 @@ def test_every_row_once_an_epoch(tmp_path, n_rows, shard_rows, chunk_rows, batch
   batches = [source.batch(step) for step in range(n_steps)]
   index = np.concatenate([source.indices(step) for step in range(n_steps)])
   np.testing.assert_array_equal(np.concatenate(batches), x_NM[index])
+  # A batch holds its lanes one after the other, the sequence takes them in turn.
+  sequence = index.reshape(n_steps, source.n_lanes, -1).swapaxes(1, 2).reshape(-1)
   for epoch in range(3):
-    order = index[epoch * n_rows:(epoch + 1) * n_rows]
-    np.testing.assert_array_equal(np.sort(order), np.arange(n_rows))
-    np.testing.assert_array_equal(order, reference_order(n_rows, chunk_rows, buffer_rows, 0, epoch))
+    np.testing.assert_array_equal(np.sort(sequence[epoch * n_rows:(epoch + 1) * n_rows]), np.arange(n_rows))
+  expected = reference_order(n_rows, chunk_rows, buffer_rows, batch_rows, 0, 3)
+  np.testing.assert_array_equal(sequence[:3 * n_rows], expected)
   again = ShuffledRows(store, batch_rows, buffer_rows, 0)
   for step in np.random.default_rng(0).permutation(n_steps)[:20]:
     np.testing.assert_array_equal(again.batch(int(step)), batches[step])
+
+
+@pytest.mark.parametrize("n_rows, shard_rows, chunk_rows, batch_rows, buffer_rows", SIZES)
+def test_parts_of_a_batch_are_read_alone(tmp_path, n_rows, shard_rows, chunk_rows, batch_rows, buffer_rows):
+  """Processes that each fill a part of the batch make the same batch together, and read less."""
+  _, store, source = shuffled(tmp_path, n_rows, shard_rows, chunk_rows, batch_rows, buffer_rows)
+  n_parts = max(n for n in (1, 2, 3) if batch_rows % n == 0)
+  size = batch_rows // n_parts
+  parts = [ShuffledRows(store, batch_rows, buffer_rows, 0, (i * size, (i + 1) * size)) for i in range(n_parts)]
+  for step in range(3 * n_rows // batch_rows + 2):
+    whole = source.batch(step)
+    for i, part in enumerate(parts):
+      mine = slice(i * size, (i + 1) * size)
+      found = part.batch(step)
+      np.testing.assert_array_equal(found[mine], whole[mine])
+      assert not np.delete(found, np.arange(batch_rows)[mine], axis=0).any()
+      np.testing.assert_array_equal(part.indices(step)[mine], source.indices(step)[mine])
+  if source.n_lanes % n_parts == 0 and n_rows >= buffer_rows:
+    assert len(parts[0]._chunks(0, 0)) * n_parts == buffer_rows // chunk_rows
 
 
 def test_epochs_and_seeds_differ(tmp_path):
@@ -335,23 +452,25 @@ def test_epochs_and_seeds_differ(tmp_path):
 
 def test_the_order_never_changes(tmp_path):
   """The worked example of docs/store-format.md."""
-  source = shuffled(tmp_path, 10, 4, 2, 5, 4)[2]
-  batches = [source.indices(step).tolist() for step in range(3)]
-  assert batches == [[7, 1, 0, 6, 5], [3, 4, 2, 9, 8], [5, 1, 0, 4, 6]]
+  source = shuffled(tmp_path, 10, 4, 2, 4, 4)[2]
+  batches = [source.indices(step).tolist() for step in range(4)]
+  assert batches == [[1, 0, 6, 7], [2, 3, 4, 5], [9, 5, 8, 0], [4, 2, 1, 6]]
 
 
 def test_rows_are_well_mixed(tmp_path):
   n_rows, chunk, batch, window_chunks = 16_384, 64, 128, 64
   _, store, source = shuffled(tmp_path, n_rows, 1024, chunk, batch, chunk * window_chunks)
   index = np.stack([source.indices(step) for step in range(n_rows // batch)])
-  distinct = [len(set(row)) for row in index // chunk]
-  expected = window_chunks * (1 - (1 - 1 / window_chunks) ** batch)
+  assert all(np.bincount(row // chunk).max() == batch // window_chunks for row in index)  # as many of each chunk
+  one_lane = ShuffledRows(store, batch - 1, chunk * window_chunks, 0)
+  distinct = [len(set(one_lane.indices(step) // chunk)) for step in range(n_rows // batch)]
+  expected = window_chunks * (1 - (1 - 1 / window_chunks) ** (batch - 1))
   assert abs(np.mean(distinct) - expected) < 1
-  place = np.arange(batch)
+  place, index = np.arange(batch - 1), np.stack([one_lane.indices(step) for step in range(n_rows // batch)])
   correlations = [np.corrcoef(place, row)[0, 1] for row in index]
   assert abs(np.mean(correlations)) < 4 / np.sqrt(n_rows)
   assert abs(np.std(correlations) * np.sqrt(batch) - 1) < 0.25
-  everything = ShuffledRows(store, n_rows, n_rows, 0).indices(0)
+  everything = ShuffledRows(store, n_rows - 1, n_rows, 0).indices(0)
   assert abs(np.corrcoef(everything[1:], everything[:-1])[0, 1]) < 4 / np.sqrt(n_rows)
 
 
@@ -359,16 +478,15 @@ def test_eight_billion_rows_cost_no_more_than_few(whole, tmp_path):
   """A store of which there is only what says how large it is: opened, and its order looked at anywhere."""
   huge = shutil.copytree(whole, tmp_path / "huge")
   n_rows = 8_192_000_123
-  meta = {**files.read_json(huge / "meta.json"), "n_rows": n_rows, "width": 2, "shard_rows": 2**20, "chunk_rows": 4096}
+  meta = {**files.read_json(huge / "meta.json"), "n_rows": n_rows, "shard_rows": 2**20, "chunk_rows": 4096}
   shutil.rmtree(huge)
-  layout = Layout(*(meta[field.name] for field in dataclasses.fields(Layout)))
-  layout.open_arrays(huge, create=True)
+  Layout.of(meta).open_arrays(Folder(huge), create=True)
   files.write_json(huge / "meta.json", meta)
   with pytest.raises(InputError, match="shard 0 .*missing"):
     ActivationStore.open(huge)
 
   def visit():
-    source = ShuffledRows(ActivationStore(huge, meta), 4096, 2**14, 0)
+    source = ShuffledRows(ActivationStore.open(huge), 4096, 2**14, 0)
     return np.stack([source.indices(step) for step in (0, 1_234_567, 2_000_000, 3_999_999)])
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(Layout, "fault", lambda *_: None)
@@ -398,7 +516,7 @@ def test_reads_are_bounded(tmp_path, monkeypatch):
 
 def test_an_error_while_reading_ahead_reaches_the_caller(tmp_path):
   x_NM, store, source = shuffled(tmp_path / "s", 1024, 64, 64, 64, 64)
-  path = tmp_path / "s" / f"rows/c/{source.indices(3)[0] // 64}/0"
+  path = tmp_path / "s" / f"sites/{SITE}/c/{source.indices(3)[0] // 64}/0"
   content = path.read_bytes()
   flip(path)
   for step in range(3):

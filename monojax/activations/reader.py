@@ -1,31 +1,35 @@
 """Shuffled batches of a store's rows: a source whose state is the step's number.
 
-Axes: B rows of a batch, M width of the activation, J places within a window.
+Axes: B rows of a batch, M width of the activation, J rows of a batch in one window.
 """
 
 import concurrent.futures
+import math
 import threading
 
 import numpy as np
 
 from monojax.config import require
-from monojax.shuffle import permute, place_of
+from monojax.shuffle import permute
 
 
 class ShuffledRows:
   """An endless shuffled sequence of a store's rows, each exactly once in an epoch.
 
-  In every epoch the store's chunks are visited in a new random order. Each `buffer_rows` worth of
-  visited chunks is a window, whose rows are permuted among themselves. A batch is a slice of the
-  sequence, across the borders of windows and epochs. Any step may be asked for at any time and gives
-  the same rows; in consecutive steps the next window is read while this one is used. Memory: two
-  windows and a batch. Safe to call from several threads.
+  In every epoch the store's chunks are visited in a new random order, a short last chunk at the end. Each
+  `buffer_rows` worth of visited chunks is a window. A window's chunks are dealt to lanes, whose rows are permuted
+  among themselves, and a batch takes as many rows of each lane: so a process of several, which needs some rows of
+  each batch, reads some lanes. A batch is a slice of the sequence, across the borders of windows and epochs.
+
+  Any step may be asked for at any time and gives the same rows; in consecutive steps the next window is read
+  while this one is used. Memory: two windows and a batch. Safe to call from several threads.
 
   Attributes:
     width: M.
+    n_lanes: lanes; they divide the batch and the window's chunks.
   """
 
-  def __init__(self, store, batch_rows, buffer_rows, seed):
+  def __init__(self, store, batch_rows, buffer_rows, seed, slots=None):
     """Reads nothing yet.
 
     Args:
@@ -33,6 +37,8 @@ class ShuffledRows:
       batch_rows: B.
       buffer_rows: rows of a window, a multiple of the store's chunk_rows.
       seed: non-negative integer that names the order.
+      slots: (first, last) of the places in a batch that are filled, the others staying 0; by default all. It
+        changes what is read and nothing else.
 
     Raises:
       InputError: a setting breaks its rule.
@@ -44,7 +50,15 @@ class ShuffledRows:
     self._store, self._batch_rows, self._seed = store, batch_rows, seed
     self.width = store.width
     self._window_chunks = buffer_rows // store.chunk_rows
-    self._n_windows = -(-store.n_chunks // self._window_chunks)
+    self.n_lanes = math.gcd(batch_rows, self._window_chunks)
+    self._lane_chunks, self._lane_slots = self._window_chunks // self.n_lanes, batch_rows // self.n_lanes
+    first, last = self._slots = slots or (0, batch_rows)
+    self._lanes = first // self._lane_slots, -(-last // self._lane_slots)
+    # Whole windows are dealt to lanes; what is left, if anything, is one more window that every process reads.
+    self._n_full = store.n_rows // store.chunk_rows
+    self._n_dealt = self._n_full // self._window_chunks
+    self._window_rows = self._window_chunks * store.chunk_rows
+    self._n_windows = -(-store.n_rows // self._window_rows)
     shape = (min(self._window_chunks, store.n_chunks) * store.chunk_rows, store.width)
     self._buffers = [np.empty(shape, store.dtype) for _ in range(2)]
     self._held = [None, None]  # which (epoch, window) each buffer holds or is being given
@@ -59,25 +73,27 @@ class ShuffledRows:
     Raises:
       InputError: a shard turned out to be damaged, here or while reading ahead.
     """
-    x_BM = np.empty((self._batch_rows, self._store.width), self._store.dtype)
-    at = 0
+    whole = self._slots == (0, self._batch_rows)
+    x_BM = (np.empty if whole else np.zeros)((self._batch_rows, self._store.width), self._store.dtype)
     with self._lock:
-      for epoch, window, place_J in self._pieces(step):
-        out_JM = x_BM[at:at + len(place_J)]
-        self._window(epoch, window).take(place_J, axis=0, out=out_JM, mode="clip")
-        at += len(place_J)
+      for epoch, window, slot_J, place_J in self._pieces(step):
+        buffer_NM = self._window(epoch, window)
+        if window < self._n_dealt:
+          place_J = place_J - self._lanes[0] * self._lane_chunks * self._store.chunk_rows
+        if whole and len(slot_J) == self._batch_rows:
+          place_J = place_J[np.argsort(slot_J)]  # in the batch's order, rows are copied once
+          buffer_NM.take(place_J, axis=0, out=x_BM, mode="clip")
+        else:
+          x_BM[slot_J] = buffer_NM[place_J]
     return x_BM
 
   def indices(self, step):
-    """int64 (B,) row numbers in the store: `batch(step)` is the rows with these numbers."""
-    found = []
-    for epoch, window, place_J in self._pieces(step):
-      chunks = self._chunks(epoch, window)
-      starts, stops = np.array([self._store.chunk_span(int(chunk)) for chunk in chunks]).T
-      offsets = np.cumsum(stops - starts) - (stops - starts)
-      slot_J = np.searchsorted(offsets, place_J, side="right") - 1
-      found.append(starts[slot_J] + place_J - offsets[slot_J])
-    return np.concatenate(found)
+    """int64 (B,) row numbers in the store: `batch(step)` is the rows with these numbers; -1 where it is not filled."""
+    row_B = np.full(self._batch_rows, -1, np.int64)
+    for epoch, window, slot_J, place_J in self._pieces(step):
+      visit_J, offset_J = np.divmod(place_J, self._store.chunk_rows)
+      row_B[slot_J] = self._chunk(epoch, window * self._window_chunks + visit_J) * self._store.chunk_rows + offset_J
+    return row_B
 
   def sample(self, n_rows, seed):
     """(n_rows, M) different rows, or all there are, from as many random chunks as a window has or more.
@@ -103,39 +119,40 @@ class ShuffledRows:
     return sampled
 
   def _pieces(self, step):
-    """(epoch, window, places in the window) of batch `step`, in order; the batch is their sequence."""
-    n_rows = self._store.n_rows
-    at, end = step * self._batch_rows, (step + 1) * self._batch_rows
-    while at < end:
-      epoch, offset = divmod(at, n_rows)
-      window = self._window_at(epoch, offset)
-      first, last = self._first(epoch, window), self._first(epoch, window + 1)
-      n = min(last - offset, end - at)
-      place_J = permute(np.arange(offset - first, offset - first + n), last - first,
-                        self._seed, epoch, window)
-      yield epoch, window, place_J
-      at += n
+    """(epoch, window, slots of the batch, places in the window) of batch `step`, window by window.
+
+    The i-th row of the sequence belongs to lane i mod n_lanes and, in its batch, to that lane's slots.
+    """
+    n_rows, n_lanes = self._store.n_rows, self.n_lanes
+    inside_B = np.arange(self._batch_rows)
+    lane_B = inside_B % n_lanes  # the batch's first row is one of lane 0
+    slot_B = lane_B * self._lane_slots + inside_B // n_lanes
+    wanted_B = (slot_B >= self._slots[0]) & (slot_B < self._slots[1])
+    epoch_B, offset_B = np.divmod(step * self._batch_rows + inside_B, n_rows)
+    window_B = np.minimum(offset_B // self._window_rows, self._n_windows - 1)
+    for epoch, window in sorted({*zip(epoch_B.tolist(), window_B.tolist(), strict=True)}):
+      here = wanted_B & (epoch_B == epoch) & (window_B == window)
+      offset_J, lane_J = offset_B[here] - window * self._window_rows, lane_B[here]
+      if window < self._n_dealt:
+        lane_rows = self._window_rows // n_lanes
+        place_J = lane_J * lane_rows + permute(offset_J // n_lanes, lane_rows, self._seed, epoch, window, lane_J)
+      else:
+        place_J = permute(offset_J, n_rows - window * self._window_rows, self._seed, epoch, window)
+      if len(place_J):
+        yield epoch, window, slot_B[here], place_J
+
+  def _chunk(self, epoch, visit_J):
+    """Numbers of the chunks that an epoch visits as its `visit_J`-th."""
+    short_J = visit_J == self._n_full  # it comes last
+    return np.where(short_J, visit_J, permute(np.where(short_J, 0, visit_J), max(self._n_full, 1), self._seed, epoch))
 
   def _chunks(self, epoch, window):
-    """Numbers of the chunks in a window, in the order in which its rows are concatenated."""
+    """Numbers of the chunks of a window that are read, in the order in which its rows are concatenated."""
+    first, last = 0, self._window_chunks
+    if window < self._n_dealt:
+      first, last = (lane * self._lane_chunks for lane in self._lanes)
     start = window * self._window_chunks
-    visits = np.arange(start, min(start + self._window_chunks, self._store.n_chunks))
-    return permute(visits, self._store.n_chunks, self._seed, epoch)
-
-  def _first(self, epoch, window):
-    """Offset in the epoch of a window's first row: every earlier chunk is full, but one may be short."""
-    store = self._store
-    start, short = store.chunk_span(store.n_chunks - 1)
-    missing = store.chunk_rows - (short - start)
-    visited = min(window * self._window_chunks, store.n_chunks)
-    if missing and place_of(store.n_chunks - 1, store.n_chunks, self._seed, epoch) < visited:
-      return visited * store.chunk_rows - missing
-    return visited * store.chunk_rows
-
-  def _window_at(self, epoch, offset):
-    """The window that holds the row at `offset` in the epoch."""
-    window = offset // (self._window_chunks * self._store.chunk_rows)
-    return window + (offset >= self._first(epoch, window + 1))
+    return self._chunk(epoch, np.arange(start + first, min(start + last, self._store.n_chunks)))
 
   def _window(self, epoch, window):
     """The buffer that holds a window, once it is read; begins reading the one after it."""

@@ -1,131 +1,50 @@
-"""Activations on disk: a sharded zarr3 store, its layout and its reader; `writer.py` fills it.
+"""Activations kept: a sharded zarr3 store, its reader, and what is wrong with one; `writer.py` fills it.
 
-`docs/store-format.md` specifies the format. No other file imports tensorstore.
-Axes: N rows of the store, R rows of one shard, M width of the activation.
+`docs/store-format.md` specifies the format. Axes: N rows of the store, R rows of one shard, M width of the sites read.
 """
 
 import collections
-import dataclasses
-import functools
 import json
-import pathlib
 
 import numpy as np
 import tensorstore as ts
 
-from monojax import files
-from monojax.activations.config import DTYPES
+from monojax.activations.folder import IN_FLIGHT, Folder, context
+from monojax.activations.layout import PLACE, Layout, from_int8
 from monojax.config import InputError, differences, require
 
 FORMAT, VERSION = "monojax-activations", 2
-READS_IN_FLIGHT = 8
+SAMPLE_ROWS = 1024  # of the whole store, kept with its statistics
 _LOOKED_AT = 1000  # shards whose sizes opening looks at: many would take long, and reading finds any damage
-_SUM_ROWS = 256  # rows converted to float64 at once: stays in the cache
-
-
-@functools.cache
-def _context():
-  """The process's tensorstore context: each chunk is read once, so none is kept."""
-  return ts.Context({"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": 4},
-                     "file_io_concurrency": {"limit": READS_IN_FLIGHT}})
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """The shape of a store: everything that its files' names and sizes follow from."""
-  n_rows: int
-  width: int
-  dtype: str
-  shard_rows: int
-  chunk_rows: int
-
-  def __post_init__(self):
-    for name in ("n_rows", "width", "shard_rows", "chunk_rows"):
-      require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
-    require(self.dtype in DTYPES, "dtype", self.dtype, f"must be one of {', '.join(DTYPES)}")
-    require(self.shard_rows % self.chunk_rows == 0, "shard_rows", self.shard_rows,
-            f"must be a multiple of chunk_rows={self.chunk_rows}")
-
-  @property
-  def n_shards(self):
-    return -(-self.n_rows // self.shard_rows)
-
-  def shard_span(self, index):
-    """(start, stop) of the rows in shard `index`; the last shard may be short."""
-    return index * self.shard_rows, min((index + 1) * self.shard_rows, self.n_rows)
-
-  def shard_files(self, index):
-    """{path below the store's directory: bytes} of the two files that hold shard `index`."""
-    start, stop = self.shard_span(index)
-    n_chunks = -(-(stop - start) // self.chunk_rows)
-    index_bytes = 16 * (self.shard_rows // self.chunk_rows) + 4
-    row_bytes = self.width * ts.dtype(self.dtype).numpy_dtype.itemsize
-    return {f"rows/c/{index}/0": n_chunks * (self.chunk_rows * row_bytes + 4) + index_bytes,
-            f"positions/c/{index}": n_chunks * (self.chunk_rows * 8 + 4) + index_bytes}
-
-  def fault(self, directory, index):
-    """What is wrong with the files of shard `index`, judged by their sizes; `None` if nothing is."""
-    for name, n_bytes in self.shard_files(index).items():
-      try:
-        found = (directory / name).stat().st_size
-      except FileNotFoundError:
-        return f"{directory / name} is missing"
-      if found != n_bytes:
-        return f"{directory / name} has {found:,} bytes instead of {n_bytes:,}"
-    return None
-
-  def open_arrays(self, directory, create):
-    """{"rows": (N, M), "positions": (N,) int64} as tensorstore handles."""
-    opened = {}
-    for name, trailing, dtype, fill in (("rows", [self.width], self.dtype, "NaN"),
-                                        ("positions", [], "int64", -1)):
-      checked = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-      sharding = {"chunk_shape": [self.chunk_rows, *trailing], "codecs": checked,
-                  "index_codecs": checked, "index_location": "end"}
-      spec = {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{directory / name}/"},
-        "store_data_equal_to_fill_value": True,
-        "fill_missing_data_reads": False,
-        "metadata": {
-          "shape": [self.n_rows, *trailing], "data_type": dtype, "fill_value": fill,
-          "chunk_grid": {"name": "regular",
-                         "configuration": {"chunk_shape": [self.shard_rows, *trailing]}},
-          "chunk_key_encoding": {"name": "default"},
-          "codecs": [{"name": "sharding_indexed", "configuration": sharding}]},
-      }
-      try:
-        opened[name] = ts.open(spec, open=True, create=create, context=_context()).result()
-      except (ValueError, OSError) as error:
-        raise InputError(f"cannot open the array {directory / name}: {error}; if nothing else mends it, "
-                         f"delete {directory} and run the harvest again") from error
-    return opened
+_SUM_ROWS = 256  # rows converted to float32 at once: stays in the cache
+_SAME = 1e-5  # sums of two machines agree to this
 
 
 def sums_of(rows_RM):
-  """Float64 sums over a shard's rows: of ||x||_2, of ||x||_2^2, and of x itself (M,)."""
+  """Float64 sums over a shard's rows: of ||x||_2 and ||x||_2^2, shape (), and of x itself, (M,)."""
   norm, square, vector_M = 0.0, 0.0, np.zeros(rows_RM.shape[1])
   for start in range(0, len(rows_RM), _SUM_ROWS):
-    x_RM = rows_RM[start:start + _SUM_ROWS].astype(np.float64)
-    square_R = np.einsum("rm,rm->r", x_RM, x_RM)
+    x_RM = rows_RM[start:start + _SUM_ROWS].astype(np.float32)
+    square_R = np.einsum("rm,rm->r", x_RM, x_RM).astype(np.float64)
     norm += np.sqrt(square_R).sum()
     square += square_R.sum()
     vector_M += x_RM.sum(axis=0)
-  return {"norm": float(norm), "square": float(square), "vector_M": vector_M.tolist()}
+  return {"norm": np.float64(norm), "square": np.float64(square), "vector_M": vector_M}
 
 
-def sums_path(directory, index):
-  """The sums over a shard's rows; the file is written last and says that the shard is durable."""
-  return directory / "sums" / f"{index}.json"
+def sums_name(index):
+  """The file of a shard's sums; it is written last and says that the shard is durable."""
+  return f"sums/{index}.npz"
 
 
-def missing_shards(directory, layout):
+def missing_shards(folder, layout):
   """The shards that are not durable, or whose files are gone or cut short since."""
+  durable = set(folder.names("sums"))
   return [index for index in range(layout.n_shards)
-          if not sums_path(directory, index).exists() or layout.fault(directory, index) is not None]
+          if sums_name(index).removeprefix("sums/") not in durable or layout.fault(folder, index) is not None]
 
 
-def faults(directory):
+def faults(place):
   """Reads every shard of a store, finished or not: yields (shard, what is wrong with it or `None`).
 
   Sizes, each chunk's checksum, and the sums over the rows are compared with what the writer left.
@@ -133,35 +52,37 @@ def faults(directory):
   Raises:
     InputError: there is no store.
   """
-  directory = pathlib.Path(directory).absolute()
-  header = files.read_json(directory / "header.json")
+  folder = Folder(place)
+  header = folder.read_json("header.json")
   if header is None:
-    raise InputError(f"there is no activation store in {directory}: run the harvest first")
-  layout = Layout(**{field.name: header[field.name] for field in dataclasses.fields(Layout)})
-  arrays = layout.open_arrays(directory, create=False)
-  for index in range(layout.n_shards):
-    yield index, _fault_of(directory, layout, arrays, index)
+    raise InputError(f"there is no activation store in {folder}: run the harvest first")
+  store = ActivationStore(folder, header, list(header["sites"]))
+  for index in range(store.layout.n_shards):
+    yield index, _fault_of(store, folder, index)
 
 
-def _fault_of(directory, layout, arrays, index):
-  if not sums_path(directory, index).exists():
-    return "it has not been harvested"
-  if fault := layout.fault(directory, index):
-    return fault
-  span = slice(*layout.shard_span(index))
+def _fault_of(store, folder, index):
   try:
-    rows_RM, _ = (arrays[name][span].read().result() for name in ("rows", "positions"))
-    written = files.read_json(sums_path(directory, index))
-  except (ValueError, OSError) as error:
+    written = folder.read_npz(sums_name(index))
+    if written is None:
+      return "it has not been harvested"
+    rows, _ = store.rows(*store.layout.shard_span(index)), store.places(*store.layout.shard_span(index))
+  except ValueError as error:  # an InputError, too
     return str(error)
-  return None if sums_of(rows_RM) == written else "its rows are not those that were summed when they were written"
+  first = 0
+  for site, width in store.layout.sites.items():
+    for name, value in sums_of(rows[:, first:first + width]).items():
+      if not np.allclose(written.get(f"{site}/{name}", np.nan), value, rtol=_SAME, atol=_SAME * len(rows)):
+        return "its rows are not those that were summed when they were written"
+    first += width
+  return None
 
 
-def forget(directory, index):
+def forget(place, index):
   """Has the next harvest make a shard again; the store is unfinished until then."""
-  directory = pathlib.Path(directory)
-  (directory / "meta.json").unlink(missing_ok=True)
-  sums_path(directory, index).unlink(missing_ok=True)
+  folder = Folder(place)
+  folder.delete("meta.json")
+  folder.delete(sums_name(index))
 
 
 class ActivationStore:
@@ -169,111 +90,145 @@ class ActivationStore:
 
   Attributes:
     meta: the dict in meta.json.
-    n_rows, width, chunk_rows: N, M, and rows that are read together.
+    layout: its `Layout`.
+    sites: names of the sites that are read, side by side.
+    widths: their widths.
+    n_rows, width, chunk_rows: N, M = sum of `widths`, and rows that are read together.
     n_chunks: chunks of the whole store; the last may be short.
-    dtype: numpy dtype of the rows.
+    dtype: numpy dtype of the rows read; float32 for a store of 8-bit numbers.
   """
 
-  def __init__(self, directory, meta):
+  def __init__(self, folder, meta, sites):
     """Use `ActivationStore.open`, which checks what it opens."""
-    self.meta = meta
-    self._directory = directory
-    self._layout = Layout(**{field.name: meta[field.name] for field in dataclasses.fields(Layout)})
-    self.n_rows, self.width = self._layout.n_rows, self._layout.width
-    self.chunk_rows = self._layout.chunk_rows
+    self.meta, self.layout, self.sites = meta, Layout.of(meta), tuple(sites)
+    for site in self.sites:
+      require(site in self.layout.sites, "site", site, f"the store in {folder} has {', '.join(self.layout.sites)}")
+    self._folder = folder
+    self.widths = tuple(self.layout.sites[site] for site in self.sites)
+    self.n_rows, self.width, self.chunk_rows = self.layout.n_rows, sum(self.widths), self.layout.chunk_rows
     self.n_chunks = -(-self.n_rows // self.chunk_rows)
-    for index in range(min(self._layout.n_shards, _LOOKED_AT)):
-      if fault := self._layout.fault(directory, index):
-        raise self._damaged(index, fault)
-    self._arrays = self._layout.open_arrays(directory, create=False)
-    self.dtype = self._arrays["rows"].dtype.numpy_dtype
+    self.dtype = self.layout.given_dtype
+    self._arrays = self.layout.open_arrays(folder, create=False)
 
   @classmethod
-  def open(cls, directory, expected_identity=None):
-    """Opens the store in `directory`; looks at the sizes of the first thousand shards, and reads none.
+  def open(cls, place, expected_identity=None, sites=None):
+    """Opens the store in `place`; on a disk it looks at the sizes of the first thousand shards, and reads none.
 
     Args:
-      directory: what the writer was given.
+      place: what the writer was given: a folder, s3://BUCKET/PATH or gs://BUCKET/PATH.
       expected_identity: where given, the identity the store must have.
+      sites: names of the sites to read; by default its first.
 
     Raises:
-      InputError: there is no store, it is unfinished, of another identity or version, or a shard is
-        missing or has the wrong size.
+      InputError: there is no store, it is unfinished, of another identity or version, has no such site, or a
+        shard is missing or has the wrong size.
     """
-    directory = pathlib.Path(directory).absolute()
-    meta = files.read_json(directory / "meta.json")
-    header = files.read_json(directory / "header.json")
+    folder = Folder(place)
+    meta, header = folder.read_json("meta.json"), folder.read_json("header.json")
     if meta is None and header is None:
-      raise InputError(f"there is no activation store in {directory}: run the harvest first")
+      raise InputError(f"there is no activation store in {folder}: run the harvest first")
     found = meta or header
     if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
-      raise InputError(f"{directory} has format {found.get('format')!r} version {found.get('version')}, "
+      raise InputError(f"{folder} has format {found.get('format')!r} version {found.get('version')}, "
                        f"this version of monojax reads {FORMAT!r} version {VERSION}: harvest again")
     if expected_identity is not None:
       changed = differences(found["identity"], json.loads(json.dumps(expected_identity)))
       if changed:
-        raise InputError(f"the store in {directory} was harvested from something else "
+        raise InputError(f"the store in {folder} was harvested from something else "
                          f"({'; '.join(changed)}): delete that folder and run the harvest again")
     if meta is None:
-      layout = Layout(**{field.name: header[field.name] for field in dataclasses.fields(Layout)})
-      n_done = layout.n_shards - len(missing_shards(directory, layout))
-      raise InputError(f"the store in {directory} is unfinished, harvested {n_done} of "
+      layout = Layout.of(header)
+      n_done = layout.n_shards - len(missing_shards(folder, layout))
+      raise InputError(f"the store in {folder} is unfinished, harvested {n_done} of "
                        f"{layout.n_shards} shards: run the harvest command again, it continues there")
-    return cls(directory, meta)
+    store = cls(folder, meta, sites or [next(iter(meta["sites"]))])
+    for index in range(min(store.layout.n_shards, _LOOKED_AT)):
+      if fault := store.layout.fault(folder, index):
+        raise store._damaged(index, fault)
+    return store
+
+  def statistics(self):
+    """{"SITE/mean_M": the mean row, "SITE/sample_RM": up to 1,024 rows from all over the store}."""
+    return self._folder.read_npz("stats.npz")
 
   def _damaged(self, index, reason):
-    return InputError(f"shard {index} of the store in {self._directory} is damaged ({reason}): "
+    return InputError(f"shard {index} of the store in {self._folder} is damaged ({reason}): "
                       "experiments/check_store.py --repair finds all that are and harvests them again")
 
-  def _read(self, name, spans, out):
-    """Fills `out` with the rows of `spans`, one after the other, several reads at a time.
+  def _read(self, begin, spans, out):
+    """Fills `out` with what `begin(start, stop, part of out)` starts to read for `spans`, several at a time.
 
     Args:
-      name: "rows" or "positions".
-      spans: (start, stop) pairs, each inside one shard.
+      begin: returns (reads under way, what is to be called once they are done).
+      spans: (start, stop) pairs of rows, each inside one chunk.
       out: array of as many rows as the spans together.
     """
     pending, at = collections.deque(), 0
     try:
       for start, stop in spans:
-        if len(pending) == READS_IN_FLIGHT:
+        if len(pending) == IN_FLIGHT:
           self._settle(*pending.popleft())
-        target = ts.array(out[at:at + stop - start], context=_context(), copy=False)
-        pending.append((start, target.write(self._arrays[name][start:stop])))
+        pending.append((start, *begin(start, stop, out[at:at + stop - start])))
         at += stop - start
       while pending:
         self._settle(*pending.popleft())
     finally:  # after an error the other reads must not go on writing into `out`
-      for _, read in pending:
-        read.exception()
+      for _, reads, _ in pending:
+        for read in reads:
+          read.exception()
 
-  def _settle(self, start, read):
-    try:
-      read.result()
-    except (ValueError, OSError) as error:
-      index = start // self._layout.shard_rows
-      raise self._damaged(index, self._layout.fault(self._directory, index) or error) from error
+  def _settle(self, start, reads, finish):
+    failures = [error for read in reads if (error := read.exception()) is not None]
+    if failures:
+      if not isinstance(failures[0], (ValueError, OSError)):
+        raise failures[0]
+      index = start // self.layout.shard_rows
+      raise self._damaged(index, self.layout.fault(self._folder, index) or failures[0]) from failures[0]
+    finish()
 
-  def _span(self, name, start, stop, shape):
+  def _begin_array(self, path, start, stop, out):
+    target = ts.array(out, context=context(), copy=False)
+    return [target.write(self._arrays[path][start:stop])], lambda: None
+
+  def _begin_rows(self, start, stop, out_RM):
+    """Starts reading the sites' rows, which lie in one chunk, into columns side by side."""
+    reads, finishes, first = [], [], 0
+    for site, width in zip(self.sites, self.widths, strict=True):
+      part_RM = out_RM[:, first:first + width]
+      begin = self._begin_int8 if self.layout.dtype == "int8" else self._begin_array
+      more, finish = begin(f"sites/{site}", start, stop, part_RM)
+      reads, finishes, first = reads + more, [*finishes, finish], first + width
+    return reads, lambda: [finish() for finish in finishes]
+
+  def _begin_int8(self, path, start, stop, out_RM):
+    site, chunk = path.removeprefix("sites/"), start // self.chunk_rows
+    q_RM, row_R = np.empty(out_RM.shape, np.int8), np.empty(len(out_RM), np.float32)
+    column_1M = np.empty((1, out_RM.shape[1]), np.float32)
+    parts = ((path, start, stop, q_RM), (f"row_scales/{site}", start, stop, row_R),
+             (f"column_scales/{site}", chunk, chunk + 1, column_1M))
+    return [self._begin_array(*part)[0][0] for part in parts], lambda: from_int8(q_RM, row_R, column_1M[0], out_RM)
+
+  def _span(self, begin, start, stop, shape, dtype):
     if not 0 <= start <= stop <= self.n_rows:
       raise IndexError(f"rows {start}:{stop} of a store of {self.n_rows}")
-    out = np.empty((stop - start, *shape), self._arrays[name].dtype.numpy_dtype)
+    out = np.empty((stop - start, *shape), dtype)
     borders = range(start // self.chunk_rows * self.chunk_rows, stop, self.chunk_rows)
-    self._read(name, [(max(at, start), min(at + self.chunk_rows, stop)) for at in borders], out)
+    self._read(begin, [(max(at, start), min(at + self.chunk_rows, stop)) for at in borders], out)
     return out
 
   def rows(self, start, stop):
-    """(stop - start, M) rows in the store's dtype.
+    """(stop - start, M) rows, the sites side by side.
 
     Raises:
       IndexError: not 0 <= start <= stop <= n_rows.
       InputError: a shard is missing, cut short or fails its checksum; the message names it.
     """
-    return self._span("rows", start, stop, (self.width,))
+    return self._span(self._begin_rows, start, stop, (self.width,), self.dtype)
 
-  def positions(self, start, stop):
-    """(stop - start,) int64 positions in train.bin of the tokens these rows belong to."""
-    return self._span("positions", start, stop, ())
+  def places(self, start, stop):
+    """(stop - start, 4) int32: the id of each row's token, its document, its position there, the document's domain."""
+    begin = lambda first, last, out: self._begin_array("places", first, last, out)
+    return self._span(begin, start, stop, (len(PLACE),), np.int32)
 
   def chunk_span(self, chunk):
     """(start, stop) of the rows in chunk number `chunk`."""
@@ -284,11 +239,11 @@ class ActivationStore:
 
     Args:
       chunks: numbers of chunks, each 0..n_chunks-1.
-      out: (at least as many rows, M) in the store's dtype.
+      out: (at least as many rows, M) of the store's `dtype`.
 
     Raises:
       InputError: as `rows`.
     """
     spans = [self.chunk_span(int(chunk)) for chunk in chunks]
-    self._read("rows", spans, out)
+    self._read(self._begin_rows, spans, out)
     return sum(stop - start for start, stop in spans)

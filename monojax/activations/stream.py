@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from monojax import mesh as meshes
 from monojax import shuffle
-from monojax.activations.harvest import make_forward, site_width
+from monojax.activations.harvest import make_forward, sampled, site_widths
+from monojax.activations.layout import given_dtype
 from monojax.activations.visits import Visits
 from monojax.config import require
 
@@ -31,7 +32,7 @@ class Stream:
   A batch is a pure function of the step: asked for out of turn, its window is computed again.
 
   Attributes:
-    width: M.
+    width: M, the sum of the sites' `widths`.
     n_rows: rows of an epoch.
   """
 
@@ -54,7 +55,8 @@ class Stream:
     n_lanes = mesh.shape["data"]
     meshes.require_divides(mesh, "data", batch_rows)
     self._visits = Visits.of(config, tokens, model.config.n_context)
-    self._tokens, self._mesh, self._seed, self._dtype = tokens, mesh, seed, jnp.dtype(config.dtype)
+    self._tokens, self._mesh, self._seed = tokens, mesh, seed
+    self._dtype = given_dtype(config.dtype)
     self._batch_contexts = -(-config.batch_contexts // n_lanes) * n_lanes
     self._n_lanes, self._lane_visits = n_lanes, self._visits.n // n_lanes
     require(self._lane_visits > 0, "mesh.data", n_lanes, f"there are only {self._visits.n} contexts")
@@ -65,11 +67,12 @@ class Stream:
     self._lane_pass = min(self._batch_contexts // n_lanes, window)
     self._window_visits, self._n_passes = window, -(-window // self._lane_pass)
     self._lane_batch = batch_rows // n_lanes
-    self.width = site_width(model, config.site)
+    self.widths = tuple(site_widths(model, config.sites).values())
+    self.width = sum(self.widths)
     self.n_rows = self._lane_visits * n_lanes * per_context
     self._params = jax.device_put(params, NamedSharding(mesh, P()))
-    self._forward = make_forward(model, config.site, self._dtype, mesh)
-    self._fill = make_fill(model, config.site, self._dtype, mesh)
+    self._forward = make_forward(model, config.sites, self._dtype, mesh)
+    self._fill = make_fill(model, config.sites, self._dtype, mesh)
     self._draw = make_draw(mesh)
     self._buffer, self._held = None, None
 
@@ -156,7 +159,6 @@ class Stream:
     self._buffer = self._fill(self._buffer, self._params, tokens_IBT, kept_IBR)
     self._held = epoch, window
 
-
   def _zeros(self, shape):
     return _zeros(shape, self._dtype, NamedSharding(self._mesh, P("data")))
 
@@ -166,19 +168,15 @@ def _zeros(shape, dtype, sharding):
   return jax.lax.with_sharding_constraint(jnp.zeros(shape, dtype), sharding)
 
 
-def make_fill(model, site, dtype, mesh):
-  """The compiled function (buffer_LWM, params, tokens_IBT, kept_IBR) -> the buffer, filled; it is donated.
-
-  The subject runs up to the site and no further: `jit` drops what is not used.
-  """
+def make_fill(model, sites, dtype, mesh):
+  """The compiled function (buffer_LWM, params, tokens_IBT, kept_IBR) -> the buffer, filled; it is donated."""
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=NamedSharding(mesh, P("data")))
   def fill(buffer_LWM, params, tokens_IBT, kept_IBR):
     n_lanes, _, width = buffer_LWM.shape
 
     def one_pass(i, buffer_LWM):
-      _, sites = model.apply({"params": params}, tokens_IBT[i])
-      acts_BRM = jnp.take_along_axis(sites[site], kept_IBR[i][:, :, None], axis=1).astype(dtype)
-      rows_LWM = acts_BRM.reshape(n_lanes, -1, width)
+      acts_BRM = sampled(model, params, sites, tokens_IBT[i], kept_IBR[i])
+      rows_LWM = acts_BRM.astype(dtype).reshape(n_lanes, -1, width)
       return jax.lax.dynamic_update_slice_in_dim(buffer_LWM, rows_LWM, i * rows_LWM.shape[1], 1)
     return jax.lax.fori_loop(0, len(tokens_IBT), one_pass, buffer_LWM)
   return fill

@@ -1,18 +1,18 @@
 """Writes an activation store, a whole shard at a time.
 
-Axes: N rows of the store, R rows of one shard, M width of the activation.
+Axes: N rows of the store, R rows of one shard, M width of a site.
 """
 
 import collections
 import concurrent.futures
 import dataclasses
 import json
-import pathlib
 
 import numpy as np
 
-from monojax import files
-from monojax.activations.store import FORMAT, VERSION, Layout, missing_shards, sums_of, sums_path
+from monojax.activations.folder import Folder
+from monojax.activations.layout import PLACE, from_int8, to_int8
+from monojax.activations.store import FORMAT, SAMPLE_ROWS, VERSION, missing_shards, sums_name, sums_of
 from monojax.config import InputError, differences
 
 WRITES_IN_FLIGHT = 2
@@ -24,100 +24,119 @@ class StoreWriter:
   `for index in writer.todo: writer.write_shard(...)`, then `finish`. A finished store may be finished again.
 
   Attributes:
-    n_shards: shards in the whole store.
+    layout: the store's `Layout`.
     todo: the shards for this writer that are not there yet, rising.
   """
 
-  def __init__(self, directory, n_rows, width, dtype, shard_rows, chunk_rows, identity,
-               process=0, n_processes=1):
-    """Starts the store in `directory`, or continues it.
+  def __init__(self, place, layout, identity, process=0, n_processes=1):
+    """Starts the store in `place`, or continues it.
 
     Args:
-      directory: the store's folder, made if need be.
-      n_rows: N, rows of the whole store.
-      width: M, numbers in a row.
-      dtype: "float16", "bfloat16" or "float32".
-      shard_rows: rows in one file, a multiple of `chunk_rows`.
-      chunk_rows: rows that are read and checksummed together.
-      identity: JSON-able dict saying what the rows are (site, subject fingerprint, ...).
+      place: a folder, made if need be, or s3://BUCKET/PATH or gs://BUCKET/PATH.
+      layout: `Layout`.
+      identity: JSON-able dict saying what the rows are (sites, subject fingerprint, ...).
       process, n_processes: this writer does every `n_processes`-th shard, from number `process` on.
 
     Raises:
-      InputError: `directory` holds a store of another identity or shape, or cannot be written.
+      InputError: `place` holds a store of another identity or shape, or cannot be written.
     """
-    self._layout = Layout(n_rows, width, dtype, shard_rows, chunk_rows)
-    self._directory = pathlib.Path(directory).absolute()
-    self._header = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self._layout),
+    self.layout = layout
+    self._folder = Folder(place)
+    self._header = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(layout),
                     "identity": json.loads(json.dumps(identity))}
-    self.n_shards = self._layout.n_shards
     self._begin()
-    missing = missing_shards(self._directory, self._layout)
+    missing = missing_shards(self._folder, layout)
     self.todo = [index for index in missing if index % n_processes == process]
     if missing:
-      (self._directory / "meta.json").unlink(missing_ok=True)
+      self._folder.delete("meta.json")
     self._next = 0
-    self._arrays = self._layout.open_arrays(self._directory, create=True)
+    self._arrays = layout.open_arrays(self._folder, create=True)
     self._executor = concurrent.futures.ThreadPoolExecutor(WRITES_IN_FLIGHT, "store-writer")
     self._pending = collections.deque()
 
   def _begin(self):
     """Writes header.json, or compares with the one that is there."""
-    header = files.read_json(self._directory / "header.json")
+    header = self._folder.read_json("header.json")
     if header is not None:
       if changed := differences(header, self._header):
-        raise InputError(f"{self._directory} holds another harvest ({'; '.join(changed)}): delete that "
+        raise InputError(f"{self._folder} holds another harvest ({'; '.join(changed)}): delete that "
                          f"folder or name another")
-    elif (self._directory / "rows").exists():
-      raise InputError(f"{self._directory} holds arrays but no header.json, so what they are is not "
+    elif self._folder.names("sites"):
+      raise InputError(f"{self._folder} holds arrays but no header.json, so what they are is not "
                        f"known: delete that folder or name another")
     else:
-      files.write_json(self._directory / "zarr.json", {"zarr_format": 3, "node_type": "group"})
-      files.write_json(self._directory / "header.json", self._header)
+      self._folder.write_json("zarr.json", {"zarr_format": 3, "node_type": "group"})
+      self._folder.write_json("header.json", self._header)
 
-  def write_shard(self, index, rows_RM, positions_R):
+  def write_shard(self, index, rows, places_RP):
     """Starts writing shard `index`; waits only while two writes are already under way.
 
     Args:
       index: the next of `todo`.
-      rows_RM: (R, M) rows in the store's dtype, copied before this returns; R = shard_rows, or what is
-        left for the last shard.
-      positions_R: (R,) integers, where in train.bin the token of each row is.
+      rows: {site: (R, M) rows in the layout's `given_dtype`}; R = shard_rows, or what is left for the last shard.
+        They are the writer's from now on: 8-bit numbers are rounded in place.
+      places_RP: (R, 4) int32, as `ActivationStore.places`.
 
     Raises:
       ValueError: not the next shard, or arrays of another shape or dtype.
       InputError: an earlier shard could not be written, or holds a number that is not finite.
     """
-    start, stop = self._layout.shard_span(index)
-    needed = (stop - start, self._layout.width)
+    start, stop = self.layout.shard_span(index)
     if index not in self.todo[self._next:self._next + 1]:
-      raise ValueError(f"shard {index} of {self.n_shards}: next to be written are {self.todo[self._next:][:3]}")
-    if rows_RM.shape != needed or rows_RM.dtype != self._arrays["rows"].dtype.numpy_dtype:
-      raise ValueError(f"shard {index}: rows {rows_RM.dtype}{list(rows_RM.shape)}, needed "
-                       f"{self._layout.dtype}{list(needed)}")
-    if positions_R.shape != needed[:1]:
-      raise ValueError(f"shard {index}: {positions_R.shape} positions, needed {needed[:1]}")
+      raise ValueError(f"shard {index} of {self.layout.n_shards}: next to be written are {self.todo[self._next:][:3]}")
+    found = {site: (rows_RM.shape, rows_RM.dtype) for site, rows_RM in rows.items()}
+    needed = {site: ((stop - start, width), self.layout.given_dtype) for site, width in self.layout.sites.items()}
+    if found != needed:
+      raise ValueError(f"shard {index}: rows {found}, needed {needed}")
+    if (places_RP.shape, places_RP.dtype) != ((stop - start, len(PLACE)), np.int32):
+      raise ValueError(f"shard {index}: places {places_RP.dtype}{places_RP.shape}, needed one of int32 a row")
     while self._pending and (len(self._pending) >= WRITES_IN_FLIGHT or self._pending[0].done()):
       self._settle()
     self._next += 1
-    self._pending.append(self._executor.submit(
-      self._write, index, np.array(rows_RM), np.array(positions_R, np.int64)))
+    self._pending.append(self._executor.submit(self._write, index, rows, places_RP))
 
-  def _write(self, index, rows_RM, positions_R):
+  def _write(self, index, rows, places_RP):
     """Makes one shard and its sums durable."""
-    span = slice(*self._layout.shard_span(index))
-    writes = [self._arrays[name][span].write(values, can_reference_source_data_indefinitely=True)
-              for name, values in (("rows", rows_RM), ("positions", positions_R))]
-    sums = sums_of(rows_RM)
+    start, stop = self.layout.shard_span(index)
+    parts = {"places": (start, stop, places_RP)}
+    if self.layout.dtype == "int8":
+      parts |= self._int8_parts(start, rows)
+    else:
+      parts |= {f"sites/{site}": (start, stop, rows_RM) for site, rows_RM in rows.items()}
+    writes = [self._arrays[path][first:last].write(values, can_reference_source_data_indefinitely=True)
+              for path, (first, last, values) in parts.items()]
+    n_sampled = -(-SAMPLE_ROWS // self.layout.n_shards)
+    kept = {}
+    for site, rows_RM in rows.items():
+      sums = sums_of(rows_RM)
+      kept |= {f"{site}/{name}": value for name, value in sums.items()}
+      kept[f"{site}/sample_RM"] = np.array(rows_RM[:n_sampled], np.float32)
     failures = [write.exception() for write in writes]
-    if not np.isfinite(sums["square"]):
-      raise InputError(f"shard {index} of {self._directory} was given activations that are not finite: "
-                       f"beyond the range of {self._layout.dtype}, or the subject is broken; try "
-                       f"dtype=bfloat16")
+    for site in rows:
+      if not np.isfinite(kept[f"{site}/square"]):
+        raise InputError(f"shard {index} of {self._folder} was given activations of {site} that are not finite: "
+                         f"beyond the range of {self.layout.dtype}, or the subject is broken; try dtype=bfloat16")
     for failure in failures:
       if failure is not None:
-        raise InputError(f"cannot write shard {index} of {self._directory}: {failure}; once that is "
+        raise InputError(f"cannot write shard {index} of {self._folder}: {failure}; once that is "
                          f"mended run the harvest again, it continues there") from failure
-    files.write_json(sums_path(self._directory, index), sums, by_each=True)
+    self._folder.write_npz(sums_name(index), kept, by_each=True)
+
+  def _int8_parts(self, start, rows):
+    """{array's path: (first, last, values)} of the sites' rows in 8 bits; `rows` become what will be read."""
+    step, parts = self.layout.chunk_rows, {}
+    for site, rows_RM in rows.items():
+      stop, first = start + len(rows_RM), start // step
+      n_chunks = -(-len(rows_RM) // step)
+      q_RM, row_R = np.empty(rows_RM.shape, np.int8), np.empty(len(rows_RM), np.float32)
+      column_CM = np.empty((n_chunks, rows_RM.shape[1]), np.float32)
+      for i in range(n_chunks):
+        here = slice(i * step, (i + 1) * step)
+        q_RM[here], row_R[here], column_CM[i] = to_int8(rows_RM[here])
+        from_int8(q_RM[here], row_R[here], column_CM[i], rows_RM[here])
+      parts |= {f"sites/{site}": (start, stop, q_RM), f"row_scales/{site}": (start, stop, row_R),
+                f"column_scales/{site}": (first, first + n_chunks, column_CM)}
+    return parts
 
   def _settle(self):
     """Waits for the oldest write."""
@@ -143,19 +162,30 @@ class StoreWriter:
       The dict in meta.json.
 
     Raises:
-      ValueError: some shards have not been given to `write_shard`. InputError: as `write_shard`.
+      ValueError: some shards have not been given to `write_shard`.
+      InputError: as `write_shard`, or what was written is gone.
     """
     if self._next != len(self.todo):
       raise ValueError(f"{self._next} of {len(self.todo)} missing shards were written: not finished")
     self.flush()
     self._executor.shutdown()
-    norm, square, vector_M = 0.0, 0.0, np.zeros(self._layout.width)
-    for index in range(self.n_shards):
-      sums = files.read_json(sums_path(self._directory, index))
-      norm, square, vector_M = norm + sums["norm"], square + sums["square"], vector_M + np.array(sums["vector_M"])
-    n_rows = self._layout.n_rows
-    files.write_npz(self._directory / "stats.npz", {"mean_M": vector_M / n_rows})
-    meta = {**extra_meta, **self._header, "mean_norm": norm / n_rows,
-            "mean_square": square / (n_rows * self._layout.width), "complete": True}
-    files.write_json(self._directory / "meta.json", meta)
+    if missing := missing_shards(self._folder, self.layout):
+      raise InputError(f"shards {missing[:5]} of {self._folder} have vanished since they were written: "
+                       "run the harvest again, it makes them once more")
+    total, samples = {}, collections.defaultdict(list)
+    for index in range(self.layout.n_shards):
+      for name, value in self._folder.read_npz(sums_name(index)).items():
+        if name.endswith("/sample_RM"):
+          samples[name].append(value)
+        else:
+          total[name] = total.get(name, 0.0) + value
+    n_rows = self.layout.n_rows
+    self._folder.write_npz("stats.npz", {
+        **{f"{site}/mean_M": total[f"{site}/vector_M"] / n_rows for site in self.layout.sites},
+        **{name: np.concatenate(parts) for name, parts in samples.items()}})
+    scale = {site: {"mean_norm": float(total[f"{site}/norm"] / n_rows),
+                    "mean_square": float(total[f"{site}/square"] / (n_rows * width))}
+             for site, width in self.layout.sites.items()}
+    meta = {**extra_meta, **self._header, "scale": scale, "complete": True}
+    self._folder.write_json("meta.json", meta)
     return meta

@@ -16,14 +16,14 @@ def analyze(config, run, train_tokens, val_tokens):
 
   Args:
     config: `AnalysisConfig`.
-    run: has `subject, subject_params, sae, sae_params, site, tokenizer` (see `monojax.load`).
+    run: has `subject, subject_params, sae, sae_params, reads, site, tokenizer` (see `monojax.load`).
     train_tokens, val_tokens: `Tokens` of either split.
 
   Returns:
     `FeatureTables`, whose `summary` holds `figures` (flat floats), `density_histogram`
     (`log10_edges`, `counts`), `detectors` (rows of `detectors.compare`) and `n_tokens`.
   """
-  encode_both = make_encode(run.subject, run.sae, run.site)
+  encode_both = make_encode(run.subject, run.sae, run.reads)
   encode = lambda tokens_BT: encode_both(run.subject_params, run.sae_params, tokens_BT)[0]
   neurons = lambda tokens_BT: encode_both(run.subject_params, run.sae_params, tokens_BT)[1]
   width = run.subject.config.n_context

@@ -12,30 +12,42 @@ from monojax.subjects.train import contexts_per_batch
 BASELINE = ("ce_clean", "ce_zero", "ce_mean")
 
 
-def make_encode(subject, sae, site):
-  """The compiled function (subject_params, sae_params, tokens_BT) -> (f_NF, x_NM), N = B * T rows."""
+def side_by_side(sites, names):
+  """Activations of some of a subject's sites as rows, (N, M) float32, N = B * T."""
+  x_BTM = jnp.concatenate([sites[name] for name in names], axis=-1)
+  return x_BTM.astype(jnp.float32).reshape(-1, x_BTM.shape[-1])
+
+
+def make_encode(subject, sae, reads):
+  """The compiled function (subject_params, sae_params, tokens_BT) -> (f_NF, x_NM), N = B * T rows.
+
+  Args:
+    subject, sae: the models.
+    reads: names of the sites that the dictionary reads.
+  """
   @jax.jit
   def encode(subject_params, sae_params, tokens_BT):
     _, sites = subject.apply({"params": subject_params}, tokens_BT)
-    x_NM = sites[site].astype(jnp.float32).reshape(-1, sites[site].shape[-1])
+    x_NM = side_by_side(sites, reads)
     return sae.apply({"params": sae_params}, x_NM, method="encode"), x_NM
   return encode
 
 
-def fidelity(subject, subject_params, sae, sae_params, site, mean_M, tokens, n_tokens,
+def fidelity(subject, subject_params, sae, sae_params, reads, writes, mean_O, tokens, n_tokens,
              batch_contexts=None, baseline=None):
   """Measures a dictionary spliced into its subject at every position of held-out contexts.
 
-  Explained variance is 1 - E|x - x_hat|^2 / E|x - E x|^2 over all tokens, summed in float64;
+  Explained variance is 1 - E|x - x_hat|^2 / E|x - E x|^2 over all tokens, summed in float64, of the sites written;
   normalised MSE is one minus that. The L2 ratio |x_hat| / |x| is the mean over tokens where x is not 0.
   Cross-entropy recovered is (CE_ablated - CE_spliced) / (CE_ablated - CE_clean), with the site set to
-  zero, or to its mean.
+  zero, or to its mean; several sites are replaced together.
 
   Args:
     subject, subject_params: the subject.
     sae, sae_params: the dictionary.
-    site: where it is spliced in.
-    mean_M: the site's mean activation.
+    reads: names of the sites that it reads, in the subject as it is.
+    writes: those that are replaced by what it reconstructs.
+    mean_O: the mean activation of the sites written, side by side.
     tokens: `Tokens` of the held-out split.
     n_tokens: about how many to use, in random contexts; 0 uses every whole context.
     batch_contexts: contexts in a forward pass; by default as many as `contexts_per_batch` says.
@@ -52,7 +64,7 @@ def fidelity(subject, subject_params, sae, sae_params, site, mean_M, tokens, n_t
   width = subject.config.n_context
   context_C = tokens.choose(width + 1, n_tokens)
   n_contexts = len(context_C)
-  sums_of = _make_sums(subject, sae, site, baseline is None)
+  sums_of = _make_sums(subject, sae, reads, writes, baseline is None)
   total = {}
   bar = metrics.progress(n_contexts * width, "tokens", "fidelity", scale=True)
   for first in range(0, n_contexts, batch_contexts):
@@ -61,7 +73,7 @@ def fidelity(subject, subject_params, sae, sae_params, site, mean_M, tokens, n_t
     weight_B[:len(index_B)] = 1.0
     padded_B = np.pad(index_B, (0, batch_contexts - len(index_B)), mode="edge")
     sums = sums_of(subject_params, sae_params, tokens.context(padded_B, width + 1), weight_B,
-                   jnp.asarray(mean_M, jnp.float32))
+                   jnp.asarray(mean_O, jnp.float32))
     for name, value in jax.device_get(sums).items():
       total[name] = total.get(name, 0.0) + np.asarray(value, np.float64)
     bar.update(len(index_B) * width)
@@ -71,10 +83,10 @@ def fidelity(subject, subject_params, sae, sae_params, site, mean_M, tokens, n_t
   return _scores(total, n_contexts * width)
 
 
-def _make_sums(subject, sae, site, with_baseline):
+def _make_sums(subject, sae, reads, writes, with_baseline):
   """The compiled sums over a batch's weighted contexts that the scores are made of."""
   @jax.jit
-  def sums(subject_params, sae_params, tokens_BU, weight_B, mean_M):
+  def sums(subject_params, sae_params, tokens_BU, weight_B, mean_O):
     inputs_BT, targets_BT = tokens_BU[:, :-1], tokens_BU[:, 1:]
     weight_N = jnp.repeat(weight_B, inputs_BT.shape[1])
 
@@ -83,22 +95,26 @@ def _make_sums(subject, sae, site, with_baseline):
       return (next_token_loss(logits_BTV, targets_BT) * weight_B[:, None]).sum(), sites
 
     clean, sites = losses(None)
-    x_BTM = sites[site]
-    x_NM = x_BTM.reshape(-1, x_BTM.shape[-1]).astype(jnp.float32)
-    x_hat_NM, f_NF = sae.apply({"params": sae_params}, x_NM)
-    replace_by = lambda value: {site: lambda x: jnp.broadcast_to(value, x.shape).astype(x.dtype)}
+    y_NO = side_by_side(sites, writes)
+    y_hat_NO, f_NF = sae.apply({"params": sae_params}, side_by_side(sites, reads))
+    ends = np.cumsum([sites[name].shape[-1] for name in writes])[:-1]
+
+    def replace_by(value):
+      """The edit that puts a value, (..., O), in the place of the sites written."""
+      parts = jnp.split(jnp.broadcast_to(value, (*inputs_BT.shape, y_NO.shape[1])), ends, axis=-1)
+      return {name: lambda x, part=part: part.astype(x.dtype) for name, part in zip(writes, parts, strict=True)}
     total = lambda value_N: (value_N * weight_N).sum()
-    norm_N = jnp.linalg.norm(x_NM, axis=1)
+    norm_N = jnp.linalg.norm(y_NO, axis=1)
     baseline = {"ce_clean": clean,
                 "ce_zero": losses(replace_by(jnp.zeros((1, 1, 1))))[0],
-                "ce_mean": losses(replace_by(mean_M[None, None]))[0]} if with_baseline else {}
+                "ce_mean": losses(replace_by(mean_O))[0]} if with_baseline else {}
     return {
         **baseline,
-        "ce_spliced": losses(replace_by(x_hat_NM.reshape(x_BTM.shape)))[0],
+        "ce_spliced": losses(replace_by(y_hat_NO.reshape(*inputs_BT.shape, -1)))[0],
         "l0": total((f_NF > 0).sum(1)), "l1": total(f_NF.sum(1)),
-        "square_error": total(jnp.square(x_NM - x_hat_NM).sum(1)),
-        "square": total(jnp.square(x_NM).sum(1)), "sum_M": weight_N @ x_NM,
-        "norm_ratio": total(jnp.where(norm_N > 0, jnp.linalg.norm(x_hat_NM, axis=1) / norm_N, 0.0)),
+        "square_error": total(jnp.square(y_NO - y_hat_NO).sum(1)),
+        "square": total(jnp.square(y_NO).sum(1)), "sum_O": weight_N @ y_NO,
+        "norm_ratio": total(jnp.where(norm_N > 0, jnp.linalg.norm(y_hat_NO, axis=1) / norm_N, 0.0)),
         "not_zero": total(norm_N > 0), "fired_F": weight_N @ (f_NF > 0).astype(jnp.float32),
     }
   return sums
@@ -106,9 +122,9 @@ def _make_sums(subject, sae, site, with_baseline):
 
 def _scores(total, n_tokens):
   """The reported figures from float64 sums over `n_tokens` tokens."""
-  width = len(total["sum_M"])
+  width = len(total["sum_O"])
   ce = {name: float(total[name] / n_tokens) for name in ("ce_clean", "ce_spliced", "ce_zero", "ce_mean")}
-  variance = total["square"] - np.square(total["sum_M"]).sum() / n_tokens
+  variance = total["square"] - np.square(total["sum_O"]).sum() / n_tokens
   normalised_mse = float(total["square_error"] / variance)
   recovered = lambda ablated: ((ce[ablated] - ce["ce_spliced"]) / (ce[ablated] - ce["ce_clean"])
                                if ce[ablated] > ce["ce_clean"] else None)

@@ -32,6 +32,9 @@ class SAEConfig:
   n_features: int = option(4096, "features in the dictionary")
   sparsity_coefficient: float | None = option(None, "weight of the recipe's sparsity penalty; higher means sparser")
   k: int = option(32, "features kept of each row, on average over a batch for batchtopk and matryoshka")
+  reads: tuple[str, ...] = option((), "sites that are read, of those stored; default: activations.site")
+  writes: tuple[str, ...] = option((), "sites that are reconstructed: default those that are read (an autoencoder of "
+                                       "one, a crosscoder of several); others make a transcoder")
   batch_rows: int = option(8192, "activation vectors in a step")
   buffer_rows: int = option(262_144, "rows of the window in which rows are shuffled when read; a multiple of "
                                      "activations.chunk_rows; two windows are held in memory")
@@ -144,6 +147,11 @@ class SAEConfig:
     if self.dead_window_steps:
       return self.dead_window_steps
     return max(1, self.resample_every_steps // 2) if self.resample_every_steps else -(-10_000_000 // self.batch_rows)
+
+  def wired(self, site):
+    """(sites read, sites written), where `site` is what a dictionary is of unless it names others."""
+    reads = self.reads or (site,)
+    return reads, self.writes or reads
 
   @property
   def resample_steps(self):

@@ -1,0 +1,139 @@
+"""A folder on a disk or in an object store, named by its path or URL; what a store's arrays and small files lie in."""
+
+import functools
+import io
+import json
+import os
+import pathlib
+
+import numpy as np
+import tensorstore as ts
+
+from monojax import files
+from monojax.config import InputError
+
+IN_FLIGHT = 8  # reads of arrays at a time
+_DRIVERS = {"s3": "s3", "gs": "gcs"}
+
+
+@functools.cache
+def context():
+  """The process's tensorstore context: each chunk is read once, so none is kept."""
+  return ts.Context({"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": 4},
+                     "file_io_concurrency": {"limit": IN_FLIGHT}})
+
+
+class Folder:
+  """Files by name, below a local path, s3://BUCKET/PATH or gs://BUCKET/PATH.
+
+  An object store's account comes from its usual environment variables and files. With `AWS_ENDPOINT_URL` in the
+  environment, s3:// names buckets of that server.
+
+  Attributes:
+    path: the local path, or `None`.
+  """
+
+  def __init__(self, place):
+    """Opens nothing yet.
+
+    Raises:
+      InputError: a URL of another kind, or one without a bucket.
+    """
+    scheme, is_url, rest = str(place).partition("://")
+    self._name = str(place).rstrip("/")
+    self.path = None if is_url else pathlib.Path(place).absolute()
+    if not is_url:
+      self._spec = {"driver": "file", "path": f"{self.path}/"}
+      return
+    bucket, _, path = rest.rstrip("/").partition("/")
+    if scheme not in _DRIVERS or not bucket:
+      raise InputError(f"{self._name!r} is no place for activations: give a folder, s3://BUCKET/PATH or "
+                       "gs://BUCKET/PATH")
+    self._spec = {"driver": _DRIVERS[scheme], "bucket": bucket, "path": f"{path}/" if path else ""}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if scheme == "s3" and endpoint:
+      region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+      self._spec |= {"endpoint": endpoint, "aws_region": region}
+
+  def __str__(self):
+    return self._name
+
+  def named(self, name):
+    """How a message names a file of it."""
+    return f"{self._name}/{name}"
+
+  def array_spec(self, name):
+    """tensorstore's key-value store of an array in the folder."""
+    return {**self._spec, "path": f"{self._spec['path']}{name}/"}
+
+  @functools.cached_property
+  def _files(self):
+    return ts.KvStore.open(self._spec, context=context()).result()
+
+  def _do(self, what, name, act):
+    try:
+      return act().result()
+    except (ValueError, OSError) as error:
+      raise InputError(f"cannot {what} {self.named(name)}: {error}") from error
+
+  def read(self, name):
+    """The bytes of a file, or `None` where there is none.
+
+    Raises:
+      InputError: the place cannot be reached.
+    """
+    found = self._do("read", name, lambda: self._files.read(name))
+    return found.value if found.state == "value" else None
+
+  def write(self, name, content, by_each=False):
+    """Writes a file, whole or not at all. Of a job's processes only the first does, or, with `by_each`, this one.
+
+    Raises:
+      InputError: the place cannot be reached or is full.
+    """
+    if by_each or not files.written_elsewhere:
+      self._do("write", name, lambda: self._files.write(name, content))
+
+  def delete(self, name):
+    """Deletes a file, if there is one."""
+    self._do("delete", name, lambda: self._files.write(name, None))
+
+  def names(self, folder):
+    """Names of the files in a folder within this one, without that folder's name."""
+    within = ts.KvStore.KeyRange(f"{folder}/", f"{folder}0")  # "0" is what follows "/"
+    return [key.decode()[len(folder) + 1:] for key in self._do("list", folder, lambda: self._files.list(within))]
+
+  def size(self, name):
+    """Bytes of a file, `None` where there is none; to be asked of local folders."""
+    try:
+      return (self.path / name).stat().st_size
+    except FileNotFoundError:
+      return None
+
+  def read_json(self, name):
+    """A JSON file's value, or `None` where there is none."""
+    content = self.read(name)
+    return None if content is None else json.loads(content)
+
+  def write_json(self, name, value):
+    self.write(name, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+
+  def read_npz(self, name):
+    """The dict of arrays that `write_npz` wrote, or `None` where there is none.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    content = self.read(name)
+    if content is None:
+      return None
+    try:
+      with np.load(io.BytesIO(content)) as arrays:
+        return dict(arrays)
+    except Exception as error:  # a damaged archive fails in many ways
+      raise ValueError(f"{self.named(name)} is damaged ({error})") from error
+
+  def write_npz(self, name, arrays, by_each=False):
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    self.write(name, content.getvalue(), by_each)

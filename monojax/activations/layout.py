@@ -1,0 +1,186 @@
+"""What a store consists of: its arrays, their shards, and numbers in 8 bits; specified in docs/store-format.md.
+
+Axes: N rows of the store, R rows of one shard or chunk, M width of a site.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import tensorstore as ts
+
+from monojax.activations.config import COMPRESSIONS, DTYPES
+from monojax.activations.folder import context
+from monojax.config import InputError, require
+
+# What a row of "places" says of the token that the activations were taken at.
+PLACE = ("token", "document", "position", "domain")
+# A shard of a large store; a store of less than 16 of them has 16 shards, so that a killed harvest goes on nearby.
+_SHARD_BYTES, _MIN_SHARDS = 2**30, 16
+_CHUNK_BYTES = 2**22
+_LARGEST_INT8 = 127
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+  """One array of a store: `n` entries of shape `trailing`, `shard` of them in a file and `chunk` read together."""
+  n: int
+  trailing: tuple
+  dtype: str
+  fill: object
+  shard: int
+  chunk: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """The shape of a store: everything that its files' names, and without compression their sizes, follow from."""
+  n_rows: int
+  sites: dict  # width of each
+  dtype: str
+  compression: str
+  shard_rows: int
+  chunk_rows: int
+
+  def __post_init__(self):
+    for name in ("n_rows", "shard_rows", "chunk_rows"):
+      require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+    require(self.sites and all(width > 0 for width in self.sites.values()), "sites", self.sites, "must have a width")
+    require(self.dtype in DTYPES, "dtype", self.dtype, f"must be one of {', '.join(DTYPES)}")
+    require(self.compression in COMPRESSIONS, "compression", self.compression,
+            f"must be one of {', '.join(COMPRESSIONS)}")
+    require(self.shard_rows % self.chunk_rows == 0, "shard_rows", self.shard_rows,
+            f"must be a multiple of chunk_rows={self.chunk_rows}")
+
+  @classmethod
+  def sized(cls, n_rows, sites, dtype, compression="none", shard_rows=0, chunk_rows=0):
+    """A layout whose shards and chunks, where they are 0, are about 1 GiB and 4 MiB of the widest site."""
+    row_bytes = max(sites.values()) * _itemsize(dtype)
+    chunk_rows = chunk_rows or min(shard_rows or 4096, max(16, 2 ** int(math.log2(_CHUNK_BYTES / row_bytes))))
+    if not shard_rows:
+      large = _SHARD_BYTES // row_bytes // chunk_rows
+      shard_rows = chunk_rows * max(1, min(large, -(-n_rows // (_MIN_SHARDS * chunk_rows))))
+    return cls(n_rows, sites, dtype, compression, shard_rows, chunk_rows)
+
+  @classmethod
+  def of(cls, header):
+    """That which a header.json or meta.json describes."""
+    return cls(**{field.name: header[field.name] for field in dataclasses.fields(cls)})
+
+  @property
+  def n_shards(self):
+    return -(-self.n_rows // self.shard_rows)
+
+  @property
+  def given_dtype(self):
+    """The numpy dtype of the rows as they are given and read."""
+    return given_dtype(self.dtype)
+
+  def shard_span(self, index):
+    """(start, stop) of the rows in shard `index`; the last shard may be short."""
+    return index * self.shard_rows, min((index + 1) * self.shard_rows, self.n_rows)
+
+  @property
+  def arrays(self):
+    """{path below the store's folder: `Array`}."""
+    by_row = lambda trailing, dtype, fill: Array(self.n_rows, trailing, dtype, fill, self.shard_rows, self.chunk_rows)
+    found = {}
+    for site, width in self.sites.items():
+      if self.dtype == "int8":
+        n_chunks = -(-self.n_rows // self.chunk_rows)
+        found[f"sites/{site}"] = by_row((width,), "int8", -128)
+        found[f"row_scales/{site}"] = by_row((), "float32", "NaN")
+        found[f"column_scales/{site}"] = Array(n_chunks, (width,), "float32", "NaN",
+                                               self.shard_rows // self.chunk_rows, 1)
+      else:
+        found[f"sites/{site}"] = by_row((width,), self.dtype, "NaN")
+    found["places"] = by_row((len(PLACE),), "int32", -2)
+    return found
+
+  def shard_files(self, index):
+    """{path below the store's folder: bytes} of the files that hold shard `index`, uncompressed."""
+    start, stop = self.shard_span(index)
+    found = {}
+    for path, array in self.arrays.items():
+      n_chunks = -(-(stop - start) // self.chunk_rows)
+      chunk_bytes = array.chunk * math.prod(array.trailing) * _itemsize(array.dtype)
+      name = "/".join([path, "c", str(index), *["0"] * len(array.trailing)])
+      found[name] = n_chunks * (chunk_bytes + 4) + 16 * (array.shard // array.chunk) + 4
+    return found
+
+  def fault(self, folder, index):
+    """What is wrong with the files of shard `index`, judged by their sizes; `None` if nothing is.
+
+    In an object store, whose files are whole or not there, nothing is looked at.
+    """
+    for name, n_bytes in self.shard_files(index).items() if folder.path else ():
+      found = folder.size(name)
+      if found is None:
+        return f"{folder.named(name)} is missing"
+      if found != n_bytes and self.compression == "none":
+        return f"{folder.named(name)} has {found:,} bytes instead of {n_bytes:,}"
+    return None
+
+  def open_arrays(self, folder, create):
+    """{path: tensorstore handle} of all arrays."""
+    opened = {}
+    plain = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    packed = [{"name": "zstd", "configuration": {"level": 1}}] if self.compression == "zstd" else []
+    checked = [{"name": "crc32c"}]
+    for path, array in self.arrays.items():
+      sharding = {"chunk_shape": [array.chunk, *array.trailing], "codecs": plain + packed + checked,
+                  "index_codecs": plain + checked, "index_location": "end"}
+      spec = {
+        "driver": "zarr3",
+        "kvstore": folder.array_spec(path),
+        "store_data_equal_to_fill_value": True,
+        "fill_missing_data_reads": False,
+        "metadata": {
+          "shape": [array.n, *array.trailing], "data_type": array.dtype, "fill_value": array.fill,
+          "chunk_grid": {"name": "regular",
+                         "configuration": {"chunk_shape": [array.shard, *array.trailing]}},
+          "chunk_key_encoding": {"name": "default"},
+          "codecs": [{"name": "sharding_indexed", "configuration": sharding}]},
+      }
+      opened[path] = ts.open(spec, open=True, create=create, context=context())
+    try:
+      return {path: future.result() for path, future in opened.items()}
+    except (ValueError, OSError) as error:
+      raise InputError(f"cannot open the arrays of {folder}: {error}; if nothing else mends it, delete that folder "
+                       "and run the harvest again") from error
+
+
+def given_dtype(dtype):
+  """The numpy dtype outside of a store of `dtype`: 8-bit numbers are float32 there."""
+  return ts.dtype("float32" if dtype == "int8" else dtype).numpy_dtype
+
+
+def _itemsize(dtype):
+  return ts.dtype(dtype).numpy_dtype.itemsize
+
+
+def to_int8(x_RM):
+  """A chunk's rows in 8 bits: (q_RM int8, row_R float32, column_M float32), x ~ q * row * column.
+
+  Rows are first divided by their length, in which each column counts by its own size, (mean of sqrt|x|)^2, which
+  hardly sees a few large entries. Then a column's scale is its largest entry, and a row's is what makes its largest
+  scaled entry 127. So neither a few very long rows (as at the start of a text) nor a few very large columns (as in
+  residual streams) take the resolution of all others.
+  """
+  x_RM = x_RM.astype(np.float32)
+  size_RM = np.abs(x_RM)
+  typical_M = np.square(np.mean(np.sqrt(size_RM), axis=0))
+  length_R = np.sqrt(np.mean(np.square(size_RM / _or_1(typical_M)[None]), axis=1))
+  column_M = _or_1(np.max(size_RM / _or_1(length_R)[:, None], axis=0))
+  row_R = _or_1(np.max(size_RM / column_M[None], axis=1) / _LARGEST_INT8)
+  return np.rint(x_RM / column_M[None] / row_R[:, None]).astype(np.int8), row_R, column_M
+
+
+def _or_1(x):
+  return np.where(x > 0, x, 1).astype(np.float32)
+
+
+def from_int8(q_RM, row_R, column_M, out_RM):
+  """Fills `out_RM`, float32, with what `to_int8` was given, to within half a step."""
+  np.multiply(q_RM, row_R[:, None], out=out_RM)
+  out_RM *= column_M[None]
