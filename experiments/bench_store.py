@@ -60,9 +60,9 @@ class Disk:
     block_RM = np.maximum(rng.standard_normal((_SHARD.value, _WIDTH.value), np.float32), 0)
     self.block_RM, self.n_rows, self.directory = block_RM.astype(np.float16), n_rows, directory
     self.raw = directory / "raw" / "rows.bin"
-    self.raw.parent.mkdir()
 
   def write_raw(self):
+    self.raw.parent.mkdir()
     with open(self.raw, "wb", buffering=0) as file:
       for _ in range(self.n_rows // _SHARD.value):
         view = memoryview(self.block_RM).cast("B")
@@ -71,10 +71,8 @@ class Disk:
       os.fsync(file.fileno())
 
   def write(self, dtype="float16"):
-    """Writes the store of a dtype; one that is there is deleted first, since a finished one would be kept."""
     from monojax.activations.layout import Layout
     from monojax.activations.writer import StoreWriter
-    shutil.rmtree(self.directory / dtype, ignore_errors=True)
     layout = Layout(self.n_rows, {"site": _WIDTH.value}, dtype, "none", _SHARD.value, _CHUNK.value)
     writer = StoreWriter(self.directory / dtype, layout, {})
     for index in writer.todo:
@@ -88,7 +86,6 @@ class Disk:
     writer.finish({})
 
   def read_raw(self):
-    drop_from_cache(self.raw.parent)
     buffer = bytearray(BLOCK_BYTES)
     with open(self.raw, "rb", buffering=0) as file:
       while file.readinto(buffer):
@@ -99,7 +96,6 @@ class Disk:
     return ActivationStore.open(self.directory / dtype)
 
   def read(self, dtype="float16"):
-    drop_from_cache(self.directory / dtype)
     store, together = self.open(dtype), _BUFFER.value // _CHUNK.value
     out = np.empty((_BUFFER.value, _WIDTH.value), store.dtype)
     for first in range(0, store.n_chunks, together):
@@ -109,11 +105,16 @@ class Disk:
     from monojax.activations.reader import ShuffledRows
     return ShuffledRows(self.open(dtype), _BATCH.value, _BUFFER.value, 0)
 
-  def read_shuffled(self, dtype="float16"):
+  def begin_shuffled(self, dtype="float16"):
+    """A reader in mid-course: the second window is being read while the first is at its end."""
+    self._reader = self.reader(dtype)
+    self._reader.batch(_BUFFER.value // _BATCH.value - 1)
     drop_from_cache(self.directory / dtype)
-    reader = self.reader(dtype)
+
+  def read_shuffled(self):
+    """As many rows as there are, from the second window on."""
     for step in range(self.n_rows // _BATCH.value):
-      reader.batch(step)
+      self._reader.batch(_BUFFER.value // _BATCH.value + step)
 
   def raw_rows(self):
     return np.memmap(self.raw, np.float16, "r").reshape(-1, _WIDTH.value)
@@ -191,11 +192,12 @@ def feeds(disk, n_steps, scan=8):
   def trained(batches):
     held = [init(jax.random.key(0), np.asarray(stream.sample(4096, 0), np.float32)), 0]
 
-    def run():
-      for _ in range(n_steps // scan):
+    def run(n=n_steps):
+      for _ in range(n // scan):
         held[0], values = step(held[0], batches(held[1], held[1] + scan))
         held[1] += scan
       jax.block_until_ready(values)
+    run(scan)  # compiled
     return run
   resident = make_batches(stream, mesh)(0, scan)
   return {"step": trained(lambda first, last: resident), "store_step": trained(make_batches(disk.reader(), mesh)),
@@ -210,9 +212,16 @@ def main():
     disk = Disk(pathlib.Path(directory), n_rows)
     functions = {"raw_write": disk.write_raw, "write": disk.write, "int8_write": lambda: disk.write("int8"),
                  "raw_read": disk.read_raw, "sequential_read": disk.read, "shuffled_read": disk.read_shuffled,
-                 "int8_sequential_read": lambda: disk.read("int8"),
-                 "int8_shuffled_read": lambda: disk.read_shuffled("int8")}
-    seconds = benchmark.interleaved(functions, n_rounds, warmup=0)
+                 "int8_sequential_read": lambda: disk.read("int8"), "int8_shuffled_read": disk.read_shuffled}
+    # Files are written anew; a finished store would otherwise be kept.
+    remove = lambda path: lambda: (shutil.rmtree(path, ignore_errors=True), os.sync())
+    before = {"raw_write": remove(disk.raw.parent), "write": remove(disk.directory / "float16"),
+              "int8_write": remove(disk.directory / "int8"), "raw_read": lambda: drop_from_cache(disk.raw.parent),
+              "sequential_read": lambda: drop_from_cache(disk.directory / "float16"),
+              "shuffled_read": disk.begin_shuffled,
+              "int8_sequential_read": lambda: drop_from_cache(disk.directory / "int8"),
+              "int8_shuffled_read": lambda: disk.begin_shuffled("int8")}
+    seconds = benchmark.interleaved(functions, n_rounds, warmup=0, before=before)
     for name in functions:
       n_bytes = n_rows * _WIDTH.value * (1 if "int8" in name else 2)
       figures[f"{name}/rows_per_s"] = n_rows / min(seconds[name])
@@ -228,7 +237,7 @@ def main():
                                                      / figures[f"{name}/rows_per_s"])
     figures |= disk.shuffle_quality()
     n_steps = _BUFFER.value // _BATCH.value  # a window of the shuffle, which is filled once in so many
-    seconds = benchmark.interleaved(feeds(disk, n_steps), n_rounds, warmup=1)
+    seconds = benchmark.interleaved(feeds(disk, n_steps), n_rounds, warmup=0)
     for name in seconds:
       figures[f"{name}/rows_per_s"] = n_steps * _BATCH.value / min(seconds[name])
     for name in ("store_step", "stream_step"):

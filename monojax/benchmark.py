@@ -6,7 +6,7 @@ import time
 from monojax import files
 
 
-def interleaved(functions, n_rounds, warmup=2, pause_seconds=0.0):
+def interleaved(functions, n_rounds, warmup=2, pause_seconds=0.0, before=None):
   """Times functions in turn, round after round, so that a noisy machine disturbs all alike.
 
   Args:
@@ -15,6 +15,8 @@ def interleaved(functions, n_rounds, warmup=2, pause_seconds=0.0):
     warmup: untimed calls of each first.
     pause_seconds: before each timed call, for another library's threads to stop spinning (OpenMP's wait
       0.2 s for more work and slow down whatever runs then).
+
+    before: dict from some of the names to what is called before each timed call, untimed.
 
   Returns:
     dict from each name to its list of seconds, one a round.
@@ -26,6 +28,8 @@ def interleaved(functions, n_rounds, warmup=2, pause_seconds=0.0):
   for _ in range(n_rounds):
     for name, function in functions.items():
       time.sleep(pause_seconds)
+      if before and name in before:
+        before[name]()
       start = time.perf_counter()
       function()
       seconds[name].append(time.perf_counter() - start)

@@ -19,6 +19,7 @@ PLACE = ("token", "document", "position", "domain")
 _SHARD_BYTES, _MIN_SHARDS = 2**30, 16
 _CHUNK_BYTES = 2**22
 _LARGEST_INT8 = 127
+_BLOCK_ROWS = 64  # rows that are scaled at once: they stay in the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,18 +163,30 @@ def _itemsize(dtype):
 def to_int8(x_RM):
   """A chunk's rows in 8 bits: (q_RM int8, row_R float32, column_M float32), x ~ q * row * column.
 
-  Rows are first divided by their length, in which each column counts by its own size, (mean of sqrt|x|)^2, which
-  hardly sees a few large entries. Then a column's scale is its largest entry, and a row's is what makes its largest
-  scaled entry 127. So neither a few very long rows (as at the start of a text) nor a few very large columns (as in
-  residual streams) take the resolution of all others.
+  Rows are first divided by their length, in which each column counts by its own size, (mean of sqrt|x|)^2,
+  which hardly sees a few large entries. Then a column's scale is its largest entry, and a row's is what
+  makes its largest scaled entry 127. So neither a few very long rows (as at the start of a text) nor a few very large
+  columns (as in residual streams) take the resolution of all others.
   """
-  x_RM = x_RM.astype(np.float32)
-  size_RM = np.abs(x_RM)
-  typical_M = np.square(np.mean(np.sqrt(size_RM), axis=0))
-  length_R = np.sqrt(np.mean(np.square(size_RM / _or_1(typical_M)[None]), axis=1))
-  column_M = _or_1(np.max(size_RM / _or_1(length_R)[:, None], axis=0))
-  row_R = _or_1(np.max(size_RM / column_M[None], axis=1) / _LARGEST_INT8)
-  return np.rint(x_RM / column_M[None] / row_R[:, None]).astype(np.int8), row_R, column_M
+  x_RM = x_RM.astype(np.float32, copy=False)
+  blocks = [slice(i, i + _BLOCK_ROWS) for i in range(0, len(x_RM), _BLOCK_ROWS)]
+  weight_M = 1 / _or_1(np.square(sum(np.sqrt(np.abs(x_RM[block])).sum(axis=0) for block in blocks) / len(x_RM)))
+  column_M = np.zeros_like(weight_M)
+  for block in blocks:
+    size_RM = np.abs(x_RM[block])
+    weighted_RM = size_RM * weight_M[None]
+    length_R = np.sqrt(np.einsum("rm,rm->r", weighted_RM, weighted_RM) / x_RM.shape[1])
+    size_RM *= (1 / _or_1(length_R))[:, None]
+    np.maximum(column_M, np.max(size_RM, axis=0), out=column_M)
+  column_M = _or_1(column_M)
+  q_RM, row_R = np.empty(x_RM.shape, np.int8), np.empty(len(x_RM), np.float32)
+  for block in blocks:
+    scaled_RM = x_RM[block] * (1 / column_M)[None]
+    row_R[block] = _or_1(np.max(np.abs(scaled_RM), axis=1) / _LARGEST_INT8)
+    scaled_RM *= (1 / row_R[block])[:, None]
+    np.rint(scaled_RM, out=scaled_RM)
+    q_RM[block] = scaled_RM
+  return q_RM, row_R, column_M
 
 
 def _or_1(x):
@@ -182,5 +195,8 @@ def _or_1(x):
 
 def from_int8(q_RM, row_R, column_M, out_RM):
   """Fills `out_RM`, float32, with what `to_int8` was given, to within half a step."""
-  np.multiply(q_RM, row_R[:, None], out=out_RM)
-  out_RM *= column_M[None]
+  for start in range(0, len(out_RM), _BLOCK_ROWS):
+    block = slice(start, start + _BLOCK_ROWS)
+    out_RM[block] = q_RM[block]
+    out_RM[block] *= row_R[block, None]
+    out_RM[block] *= column_M[None]

@@ -1,6 +1,6 @@
 """Shuffled batches of a store's rows: a source whose state is the step's number.
 
-Axes: B rows of a batch, M width of the activation, J rows of a batch in one window.
+Axes: B rows of a batch, M width of the activation, J rows of it that are filled, H those of them in one window.
 """
 
 import concurrent.futures
@@ -52,8 +52,12 @@ class ShuffledRows:
     self._window_chunks = buffer_rows // store.chunk_rows
     self.n_lanes = math.gcd(batch_rows, self._window_chunks)
     self._lane_chunks, self._lane_slots = self._window_chunks // self.n_lanes, batch_rows // self.n_lanes
-    first, last = self._slots = slots or (0, batch_rows)
+    first, last = slots or (0, batch_rows)
     self._lanes = first // self._lane_slots, -(-last // self._lane_slots)
+    self._slot_J = np.arange(first, last)
+    self._lane_J = self._slot_J // self._lane_slots
+    # Row i of the sequence is one of lane i mod n_lanes, and in its batch it stands among that lane's slots.
+    self._inside_J = self._slot_J % self._lane_slots * self.n_lanes + self._lane_J
     # Whole windows are dealt to lanes; what is left, if anything, is one more window that every process reads.
     self._n_full = store.n_rows // store.chunk_rows
     self._n_dealt = self._n_full // self._window_chunks
@@ -73,26 +77,25 @@ class ShuffledRows:
     Raises:
       InputError: a shard turned out to be damaged, here or while reading ahead.
     """
-    whole = self._slots == (0, self._batch_rows)
+    whole = len(self._slot_J) == self._batch_rows
     x_BM = (np.empty if whole else np.zeros)((self._batch_rows, self._store.width), self._store.dtype)
     with self._lock:
-      for epoch, window, slot_J, place_J in self._pieces(step):
+      for epoch, window, slot_H, place_H in self._pieces(step):
         buffer_NM = self._window(epoch, window)
         if window < self._n_dealt:
-          place_J = place_J - self._lanes[0] * self._lane_chunks * self._store.chunk_rows
-        if whole and len(slot_J) == self._batch_rows:
-          place_J = place_J[np.argsort(slot_J)]  # in the batch's order, rows are copied once
-          buffer_NM.take(place_J, axis=0, out=x_BM, mode="clip")
+          place_H = place_H - self._lanes[0] * self._lane_chunks * self._store.chunk_rows
+        if len(slot_H) == self._batch_rows:
+          buffer_NM.take(place_H, axis=0, out=x_BM, mode="clip")  # copied once
         else:
-          x_BM[slot_J] = buffer_NM[place_J]
+          x_BM[slot_H] = buffer_NM[place_H]
     return x_BM
 
   def indices(self, step):
     """int64 (B,) row numbers in the store: `batch(step)` is the rows with these numbers; -1 where it is not filled."""
     row_B = np.full(self._batch_rows, -1, np.int64)
-    for epoch, window, slot_J, place_J in self._pieces(step):
-      visit_J, offset_J = np.divmod(place_J, self._store.chunk_rows)
-      row_B[slot_J] = self._chunk(epoch, window * self._window_chunks + visit_J) * self._store.chunk_rows + offset_J
+    for epoch, window, slot_H, place_H in self._pieces(step):
+      visit_H, offset_H = np.divmod(place_H, self._store.chunk_rows)
+      row_B[slot_H] = self._chunk(epoch, window * self._window_chunks + visit_H) * self._store.chunk_rows + offset_H
     return row_B
 
   def sample(self, n_rows, seed):
@@ -119,27 +122,20 @@ class ShuffledRows:
     return sampled
 
   def _pieces(self, step):
-    """(epoch, window, slots of the batch, places in the window) of batch `step`, window by window.
-
-    The i-th row of the sequence belongs to lane i mod n_lanes and, in its batch, to that lane's slots.
-    """
+    """(epoch, window, slots of the batch, places in the window) of batch `step`, window by window."""
     n_rows, n_lanes = self._store.n_rows, self.n_lanes
-    inside_B = np.arange(self._batch_rows)
-    lane_B = inside_B % n_lanes  # the batch's first row is one of lane 0
-    slot_B = lane_B * self._lane_slots + inside_B // n_lanes
-    wanted_B = (slot_B >= self._slots[0]) & (slot_B < self._slots[1])
-    epoch_B, offset_B = np.divmod(step * self._batch_rows + inside_B, n_rows)
-    window_B = np.minimum(offset_B // self._window_rows, self._n_windows - 1)
-    for epoch, window in sorted({*zip(epoch_B.tolist(), window_B.tolist(), strict=True)}):
-      here = wanted_B & (epoch_B == epoch) & (window_B == window)
-      offset_J, lane_J = offset_B[here] - window * self._window_rows, lane_B[here]
+    epoch_J, offset_J = np.divmod(step * self._batch_rows + self._inside_J, n_rows)
+    window_J = epoch_J * self._n_windows + np.minimum(offset_J // self._window_rows, self._n_windows - 1)
+    for number in np.unique(window_J):
+      epoch, window = divmod(int(number), self._n_windows)
+      here = window_J == number
+      offset_H, lane_H = offset_J[here] - window * self._window_rows, self._lane_J[here]
       if window < self._n_dealt:
         lane_rows = self._window_rows // n_lanes
-        place_J = lane_J * lane_rows + permute(offset_J // n_lanes, lane_rows, self._seed, epoch, window, lane_J)
+        place_H = lane_H * lane_rows + permute(offset_H // n_lanes, lane_rows, self._seed, epoch, window, lane_H)
       else:
-        place_J = permute(offset_J, n_rows - window * self._window_rows, self._seed, epoch, window)
-      if len(place_J):
-        yield epoch, window, slot_B[here], place_J
+        place_H = permute(offset_H, n_rows - window * self._window_rows, self._seed, epoch, window)
+      yield epoch, window, self._slot_J[here], place_H
 
   def _chunk(self, epoch, visit_J):
     """Numbers of the chunks that an epoch visits as its `visit_J`-th."""

@@ -4,6 +4,7 @@
 """
 
 import collections
+import functools
 import json
 
 import numpy as np
@@ -24,12 +25,25 @@ def sums_of(rows_RM):
   """Float64 sums over a shard's rows: of ||x||_2 and ||x||_2^2, shape (), and of x itself, (M,)."""
   norm, square, vector_M = 0.0, 0.0, np.zeros(rows_RM.shape[1])
   for start in range(0, len(rows_RM), _SUM_ROWS):
-    x_RM = rows_RM[start:start + _SUM_ROWS].astype(np.float32)
+    x_RM = widened(rows_RM[start:start + _SUM_ROWS])
     square_R = np.einsum("rm,rm->r", x_RM, x_RM).astype(np.float64)
     norm += np.sqrt(square_R).sum()
     square += square_R.sum()
     vector_M += x_RM.sum(axis=0)
   return {"norm": np.float64(norm), "square": np.float64(square), "vector_M": vector_M}
+
+
+@functools.cache
+def _values(dtype):
+  """All values of a type of 16 bits, as float32."""
+  return np.arange(2**16, dtype=np.uint16).view(dtype).astype(np.float32)
+
+
+def widened(x):
+  """An array as float32. For 16 bits a table is many times as fast as NumPy's conversion."""
+  if x.dtype.itemsize != 2:
+    return x.astype(np.float32)
+  return np.take(_values(x.dtype), np.ascontiguousarray(x).view(np.uint16), mode="clip")
 
 
 def sums_name(index):
