@@ -57,8 +57,8 @@ def permute(index, size, *key):
   Args:
     index: integers in 0..size-1, any shape.
     size: how many there are to permute.
-    *key: non-negative integers, for instance a seed and an epoch; or arrays of `index`'s shape, where
-      each index has a permutation of its own.
+    *key: non-negative integers, for instance a seed and an epoch; or arrays that broadcast with
+      `index`, which then has several permutations.
 
   Returns:
     int64 array of `index`'s shape, a bijection of 0..size-1.

@@ -1,8 +1,8 @@
 """Activations that are computed where they are used: a source without a disk.
 
-Letters: B rows of a batch, M width of the activation, L devices along the mesh's "data" axis, C contexts of a
-window on one device, A contexts of one forward pass on one device, I such passes, T positions of a context,
-R positions kept of each, W rows of a window on one device, J rows of a batch on one device.
+Letters: B rows of a batch, M width of the activation, L lanes, C contexts of a window in one lane, A contexts of one
+forward pass in one lane, I such passes, T positions of a context, R positions kept of each, W rows of a window in one
+lane, J rows of a batch from one lane.
 """
 
 import functools
@@ -21,15 +21,19 @@ from monojax.activations.visits import Visits
 from monojax.config import require
 
 
+LANES = 8
+
+
 class Stream:
   """An endless shuffled sequence of a subject's activations, which never leave the device.
 
   The contexts of an epoch are visited in a random order. Each window of them is run through the subject
   into a buffer on the device, and its rows are drawn from there in random order, each once, so that an epoch
-  holds the rows that a harvest with the same settings would store. Every device along "data" has
-  contexts and a buffer of its own; with L devices up to L - 1 contexts are left out of an epoch.
+  holds the rows that a harvest with the same settings would store. Contexts are dealt to lanes, which are spread over
+  the devices along "data" and give as many rows of each batch; up to L - 1 contexts are left out of an epoch.
 
-  A batch is a pure function of the step: asked for out of turn, its window is computed again.
+  A batch is a pure function of the step: asked for out of turn, its window is computed again. It is the same on any
+  number of devices that divides 8, to rounding.
 
   Attributes:
     width: M, the sum of the sites' `widths`.
@@ -52,18 +56,20 @@ class Stream:
     Raises:
       InputError: a setting breaks its rule, or the subject has no such site.
     """
-    n_lanes = mesh.shape["data"]
+    n_devices = mesh.shape["data"]
     meshes.require_divides(mesh, "data", batch_rows)
     self._visits = Visits.of(config, tokens, model.config.n_context)
+    dealt = LANES % n_devices == 0 and batch_rows % LANES == 0 and self._visits.n >= LANES
+    n_lanes = LANES if dealt else n_devices
     self._tokens, self._mesh, self._seed = tokens, mesh, seed
     self._dtype = given_dtype(config.dtype)
     self._batch_contexts = -(-config.batch_contexts // n_lanes) * n_lanes
     self._n_lanes, self._lane_visits = n_lanes, self._visits.n // n_lanes
-    require(self._lane_visits > 0, "mesh.data", n_lanes, f"there are only {self._visits.n} contexts")
+    require(self._lane_visits > 0, "mesh.data", n_devices, f"there are only {self._visits.n} contexts")
     per_context = self._visits.per_context
     window = min(buffer_rows // (n_lanes * per_context), self._lane_visits)
     require(window > 0, "sae.buffer_rows", buffer_rows,
-            f"must hold a context of each device: {n_lanes} x {per_context} rows")
+            f"must hold a context of each lane: {n_lanes} x {per_context} rows")
     self._lane_pass = min(self._batch_contexts // n_lanes, window)
     self._window_visits, self._n_passes = window, -(-window // self._lane_pass)
     self._lane_batch = batch_rows // n_lanes
@@ -79,9 +85,9 @@ class Stream:
   def batch(self, step):
     """x_BM on the mesh, batch number `step`."""
     x_BM = self._zeros((self._n_lanes * self._lane_batch, self.width))
-    for epoch, window, place_J, taken_J in self._pieces(step):
+    for epoch, window, place_LJ, taken_J in self._pieces(step):
       self._hold(epoch, window)
-      x_BM = self._draw(x_BM, self._buffer, place_J, taken_J)
+      x_BM = self._draw(x_BM, self._buffer, meshes.on_mesh(place_LJ, self._mesh, P("data")), taken_J)
     return x_BM
 
   def sample(self, n_rows, seed):
@@ -110,15 +116,16 @@ class Stream:
     """int64 (B,): where in the text the token of each row of `batch(step)` is."""
     position_LJ = np.empty((self._n_lanes, self._lane_batch), np.int64)
     per_context = self._visits.per_context
-    for epoch, window, place_J, taken_J in self._pieces(step):
-      slot_J, kept_J = np.divmod(place_J[taken_J], per_context)
-      context_LJ = self._contexts(epoch, window * self._window_visits + slot_J)
-      kept_LJ = np.stack([self._visits.kept(context_J)[np.arange(len(kept_J)), kept_J] for context_J in context_LJ])
+    for epoch, window, place_LJ, taken_J in self._pieces(step):
+      slot_LJ, kept_LJ = np.divmod(place_LJ[:, taken_J], per_context)
+      context_LJ = self._contexts(epoch, window * self._window_visits + slot_LJ)
+      kept_LJ = np.stack([self._visits.kept(context_J)[np.arange(len(kept_J)), kept_J]
+                          for context_J, kept_J in zip(context_LJ, kept_LJ, strict=True)])
       position_LJ[:, taken_J] = context_LJ * self._visits.width + kept_LJ
     return position_LJ.reshape(-1)
 
   def _pieces(self, step):
-    """(epoch, window, places in it, which of a device's rows they are for) of batch `step`, in order."""
+    """(epoch, window, places in each lane, which of a lane's rows they are for) of batch `step`, in order."""
     per_context, n_lane_rows = self._visits.per_context, self._lane_visits * self._visits.per_context
     window_rows = self._window_visits * per_context
     at, end, filled = step * self._lane_batch, (step + 1) * self._lane_batch, 0
@@ -127,15 +134,17 @@ class Stream:
       window, inside = divmod(offset, window_rows)
       size = min(window_rows, n_lane_rows - window * window_rows)
       n = min(size - inside, end - at)
-      place_J = np.zeros(self._lane_batch, np.int32)
+      place_LJ = np.zeros((self._n_lanes, self._lane_batch), np.int32)
       taken_J = (np.arange(self._lane_batch) >= filled) & (np.arange(self._lane_batch) < filled + n)
-      place_J[taken_J] = shuffle.permute(np.arange(inside, inside + n), size, self._seed, epoch, window)
-      yield epoch, window, place_J, taken_J
+      index_LJ = np.broadcast_to(np.arange(inside, inside + n), (self._n_lanes, n))
+      lane_L1 = np.arange(self._n_lanes)[:, None]
+      place_LJ[:, taken_J] = shuffle.permute(index_LJ, size, self._seed, epoch, window, lane_L1)
+      yield epoch, window, place_LJ, taken_J
       at, filled = at + n, filled + n
 
   def _contexts(self, epoch, number_C):
-    """The contexts, (L, C), that each device visits as its `number_C`-th of an epoch."""
-    visit_LC = number_C[None] * self._n_lanes + np.arange(self._n_lanes)[:, None]
+    """The contexts, (L, C), that each lane visits as its `number_C`-th of an epoch; numbers may differ by lane."""
+    visit_LC = number_C * self._n_lanes + np.arange(self._n_lanes)[:, None]
     return self._visits.context(shuffle.permute(visit_LC, self._visits.n, self._seed, epoch, 0, 2))
 
   def _hold(self, epoch, window):
@@ -183,11 +192,14 @@ def make_fill(model, sites, dtype, mesh):
 
 
 def make_draw(mesh):
-  """The compiled function (x_BM, buffer_LWM, place_J, taken_J) -> x_BM with rows of the buffer where taken.
+  """The compiled function (x_BM, buffer_LWM, place_LJ, taken_J) -> x_BM with rows of the buffer where taken.
 
-  Each device draws from its own part of the buffer.
+  Each device draws from the lanes that it has.
   """
-  def of_device(x_JM, buffer_1WM, place_J, taken_J):
-    return jnp.where(taken_J[:, None], buffer_1WM[0].at[place_J].get(mode="clip"), x_JM)
-  return jax.jit(jax.shard_map(of_device, mesh=mesh, in_specs=(P("data"), P("data"), P(), P()), out_specs=P("data")),
+  def of_device(x_BM, buffer_LWM, place_LJ, taken_J):
+    lane_L1 = jnp.arange(len(buffer_LWM))[:, None]
+    drawn_LJM = buffer_LWM.at[lane_L1, place_LJ].get(mode="clip")
+    return jnp.where(jnp.tile(taken_J, len(buffer_LWM))[:, None], drawn_LJM.reshape(x_BM.shape), x_BM)
+  data = P("data")
+  return jax.jit(jax.shard_map(of_device, mesh=mesh, in_specs=(data, data, data, P()), out_specs=data),
                  donate_argnums=0)
