@@ -21,10 +21,10 @@ from absl import flags
 from monojax import benchmark, cli
 
 _DIRECTORY = flags.DEFINE_string("directory", "", "where to write; a temporary folder below the current one by default")
-_ROWS = flags.DEFINE_integer("n_rows", 2**20, "rows of the store")
+_ROWS = flags.DEFINE_integer("n_rows", 2**22, "rows of the store")
 _WIDTH = flags.DEFINE_integer("width", 512, "numbers in a row, float16; also of the subject's MLP")
-_SHARD = flags.DEFINE_integer("shard_rows", 65_536, "rows in one file")
-_CHUNK = flags.DEFINE_integer("chunk_rows", 4_096, "rows read at once")
+_SHARD = flags.DEFINE_integer("shard_rows", 2**20, "rows in one file")
+_CHUNK = flags.DEFINE_integer("chunk_rows", 2**14, "rows read at once")
 _BUFFER = flags.DEFINE_integer("buffer_rows", 262_144, "rows shuffled together")
 _BATCH = flags.DEFINE_integer("batch_rows", 4_096, "rows of a batch")
 _DOCUMENT = flags.DEFINE_integer("document_rows", 250, "rows that come from one document")

@@ -48,7 +48,7 @@ PAPER = RunConfig(
     subject=SubjectConfig(
         model=TransformerConfig(n_context=256), n_steps=12_200_000, batch_contexts=32, learning_rate=1e-3,
         warmup_steps=2000, checkpoint_every_steps=10_000, val_tokens=4_194_304),
-    activations=HarvestConfig(tokens_per_context=250, batch_contexts=512, shard_rows=1_048_576),
+    activations=HarvestConfig(tokens_per_context=250, batch_contexts=512),
     sae=SAEConfig(
         n_features=4096, batch_rows=8192, buffer_rows=4_194_304, n_steps=1_000_000,
         learning_rate=1e-4, sparsity_coefficient=4e-3,

@@ -24,26 +24,28 @@ class _Feistel:
       seed = _mix(np.asarray(seed ^ np.asarray(part, np.uint64)) + np.uint64(0x9E3779B97F4A7C15))
     self._keys = [_mix(seed + np.uint64(r + 1) * np.uint64(0xD1B54A32D192ED03)) for r in range(_ROUNDS)]
 
-  def forward(self, x):
+  def forward(self, x, keys):
     left, right = x >> self._half, x & self._mask
-    for key in self._keys:
+    for key in keys:
       left, right = right, left ^ (_mix(right + key) & self._mask)
     return (left << self._half) | right
 
-  def backward(self, x):
+  def backward(self, x, keys):
     left, right = x >> self._half, x & self._mask
-    for key in reversed(self._keys):
+    for key in reversed(keys):
       left, right = right ^ (_mix(left + key) & self._mask), left
     return (left << self._half) | right
 
   def walk(self, step, index):
     """`step` until it lands below the size: from below it, that is a bijection, and its inverse walks back."""
-    result = step(np.asarray(index, np.uint64))
-    outside = result >= self.size
-    while outside.any():
-      result = np.where(outside, step(result), result)
-      outside = result >= self.size
-    return result.astype(np.int64)
+    result = np.asarray(step(np.asarray(index, np.uint64), self._keys))
+    shape, result = result.shape, result.reshape(-1)
+    outside = np.flatnonzero(result >= self.size)
+    while len(outside):
+      keys = [np.broadcast_to(key, shape).reshape(-1)[outside] if np.ndim(key) else key for key in self._keys]
+      result[outside] = step(result[outside], keys)
+      outside = outside[result[outside] >= self.size]
+    return result.reshape(shape).astype(np.int64)
 
 
 def permute(index, size, *key):

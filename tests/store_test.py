@@ -159,12 +159,13 @@ def test_several_sites_side_by_side(tmp_path):
 def test_sizes_of_shards_and_chunks_follow_from_the_rows():
   sized = lambda n_rows, width, **given: Layout.sized(n_rows, {"a": width, "b": 4}, "float16", **given)
   large = sized(10**10, 512)
-  assert (large.shard_rows, large.chunk_rows, large.n_shards) == (2**20, 4096, 9537)
-  assert sized(10**8, 4096).chunk_rows == 512 and sized(10**8, 4096).shard_rows == 2**17
+  assert (large.shard_rows, large.chunk_rows, large.n_shards) == (2**20, 2**14, 9537)
+  assert (sized(10**8, 4096).shard_rows, sized(10**8, 4096).chunk_rows) == (2**17, 2**11)
   small = sized(10**6, 512)
-  assert small.chunk_rows == 4096 and 12 <= small.n_shards <= 16
-  assert sized(100, 512).n_shards == 1 and sized(10, 10**8).chunk_rows == 16
-  assert (sized(10**6, 8, shard_rows=512).chunk_rows, sized(10**6, 8, chunk_rows=64).shard_rows % 64) == (512, 0)
+  assert (small.shard_rows, small.chunk_rows, small.n_shards) == (62_976, 512, 16)
+  assert sized(100, 512).n_shards == 7 and sized(10, 10**8).chunk_rows == 16
+  assert sized(10**6, 8, shard_rows=512).chunk_rows == 8 and sized(10**6, 8, shard_rows=1000).chunk_rows == 8
+  assert sized(10**6, 8, chunk_rows=64).shard_rows == 62_528
 
 
 @pytest.mark.parametrize("n_rows", [1, 128, 511, 512, 513])

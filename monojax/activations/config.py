@@ -26,7 +26,7 @@ class HarvestConfig:
   dtype: str = option("float16", "type of the stored numbers; int8 has scales for each row and column", DTYPES)
   compression: str = option("none", "of the stored numbers", COMPRESSIONS)
   shard_rows: int = option(0, "rows in one file of the store; 0 takes about 1 GiB, or a sixteenth of a small store")
-  chunk_rows: int = option(0, "rows read and checked at once, divides shard_rows; 0 takes about 4 MiB")
+  chunk_rows: int = option(0, "rows read and checked at once, divides shard_rows; 0 takes a 64th of it")
   seed: int = option(0, "seed of the sampled tokens and of the shuffled order")
 
   def __post_init__(self):

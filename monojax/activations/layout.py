@@ -15,9 +15,10 @@ from monojax.config import InputError, require
 
 # What a row of "places" says of the token that the activations were taken at.
 PLACE = ("token", "document", "position", "domain")
-# A shard of a large store; a store of less than 16 of them has 16 shards, so that a killed harvest goes on nearby.
+# A large store has shards of so many bytes, a smaller one this many shards, so that a killed harvest goes on nearby.
 _SHARD_BYTES, _MIN_SHARDS = 2**30, 16
-_CHUNK_BYTES = 2**22
+# Each has so many chunks, of at most 16 MiB: large ones are read fast, and many mix the rows of many shards.
+_CHUNKS = 64
 _LARGEST_INT8 = 127
 _BLOCK_ROWS = 64  # rows that are scaled at once: they stay in the cache
 
@@ -55,13 +56,16 @@ class Layout:
 
   @classmethod
   def sized(cls, n_rows, sites, dtype, compression="none", shard_rows=0, chunk_rows=0):
-    """A layout whose shards and chunks, where they are 0, are about 1 GiB and 4 MiB of the widest site."""
+    """A layout of shards of `shard_rows` and chunks of `chunk_rows`, where these are not 0.
+
+    By default a shard has 1 GiB of the widest site, or a sixteenth of the rows if that is less, and 64 chunks.
+    """
     row_bytes = max(sites.values()) * _itemsize(dtype)
-    chunk_rows = chunk_rows or min(shard_rows or 4096, max(16, 2 ** int(math.log2(_CHUNK_BYTES / row_bytes))))
-    if not shard_rows:
-      large = _SHARD_BYTES // row_bytes // chunk_rows
-      shard_rows = chunk_rows * max(1, min(large, -(-n_rows // (_MIN_SHARDS * chunk_rows))))
-    return cls(n_rows, sites, dtype, compression, shard_rows, chunk_rows)
+    rows = shard_rows or max(1, min(_SHARD_BYTES // row_bytes, -(-n_rows // _MIN_SHARDS)))
+    if not chunk_rows:
+      chunk_rows = math.gcd(rows, 2 ** int(math.log2(max(1, rows // _CHUNKS)))) if shard_rows else (
+          2 ** int(math.log2(max(16, rows // _CHUNKS))))
+    return cls(n_rows, sites, dtype, compression, shard_rows or -(-rows // chunk_rows) * chunk_rows, chunk_rows)
 
   @classmethod
   def of(cls, header):

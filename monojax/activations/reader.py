@@ -1,9 +1,11 @@
 """Shuffled batches of a store's rows: a source whose state is the step's number.
 
-Axes: B rows of a batch, M width of the activation, J rows of it that are filled, H those of them in one window.
+Axes: B rows of a batch, M width of the activation, L lanes, J rows of a batch from one lane, H rows of a batch from
+one window.
 """
 
 import concurrent.futures
+import functools
 import math
 import threading
 
@@ -54,16 +56,18 @@ class ShuffledRows:
     self._lane_chunks, self._lane_slots = self._window_chunks // self.n_lanes, batch_rows // self.n_lanes
     first, last = slots or (0, batch_rows)
     self._lanes = first // self._lane_slots, -(-last // self._lane_slots)
-    self._slot_J = np.arange(first, last)
-    self._lane_J = self._slot_J // self._lane_slots
+    self._lane_L1 = np.arange(*self._lanes)[:, None]
+    self._slot_LJ = self._lane_L1 * self._lane_slots + np.arange(self._lane_slots)
+    self._wanted_LJ = (self._slot_LJ >= first) & (self._slot_LJ < last)
     # Row i of the sequence is one of lane i mod n_lanes, and in its batch it stands among that lane's slots.
-    self._inside_J = self._slot_J % self._lane_slots * self.n_lanes + self._lane_J
+    self._inside_LJ = np.arange(self._lane_slots) * self.n_lanes + self._lane_L1
     # Whole windows are dealt to lanes; what is left, if anything, is one more window that every process reads.
     self._n_full = store.n_rows // store.chunk_rows
     self._n_dealt = self._n_full // self._window_chunks
     self._window_rows = self._window_chunks * store.chunk_rows
     self._n_windows = -(-store.n_rows // self._window_rows)
     shape = (min(self._window_chunks, store.n_chunks) * store.chunk_rows, store.width)
+    self._order = functools.lru_cache(3)(self._make_order)
     self._buffers = [np.empty(shape, store.dtype) for _ in range(2)]
     self._held = [None, None]  # which (epoch, window) each buffer holds or is being given
     self._fills = [None, None]  # the future of that
@@ -77,7 +81,7 @@ class ShuffledRows:
     Raises:
       InputError: a shard turned out to be damaged, here or while reading ahead.
     """
-    whole = len(self._slot_J) == self._batch_rows
+    whole = self._wanted_LJ.sum() == self._batch_rows
     x_BM = (np.empty if whole else np.zeros)((self._batch_rows, self._store.width), self._store.dtype)
     with self._lock:
       for epoch, window, slot_H, place_H in self._pieces(step):
@@ -124,18 +128,30 @@ class ShuffledRows:
   def _pieces(self, step):
     """(epoch, window, slots of the batch, places in the window) of batch `step`, window by window."""
     n_rows, n_lanes = self._store.n_rows, self.n_lanes
-    epoch_J, offset_J = np.divmod(step * self._batch_rows + self._inside_J, n_rows)
-    window_J = epoch_J * self._n_windows + np.minimum(offset_J // self._window_rows, self._n_windows - 1)
-    for number in np.unique(window_J):
-      epoch, window = divmod(int(number), self._n_windows)
-      here = window_J == number
-      offset_H, lane_H = offset_J[here] - window * self._window_rows, self._lane_J[here]
+    epoch_LJ, offset_LJ = np.divmod(step * self._batch_rows + self._inside_LJ, n_rows)
+    window_LJ = epoch_LJ * self._n_windows + np.minimum(offset_LJ // self._window_rows, self._n_windows - 1)
+    for number in range(window_LJ.min(), window_LJ.max() + 1):
+      epoch, window = divmod(number, self._n_windows)
+      here_LJ = self._wanted_LJ & (window_LJ == number)
+      if not here_LJ.any():
+        continue
+      inside_LJ = offset_LJ - window * self._window_rows
+      order = self._order(epoch, window)
       if window < self._n_dealt:
-        lane_rows = self._window_rows // n_lanes
-        place_H = lane_H * lane_rows + permute(offset_H // n_lanes, lane_rows, self._seed, epoch, window, lane_H)
+        place_H = order[np.nonzero(here_LJ)[0], inside_LJ[here_LJ] // n_lanes]
       else:
-        place_H = permute(offset_H, n_rows - window * self._window_rows, self._seed, epoch, window)
-      yield epoch, window, self._slot_J[here], place_H
+        place_H = order[inside_LJ[here_LJ]]
+      yield epoch, window, self._slot_LJ[here_LJ], place_H
+
+  def _make_order(self, epoch, window):
+    """Places in a window of each lane's rows in turn, (L, rows of a lane); of all rows where it is not dealt."""
+    if window >= self._n_dealt:
+      n_rows = self._store.n_rows - window * self._window_rows
+      return permute(np.arange(n_rows), n_rows, self._seed, epoch, window).astype(np.int32)
+    lane_rows = self._window_rows // self.n_lanes
+    index_LW = np.broadcast_to(np.arange(lane_rows), (len(self._lane_L1), lane_rows))
+    order_LW = permute(index_LW, lane_rows, self._seed, epoch, window, self._lane_L1)
+    return (order_LW + self._lane_L1 * lane_rows).astype(np.int32)
 
   def _chunk(self, epoch, visit_J):
     """Numbers of the chunks that an epoch visits as its `visit_J`-th."""
@@ -166,6 +182,10 @@ class ShuffledRows:
     if key not in self._held:
       other = 1 - self._current
       self._held[other] = key
-      self._fills[other] = self._reader.submit(
-        self._store.read_chunks, self._chunks(*key), self._buffers[other])
+      self._fills[other] = self._reader.submit(self._fill, key, self._buffers[other])
     return self._held.index(key)
+
+  def _fill(self, key, buffer_NM):
+    """Reads a window's chunks, and has its order at hand."""
+    self._order(*key)
+    self._store.read_chunks(self._chunks(*key), buffer_NM)

@@ -4,12 +4,14 @@
 """
 
 import collections
+import concurrent.futures
 import functools
 import json
 
 import numpy as np
 import tensorstore as ts
 
+from monojax.activations.chunks import LocalChunks
 from monojax.activations.folder import IN_FLIGHT, Folder, context
 from monojax.activations.layout import PLACE, Layout, from_int8
 from monojax.config import InputError, differences, require
@@ -123,6 +125,9 @@ class ActivationStore:
     self.n_chunks = -(-self.n_rows // self.chunk_rows)
     self.dtype = self.layout.given_dtype
     self._arrays = self.layout.open_arrays(folder, create=False)
+    self._local = {path: LocalChunks(folder, path, array) for path, array in self.layout.arrays.items()
+                   if folder.path and self.layout.compression == "none"}
+    self._readers = concurrent.futures.ThreadPoolExecutor(IN_FLIGHT, "chunk-reader")
 
   @classmethod
   def open(cls, place, expected_identity=None, sites=None):
@@ -201,6 +206,10 @@ class ActivationStore:
     finish()
 
   def _begin_array(self, path, start, stop, out):
+    """Starts reading entries of an array, of one chunk."""
+    array = self.layout.arrays[path]
+    if path in self._local and start % array.chunk == 0 and stop - start == array.chunk and out.flags.c_contiguous:
+      return [self._readers.submit(self._local[path].read, start // array.chunk, out)], lambda: None
     target = ts.array(out, context=context(), copy=False)
     return [target.write(self._arrays[path][start:stop])], lambda: None
 

@@ -20,7 +20,6 @@ from monojax.activations.layout import given_dtype
 from monojax.activations.visits import Visits
 from monojax.config import require
 
-
 LANES = 8
 
 
