@@ -99,7 +99,8 @@ def harvest(run, config):
     statistics = store.statistics()
     files.write_npz(directory / MEANS, {name: statistics[f"{name}/mean_M"] for name in config.activations.sites})
     return {"activations/rows": store.n_rows, "activations/shards": store.layout.n_shards,
-            "activations/width": store.width, "activations/mean_norm": store.meta["scale"][site]["mean_norm"]}
+            "activations/width": store.width,
+            **{f"activations/{name}": value for name, value in store.meta["scale"][site].items()}}
 
   def measure(directory, _):
     """What a store would say of its rows, from a sample of those that a stream will make."""

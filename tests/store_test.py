@@ -112,6 +112,9 @@ def test_8_bits(tmp_path):
   step_NM = group[f"row_scales/{SITE}"][:][:, None] * np.repeat(group[f"column_scales/{SITE}"][:], CHUNK, axis=0)[:N]
   np.testing.assert_allclose(read_NM, group[f"sites/{SITE}"][:] * step_NM, rtol=1e-6)
   assert np.all(np.abs(read_NM - x_NM) <= step_NM * 0.501) and not read_NM[900].any()
+  scale = ActivationStore.open(tmp_path).meta["scale"][SITE]
+  error = np.sqrt(((read_NM - x_NM) ** 2).sum() / (read_NM ** 2).sum())
+  assert scale["rounding_error"] == pytest.approx(error, rel=1e-3)
   others = [i for i in range(N) if i != 700]
   error_M = np.sqrt(np.mean((read_NM - x_NM)[others] ** 2, axis=0) / np.mean(x_NM[others] ** 2, axis=0))
   assert error_M.max() < 0.02

@@ -7,6 +7,7 @@ import pytest
 
 from monojax import mesh as meshes
 from monojax.activations.config import HarvestConfig
+from monojax.activations.harvest import sampled
 from monojax.activations.stream import Stream
 from monojax.config import InputError
 from monojax.subjects.config import TransformerConfig
@@ -113,3 +114,23 @@ def test_settings_that_cannot_be_followed_are_named(subject):
     stream_of(subject, 8, batch_rows=41)
   with pytest.raises(InputError, match="activations.site"):
     stream_of(subject, site="layer.7.mlp.hidden")
+
+
+def test_the_subject_runs_no_further_than_the_site():
+  """Operations of the compiled program: those up to the site, not the MLP's second matrix or the unembedding."""
+  n_vocab, n_contexts, d_model = 5000, 4, 16
+  model = Transformer(TransformerConfig(n_layers=2, d_model=d_model, n_heads=2, d_mlp=M, n_context=T,
+                                        vocab_size=n_vocab))
+  tokens_BT = jnp.zeros((n_contexts, T), jnp.int32)
+  params = model.init(jax.random.key(0), tokens_BT)["params"]
+
+  def operations(function):
+    return jax.jit(function).lower(params, tokens_BT).compile().cost_analysis()["flops"]
+  kept_BR = jnp.zeros((n_contexts, 3), jnp.int32)
+  whole = operations(lambda params, tokens_BT: model.apply({"params": params}, tokens_BT)[0])
+  first, both = (operations(lambda params, tokens_BT, site=site: sampled(model, params, (site,), tokens_BT, kept_BR))
+                 for site in (SITE, "layer.1.mlp.hidden"))
+  n_tokens = n_contexts * T
+  assert whole > 2 * n_tokens * d_model * n_vocab > 10 * both
+  # One layer less: four matrices of the attention and two of the MLP.
+  assert both - first > 2 * n_tokens * (4 * d_model**2 + 2 * d_model * M)

@@ -98,15 +98,15 @@ class StoreWriter:
   def _write(self, index, rows, places_RP):
     """Makes one shard and its sums durable."""
     start, stop = self.layout.shard_span(index)
-    parts = {"places": (start, stop, places_RP)}
+    parts, kept = {"places": (start, stop, places_RP)}, {}
     if self.layout.dtype == "int8":
-      parts |= self._int8_parts(start, rows)
+      more, kept = self._int8_parts(start, rows)
+      parts |= more
     else:
       parts |= {f"sites/{site}": (start, stop, rows_RM) for site, rows_RM in rows.items()}
     writes = [self._arrays[path][first:last].write(values, can_reference_source_data_indefinitely=True)
               for path, (first, last, values) in parts.items()]
     n_sampled = -(-SAMPLE_ROWS // self.layout.n_shards)
-    kept = {}
     for site, rows_RM in rows.items():
       sums = sums_of(rows_RM)
       kept |= {f"{site}/{name}": value for name, value in sums.items()}
@@ -123,20 +123,28 @@ class StoreWriter:
     self._folder.write_npz(sums_name(index), kept, by_each=True)
 
   def _int8_parts(self, start, rows):
-    """{array's path: (first, last, values)} of the sites' rows in 8 bits; `rows` become what will be read."""
-    step, parts = self.layout.chunk_rows, {}
+    """The sites' rows in 8 bits, as {array's path: (first, last, values)}; `rows` become what will be read.
+
+    Also returns, as "SITE/rounding", the sum of the squares of what that changes.
+    """
+    step, parts, kept = self.layout.chunk_rows, {}, {}
     for site, rows_RM in rows.items():
       stop, first = start + len(rows_RM), start // step
       n_chunks = -(-len(rows_RM) // step)
       q_RM, row_R = np.empty(rows_RM.shape, np.int8), np.empty(len(rows_RM), np.float32)
       column_CM = np.empty((n_chunks, rows_RM.shape[1]), np.float32)
+      rounding = 0.0
       for i in range(n_chunks):
         here = slice(i * step, (i + 1) * step)
         q_RM[here], row_R[here], column_CM[i] = to_int8(rows_RM[here])
+        given_RM = rows_RM[here].copy()
         from_int8(q_RM[here], row_R[here], column_CM[i], rows_RM[here])
+        given_RM -= rows_RM[here]
+        rounding += np.einsum("rm,rm->", given_RM, given_RM, dtype=np.float64)
+      kept[f"{site}/rounding"] = np.float64(rounding)
       parts |= {f"sites/{site}": (start, stop, q_RM), f"row_scales/{site}": (start, stop, row_R),
                 f"column_scales/{site}": (first, first + n_chunks, column_CM)}
-    return parts
+    return parts, kept
 
   def _settle(self):
     """Waits for the oldest write."""
@@ -186,6 +194,9 @@ class StoreWriter:
     scale = {site: {"mean_norm": float(total[f"{site}/norm"] / n_rows),
                     "mean_square": float(total[f"{site}/square"] / (n_rows * width))}
              for site, width in self.layout.sites.items()}
+    if self.layout.dtype == "int8":
+      for site in scale:
+        scale[site]["rounding_error"] = float(np.sqrt(total[f"{site}/rounding"] / max(total[f"{site}/square"], 1e-300)))
     meta = {**extra_meta, **self._header, "scale": scale, "complete": True}
     self._folder.write_json("meta.json", meta)
     return meta
