@@ -2,8 +2,7 @@
 
   python experiments/train_sae.py --workdir=runs/mine --sae.n_features=4096 --sae.sparsity_coefficient=0.004
   python experiments/train_sae.py --workdir=runs/demo --name=topk --sae.recipe=topk --sae.k=16
-  python experiments/train_sae.py --workdir=runs/mine --name=transcoder --sae.reads=layer.0.mlp.in \
-    --sae.writes=layer.0.mlp.out
+  python experiments/train_sae.py --workdir=runs/mine --name=mlp --sae.reads=layer.0.mlp.in --sae.writes=layer.0.mlp.out
 
 Recipes: tm2023, apr2024, gated, jumprelu, jan2025, topk, batchtopk, matryoshka; docs/recipes.md says what each is and
 what its coefficient means. Steer by L0, cross-entropy recovered and dead features together: losses at different
