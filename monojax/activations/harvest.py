@@ -62,8 +62,10 @@ def harvest(config, model, params, tokens, place, identity, mesh):
   bar.close()
   writer.flush()
   distributed.wait("all shards are written")
-  return writer.finish({"n_context": visits.width, "tokens_per_context": visits.per_context,
+  meta = writer.finish({"n_context": visits.width, "tokens_per_context": visits.per_context,
                         "shuffle_seed": config.seed, "domains": list(tokens.domains)})
+  distributed.wait("the store is finished")
+  return meta
 
 
 def places_of(tokens, position_R):
