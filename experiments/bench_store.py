@@ -23,14 +23,15 @@ from monojax import benchmark, cli
 _DIRECTORY = flags.DEFINE_string("directory", "", "where to write; a temporary folder below the current one by default")
 _ROWS = flags.DEFINE_integer("n_rows", 2**22, "rows of the store")
 _WIDTH = flags.DEFINE_integer("width", 512, "numbers in a row, float16; also of the subject's MLP")
-_SHARD = flags.DEFINE_integer("shard_rows", 2**20, "rows in one file")
-_CHUNK = flags.DEFINE_integer("chunk_rows", 2**14, "rows read at once")
+_SHARD = flags.DEFINE_integer("shard_rows", 2**18, "rows in one file")
+_CHUNK = flags.DEFINE_integer("chunk_rows", 2**12, "rows read at once")
 _BUFFER = flags.DEFINE_integer("buffer_rows", 262_144, "rows shuffled together")
 _BATCH = flags.DEFINE_integer("batch_rows", 4_096, "rows of a batch")
 _DOCUMENT = flags.DEFINE_integer("document_rows", 250, "rows that come from one document")
 _FEATURES = flags.DEFINE_integer("n_features", 4_096, "features of the dictionary whose step is fed")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "timed rounds")
 _QUICK = flags.DEFINE_boolean("quick", False, "a quarter of the rows, two rounds: about a minute")
+_FEEDS = flags.DEFINE_boolean("feeds", True, "time a dictionary's step that is fed by the store and by a stream, too")
 _PEERS = flags.DEFINE_boolean("peers", False, "serve the same rows as SAELens and dictionary_learning do, too; needs "
                               "pip install 'monojax[peers]' datasets")
 _OUT = flags.DEFINE_string("out", "", "also write the figures to this JSON file")
@@ -236,6 +237,9 @@ def main():
         figures[f"shuffled_read/ratio_to_{name}"] = (figures["shuffled_read/rows_per_s"]
                                                      / figures[f"{name}/rows_per_s"])
     figures |= disk.shuffle_quality()
+    if not _FEEDS.value:
+      benchmark.report(figures, _OUT.value)
+      return
     n_steps = _BUFFER.value // _BATCH.value  # a window of the shuffle, which is filled once in so many
     seconds = benchmark.interleaved(feeds(disk, n_steps), min(n_rounds, 2), warmup=0)
     for name in seconds:

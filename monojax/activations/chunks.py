@@ -1,7 +1,7 @@
-"""Whole chunks of an uncompressed array on a local disk, read straight into the caller's memory.
+"""Uncompressed arrays on a local disk: whole chunks read straight into the caller's memory, shards written from it.
 
-All else is read by tensorstore, which computes checksums in software and copies what it reads: on a disk as fast as a
-core does that, this is the faster one.
+All else is done by tensorstore, which computes checksums in software and copies what it reads and writes: on a disk as
+fast as a core does that, this is the faster one, and it needs no memory of its own.
 """
 
 import functools
@@ -10,11 +10,14 @@ import os
 import google_crc32c
 import numpy as np
 
+from monojax import files
+
 _INDEXES_KEPT = 256
+_ABSENT = 2**64 - 1  # offset and size of a chunk that a short shard does not have
 
 
 class LocalChunks:
-  """Reads chunks of one array by their numbers; safe to use from several threads."""
+  """Reads chunks of one array by their numbers, and writes its shards; safe to use from several threads."""
 
   def __init__(self, folder, name, array):
     """Opens nothing yet.
@@ -25,7 +28,7 @@ class LocalChunks:
       array: its `layout.Array`.
     """
     self._path = lambda shard: folder.path / "/".join([name, "c", str(shard), *["0"] * len(array.trailing)])
-    self._in_shard = array.shard // array.chunk
+    self._array, self._in_shard = array, array.shard // array.chunk
     self._index = functools.lru_cache(_INDEXES_KEPT)(self._read_index)
 
   def read(self, chunk, out):
@@ -46,6 +49,32 @@ class LocalChunks:
     finally:
       os.close(descriptor)
 
+  def write(self, shard, values):
+    """Writes shard number `shard`, whole or not at all, from its entries in order; a last chunk is filled up.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    index, offset = np.full((self._in_shard, 2), _ABSENT, "<u8"), 0
+    with files.replacing(self._path(shard), by_each=True) as file:
+      for inner, start in enumerate(range(0, len(values), self._array.chunk)):
+        part = values[start:start + self._array.chunk]
+        if len(part) < self._array.chunk:
+          whole = np.full((self._array.chunk, *self._array.trailing), float(self._array.fill)).astype(values.dtype)
+          whole[:len(part)] = part
+          part = whole
+        n_bytes = self._write_checked(file, part)
+        index[inner] = offset, n_bytes
+        offset += n_bytes
+      self._write_checked(file, index)
+
+  def _write_checked(self, file, values):
+    """Writes an array and its CRC-32C; returns their size."""
+    content = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    file.write(content)
+    file.write(google_crc32c.value(content).to_bytes(4, "little"))
+    return len(content) + 4
+
   def _read_index(self, shard):
     """(offset, bytes) of each chunk in a shard's file: at its end, with a checksum."""
     index = np.empty(16 * self._in_shard, np.uint8)
@@ -63,3 +92,10 @@ class LocalChunks:
       raise ValueError(f"{self._path(shard)} ends too soon")
     if google_crc32c.value(content) != int.from_bytes(checksum, "little"):
       raise ValueError(f"{self._path(shard)} fails its CRC-32C checksum")
+
+
+def local_chunks(folder, layout):
+  """{path: `LocalChunks`} of a store's arrays; empty if they are compressed or not on a disk."""
+  if folder.path is None or layout.compression != "none":
+    return {}
+  return {path: LocalChunks(folder, path, array) for path, array in layout.arrays.items()}

@@ -58,9 +58,9 @@ class Layout:
   def sized(cls, n_rows, sites, dtype, compression="none", shard_rows=0, chunk_rows=0):
     """A layout of shards of `shard_rows` and chunks of `chunk_rows`, where these are not 0.
 
-    By default a shard has 1 GiB of the widest site, or a sixteenth of the rows if that is less, and 64 chunks.
+    By default a shard has 1 GiB of the widest site in memory, or a sixteenth of the rows if that is less, in 64 chunks.
     """
-    row_bytes = max(sites.values()) * _itemsize(dtype)
+    row_bytes = max(sites.values()) * given_dtype(dtype).itemsize  # as they are in memory
     rows = shard_rows or max(1, min(_SHARD_BYTES // row_bytes, -(-n_rows // _MIN_SHARDS)))
     if not chunk_rows:
       chunk_rows = math.gcd(rows, 2 ** int(math.log2(max(1, rows // _CHUNKS)))) if shard_rows else (

@@ -11,7 +11,7 @@ import json
 import numpy as np
 import tensorstore as ts
 
-from monojax.activations.chunks import LocalChunks
+from monojax.activations.chunks import local_chunks
 from monojax.activations.folder import IN_FLIGHT, Folder, context
 from monojax.activations.layout import PLACE, Layout, from_int8
 from monojax.config import InputError, differences, require
@@ -125,8 +125,7 @@ class ActivationStore:
     self.n_chunks = -(-self.n_rows // self.chunk_rows)
     self.dtype = self.layout.given_dtype
     self._arrays = self.layout.open_arrays(folder, create=False)
-    self._local = {path: LocalChunks(folder, path, array) for path, array in self.layout.arrays.items()
-                   if folder.path and self.layout.compression == "none"}
+    self._local = local_chunks(folder, self.layout)
     self._readers = concurrent.futures.ThreadPoolExecutor(IN_FLIGHT, "chunk-reader")
 
   @classmethod

@@ -10,6 +10,7 @@ import json
 
 import numpy as np
 
+from monojax.activations.chunks import local_chunks
 from monojax.activations.folder import Folder
 from monojax.activations.layout import PLACE, from_int8, to_int8
 from monojax.activations.store import FORMAT, SAMPLE_ROWS, VERSION, missing_shards, sums_name, sums_of
@@ -51,6 +52,7 @@ class StoreWriter:
       self._folder.delete("meta.json")
     self._next = 0
     self._arrays = layout.open_arrays(self._folder, create=True)
+    self._local = local_chunks(self._folder, layout)
     self._executor = concurrent.futures.ThreadPoolExecutor(WRITES_IN_FLIGHT, "store-writer")
     self._pending = collections.deque()
 
@@ -104,23 +106,32 @@ class StoreWriter:
       parts |= more
     else:
       parts |= {f"sites/{site}": (start, stop, rows_RM) for site, rows_RM in rows.items()}
-    writes = [self._arrays[path][first:last].write(values, can_reference_source_data_indefinitely=True)
-              for path, (first, last, values) in parts.items()]
     n_sampled = -(-SAMPLE_ROWS // self.layout.n_shards)
     for site, rows_RM in rows.items():
       sums = sums_of(rows_RM)
       kept |= {f"{site}/{name}": value for name, value in sums.items()}
       kept[f"{site}/sample_RM"] = np.array(rows_RM[:n_sampled], np.float32)
-    failures = [write.exception() for write in writes]
     for site in rows:
       if not np.isfinite(kept[f"{site}/square"]):
         raise InputError(f"shard {index} of {self._folder} was given activations of {site} that are not finite: "
                          f"beyond the range of {self.layout.dtype}, or the subject is broken; try dtype=bfloat16")
-    for failure in failures:
-      if failure is not None:
-        raise InputError(f"cannot write shard {index} of {self._folder}: {failure}; once that is "
-                         f"mended run the harvest again, it continues there") from failure
+    try:
+      self._write_arrays(index, parts)
+    except (ValueError, OSError) as error:
+      raise InputError(f"cannot write shard {index} of {self._folder}: {error}; once that is "
+                       f"mended run the harvest again, it continues there") from error
     self._folder.write_npz(sums_name(index), kept, by_each=True)
+
+  def _write_arrays(self, index, parts):
+    """Writes a shard's part of each array."""
+    if self._local:
+      for path, (_, _, values) in parts.items():
+        self._local[path].write(index, values)
+      return
+    writes = [self._arrays[path][first:last].write(values, can_reference_source_data_indefinitely=True)
+              for path, (first, last, values) in parts.items()]
+    for write in writes:
+      write.result()
 
   def _int8_parts(self, start, rows):
     """The sites' rows in 8 bits, as {array's path: (first, last, values)}; `rows` become what will be read.
