@@ -19,20 +19,21 @@ from monojax.config import InputError, differences, require
 FORMAT, VERSION = "monojax-activations", 2
 SAMPLE_ROWS = 1024  # of the whole store, kept with its statistics
 _LOOKED_AT = 1000  # shards whose sizes opening looks at: many would take long, and reading finds any damage
+SUMMED_ROWS = 16_384  # of a shard, for its sums: rows of a shard are in random order
 _SUM_ROWS = 256  # rows converted to float32 at once: stays in the cache
 _SAME = 1e-5  # sums of two machines agree to this
 
 
 def sums_of(rows_RM):
-  """Float64 sums over a shard's rows: of ||x||_2 and ||x||_2^2, shape (), and of x itself, (M,)."""
-  norm, square, vector_M = 0.0, 0.0, np.zeros(rows_RM.shape[1])
-  for start in range(0, len(rows_RM), _SUM_ROWS):
-    x_RM = widened(rows_RM[start:start + _SUM_ROWS])
+  """Float64 sums over a shard's first rows: their number, of ||x||_2 and ||x||_2^2, shape (), and of x itself, (M,)."""
+  norm, square, vector_M, n_rows = 0.0, 0.0, np.zeros(rows_RM.shape[1]), min(len(rows_RM), SUMMED_ROWS)
+  for start in range(0, n_rows, _SUM_ROWS):
+    x_RM = widened(rows_RM[start:min(start + _SUM_ROWS, n_rows)])
     square_R = np.einsum("rm,rm->r", x_RM, x_RM).astype(np.float64)
     norm += np.sqrt(square_R).sum()
     square += square_R.sum()
     vector_M += x_RM.sum(axis=0)
-  return {"norm": np.float64(norm), "square": np.float64(square), "vector_M": vector_M}
+  return {"n_rows": np.float64(n_rows), "norm": np.float64(norm), "square": np.float64(square), "vector_M": vector_M}
 
 
 @functools.cache
@@ -46,6 +47,15 @@ def widened(x):
   if x.dtype.itemsize != 2:
     return x.astype(np.float32)
   return np.take(_values(x.dtype), np.ascontiguousarray(x).view(np.uint16), mode="clip")
+
+
+def all_finite(rows_RM):
+  """Whether no number is infinite or NaN. Of 16 bits the exponents are looked at, many times as fast as `isfinite`."""
+  if rows_RM.dtype.itemsize != 2:
+    return all(np.isfinite(rows_RM[i:i + _SUM_ROWS]).all() for i in range(0, len(rows_RM), _SUM_ROWS))
+  infinite = np.array(np.inf, rows_RM.dtype).view(np.uint16)
+  bits_RM = np.ascontiguousarray(rows_RM).view(np.uint16)
+  return all((bits_RM[i:i + _SUM_ROWS] & 0x7FFF).max() < infinite for i in range(0, len(rows_RM), _SUM_ROWS))
 
 
 def sums_name(index):

@@ -13,7 +13,7 @@ import numpy as np
 from monojax.activations.chunks import local_chunks
 from monojax.activations.folder import Folder
 from monojax.activations.layout import PLACE, from_int8, to_int8
-from monojax.activations.store import FORMAT, SAMPLE_ROWS, VERSION, missing_shards, sums_name, sums_of
+from monojax.activations.store import FORMAT, SAMPLE_ROWS, VERSION, all_finite, missing_shards, sums_name, sums_of
 from monojax.config import InputError, differences
 
 WRITES_IN_FLIGHT = 2
@@ -111,8 +111,8 @@ class StoreWriter:
       sums = sums_of(rows_RM)
       kept |= {f"{site}/{name}": value for name, value in sums.items()}
       kept[f"{site}/sample_RM"] = np.array(rows_RM[:n_sampled], np.float32)
-    for site in rows:
-      if not np.isfinite(kept[f"{site}/square"]):
+    for site, rows_RM in rows.items():
+      if not all_finite(rows_RM):
         raise InputError(f"shard {index} of {self._folder} was given activations of {site} that are not finite: "
                          f"beyond the range of {self.layout.dtype}, or the subject is broken; try dtype=bfloat16")
     try:
@@ -198,16 +198,16 @@ class StoreWriter:
           samples[name].append(value)
         else:
           total[name] = total.get(name, 0.0) + value
-    n_rows = self.layout.n_rows
     self._folder.write_npz("stats.npz", {
-        **{f"{site}/mean_M": total[f"{site}/vector_M"] / n_rows for site in self.layout.sites},
+        **{f"{site}/mean_M": total[f"{site}/vector_M"] / total[f"{site}/n_rows"] for site in self.layout.sites},
         **{name: np.concatenate(parts) for name, parts in samples.items()}})
-    scale = {site: {"mean_norm": float(total[f"{site}/norm"] / n_rows),
-                    "mean_square": float(total[f"{site}/square"] / (n_rows * width))}
+    scale = {site: {"mean_norm": float(total[f"{site}/norm"] / total[f"{site}/n_rows"]),
+                    "mean_square": float(total[f"{site}/square"] / (total[f"{site}/n_rows"] * width))}
              for site, width in self.layout.sites.items()}
     if self.layout.dtype == "int8":
       for site in scale:
-        scale[site]["rounding_error"] = float(np.sqrt(total[f"{site}/rounding"] / max(total[f"{site}/square"], 1e-300)))
+        changed = total[f"{site}/rounding"] / (self.layout.n_rows * self.layout.sites[site])
+        scale[site]["rounding_error"] = float(np.sqrt(changed / max(scale[site]["mean_square"], 1e-300)))
     meta = {**extra_meta, **self._header, "scale": scale, "complete": True}
     self._folder.write_json("meta.json", meta)
     return meta
