@@ -295,7 +295,8 @@ def test_every_script_explains_itself():
 
 def test_a_stream_does_as_well_as_a_store(finished, streamed):
   stored, found = (json.loads((workdir / "summary.json").read_text()) for workdir in (finished[0], streamed))
-  assert not (streamed / "activations" / "sites").exists() and found["activations/rows"] == stored["activations/rows"]
+  assert not (streamed / "activations" / "sites").exists()
+  assert 0 <= stored["activations/rows"] - found["activations/rows"] < 8 * 32  # fewer than 8 contexts are left out
   for name, tolerance in (("activations/mean_norm", 0.01), ("sae/explained_variance", 0.03),
                           ("sae/ce_recovered_zero", 0.05), ("sae/l0", 1.0)):
     assert found[name] == pytest.approx(stored[name], abs=tolerance), name
