@@ -59,7 +59,8 @@ class Disk:
   def __init__(self, directory, n_rows):
     rng = np.random.default_rng(0)
     block_RM = np.maximum(rng.standard_normal((_SHARD.value, _WIDTH.value), np.float32), 0)
-    self.block_RM, self.n_rows, self.directory = block_RM.astype(np.float16), n_rows, directory
+    self.wide_RM, self.block_RM = block_RM, block_RM.astype(np.float16)
+    self.n_rows, self.directory = n_rows, directory
     self.raw = directory / "raw" / "rows.bin"
 
   def write_raw(self):
@@ -76,13 +77,12 @@ class Disk:
     from monojax.activations.writer import StoreWriter
     layout = Layout(self.n_rows, {"site": _WIDTH.value}, dtype, "none", _SHARD.value, _CHUNK.value)
     writer = StoreWriter(self.directory / dtype, layout, {})
+    rows_RM = self.block_RM if dtype == "float16" else self.wide_RM
     for index in writer.todo:
       # A harvest writes a shard's rows, and so its documents, in random order.
       row_R = index * _SHARD.value + np.random.default_rng([0, index]).permutation(_SHARD.value)
       places_RP = np.zeros((_SHARD.value, 4), np.int32)
       places_RP[:, 1], places_RP[:, 2] = np.divmod(row_R, _DOCUMENT.value)
-      # Numbers in 8 bits are rounded in place.
-      rows_RM = self.block_RM if dtype != "int8" else self.block_RM.astype(layout.given_dtype)
       writer.write_shard(index, {"site": rows_RM}, places_RP)
     writer.finish({})
 

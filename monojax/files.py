@@ -42,9 +42,9 @@ def replacing(path, by_each=False):
   sync_directory(path.parent)
 
 
-def write_json(path, value, by_each=False):
+def write_json(path, value):
   """Writes `value` as JSON, whole or not at all; see `replacing`."""
-  with replacing(path, by_each) as file:
+  with replacing(path) as file:
     file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
 
 

@@ -24,26 +24,20 @@ class _Feistel:
       seed = _mix(np.asarray(seed ^ np.asarray(part, np.uint64)) + np.uint64(0x9E3779B97F4A7C15))
     self._keys = [_mix(seed + np.uint64(r + 1) * np.uint64(0xD1B54A32D192ED03)) for r in range(_ROUNDS)]
 
-  def forward(self, x, keys):
+  def _forward(self, x, keys):
     left, right = x >> self._half, x & self._mask
     for key in keys:
       left, right = right, left ^ (_mix(right + key) & self._mask)
     return (left << self._half) | right
 
-  def backward(self, x, keys):
-    left, right = x >> self._half, x & self._mask
-    for key in reversed(keys):
-      left, right = right ^ (_mix(left + key) & self._mask), left
-    return (left << self._half) | right
-
-  def walk(self, step, index):
-    """`step` until it lands below the size: from below it, that is a bijection, and its inverse walks back."""
-    result = np.asarray(step(np.asarray(index, np.uint64), self._keys))
+  def walk(self, index):
+    """Steps until it lands below the size: from below it, that is a bijection."""
+    result = np.asarray(self._forward(np.asarray(index, np.uint64), self._keys))
     shape, result = result.shape, result.reshape(-1)
     outside = np.flatnonzero(result >= self.size)
     while len(outside):
       keys = [np.broadcast_to(key, shape).reshape(-1)[outside] if np.ndim(key) else key for key in self._keys]
-      result[outside] = step(result[outside], keys)
+      result[outside] = self._forward(result[outside], keys)
       outside = outside[result[outside] >= self.size]
     return result.reshape(shape).astype(np.int64)
 
@@ -66,12 +60,4 @@ def permute(index, size, *key):
     int64 array of `index`'s shape, a bijection of 0..size-1.
   """
   with np.errstate(over="ignore"):
-    network = _Feistel(size, key)
-    return network.walk(network.forward, index)
-
-
-def place_of(image, size, *key):
-  """Where `permute` puts an image from: `permute(place_of(x, size, *key), size, *key) == x`."""
-  with np.errstate(over="ignore"):
-    network = _Feistel(size, key)
-    return network.walk(network.backward, image)
+    return _Feistel(size, key).walk(index)

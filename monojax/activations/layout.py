@@ -4,6 +4,7 @@ Axes: N rows of the store, R rows of one shard or chunk, M width of a site.
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -18,7 +19,7 @@ PLACE = ("token", "document", "position", "domain")
 # A large store has shards of so many bytes, a smaller one this many shards, so that a killed harvest goes on nearby.
 _SHARD_BYTES, _MIN_SHARDS = 2**30, 16
 # Each has so many chunks, of at most 16 MiB: large ones are read fast, and many mix the rows of many shards.
-_CHUNKS = 64
+_CHUNKS, _MIN_CHUNK_ROWS = 64, 16
 _LARGEST_INT8 = 127
 _BLOCK_ROWS = 64  # rows that are scaled at once: they stay in the cache
 
@@ -60,12 +61,15 @@ class Layout:
 
     By default a shard has 1 GiB of the widest site in memory, or a sixteenth of the rows if that is less, in 64 chunks.
     """
-    row_bytes = max(sites.values()) * given_dtype(dtype).itemsize  # as they are in memory
-    rows = shard_rows or max(1, min(_SHARD_BYTES // row_bytes, -(-n_rows // _MIN_SHARDS)))
-    if not chunk_rows:
-      chunk_rows = math.gcd(rows, 2 ** int(math.log2(max(1, rows // _CHUNKS)))) if shard_rows else (
-          2 ** int(math.log2(max(16, rows // _CHUNKS))))
-    return cls(n_rows, sites, dtype, compression, shard_rows or -(-rows // chunk_rows) * chunk_rows, chunk_rows)
+    power_of_2 = lambda n: 2 ** int(math.log2(n))
+    if shard_rows:
+      chunk_rows = chunk_rows or math.gcd(shard_rows, power_of_2(max(1, shard_rows // _CHUNKS)))
+    else:
+      row_bytes = max(sites.values()) * given_dtype(dtype).itemsize  # as they are in memory
+      shard_rows = max(1, min(_SHARD_BYTES // row_bytes, -(-n_rows // _MIN_SHARDS)))
+      chunk_rows = chunk_rows or power_of_2(max(_MIN_CHUNK_ROWS, shard_rows // _CHUNKS))
+      shard_rows = -(-shard_rows // chunk_rows) * chunk_rows
+    return cls(n_rows, sites, dtype, compression, shard_rows, chunk_rows)
 
   @classmethod
   def of(cls, header):
@@ -85,7 +89,7 @@ class Layout:
     """(start, stop) of the rows in shard `index`; the last shard may be short."""
     return index * self.shard_rows, min((index + 1) * self.shard_rows, self.n_rows)
 
-  @property
+  @functools.cached_property
   def arrays(self):
     """{path below the store's folder: `Array`}."""
     by_row = lambda trailing, dtype, fill: Array(self.n_rows, trailing, dtype, fill, self.shard_rows, self.chunk_rows)

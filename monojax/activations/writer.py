@@ -13,7 +13,16 @@ import numpy as np
 from monojax.activations.chunks import local_chunks
 from monojax.activations.folder import Folder
 from monojax.activations.layout import PLACE, from_int8, to_int8
-from monojax.activations.store import FORMAT, SAMPLE_ROWS, VERSION, all_finite, missing_shards, sums_name, sums_of
+from monojax.activations.store import (
+  FORMAT,
+  SAMPLE_ROWS,
+  SUMMED_ROWS,
+  VERSION,
+  all_finite,
+  missing_shards,
+  sums_name,
+  sums_of,
+)
 from monojax.config import InputError, differences
 
 WRITES_IN_FLIGHT = 2
@@ -76,7 +85,7 @@ class StoreWriter:
     Args:
       index: the next of `todo`.
       rows: {site: (R, M) rows in the layout's `given_dtype`}; R = shard_rows, or what is left for the last shard.
-        They are the writer's from now on: 8-bit numbers are rounded in place.
+        They must stay as they are until `flush`.
       places_RP: (R, 4) int32, as `ActivationStore.places`.
 
     Raises:
@@ -101,20 +110,18 @@ class StoreWriter:
     """Makes one shard and its sums durable."""
     start, stop = self.layout.shard_span(index)
     parts, kept = {"places": (start, stop, places_RP)}, {}
-    if self.layout.dtype == "int8":
-      more, kept = self._int8_parts(start, rows)
-      parts |= more
-    else:
-      parts |= {f"sites/{site}": (start, stop, rows_RM) for site, rows_RM in rows.items()}
     n_sampled = -(-SAMPLE_ROWS // self.layout.n_shards)
-    for site, rows_RM in rows.items():
-      sums = sums_of(rows_RM)
-      kept |= {f"{site}/{name}": value for name, value in sums.items()}
-      kept[f"{site}/sample_RM"] = np.array(rows_RM[:n_sampled], np.float32)
     for site, rows_RM in rows.items():
       if not all_finite(rows_RM):
         raise InputError(f"shard {index} of {self._folder} was given activations of {site} that are not finite: "
                          f"beyond the range of {self.layout.dtype}, or the subject is broken; try dtype=bfloat16")
+      if self.layout.dtype == "int8":
+        more, rows_RM, kept[f"{site}/rounding"] = self._int8_parts(site, start, rows_RM)
+        parts |= more
+      else:
+        parts[f"sites/{site}"] = start, stop, rows_RM
+      kept |= {f"{site}/{name}": value for name, value in sums_of(rows_RM).items()}
+      kept[f"{site}/sample_RM"] = np.array(rows_RM[:n_sampled], np.float32)
     try:
       self._write_arrays(index, parts)
     except (ValueError, OSError) as error:
@@ -133,29 +140,30 @@ class StoreWriter:
     for write in writes:
       write.result()
 
-  def _int8_parts(self, start, rows):
-    """The sites' rows in 8 bits, as {array's path: (first, last, values)}; `rows` become what will be read.
+  def _int8_parts(self, site, start, rows_RM):
+    """A site's rows in 8 bits.
 
-    Also returns, as "SITE/rounding", the sum of the squares of what that changes.
+    Returns:
+      {array's path: (first, last, values)}; the first `SUMMED_ROWS` rows as they will be read; and the sum of the
+      squares of what rounding changed in those.
     """
-    step, parts, kept = self.layout.chunk_rows, {}, {}
-    for site, rows_RM in rows.items():
-      stop, first = start + len(rows_RM), start // step
-      n_chunks = -(-len(rows_RM) // step)
-      q_RM, row_R = np.empty(rows_RM.shape, np.int8), np.empty(len(rows_RM), np.float32)
-      column_CM = np.empty((n_chunks, rows_RM.shape[1]), np.float32)
-      rounding = 0.0
-      for i in range(n_chunks):
-        here = slice(i * step, (i + 1) * step)
-        q_RM[here], row_R[here], column_CM[i] = to_int8(rows_RM[here])
-        given_RM = rows_RM[here].copy()
-        from_int8(q_RM[here], row_R[here], column_CM[i], rows_RM[here])
-        given_RM -= rows_RM[here]
-        rounding += np.einsum("rm,rm->", given_RM, given_RM, dtype=np.float64)
-      kept[f"{site}/rounding"] = np.float64(rounding)
-      parts |= {f"sites/{site}": (start, stop, q_RM), f"row_scales/{site}": (start, stop, row_R),
-                f"column_scales/{site}": (first, first + n_chunks, column_CM)}
-    return parts, kept
+    step, n_rows, width = self.layout.chunk_rows, *rows_RM.shape
+    n_chunks, first = -(-n_rows // step), start // step
+    q_RM, row_R = np.empty(rows_RM.shape, np.int8), np.empty(n_rows, np.float32)
+    column_CM = np.empty((n_chunks, width), np.float32)
+    read_RM = np.empty((min(n_rows, SUMMED_ROWS), width), np.float32)
+    rounding = 0.0
+    for i, at in enumerate(range(0, n_rows, step)):
+      here = slice(at, at + step)
+      q_RM[here], row_R[here], column_CM[i] = to_int8(rows_RM[here])
+      part_RM = read_RM[here]
+      if len(part_RM):
+        summed = slice(at, at + len(part_RM))
+        from_int8(q_RM[summed], row_R[summed], column_CM[i], part_RM)
+        changed_RM = part_RM - rows_RM[summed]
+        rounding += np.einsum("rm,rm->", changed_RM, changed_RM, dtype=np.float64)
+    return {f"sites/{site}": (start, start + n_rows, q_RM), f"row_scales/{site}": (start, start + n_rows, row_R),
+            f"column_scales/{site}": (first, first + n_chunks, column_CM)}, read_RM, np.float64(rounding)
 
   def _settle(self):
     """Waits for the oldest write."""
@@ -206,7 +214,7 @@ class StoreWriter:
              for site, width in self.layout.sites.items()}
     if self.layout.dtype == "int8":
       for site in scale:
-        changed = total[f"{site}/rounding"] / (self.layout.n_rows * self.layout.sites[site])
+        changed = total[f"{site}/rounding"] / (total[f"{site}/n_rows"] * self.layout.sites[site])
         scale[site]["rounding_error"] = float(np.sqrt(changed / max(scale[site]["mean_square"], 1e-300)))
     meta = {**extra_meta, **self._header, "scale": scale, "complete": True}
     self._folder.write_json("meta.json", meta)
