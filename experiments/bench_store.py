@@ -30,7 +30,8 @@ _BATCH = flags.DEFINE_integer("batch_rows", 4_096, "rows of a batch")
 _DOCUMENT = flags.DEFINE_integer("document_rows", 250, "rows that come from one document")
 _FEATURES = flags.DEFINE_integer("n_features", 4_096, "features of the dictionary whose step is fed")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "timed rounds")
-_QUICK = flags.DEFINE_boolean("quick", False, "a quarter of the rows, two rounds: about a minute")
+_QUICK = flags.DEFINE_boolean("quick", False, "a quarter of the rows, two rounds, and smaller windows for the "
+                              "step: two or three minutes")
 _FEEDS = flags.DEFINE_boolean("feeds", True, "time a dictionary's step that is fed by the store and by a stream, too")
 _PEERS = flags.DEFINE_boolean("peers", False, "serve the same rows as SAELens and dictionary_learning do, too; needs "
                               "pip install 'monojax[peers]' datasets")
@@ -102,9 +103,9 @@ class Disk:
     for first in range(0, store.n_chunks, together):
       store.read_chunks(range(first, min(first + together, store.n_chunks)), out)
 
-  def reader(self, dtype="float16"):
+  def reader(self, dtype="float16", buffer_rows=None):
     from monojax.activations.reader import ShuffledRows
-    return ShuffledRows(self.open(dtype), _BATCH.value, _BUFFER.value, 0)
+    return ShuffledRows(self.open(dtype), _BATCH.value, buffer_rows or _BUFFER.value, 0)
 
   def begin_shuffled(self, dtype="float16"):
     """A reader in mid-course: the second window is being read while the first is at its end."""
@@ -163,8 +164,8 @@ class Disk:
             "shuffle/buffer_gb": 2 * _BUFFER.value * _WIDTH.value * store.dtype.itemsize / 1e9}
 
 
-def feeds(disk, n_steps, scan=8):
-  """{name: function that takes `n_steps` training steps, `scan` in a call, fed by a source}."""
+def feeds(disk, buffer_rows, scan=8):
+  """{name: function that trains on a window of `buffer_rows`, `scan` steps in a call, fed by a source}."""
   import jax
   import jax.numpy as jnp
 
@@ -188,12 +189,12 @@ def feeds(disk, n_steps, scan=8):
   params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
   ids_N = np.random.default_rng(0).integers(0, 8192, disk.n_rows).astype(np.uint16)
   tokens = Tokens("train", ids_N, np.arange(0, len(ids_N), 250), np.zeros(1, np.int32), ("a",), 8192, 0, len(ids_N))
-  stream = Stream(HarvestConfig(batch_contexts=64), model, params, tokens, _BATCH.value, _BUFFER.value, 0, mesh)
+  stream = Stream(HarvestConfig(batch_contexts=64), model, params, tokens, _BATCH.value, buffer_rows, 0, mesh)
 
   def trained(batches):
     held = [init(jax.random.key(0), np.asarray(stream.sample(4096, 0), np.float32)), 0]
 
-    def run(n=n_steps):
+    def run(n=buffer_rows // _BATCH.value):
       for _ in range(n // scan):
         held[0], values = step(held[0], batches(held[1], held[1] + scan))
         held[1] += scan
@@ -201,7 +202,7 @@ def feeds(disk, n_steps, scan=8):
     run(scan)  # compiled
     return run
   resident = make_batches(stream, mesh)(0, scan)
-  return {"step": trained(lambda first, last: resident), "store_step": trained(make_batches(disk.reader(), mesh)),
+  return {"step": trained(lambda first, last: resident), "store_step": trained(make_batches(disk.reader(buffer_rows=buffer_rows), mesh)),
           "stream_step": trained(make_batches(stream, mesh))}
 
 
@@ -237,15 +238,13 @@ def main():
         figures[f"shuffled_read/ratio_to_{name}"] = (figures["shuffled_read/rows_per_s"]
                                                      / figures[f"{name}/rows_per_s"])
     figures |= disk.shuffle_quality()
-    if not _FEEDS.value:
-      benchmark.report(figures, _OUT.value)
-      return
-    n_steps = _BUFFER.value // _BATCH.value  # a window of the shuffle, which is filled once in so many
-    seconds = benchmark.interleaved(feeds(disk, n_steps), min(n_rounds, 2), warmup=0)
-    for name in seconds:
-      figures[f"{name}/rows_per_s"] = n_steps * _BATCH.value / min(seconds[name])
-    for name in ("store_step", "stream_step"):
-      figures[f"{name}/ratio_to_step"] = benchmark.median_ratio(seconds["step"], seconds[name])
+    if _FEEDS.value:
+      buffer_rows = _BUFFER.value // (4 if _QUICK.value else 1)
+      seconds = benchmark.interleaved(feeds(disk, buffer_rows), min(n_rounds, 2), warmup=0)
+      for name in seconds:
+        figures[f"{name}/rows_per_s"] = buffer_rows / min(seconds[name])
+      for name in ("store_step", "stream_step"):
+        figures[f"{name}/ratio_to_step"] = benchmark.median_ratio(seconds["step"], seconds[name])
   figures["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
   benchmark.report(figures, _OUT.value)
 
