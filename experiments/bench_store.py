@@ -201,8 +201,8 @@ def feeds(disk, buffer_rows, scan=8):
       jax.block_until_ready(values)
     run(scan)  # compiled
     return run
-  resident = make_batches(stream, mesh)(0, scan)
-  return {"step": trained(lambda first, last: resident), "store_step": trained(make_batches(disk.reader(buffer_rows=buffer_rows), mesh)),
+  resident, reader = make_batches(stream, mesh)(0, scan), disk.reader(buffer_rows=buffer_rows)
+  return {"step": trained(lambda first, last: resident), "store_step": trained(make_batches(reader, mesh)),
           "stream_step": trained(make_batches(stream, mesh))}
 
 
