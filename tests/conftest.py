@@ -1,8 +1,12 @@
 """Every test sees eight CPU devices and strict ranks, and takes programs that another has compiled."""
 
+import shutil
 import tempfile
 
 import jax
+import made_store
+import pytest
+from tiny_run import TINY, run
 
 _CACHE = tempfile.TemporaryDirectory()
 jax.config.update("jax_platforms", "cpu")
@@ -10,3 +14,31 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+  """A finished float16 store nobody changes."""
+  directory = tmp_path_factory.mktemp("whole") / "activations"
+  made_store.write_store(directory, made_store.made_rows())
+  return directory
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+  """A run made in one call by the main script."""
+  workdir = tmp_path_factory.mktemp("runs") / "tiny"
+  result = run("monosemanticity", workdir, *TINY)
+  assert result.returncode == 0, result.stderr[-3000:]
+  return workdir, result.stdout
+
+
+@pytest.fixture(scope="session")
+def streamed(finished, tmp_path_factory):
+  """The same run, but for activations that are computed where they are used."""
+  workdir = tmp_path_factory.mktemp("runs") / "streamed"
+  for stage in ("tokens", "subject"):
+    shutil.copytree(finished[0] / stage, workdir / stage)
+  result = run("monosemanticity", workdir, *TINY, "--source=stream")
+  assert result.returncode == 0, result.stderr[-3000:]
+  return workdir
