@@ -30,9 +30,26 @@ class _Feistel:
       left, right = right, left ^ (_mix(right + key) & self._mask)
     return (left << self._half) | right
 
+  def _looked_up(self, index):
+    """`_forward` of many indices: there are so few halves that a round's values are tabled first."""
+    half, mask = int(self._half), int(self._mask)
+    index = np.asarray(index, np.int64)
+    left, right = index >> half, index & mask
+    halves = np.arange(mask + 1, dtype=np.uint64)
+    for key in self._keys:
+      table = (_mix(halves + key) & self._mask).astype(np.int64)  # (halves,), or (permutations, halves)
+      at = right if table.ndim == 1 else right + (np.arange(len(table)) << half)[:, None]
+      left, right = right, left ^ table.reshape(-1).take(at)
+    return ((left << half) | right).astype(np.uint64)
+
   def walk(self, index):
     """Steps until it lands below the size: from below it, that is a bijection."""
-    result = np.asarray(self._forward(np.asarray(index, np.uint64), self._keys))
+    n_permutations = max(np.size(key) for key in self._keys)
+    by_row = n_permutations == 1 or (np.ndim(index) == 2 and np.shape(self._keys[0]) == (len(index), 1))
+    if by_row and np.size(index) > 2 * n_permutations << int(self._half):
+      result = self._looked_up(index)
+    else:
+      result = np.asarray(self._forward(np.asarray(index, np.uint64), self._keys))
     shape, result = result.shape, result.reshape(-1)
     outside = np.flatnonzero(result >= self.size)
     while len(outside):
