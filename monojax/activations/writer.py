@@ -25,7 +25,7 @@ from monojax.activations.store import (
 )
 from monojax.config import InputError, differences
 
-WRITES_IN_FLIGHT = 2
+WRITES_IN_FLIGHT = 3  # so that the disk has work while a processor sums and checks
 
 
 class StoreWriter:
@@ -80,7 +80,7 @@ class StoreWriter:
       self._folder.write_json("header.json", self._header)
 
   def write_shard(self, index, rows, places_RP):
-    """Starts writing shard `index`; waits only while two writes are already under way.
+    """Starts writing shard `index`; waits only while three writes are already under way.
 
     Args:
       index: the next of `todo`.
