@@ -48,7 +48,7 @@ def run(script, workdir, *flags, timeout=300):
 
 def contents(workdir):
   """Digests of what a run is made of: everything but timings, logs and what orbax says of the hour."""
-  digests = {}
+  found = {}
   checkpoints = {path.parent.parent for path in workdir.rglob("_CHECKPOINT_METADATA")}
   for path in sorted(workdir.rglob("*")):
     name = path.relative_to(workdir).as_posix()
@@ -56,17 +56,17 @@ def contents(workdir):
                or path.name in ("metrics.jsonl", "stage.json", "summary.json", "figures.json", "frontier.csv"))
     if path.name == "frontier.json":
       points = [{**point, "train_seconds": None} for point in json.loads(path.read_text())]
-      digests[name] = json.dumps(points, sort_keys=True)
+      found[name] = json.dumps(points, sort_keys=True)
     elif path.is_file() and not skipped:
-      digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+      found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
   for directory in sorted(checkpoints):
     params, _, step = checkpoint.load_params(directory)
     leaves = json.dumps({"step": step, "params": digests(params)}, sort_keys=True)
-    digests[directory.relative_to(workdir).as_posix()] = leaves
+    found[directory.relative_to(workdir).as_posix()] = leaves
   for stage in runs.INPUTS:
     if record := runs.Run(workdir).stage(stage):
-      digests[f"figures of {stage}"] = json.dumps(record["figures"])
-  return digests
+      found[f"figures of {stage}"] = json.dumps(record["figures"])
+  return found
 
 
 def digests(tree):
