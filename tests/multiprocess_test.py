@@ -80,16 +80,17 @@ def test_two_processes_make_the_same_run(alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_in_the_middle_the_job_goes_on(alone, tmp_path, seed):
-  rng = random.Random(seed)
-  processes = start(tmp_path / "two", 2, *alone[1])
+@pytest.mark.parametrize("n_before, n_after", [(2, 2), (2, 1), (1, 2)])
+def test_killed_in_the_middle_the_job_goes_on(alone, tmp_path, n_before, n_after):
+  """Also on another number of processes than it was begun with."""
+  rng = random.Random(f"{n_before} {n_after}")
+  processes = start(tmp_path / "killed", n_before, *alone[1])
   try:
-    processes[rng.randrange(2)].wait(rng.uniform(10, 60))
+    processes[rng.randrange(n_before)].wait(rng.uniform(10, 60))
   except subprocess.TimeoutExpired:
     pass
   for process in processes:  # what a cluster does with a job that has lost a process
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-  finish(start(tmp_path / "two", 2, *alone[1]))
-  require_alike(tmp_path / "two", alone[0])
+  finish(start(tmp_path / "killed", n_after, *alone[1]))
+  require_alike(tmp_path / "killed", alone[0])
