@@ -48,6 +48,29 @@ def run_and_config():
   return Run(values.workdir), configs.override(preset(values.preset, recipe), values)
 
 
+def define_study_flags(config_class):
+  """Defines `--workdir` and a flag for every setting of a study, whose configuration is of that class."""
+  flags.DEFINE_string("workdir", None, "the study's folder; made if it is not there")
+  flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["workdir"])
+  configs.define_flags(config_class, "", flags.FLAGS)
+
+
+def study_run_and_config(config, inputs):
+  """(`Run` of a study's stages, its configuration with the flags that were given).
+
+  Args:
+    config: the study's default configuration.
+    inputs: (configuration) -> {stage: the stages it depends on}.
+
+  Raises:
+    InputError: no workdir, or a setting that breaks its rule.
+  """
+  from monojax.runs import Run
+  configs.require(flags.FLAGS.workdir, "--workdir", flags.FLAGS.workdir, "name the study's folder")
+  config = configs.override(config, flags.FLAGS)
+  return Run(flags.FLAGS.workdir, inputs(config)), config
+
+
 def run_stage(stage):
   """The `main` of a script that does one stage and prints its figures."""
   def main():

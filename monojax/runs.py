@@ -66,9 +66,15 @@ OWN_DICTIONARY = "sae/dictionary"  # the folder of the dictionary that the analy
 class Run:
   """A run's folder: which stages are done, and what later stages read from them."""
 
-  def __init__(self, directory):
-    """`directory` need not exist yet."""
+  def __init__(self, directory, inputs=None):
+    """Looks at nothing yet.
+
+    Args:
+      directory: need not exist.
+      inputs: {stage: the stages it depends on}, in order; by default those of the main job, `INPUTS`.
+    """
     self.directory = pathlib.Path(directory)
+    self.inputs = INPUTS if inputs is None else inputs
 
   def stage(self, name):
     """The record of a finished stage, or `None`: config, inputs, figures, seconds, identity, output."""
@@ -91,7 +97,7 @@ class Run:
     """Does a stage unless it is done; several processes of a job do it together.
 
     Args:
-      name: a key of `INPUTS`, or a folder in `SWEEPS`.
+      name: a key of `inputs`, or a folder in `SWEEPS`.
       config: its configuration dataclass, or a dict of several.
       work: (stage directory, identity) -> dict of headline figures. The identity names the settings
         and inputs of what is made.
@@ -106,7 +112,7 @@ class Run:
     from monojax import distributed
     distributed.wait(f"{name} begins")
     path = self.directory / name / "stage.json"
-    before = ("activations",) if name.startswith(f"{SWEEPS}/") else INPUTS[name]
+    before = ("activations",) if name.startswith(f"{SWEEPS}/") else self.inputs[name]
     inputs = {stage: self.require_stage(stage)["output"] for stage in before}
     wanted = {"config": configs.to_dict(config), "inputs": inputs}
     identity = configs.fingerprint(wanted)
@@ -147,12 +153,17 @@ class Run:
     record = self.require_stage(name)
     files.write_json(self.directory / name / "stage.json", {**record, "complete": False})
 
-  def write_summary(self):
-    """Writes `summary.json`: every finished stage's figures under `STAGE/name`, and its seconds."""
+  def write_summary(self, study=None):
+    """Writes `summary.json`: every finished stage's figures under `STAGE/name`, and its seconds.
+
+    With the name of a study, the seconds of all its stages are there under `STUDY/seconds`, too.
+    """
     summary = {}
-    for name in INPUTS:
+    for name in self.inputs:
       if record := self.stage(name):
         summary |= {f"{name}/seconds": record["seconds"], **record["figures"]}
+    if study:
+      summary[f"{study}/seconds"] = sum(value for name, value in summary.items() if name.endswith("/seconds"))
     files.write_json(self.directory / "summary.json", summary)
     return summary
 
