@@ -10,7 +10,7 @@ ALLOWED = {  # package -> packages it may import besides itself and the foundati
     "text": set(), "subjects": {"text"}, "activations": {"text", "subjects"}, "sae": set(),
     "analysis": {"text", "subjects", "activations", "sae"}, "browser": {"analysis"},
 }
-TOP = {"runs", "stages", "presets", "cli", "__init__"}  # what puts stages together may import anything
+TOP = {"runs", "stages", "presets", "cli", "studies", "__init__"}  # what puts stages together may import anything
 
 
 def imported(path):

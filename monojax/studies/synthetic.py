@@ -1,0 +1,143 @@
+"""Dictionaries on planted features: where each recipe recovers the truth, where it splits and where it absorbs.
+
+Stages: `main` trains one dictionary at a paper-like sparsity; `level_K` trains recipes, sizes and penalties on rows in
+which K features fire; `trees` does so on features that imply each other.
+"""
+
+import dataclasses
+import math
+
+from monojax import files
+from monojax.activations.planted import PlantedConfig
+from monojax.config import nested, option, require
+from monojax.sae.config import PUBLISHED, SAEConfig
+
+# What makes each recipe sparser, from dense to sparse; for the others it is k, the number of features that fire.
+PENALTIES = {"tm2023": (0.003, 0.01, 0.03), "apr2024": (0.5, 2.0, 8.0), "gated": (1.0, 4.0, 16.0),
+             "jumprelu": (0.5, 2.0, 8.0), "jan2025": (0.3, 1.2, 4.8)}
+# What recipes need to converge in some thousand steps, where their publications take hundreds of thousands.
+_FAST = {"gated": {"beta1": 0.9}, "jumprelu": {"beta1": 0.9, "threshold": 0.3, "bandwidth": 0.3}}
+_FIRST_SCORED, _SCORED_ROWS = 2**30, 65_536  # the batches that scores are taken on: no training reaches them
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticStudyConfig:
+  """The planted features and dictionaries of the study's main part, and its grid."""
+  planted: PlantedConfig = nested(PlantedConfig)
+  sae: SAEConfig = dataclasses.field(default_factory=lambda: SAEConfig(
+      recipe="batchtopk", n_features=512, k=7, batch_rows=1024, n_steps=6000, learning_rate=3e-3, warmup_steps=100,
+      decay_fraction=0.3, dead_window_steps=100, scan_steps=50, checkpoint_every_steps=1000))
+  recipes: tuple[str, ...] = option(("tm2023", "jumprelu", "batchtopk", "matryoshka"), "recipes of the grid")
+  levels: tuple[float, ...] = option((1.0, 4.0, 16.0), "features that fire on a row, in the grid")
+  sizes: tuple[float, ...] = option((0.5, 1.0, 2.0), "features of the grid's dictionaries over the planted ones")
+  grid_features: int = option(128, "planted features of the grid, all equally frequent")
+  grid_width: int = option(64, "numbers in its activation vectors")
+  grid_steps: int = option(1000, "optimiser steps of its dictionaries")
+  grid_batch_rows: int = option(512, "rows in a step of theirs")
+
+  def __post_init__(self):
+    for name in ("grid_features", "grid_width", "grid_steps", "grid_batch_rows"):
+      require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+    require(all(name in PUBLISHED for name in self.recipes) and self.recipes, "recipes", ",".join(self.recipes),
+            f"choose among {', '.join(PUBLISHED)}")
+    require(all(0 < level < self.grid_features for level in self.levels), "levels", self.levels,
+            f"must lie between 0 and grid_features={self.grid_features}")
+    require(all(size * self.grid_features >= 1 for size in self.sizes), "sizes", self.sizes, "must be positive")
+
+  @property
+  def inputs(self):
+    """The stages, and that none depends on another; see `monojax.runs.Run`."""
+    return {name: () for name in ("main", *(f"level_{level:g}" for level in self.levels), "trees")}
+
+
+def train_main(run, config):
+  """One dictionary on the main planted features; its scores are the study's figures."""
+  def work(directory, identity):
+    from monojax import mesh as meshes
+    from monojax.activations.synthetic import Planted, Synthetic
+    from monojax.analysis.recovery import recovery
+    from monojax.metrics import MetricsConfig
+    from monojax.sae.train import train_sae
+    planted, sae = Planted.of(config.planted), config.sae.resolved()
+    source = Synthetic(planted, sae.batch_rows, sae.seed)
+    model, params = train_sae(sae, source, source.width, directory, {"identity": identity}, meshes.make_mesh(),
+                              MetricsConfig(), "main")
+    scores = recovery(model, params, source, -(-_SCORED_ROWS // sae.batch_rows), _FIRST_SCORED)
+    files.write_npz(directory / "scores.npz", {"best_N": scores.pop("best_N"),
+                                               "probability_N": config.planted.probabilities()})
+    return {f"synthetic/{name}": value for name, value in scores.items()}
+  return run.execute("main", {"planted": config.planted, "sae": config.sae}, work)
+
+
+def grid_configs(config, level, n_steps=None):
+  """The dictionaries that are trained on rows in which `level` features fire."""
+  found = []
+  for recipe in config.recipes:
+    for size in config.sizes:
+      n_features = round(size * config.grid_features)
+      base = SAEConfig(recipe=recipe, n_features=n_features, batch_rows=config.grid_batch_rows, learning_rate=3e-3,
+                       n_steps=n_steps or config.grid_steps, warmup_steps=100, decay_fraction=0.3, scan_steps=50,
+                       dead_window_steps=200, checkpoint_every_steps=1000, seed=config.sae.seed,
+                       k=min(round(level), n_features), **_FAST.get(recipe, {}))
+      if recipe == "matryoshka":
+        groups = tuple(n_features // part for part in (8, 4, 2) if n_features >= part)
+        base = dataclasses.replace(base, group_sizes=groups)
+      found += base.at_sparsities(PENALTIES[recipe]) if recipe in PENALTIES else [base]
+  return found
+
+
+def train_level(run, config, level):
+  """Dictionaries of all recipes and sizes on rows in which `level` of equally frequent features fire."""
+  planted = PlantedConfig(config.grid_features, config.grid_width, frequency="equal", mean_active=level,
+                          min_strength=0.2, seed=config.planted.seed)
+  return _train_grid(run, f"level_{level:g}", config, planted, grid_configs(config, level))
+
+
+def train_trees(run, config):
+  """The same on trees of features, of which a child implies its parent and excludes its siblings."""
+  n_roots = config.grid_features // 8
+  planted = PlantedConfig(5 * n_roots, config.grid_width, frequency="equal", mean_active=0.5 * n_roots,
+                          child_probability=0.5, min_strength=0.2, n_roots=n_roots, branching=4, depth=1,
+                          seed=config.planted.seed)
+  return _train_grid(run, "trees", config, planted, grid_configs(config, 4.0, 2 * config.grid_steps))
+
+
+def _train_grid(run, name, config, planted, saes):
+  """Trains dictionaries on one pass over planted rows, and writes the scores of each."""
+  from monojax.sae.sweep import name_of, train_sweep
+
+  def work(directory, identity):
+    import numpy as np
+
+    from monojax import mesh as meshes
+    from monojax.activations.synthetic import Planted, Synthetic
+    from monojax.analysis.recovery import absorption, recovery
+    from monojax.metrics import MetricsConfig
+    source = Synthetic(Planted.of(planted), config.grid_batch_rows, planted.seed)
+    trained = train_sweep(saes, source, source.width, directory, {name_of(sae): {"identity": identity} for sae in saes},
+                          meshes.make_mesh(), MetricsConfig(), sample_seed=planted.seed)
+    points, scored = [], (source, -(-_SCORED_ROWS // config.grid_batch_rows), _FIRST_SCORED)
+    for sae, model, params in trained.values():
+      scores = recovery(model, params, *scored)
+      scores["found"] = float((scores.pop("best_N") > 0.9).mean())
+      if planted.n_roots:
+        scores["absorption"] = float(np.nanmean(absorption(model, params, *scored)))
+      points.append({"recipe": sae.recipe, "n_features": sae.n_features, "sparsity": sae.sparsity, **scores})
+    files.write_json(directory / "points.json", points)
+    return {}
+  return run.execute(name, {"planted": planted, "saes": {name_of(sae): sae for sae in saes}}, work)
+
+
+def nearest_in_sparsity(points):
+  """Of each recipe and size the point whose L0 is nearest, as a ratio, to the number of features that truly fire."""
+  chosen = {}
+  for point in points:
+    key = point["recipe"], point["n_features"]
+    far = abs(_log_ratio(point))
+    if key not in chosen or far < abs(_log_ratio(chosen[key])):
+      chosen[key] = point
+  return chosen
+
+
+def _log_ratio(point):
+  return math.log(max(point["l0"], 1e-3) / point["true_l0"])

@@ -1,0 +1,303 @@
+"""Toy models of superposition: the paper's experiments, each a stage, and what their models look like.
+
+Letters: L settings (levels of sparsity, points of a grid), R instances of each, N features, M hidden dimensions, Q
+points of a quadrature.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from monojax import files
+from monojax.analysis import superposition
+from monojax.config import option, require
+from monojax.subjects.toy import ToyConfig, draw, forward, inputs_of, loss_of, train_toys
+
+STICKY_LEVELS = 3  # levels of sparsity that a sticky point holds at
+_RECOVERED = -2  # the level of the basic model whose features an SAE is to find: two fire on a row
+PRESENT = 0.5  # norm from which on a feature of a small model is there
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyStudyConfig:
+  """How finely the study looks."""
+  seed: int = option(0, "of all weights and rows")
+  levels: int = option(24, "levels of sparsity, besides three dense ones, of 400 equal features in 30 dimensions")
+  phase_points: int = option(20, "points along either axis of the phase diagrams")
+  restarts: int = option(8, "instances of each small model, of which the one with the lowest loss counts")
+  effort: float = option(1.0, "factor on all numbers of optimiser steps")
+
+  def __post_init__(self):
+    for name in ("levels", "phase_points", "restarts", "effort"):
+      require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+    require(self.seed >= 0, "seed", self.seed, "must not be negative")
+
+  def toy(self, n_features, n_hidden, n_steps, **more):
+    """A model's configuration under this study's seed and effort."""
+    return ToyConfig(n_features, n_hidden, n_steps=max(10, round(self.effort * n_steps)), seed=self.seed, **more)
+
+
+def run_stage(run, name, config):
+  """Does one of `STAGES`: trains its models and writes `models.npz` into its folder.
+
+  Returns:
+    The stage's record; its figures are named "toy/...".
+  """
+  def work(directory, _):
+    arrays, figures = STAGES[name](config)
+    files.write_npz(directory / "models.npz", arrays)
+    return {f"toy/{key}": value for key, value in figures.items()}
+  return run.execute(name, config, work)
+
+
+def load(run, name):
+  """{name: array} that a stage has left."""
+  run.require_stage(name)
+  return files.read_npz(run.directory / name / "models.npz")
+
+
+def settings(density_L, importance_LN, restarts):
+  """(importance_IN, probability_IN) of `restarts` instances of each setting, next to each other."""
+  importance_LN = np.asarray(importance_LN, float)
+  density_LN = np.broadcast_to(np.reshape(density_L, (len(density_L), -1)), importance_LN.shape)
+  return np.repeat(importance_LN, restarts, 0), np.repeat(density_LN, restarts, 0)
+
+
+def best_of(config, density_L, importance_LN, restarts, **more):
+  """The `Trained` with the lowest loss of each setting."""
+  trained = train_toys(config, *settings(density_L, importance_LN, restarts), **more)
+  return trained.lowest(len(importance_LN))
+
+
+def _basic(config):
+  """Which of unequally important features a layer keeps, as they become sparse; with and without a ReLU."""
+  density_L, arrays, figures = np.geomspace(1.0, 0.01, 7), {"density_L": np.geomspace(1.0, 0.01, 7)}, {}
+  for n, m, decay, steps in ((20, 5, 0.7, 3000), (80, 20, 0.9, 2500)):
+    for variant in ("relu", "linear"):
+      importance_LN = np.tile(decay ** np.arange(n), (len(density_L), 1))
+      trained = best_of(config.toy(n, m, steps, variant=variant), density_L, importance_LN, 3,
+                        name=f"{n} features in {m}, {variant}")
+      arrays |= {f"{variant}_{n}_W_LNM": trained.params["W_NM"], f"{variant}_{n}_b_LN": trained.params["b_N"]}
+      kept_L = (superposition.norms(trained.params["W_NM"]) > PRESENT).sum(-1)
+      figures |= {f"{variant}_{n}_kept_dense": int(kept_L[0]), f"{variant}_{n}_kept_sparse": int(kept_L[-1])}
+  return arrays, figures
+
+
+def _phase(config):
+  """Where one more feature is left out, superposed or given a dimension of its own."""
+  points = config.phase_points
+  density_P, importance_P = np.geomspace(1.0, 0.01, points), np.geomspace(0.1, 10, points)
+  density_L, extra_L = (grid.reshape(-1) for grid in np.meshgrid(density_P, importance_P, indexing="ij"))
+  arrays, figures = {"density_P": density_P, "importance_P": importance_P}, {}
+  for n, m in ((2, 1), (3, 2)):
+    importance_LN = np.ones((points * points, n))
+    importance_LN[:, -1] = extra_L
+    trained = best_of(config.toy(n, m, 2000, learning_rate=1e-2, batch_rows=256), density_L, importance_LN,
+                      config.restarts, name=f"phase diagram of {n} features in {m}")
+    W_LNM = trained.params["W_NM"]
+    arrays |= {f"W_{n}_LNM": W_LNM, f"loss_{n}_L": trained.loss_I, f"phase_{n}_L": phases(W_LNM)}
+  theory_L = predicted_phases(density_L, extra_L)
+  antipodal_L = (1 + extra_L) * density_L**2 / 6
+  dropping_L = np.minimum(1, extra_L) * (density_L / 3 - density_L**2 / 4)
+  bound_L = antipodal_L < dropping_L
+  figures["phase_agreement"] = float((theory_L == arrays["phase_2_L"]).mean())
+  figures["phase_within_bound"] = float((arrays["phase_2_L"] == SUPERPOSED)[bound_L].mean())
+  return {**arrays, "theory_2_L": theory_L, "bound_2_L": bound_L}, figures
+
+
+DROPPED, SUPERPOSED, DEDICATED = 0, 1, 2
+
+
+def phases(W_LNM):
+  """What became of the last feature: `DROPPED`, `SUPERPOSED` with another one, or `DEDICATED`."""
+  there_L = superposition.norms(W_LNM)[:, -1] > PRESENT
+  shared_L = superposition.interference(W_LNM)[:, -1] > 0.25
+  return np.where(there_L, np.where(shared_L, SUPERPOSED, DEDICATED), DROPPED)
+
+
+def predicted_phases(density_L, extra_L, n_nodes=24, n_steps=1500):
+  """The phase of least expected loss of two features (importances 1 and `extra_L`) in one dimension.
+
+  The expectation is a Gauss-Legendre quadrature, and it is minimised from either feature alone and from the two
+  opposite each other: nothing here is drawn at random.
+  """
+  node_K, weight_K = np.polynomial.legendre.leggauss(n_nodes)
+  node_K, weight_K = (node_K + 1) / 2, weight_K / 2
+  value_K = np.concatenate([[0.0], node_K])
+  x_2Q = jnp.asarray(np.stack(np.meshgrid(value_K, value_K, indexing="ij")).reshape(2, -1), jnp.float32)
+  weight_LK = np.concatenate([(1 - density_L)[:, None], density_L[:, None] * weight_K[None]], 1)
+  weight_LQ = jnp.asarray((weight_LK[:, :, None] * weight_LK[:, None, :]).reshape(len(density_L), -1), jnp.float32)
+  importance_L2 = jnp.stack([jnp.ones(len(extra_L)), jnp.asarray(extra_L, jnp.float32)], 1)
+  tx = optax.adam(optax.cosine_decay_schedule(1e-2, n_steps))
+  losses = jax.vmap(lambda params, weight_Q, importance_2:
+                    (weight_Q * loss_of("relu", params, x_2Q, importance_2)).sum())
+
+  def step(carry, _):
+    params, state = carry
+    gradients = jax.grad(lambda params: losses(params, weight_LQ, importance_L2).sum())(params)
+    updates, state = tx.update(gradients, state)
+    return (optax.apply_updates(params, updates), state), None
+
+  @jax.jit
+  def minimised(params):
+    params = jax.lax.scan(step, (params, tx.init(params)), length=n_steps)[0][0]
+    return params["W_NM"], losses(params, weight_LQ, importance_L2)
+  starts = [{"W_NM": jnp.tile(jnp.array([[first], [second]]), (len(density_L), 1, 1)),
+             "b_N": jnp.zeros((len(density_L), 2))} for first, second in ((1.0, 0.0), (0.0, 1.0), (1.0, -1.0))]
+  W_SL21, loss_SL = (np.stack(parts) for parts in zip(*map(minimised, starts), strict=True))
+  return phases(W_SL21[loss_SL.argmin(0), np.arange(len(density_L))])
+
+
+def _geometry(config):
+  """400 equal features in 30 dimensions: how many there is room for, and in which polytopes."""
+  n, m = 400, 30
+  density_L = np.concatenate([[1.0, 0.85, 0.7], np.geomspace(0.55, 0.2, config.levels)])
+  trained = best_of(config.toy(n, m, 5000, batch_rows=256, learning_rate=5e-3), density_L,
+                    np.ones((len(density_L), n)), 1, name=f"{n} features in {m}")
+  W_LNM = trained.params["W_NM"]
+  D_L = superposition.dimensions_per_feature(W_LNM)
+  D_LN = superposition.dimensionality(W_LNM)
+  nearest = lambda value: float(np.sort(np.abs(D_L - value))[STICKY_LEVELS - 1])
+  # Off the sticky point 1, where any 30 directions are as good as others, and down to the flattest polytope named.
+  predicted_L = (D_L < 0.97) & (D_L > min(superposition.PREDICTED.values()) - 0.02)
+  figures = {"fraction_on_predicted_dimensionality": superposition.fraction_predicted(D_LN[predicted_L].reshape(-1)),
+             "levels_with_predictions": int(predicted_L.sum()),
+             "sticky_error": max(nearest(1.0), nearest(0.5)),
+             "sticky_error_1": nearest(1.0), "sticky_error_half": nearest(0.5)}
+  found = {superposition.name_of(*shape[:2]) for W_NM in W_LNM for shape in superposition.polytopes(W_NM)}
+  figures["polytopes_found"] = ", ".join(name for name in superposition.POLYTOPES if name in found)
+  vulnerability_L = np.array([_vulnerability(config, W_NM, b_N, density) for W_NM, b_N, density in
+                              zip(W_LNM, trained.params["b_N"], density_L, strict=True)])
+  figures["vulnerability_ratio"] = float(vulnerability_L.max() / vulnerability_L[0])
+  return {"density_L": density_L, "W_LNM": W_LNM, "b_LN": trained.params["b_N"], "loss_L": trained.loss_I,
+          "vulnerability_L": vulnerability_L}, figures
+
+
+def _vulnerability(config, W_NM, b_N, density, n_rows=128, size=0.1):
+  """What the worst attack along one feature's (W W^T)_i adds to the loss, over its squared length.
+
+  The attack's length is a tenth of the mean input's.
+  """
+  toy = config.toy(*W_NM.shape, 10, batch_rows=n_rows)
+  x_NB = inputs_of(toy, draw(toy, jax.random.key(config.seed + 1)), jnp.full((W_NM.shape[0],), density, jnp.float32))
+  length = size * jnp.linalg.norm(x_NB, axis=0).mean()
+  direction_NN = W_NM @ W_NM.T
+  direction_NN = direction_NN / np.maximum(np.linalg.norm(direction_NN, axis=1, keepdims=True), 1e-6)
+  params = {"W_NM": jnp.asarray(W_NM), "b_N": jnp.asarray(b_N)}
+  loss = lambda given_NB: jnp.square(forward("relu", params, given_NB)[0] - x_NB).sum(0).mean()
+  attacked_N = jax.lax.map(lambda d_N: loss(x_NB + length * d_N[:, None]), jnp.asarray(direction_NN))
+  return float((attacked_N.max() - loss(x_NB)) / length**2)
+
+
+def _perturbation(config):
+  """Five features in two dimensions, one of them more and more, or less and less, frequent than the others."""
+  density, factor_L = 0.05, np.geomspace(0.1, 8, 21)
+  density_LN = np.full((len(factor_L), 5), density)
+  density_LN[:, 0] *= factor_L
+  best = best_of(config.toy(5, 2, 2500, batch_rows=1024, learning_rate=5e-3), density_LN,
+                 np.ones((len(factor_L), 5)), 2 * config.restarts, name="perturbation")
+  even = int(np.abs(factor_L - 1).argmin())
+  (shape, *others) = superposition.polytopes(best.params["W_NM"][even])
+  return {"factor_L": factor_L, "W_LNM": best.params["W_NM"], "b_LN": best.params["b_N"], "loss_L": best.loss_I}, {
+      "even_geometry": superposition.name_of(*shape[:2]) if not others else "several",
+      "perturbed_loss_ratio": float(best.loss_I[0] / best.loss_I[even])}
+
+
+def _sets(config):
+  """Features that fire together are put side by side, such as exclude each other opposite each other."""
+  arrays, figures = {}, {}
+  for name, n, m, inputs in (("correlated", 4, 2, "correlated"), ("anticorrelated", 4, 2, "anticorrelated"),
+                             ("pairs", 6, 2, "correlated")):
+    density_L = np.geomspace(0.6, 0.03, 6)
+    toy = config.toy(n, m, 2500, inputs=inputs, batch_rows=1024, learning_rate=5e-3)
+    best = best_of(toy, density_L, np.ones((len(density_L), n)), 2 * config.restarts, name=f"{name} features")
+    W_LNM = best.params["W_NM"]
+    unit_LNM = W_LNM / np.maximum(superposition.norms(W_LNM), 1e-6)[..., None]
+    within_L = (unit_LNM[:, ::2] * unit_LNM[:, 1::2]).sum(-1).mean(-1)
+    arrays |= {f"{name}_W_LNM": W_LNM, f"{name}_within_L": within_L, f"{name}_loss_L": best.loss_I}
+    figures |= {f"{name}_cosine_dense": float(within_L[0]), f"{name}_cosine_sparse": float(within_L[-1])}
+  return {**arrays, "density_L": density_L}, figures
+
+
+def _dynamics(config):
+  """Features jump from one dimensionality to the next while they are learned, and the loss falls with them."""
+  sets = train_toys(config.toy(6, 3, 3000, inputs="correlated", set_size=3, batch_rows=1024), np.ones((8, 6)),
+                    np.full((8, 6), 0.05), 150, "dynamics of two sets").lowest(1)
+  even = train_toys(config.toy(100, 10, 4000, batch_rows=512), np.ones((1, 100)), np.full((1, 100), 0.3), 150,
+                    "dynamics of 100 features")
+  arrays = {}
+  for name, trained in (("sets", sets), ("even", even)):
+    W_TNM = trained.history["W_NM"][:, 0]
+    arrays |= {f"{name}_step_T": np.asarray(trained.history["step"]), f"{name}_W_TNM": W_TNM,
+               f"{name}_loss_T": trained.history["loss_TI"][:, 0], f"{name}_D_TN": superposition.dimensionality(W_TNM)}
+  return arrays, {"dynamics_final_predicted": superposition.fraction_predicted(arrays["even_D_TN"][-1])}
+
+
+def _privileged(config):
+  """With a ReLU on the hidden layer features align with neurons, until they are so sparse that neurons are shared."""
+  density_L = np.geomspace(1.0, 0.03, 6)
+  best = best_of(config.toy(10, 5, 3000, variant="privileged", batch_rows=256, learning_rate=5e-3), density_L,
+                 np.tile(0.75 ** np.arange(10), (len(density_L), 1)), 50, name="privileged basis")
+  shared_LM = (np.abs(best.params["W_NM"]) > PRESENT).sum(1)
+  return {"density_L": density_L, "W_LNM": best.params["W_NM"], "shared_LM": shared_LM, "loss_L": best.loss_I}, {
+      "privileged_features_a_neuron_dense": float(shared_LM[1].mean()),
+      "privileged_features_a_neuron_sparse": float(shared_LM[-1].mean())}
+
+
+def _computation(config):
+  """Computing |x| in superposition: neurons for one feature's sign give way to neurons for several."""
+  density_L, arrays, figures = np.geomspace(1.0, 0.02, 7), {"density_L": np.geomspace(1.0, 0.02, 7)}, {}
+  for n, m, steps, restarts in ((3, 6, 4000, 2 * config.restarts), (100, 40, 3000, 1)):
+    best = best_of(config.toy(n, m, steps, variant="absolute"), density_L,
+                   np.tile(0.8 ** np.arange(n) if n > 3 else np.ones(n), (len(density_L), 1)), restarts,
+                   name=f"|x| of {n} features by {m} neurons")
+    W_LNM, out_LMN = best.params["W_NM"], best.params["W_out_MN"]
+    # What a neuron does for a feature: its weight in times its weight out.
+    effect_LNM = np.abs(W_LNM * np.swapaxes(out_LMN, 1, 2))
+    part_LM = effect_LNM.max(1) / np.maximum(effect_LNM.sum(1), 1e-9)
+    used_LM = effect_LNM.max(1) > 0.1
+    monosemantic_L = np.array([(part > 0.9)[used].mean() if used.any() else np.nan
+                               for part, used in zip(part_LM, used_LM, strict=True)])
+    arrays |= {f"W_{n}_LNM": W_LNM, f"out_{n}_LMN": out_LMN, f"monosemantic_{n}_L": monosemantic_L,
+               f"loss_{n}_L": best.loss_I}
+    figures |= {f"computation_{n}_monosemantic_dense": float(monosemantic_L[0]),
+                f"computation_{n}_monosemantic_sparse": float(monosemantic_L[-1])}
+  return arrays, figures
+
+
+def recover(run, config):
+  """An SAE finds the features again in the hidden layer of a sparse model of 80 features in 20 dimensions."""
+  def work(directory, identity):
+    from monojax import mesh as meshes
+    from monojax.activations.planted import PlantedConfig
+    from monojax.activations.synthetic import Planted, Synthetic
+    from monojax.analysis.recovery import direction_scores
+    from monojax.metrics import MetricsConfig
+    from monojax.sae.config import SAEConfig
+    from monojax.sae.train import train_sae
+    models = load(run, "basic")
+    W_NM, density = models["relu_80_W_LNM"][_RECOVERED], float(models["density_L"][_RECOVERED])
+    represented_N = superposition.norms(W_NM) > PRESENT
+    n_represented = int(represented_N.sum())
+    sae = SAEConfig(recipe="batchtopk", n_features=n_represented, k=max(1, round(density * n_represented)),
+                    batch_rows=1024, n_steps=max(10, round(4000 * config.effort)), learning_rate=3e-3, warmup_steps=100,
+                    decay_fraction=0.3, dead_window_steps=200, scan_steps=50, checkpoint_every_steps=2000,
+                    seed=config.seed)
+    planted = PlantedConfig(*W_NM.shape, frequency="equal", mean_active=density * len(W_NM), seed=config.seed)
+    source = Synthetic(Planted.of(planted, W_NM), sae.batch_rows, config.seed)
+    mesh = meshes.make_mesh(meshes.MeshConfig(data=1))
+    _, params = train_sae(sae, source, W_NM.shape[1], directory, {"identity": identity}, mesh, MetricsConfig(), "sae")
+    scores = direction_scores(params["W_dec_FM"], W_NM[represented_N])
+    files.write_npz(directory / "models.npz", {"W_dec_FM": params["W_dec_FM"], "W_NM": W_NM[represented_N]})
+    return {"toy/recovery_features": n_represented, "toy/recovery_mcc": scores["mcc"],
+            "toy/recovery_mmcs_truth": scores["mmcs_truth"]}
+  return run.execute("recovery", config, work)
+
+
+STAGES = {"basic": _basic, "phase": _phase, "geometry": _geometry, "perturbation": _perturbation, "sets": _sets,
+          "dynamics": _dynamics, "privileged": _privileged, "computation": _computation}
+# The stages and those that they depend on; see `monojax.runs.Run`.
+INPUTS = {**{name: () for name in STAGES}, "recovery": ("basic",)}
