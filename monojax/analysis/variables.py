@@ -1,0 +1,85 @@
+"""Which features tell the values of known variables.
+
+Letters: B rows, F features (or neurons), L labels, V variables.
+"""
+
+import numpy as np
+
+
+def aurocs(f_BF, label_BL):
+  """(F, L) probability that a row with a label has a larger activation than one without; ties count half.
+
+  The area under the ROC curve, from rank sums (Mann-Whitney). NaN for a label that all rows have, or none.
+
+  Args:
+    f_BF: activations, not negative and mostly 0.
+    label_BL: bool.
+  """
+  n_rows, n_positive_L = len(f_BF), label_BL.sum(0)
+  pairs_L = n_positive_L * (n_rows - n_positive_L)
+  found_FL = np.empty((f_BF.shape[1], label_BL.shape[1]))
+  for i, f_B in enumerate(np.asarray(f_BF).T):
+    row_P = np.flatnonzero(f_B)
+    n_zero = n_rows - len(row_P)
+    _, inverse_P, count_U = np.unique(f_B[row_P], return_inverse=True, return_counts=True)
+    rank_P = (n_zero + np.cumsum(count_U) - (count_U - 1) / 2)[inverse_P]
+    zero_rank = (n_zero + 1) / 2
+    rank_sum_L = zero_rank * n_positive_L + (rank_P - zero_rank) @ label_BL[row_P]
+    with np.errstate(invalid="ignore", divide="ignore"):
+      found_FL[i] = (rank_sum_L - n_positive_L * (n_positive_L + 1) / 2) / pairs_L
+  return found_FL
+
+
+def mutual_information(f_BF, value_B, n_levels=4):
+  """(F,) mutual information in bits between each feature and a variable.
+
+  A feature counts as silent, or as one of `n_levels` equally likely levels of its activations.
+
+  Args:
+    f_BF: activations, not negative and mostly 0.
+    value_B: integers from 0.
+  """
+  n_values, n_rows = int(value_B.max()) + 1, len(value_B)
+  totals_V = np.bincount(value_B, minlength=n_values)
+  found_F = np.empty(f_BF.shape[1])
+  for i, f_B in enumerate(np.asarray(f_BF).T):
+    row_P = np.flatnonzero(f_B)
+    count_KV = np.zeros((n_levels + 1, n_values))
+    if len(row_P):
+      borders = np.quantile(f_B[row_P], np.arange(1, n_levels) / n_levels)
+      level_P = np.searchsorted(borders, f_B[row_P], side="right")
+      np.add.at(count_KV, (level_P + 1, value_B[row_P]), 1)
+    count_KV[0] = totals_V - count_KV.sum(0)
+    found_F[i] = _entropy(totals_V / n_rows) + _entropy(count_KV.sum(1) / n_rows) - _entropy(count_KV.ravel() / n_rows)
+  return found_F
+
+
+def entropy(value_B):
+  """Entropy of a variable in bits."""
+  return _entropy(np.bincount(value_B) / len(value_B))
+
+
+def _entropy(p):
+  p = p[p > 0]
+  return float(-(p * np.log2(p)).sum())
+
+
+def labels_of(values, ordered):
+  """What features may detect of variables: each value, and of ordered ones each threshold.
+
+  Args:
+    values: {variable: (B,) integers}.
+    ordered: names of the variables whose values are numbers.
+
+  Returns:
+    ([(variable, "=" or ">=", value)], label_BL).
+  """
+  names, labels = [], []
+  for name, value_B in values.items():
+    found = np.unique(value_B)
+    tests = [("=", v, value_B == v) for v in found]
+    tests += [(">=", v, value_B >= v) for v in found[2:-1]] if name in ordered else []
+    for relation, v, label_B in tests:
+      names.append((name, relation, int(v)))
+      labels.append(label_B)
+  return names, np.stack(labels, 1)
