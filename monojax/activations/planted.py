@@ -43,7 +43,7 @@ class PlantedConfig:
   spread_steps: int = option(0, "steps of Adam that spread the random directions apart")
   noise: float = option(0.0, "std of Gaussian noise added to every number")
   bias_norm: float = option(0.0, "length of a constant vector added to every row")
-  seed: int = option(0, "of the directions and the law; rows come from it and the step")
+  seed: int = option(0, "of the directions and the law; the rows have a seed of their own")
 
   def __post_init__(self):
     require_choices(self, "planted.")
@@ -53,6 +53,7 @@ class PlantedConfig:
                  "depth", "spread_steps", "strength_std_mean", "strength_std_std", "seed", "min_strength"):
       require(getattr(self, name) >= 0, f"planted.{name}", getattr(self, name), "must not be negative")
     require(0 <= self.child_probability <= 1, "planted.child_probability", self.child_probability, "must lie in 0..1")
+    require(self.min_strength <= 1, "planted.min_strength", self.min_strength, "must be at most 1")
     require(0 < self.decay <= 1, "planted.decay", self.decay, "must lie in 0..1")
     require(0 < self.min_probability <= self.max_probability <= 1, "planted.min_probability", self.min_probability,
             f"must be positive and at most max_probability={self.max_probability}, which is at most 1")
@@ -83,7 +84,6 @@ class PlantedConfig:
       left -= sizes[-1]
       sizes.append(min(sizes[-1] * self.branching, left // self.branching * self.branching))
     return sizes
-
 
   def levels(self):
     """(first feature, features, slice of their parents) of each level below the roots."""

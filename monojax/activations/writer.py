@@ -137,8 +137,9 @@ class StoreWriter:
       return
     writes = [self._arrays[path][first:last].write(values, can_reference_source_data_indefinitely=True)
               for path, (first, last, values) in parts.items()]
-    for write in writes:
-      write.result()
+    for failure in [write.exception() for write in writes]:  # once all have ended
+      if failure is not None:
+        raise failure
 
   def _int8_parts(self, site, start, rows_RM):
     """A site's rows in 8 bits.

@@ -18,6 +18,7 @@ from monojax.subjects.toy import ToyConfig, draw, forward, inputs_of, loss_of, t
 
 STICKY_LEVELS = 3  # levels of sparsity that a sticky point holds at
 _RECOVERED = -2  # the level of the basic model whose features an SAE is to find: two fire on a row
+DROPPED, SUPERPOSED, DEDICATED = 0, 1, 2  # what becomes of a feature
 PRESENT = 0.5  # norm from which on a feature of a small model is there
 
 
@@ -74,7 +75,8 @@ def best_of(config, density_L, importance_LN, restarts, **more):
 
 def _basic(config):
   """Which of unequally important features a layer keeps, as they become sparse; with and without a ReLU."""
-  density_L, arrays, figures = np.geomspace(1.0, 0.01, 7), {"density_L": np.geomspace(1.0, 0.01, 7)}, {}
+  density_L, figures = np.geomspace(1.0, 0.01, 7), {}
+  arrays = {"density_L": density_L}
   for n, m, decay, steps in ((20, 5, 0.7, 3000), (80, 20, 0.9, 2500)):
     for variant in ("relu", "linear"):
       importance_LN = np.tile(decay ** np.arange(n), (len(density_L), 1))
@@ -106,9 +108,6 @@ def _phase(config):
   figures["phase_agreement"] = float((theory_L == arrays["phase_2_L"]).mean())
   figures["phase_within_bound"] = float((arrays["phase_2_L"] == SUPERPOSED)[bound_L].mean())
   return {**arrays, "theory_2_L": theory_L, "bound_2_L": bound_L}, figures
-
-
-DROPPED, SUPERPOSED, DEDICATED = 0, 1, 2
 
 
 def phases(W_LNM):
@@ -249,7 +248,8 @@ def _privileged(config):
 
 def _computation(config):
   """Computing |x| in superposition: neurons for one feature's sign give way to neurons for several."""
-  density_L, arrays, figures = np.geomspace(1.0, 0.02, 7), {"density_L": np.geomspace(1.0, 0.02, 7)}, {}
+  density_L, figures = np.geomspace(1.0, 0.02, 7), {}
+  arrays = {"density_L": density_L}
   for n, m, steps, restarts in ((3, 6, 4000, 2 * config.restarts), (100, 40, 3000, 1)):
     best = best_of(config.toy(n, m, steps, variant="absolute"), density_L,
                    np.tile(0.8 ** np.arange(n) if n > 3 else np.ones(n), (len(density_L), 1)), restarts,
