@@ -36,6 +36,18 @@ def require(condition, field, value, rule):
     raise InputError(f"{field}={value!r}: {rule}")
 
 
+def require_positive(config, prefix, *names):
+  """Raises `InputError` for the first of some fields that is not above 0."""
+  for name in names:
+    require(getattr(config, name) > 0, prefix + name, getattr(config, name), "must be positive")
+
+
+def require_not_negative(config, prefix, *names):
+  """Raises `InputError` for the first of some fields that is below 0; None is none of them."""
+  for name in names:
+    require((getattr(config, name) or 0) >= 0, prefix + name, getattr(config, name), "must not be negative")
+
+
 def require_choices(config, prefix):
   """Raises `InputError` for a field whose value is not among its choices; flags are checked by absl already."""
   for field in dataclasses.fields(config):

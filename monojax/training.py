@@ -9,6 +9,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from monojax import metrics
 from monojax.checkpoint import Checkpoints
@@ -35,6 +36,18 @@ def compute_dtype(name):
   if name == "auto":
     name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
   return jnp.dtype(name)
+
+
+def minimised(loss, params, tx, n_steps):
+  """`params` after `n_steps` of an optax transformation on `loss(params)`; to be traced.
+
+  For small problems without data; `train` is for those that have batches, checkpoints and metrics.
+  """
+  def step(carry, _):
+    params, state = carry
+    updates, state = tx.update(jax.grad(loss)(params), state)
+    return (optax.apply_updates(params, updates), state), None
+  return jax.lax.scan(step, (params, tx.init(params)), length=n_steps)[0][0]
 
 
 @dataclasses.dataclass(frozen=True)

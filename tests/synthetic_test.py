@@ -116,7 +116,7 @@ def test_synth_sae_bench_has_its_published_numbers():
 
 def test_bad_settings_are_refused():
   for settings, name in (({"mean_active": 600.0}, "mean_active"), ({"decay": 0.0}, "decay"),
-                         ({"min_strength": 1.5}, "min_strength"),
+                         ({"min_strength": 1.5}, "min_strength"), ({"branching": 0, "n_roots": 2}, "branching"),
                          ({"min_probability": 0.9}, "min_probability"), ({"width": 0}, "width"),
                          ({"n_roots": 512}, "n_roots"), ({"strength": "odd"}, "strength")):
     with pytest.raises(InputError, match=name):

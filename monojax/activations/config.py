@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from monojax.config import option, require, require_choices
+from monojax.config import option, require, require_choices, require_not_negative
 
 SOURCES = ("store", "stream")
 DTYPES = ("float16", "bfloat16", "float32", "int8")
@@ -33,8 +33,7 @@ class HarvestConfig:
     require(self.site, "site", self.site, "needs the name of a site, for instance layer.0.mlp.hidden")
     require(len({*self.sites}) == len(self.sites) and all(self.sites), "more_sites", self.more_sites,
             "must be names that differ, also from activations.site")
-    for name in ("n_tokens", "tokens_per_context", "seed", "shard_rows", "chunk_rows"):
-      require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+    require_not_negative(self, "", "n_tokens", "tokens_per_context", "seed", "shard_rows", "chunk_rows")
     require(self.batch_contexts > 0, "batch_contexts", self.batch_contexts, "must be positive")
     require_choices(self, "activations.")
     require(not self.chunk_rows or self.shard_rows % self.chunk_rows == 0, "shard_rows", self.shard_rows,

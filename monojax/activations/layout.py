@@ -12,7 +12,7 @@ import tensorstore as ts
 
 from monojax.activations.config import COMPRESSIONS, DTYPES
 from monojax.activations.folder import context
-from monojax.config import InputError, require
+from monojax.config import InputError, require, require_positive
 
 # What a row of "places" says of the token that the activations were taken at.
 PLACE = ("token", "document", "position", "domain")
@@ -46,8 +46,7 @@ class Layout:
   chunk_rows: int
 
   def __post_init__(self):
-    for name in ("n_rows", "shard_rows", "chunk_rows"):
-      require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+    require_positive(self, "", "n_rows", "shard_rows", "chunk_rows")
     require(self.sites and all(width > 0 for width in self.sites.values()), "sites", self.sites, "must have a width")
     require(self.dtype in DTYPES, "dtype", self.dtype, f"must be one of {', '.join(DTYPES)}")
     require(self.compression in COMPRESSIONS, "compression", self.compression,

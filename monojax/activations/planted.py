@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from monojax.config import option, require, require_choices
+from monojax.config import option, require, require_choices, require_not_negative, require_positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +47,10 @@ class PlantedConfig:
 
   def __post_init__(self):
     require_choices(self, "planted.")
-    for name in ("n_features", "width"):
-      require(getattr(self, name) >= 1, f"planted.{name}", getattr(self, name), "must be positive")
-    for name in ("mean_active", "noise", "bias_norm", "correlation_rank", "correlation_scale", "n_roots", "branching",
-                 "depth", "spread_steps", "strength_std_mean", "strength_std_std", "seed", "min_strength"):
-      require(getattr(self, name) >= 0, f"planted.{name}", getattr(self, name), "must not be negative")
+    require_positive(self, "planted.", "n_features", "width", "branching", "depth")
+    require_not_negative(self, "planted.", "mean_active", "noise", "bias_norm", "correlation_rank",
+                         "correlation_scale", "n_roots", "spread_steps", "strength_std_mean", "strength_std_std",
+                         "seed", "min_strength")
     require(0 <= self.child_probability <= 1, "planted.child_probability", self.child_probability, "must lie in 0..1")
     require(self.min_strength <= 1, "planted.min_strength", self.min_strength, "must be at most 1")
     require(0 < self.decay <= 1, "planted.decay", self.decay, "must lie in 0..1")

@@ -13,6 +13,7 @@ import optax
 from jax.scipy.special import ndtri
 
 from monojax.config import require
+from monojax.training import minimised
 
 _MIN_OWN_VARIANCE = 0.01  # of a correlated feature's Gaussian, besides what it shares
 
@@ -170,16 +171,10 @@ def spread(direction_NM, n_steps, learning_rate=3e-4):
   """
   if not n_steps:
     return direction_NM
-  tx = optax.adam(learning_rate)
 
   def loss(v_NM):
     square_N = jnp.square(v_NM).sum(1)
     apart = jnp.square(v_NM.T @ v_NM).sum() - jnp.square(square_N).sum()
     return apart + len(v_NM) * jnp.square(square_N - 1).sum()
-
-  def step(carry, _):
-    v_NM, state = carry
-    updates, state = tx.update(jax.grad(loss)(v_NM), state)
-    return (optax.apply_updates(v_NM, updates), state), None
-  run = jax.jit(lambda v_NM: jax.lax.scan(step, (v_NM, tx.init(v_NM)), length=n_steps)[0][0])
+  run = jax.jit(lambda v_NM: minimised(loss, v_NM, optax.adam(learning_rate), n_steps))
   return _unit(run(direction_NM))

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from monojax.config import option, require
+from monojax.config import option, require, require_not_negative
 
 DETECTORS = ("Hebrew=he_*", "Arabic=ar_*", "Cyrillic=ru_*", "Japanese=ja_*", "Korean=ko_*", "DNA=dna",
              "base64=base64", "Python code=code_python", "LaTeX=latex", "URLs=urls")
@@ -23,8 +23,7 @@ class AnalysisConfig:
   seed: int = option(0, "of the choice of contexts")
 
   def __post_init__(self):
-    for name in ("n_tokens", "n_detector_tokens", "seed"):
-      require(getattr(self, name) >= 0, f"analysis.{name}", getattr(self, name), "must not be negative")
+    require_not_negative(self, "analysis.", "n_tokens", "n_detector_tokens", "seed")
     require(self.batch_contexts >= 1, "analysis.batch_contexts", self.batch_contexts, "must be positive")
     for detector in self.detectors:
       require("=" in detector, "analysis.detectors", detector, "must read NAME=GLOB or NAME=GLOB|GLOB")

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from monojax.config import option, require, require_choices
+from monojax.config import option, require, require_choices, require_not_negative, require_positive
 
 # What each recipe's publication sets, where the settings say nothing. Steps are fractions of the run.
 PUBLISHED = {
@@ -89,14 +89,12 @@ class SAEConfig:
 
   def __post_init__(self):
     require_choices(self, "sae.")
-    for name in ("n_features", "batch_rows", "buffer_rows", "n_steps", "scan_steps", "checkpoint_every_steps",
-                 "start_rows", "resample_rows", "k", "accumulate"):
-      require(getattr(self, name) >= 1, f"sae.{name}", getattr(self, name), "must be positive")
-    for name in ("sparsity_coefficient", "warmup_steps", "penalty_warmup_steps", "group_weight", "clip_norm",
-                 "resample_every_steps", "resample_times", "dead_window_steps", "val_tokens", "aux_coefficient",
-                 "aux_k", "pull_coefficient", "orthogonality_coefficient", "multi_k_coefficient", "slots", "threshold",
-                 "bandwidth"):
-      require((getattr(self, name) or 0) >= 0, f"sae.{name}", getattr(self, name), "must not be negative")
+    require_positive(self, "sae.", "n_features", "batch_rows", "buffer_rows", "n_steps", "scan_steps",
+                     "checkpoint_every_steps", "start_rows", "resample_rows", "k", "accumulate")
+    require_not_negative(self, "sae.", "sparsity_coefficient", "warmup_steps", "penalty_warmup_steps", "group_weight",
+                         "clip_norm", "resample_every_steps", "resample_times", "dead_window_steps", "val_tokens",
+                         "aux_coefficient", "aux_k", "pull_coefficient", "orthogonality_coefficient",
+                         "multi_k_coefficient", "slots", "threshold", "bandwidth")
     require(self.batch_rows % self.accumulate == 0, "sae.accumulate", self.accumulate,
             f"must divide sae.batch_rows={self.batch_rows}")
     require(self.learning_rate is None or self.learning_rate > 0, "sae.learning_rate", self.learning_rate,

@@ -9,7 +9,7 @@ import math
 
 from monojax import files
 from monojax.activations.planted import PlantedConfig
-from monojax.config import nested, option, require
+from monojax.config import nested, option, require, require_positive
 from monojax.sae.config import PUBLISHED, SAEConfig
 
 # What makes each recipe sparser, from dense to sparse; for the others it is k, the number of features that fire.
@@ -36,8 +36,7 @@ class SyntheticStudyConfig:
   grid_batch_rows: int = option(512, "rows in a step of theirs")
 
   def __post_init__(self):
-    for name in ("grid_features", "grid_width", "grid_steps", "grid_batch_rows"):
-      require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+    require_positive(self, "", "grid_features", "grid_width", "grid_steps", "grid_batch_rows")
     require(all(name in PUBLISHED for name in self.recipes) and self.recipes, "recipes", ",".join(self.recipes),
             f"choose among {', '.join(PUBLISHED)}")
     require(all(0 < level < self.grid_features for level in self.levels), "levels", self.levels,
@@ -99,7 +98,8 @@ def train_trees(run, config):
   planted = PlantedConfig(5 * n_roots, config.grid_width, frequency="equal", mean_active=0.5 * n_roots,
                           child_probability=0.5, min_strength=0.2, n_roots=n_roots, branching=4, depth=1,
                           seed=config.planted.seed)
-  return _train_grid(run, "trees", config, planted, grid_configs(config, 4.0, 2 * config.grid_steps))
+  level = float(planted.probabilities().sum())
+  return _train_grid(run, "trees", config, planted, grid_configs(config, level, 2 * config.grid_steps))
 
 
 def _train_grid(run, name, config, planted, saes):

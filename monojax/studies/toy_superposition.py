@@ -13,8 +13,9 @@ import optax
 
 from monojax import files
 from monojax.analysis import superposition
-from monojax.config import option, require
+from monojax.config import option, require_not_negative, require_positive
 from monojax.subjects.toy import ToyConfig, draw, forward, inputs_of, loss_of, train_toys
+from monojax.training import minimised
 
 STICKY_LEVELS = 3  # levels of sparsity that a sticky point holds at
 _RECOVERED = -2  # the level of the basic model whose features an SAE is to find: two fire on a row
@@ -32,9 +33,8 @@ class ToyStudyConfig:
   effort: float = option(1.0, "factor on all numbers of optimiser steps")
 
   def __post_init__(self):
-    for name in ("levels", "phase_points", "restarts", "effort"):
-      require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
-    require(self.seed >= 0, "seed", self.seed, "must not be negative")
+    require_positive(self, "", "levels", "phase_points", "restarts", "effort")
+    require_not_negative(self, "", "seed")
 
   def toy(self, n_features, n_hidden, n_steps, **more):
     """A model's configuration under this study's seed and effort."""
@@ -134,19 +134,13 @@ def predicted_phases(density_L, extra_L, n_nodes=24, n_steps=1500):
   losses = jax.vmap(lambda params, weight_Q, importance_2:
                     (weight_Q * loss_of("relu", params, x_2Q, importance_2)).sum())
 
-  def step(carry, _):
-    params, state = carry
-    gradients = jax.grad(lambda params: losses(params, weight_LQ, importance_L2).sum())(params)
-    updates, state = tx.update(gradients, state)
-    return (optax.apply_updates(params, updates), state), None
-
   @jax.jit
-  def minimised(params):
-    params = jax.lax.scan(step, (params, tx.init(params)), length=n_steps)[0][0]
+  def lowest(params):
+    params = minimised(lambda params: losses(params, weight_LQ, importance_L2).sum(), params, tx, n_steps)
     return params["W_NM"], losses(params, weight_LQ, importance_L2)
   starts = [{"W_NM": jnp.tile(jnp.array([[first], [second]]), (len(density_L), 1, 1)),
              "b_N": jnp.zeros((len(density_L), 2))} for first, second in ((1.0, 0.0), (0.0, 1.0), (1.0, -1.0))]
-  W_SL21, loss_SL = (np.stack(parts) for parts in zip(*map(minimised, starts), strict=True))
+  W_SL21, loss_SL = (np.stack(parts) for parts in zip(*map(lowest, starts), strict=True))
   return phases(W_SL21[loss_SL.argmin(0), np.arange(len(density_L))])
 
 

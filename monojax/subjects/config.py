@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from monojax.config import nested, option, require
+from monojax.config import nested, option, require, require_not_negative, require_positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,8 +16,7 @@ class TransformerConfig:
   vocab_size: int = option(0, "tokens in the vocabulary; 0 takes the tokenizer's")
 
   def __post_init__(self):
-    for name in ("n_layers", "d_model", "n_heads", "d_mlp", "n_context"):
-      require(getattr(self, name) >= 1, f"subject.model.{name}", getattr(self, name), "must be positive")
+    require_positive(self, "subject.model.", "n_layers", "d_model", "n_heads", "d_mlp", "n_context")
     require(self.d_model % self.n_heads == 0, "subject.model.n_heads", self.n_heads,
             f"must divide d_model={self.d_model}")
     require(self.d_model // self.n_heads % 2 == 0, "subject.model.n_heads", self.n_heads,
@@ -45,9 +44,6 @@ class SubjectConfig:
   seed: int = option(0, "of the initial weights and the order of the data")
 
   def __post_init__(self):
-    for name in ("n_steps", "batch_contexts", "scan_steps", "checkpoint_every_steps"):
-      require(getattr(self, name) >= 1, f"subject.{name}", getattr(self, name), "must be positive")
-    require(0 <= self.warmup_steps, "subject.warmup_steps", self.warmup_steps, "must not be negative")
-    require(self.learning_rate > 0, "subject.learning_rate", self.learning_rate, "must be positive")
-    for name in ("val_tokens", "sample_tokens", "seed"):
-      require(getattr(self, name) >= 0, f"subject.{name}", getattr(self, name), "must not be negative")
+    require_positive(self, "subject.", "n_steps", "batch_contexts", "scan_steps", "checkpoint_every_steps",
+                     "learning_rate")
+    require_not_negative(self, "subject.", "warmup_steps", "val_tokens", "sample_tokens", "seed")

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from monojax import mesh as meshes
-from monojax.config import option, require
+from monojax.config import option, require, require_positive
 from monojax.linear import matmul
 from monojax.training import Run, TrainState, train
 
@@ -35,9 +35,8 @@ class MLPConfig:
   seed: int = option(0, "of the initial weights")
 
   def __post_init__(self):
-    for name in ("n_inputs", "n_outputs", "n_steps", "batch_rows", "learning_rate", "scan_steps",
-                 "checkpoint_every_steps"):
-      require(getattr(self, name) > 0, f"mlp.{name}", getattr(self, name), "must be positive")
+    require_positive(self, "mlp.", "n_inputs", "n_outputs", "n_steps", "batch_rows", "learning_rate", "scan_steps",
+                     "checkpoint_every_steps")
     require(self.hidden and all(width > 0 for width in self.hidden), "mlp.hidden", self.hidden, "needs positive widths")
     require(0 <= self.n_normed <= len(self.hidden), "mlp.n_normed", self.n_normed, "must not exceed the hidden layers")
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from monojax import metrics
-from monojax.config import option, require, require_choices
+from monojax.config import option, require, require_choices, require_positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,7 @@ class ToyConfig:
 
   def __post_init__(self):
     require_choices(self, "toy.")
-    for name in ("n_features", "n_hidden", "set_size", "n_steps", "batch_rows", "learning_rate"):
-      require(getattr(self, name) > 0, f"toy.{name}", getattr(self, name), "must be positive")
+    require_positive(self, "toy.", "n_features", "n_hidden", "set_size", "n_steps", "batch_rows", "learning_rate")
     require(self.inputs == "independent" or self.n_features % self.set_size == 0, "toy.set_size", self.set_size,
             f"must divide n_features={self.n_features}")
 
