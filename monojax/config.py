@@ -122,10 +122,11 @@ def override(config, flag_values, prefix=""):
 
 
 def to_dict(config):
-  """A configuration, or a dict of several, as JSON-able nested dicts (tuples become lists)."""
+  """A configuration, or a dict of several and of plain values, as JSON-able nested dicts (tuples become lists)."""
   if isinstance(config, dict):
     return {name: to_dict(value) for name, value in config.items()}
-  return json.loads(json.dumps(dataclasses.asdict(config)))
+  plain = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
+  return json.loads(json.dumps(plain))
 
 
 def from_dict(config_class, values):

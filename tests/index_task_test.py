@@ -45,11 +45,12 @@ def test_folding_changes_nothing():
       params |= {f"gain_{i}_H": rng.uniform(0.5, 2, n_out), f"shift_{i}_H": rng.normal(size=n_out)}
   params = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in params.items()}
   x_BI = rng.normal(size=(50, 5)).astype(np.float32)
-  y_BO, moments = mlp.normed_forward(config, params, x_BI)
+  y_BO, moments, activity = mlp.normed_forward(config, params, x_BI)
   normal = np.asarray(x_BI @ params["W_0_IH"] + params["b_0_H"][None])
   np.testing.assert_allclose(moments[0][0], normal.mean(0), atol=1e-5)
   model, folded = mlp.MLP(config), mlp.folded(config, params, moments)
   found_BO, sites = model.apply({"params": folded}, x_BI)
+  np.testing.assert_allclose(activity, [np.asarray(site).sum(1).mean() for site in sites.values()], rtol=1e-4)
   np.testing.assert_allclose(found_BO, y_BO, rtol=1e-4, atol=1e-4)
   assert {name: site.shape[1] for name, site in sites.items()} == {
       "layer.0.mlp.hidden": 7, "layer.1.mlp.hidden": 6, "layer.2.mlp.hidden": 4}

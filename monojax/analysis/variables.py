@@ -1,9 +1,11 @@
 """Which features tell the values of known variables.
 
-Letters: B rows, F features (or neurons), L labels, V variables.
+Letters: B rows, F features (or neurons), L labels, K features of a readout, V variables.
 """
 
 import numpy as np
+
+_RIDGE = 1e-4  # added to each feature's variance, which is 1, in a readout's least squares
 
 
 def aurocs(f_BF, label_BL):
@@ -28,6 +30,46 @@ def aurocs(f_BF, label_BL):
     with np.errstate(invalid="ignore", divide="ignore"):
       found_FL[i] = (rank_sum_L - n_positive_L * (n_positive_L + 1) / 2) / pairs_L
   return found_FL
+
+
+def readouts(f_BF, label_BL, n_features, n_fitted):
+  """The few features that tell each label best together: sparse linear probes.
+
+  Features are taken one after the other, each time the one that explains most of what is left of the label, and fitted
+  anew by least squares (orthogonal matching pursuit), on the first rows; the rest judge.
+
+  Args:
+    f_BF: activations.
+    label_BL: bool.
+    n_features: K.
+    n_fitted: rows that readouts are fitted to.
+
+  Returns:
+    (chosen_LK, the features of each readout in the order of their choice; auroc_L, of the readout on the other rows).
+  """
+  from scipy import sparse
+  fitted = sparse.csr_array(f_BF[:n_fitted].astype(np.float64))
+  mean_F = np.asarray(fitted.mean(0)).ravel()
+  variance_F = np.asarray(fitted.multiply(fitted).mean(0)).ravel() - mean_F**2
+  scale_F = np.where(variance_F > 1e-12, np.maximum(variance_F, 1e-12) ** -0.5, 0)
+  gram_FF = ((fitted.T @ fitted).toarray() / n_fitted - np.outer(mean_F, mean_F)) * np.outer(scale_F, scale_F)
+  label_mean_L = label_BL[:n_fitted].mean(0)
+  with_label_FL = (fitted.T @ label_BL[:n_fitted].astype(np.float64)) / n_fitted - np.outer(mean_F, label_mean_L)
+  with_label_FL *= scale_F[:, None]
+  chosen_LK = np.zeros((label_BL.shape[1], n_features), int)
+  auroc_L = np.zeros(label_BL.shape[1])
+  for label, chosen_K in enumerate(chosen_LK):
+    weight_K, left_F = np.zeros(0), with_label_FL[:, label]
+    for k in range(n_features):
+      left_F = np.abs(left_F)
+      left_F[chosen_K[:k]] = -1
+      chosen_K[k] = left_F.argmax()
+      now = chosen_K[:k + 1]
+      weight_K = np.linalg.solve(gram_FF[np.ix_(now, now)] + _RIDGE * np.eye(k + 1), with_label_FL[now, label])
+      left_F = with_label_FL[:, label] - gram_FF[:, now] @ weight_K
+    score_B = f_BF[n_fitted:, chosen_K] @ (weight_K * scale_F[chosen_K])
+    auroc_L[label] = aurocs((score_B - score_B.min())[:, None], label_BL[n_fitted:, label:label + 1])[0, 0]
+  return chosen_LK, auroc_L
 
 
 def mutual_information(f_BF, value_B, n_levels=4):

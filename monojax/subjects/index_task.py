@@ -45,6 +45,39 @@ def variables(rows_BI):
           "sign": np.sign(v1_B - v2_B) + 1, "difference": np.abs(v1_B - v2_B)}
 
 
+def changed(rows_BI, variable, rng):
+  """Rows like the given ones but for one variable, with as little else changed as possible.
+
+  A pointer points elsewhere; the selected digit of its column is another one. The sign changes by the selected digit
+  of the first column, to one on another side of the second's; the difference by one on the same side, where there is
+  any other.
+
+  Args:
+    rows_BI: numpy array.
+    variable: a key of `VARIABLES`.
+    rng: numpy generator.
+  """
+  rows_BI, now = np.array(rows_BI), variables(rows_BI)
+  column = 9 if variable == "p2" else 4
+  n_values = N_POINTERS if variable in ("p1", "p2") else N_DIGITS
+  value_1V = np.arange(n_values)[None]
+  if variable in ("p1", "p2"):
+    allowed_BV = value_1V != now[variable][:, None]
+  else:
+    selected_B = now["v2" if variable == "v2" else "v1"]
+    allowed_BV = value_1V != selected_B[:, None]
+    same_side_BV = np.sign(value_1V - now["v2"][:, None]) + 1 == now["sign"][:, None]
+    if variable == "sign":
+      allowed_BV &= ~same_side_BV
+    if variable == "difference":
+      nearer_BV = allowed_BV & same_side_BV
+      allowed_BV = np.where(nearer_BV.any(1, keepdims=True), nearer_BV, allowed_BV)
+    pointer_B = rows_BI[:, 9 if variable == "v2" else 4].astype(int)
+    column = pointer_B + (5 if variable == "v2" else 0)
+  rows_BI[np.arange(len(rows_BI)), column] = np.where(allowed_BV, rng.random(allowed_BV.shape), -1).argmax(1)
+  return rows_BI
+
+
 def parse(text):
   """(1, 10) row of ten comma-separated numbers.
 

@@ -30,6 +30,9 @@ class MLPConfig:
   batch_rows: int = option(1024, "rows in a step")
   learning_rate: float = option(1e-2, "peak of the one-cycle schedule")
   weight_decay: float = option(1e-5, "AdamW's decay")
+  activity_penalties: tuple[float, ...] = option((), "weight of the sum of a hidden layer's activations in the loss, "
+                                                     "one for each layer, rising from 0 in the first third of the "
+                                                     "steps; none by default")
   scan_steps: int = option(50, "steps in one compiled call")
   checkpoint_every_steps: int = option(2000, "steps between checkpoints")
   seed: int = option(0, "of the initial weights")
@@ -38,6 +41,10 @@ class MLPConfig:
     require_positive(self, "mlp.", "n_inputs", "n_outputs", "n_steps", "batch_rows", "learning_rate", "scan_steps",
                      "checkpoint_every_steps")
     require(self.hidden and all(width > 0 for width in self.hidden), "mlp.hidden", self.hidden, "needs positive widths")
+    require(not self.activity_penalties or len(self.activity_penalties) == len(self.hidden)
+            and min(self.activity_penalties) >= 0, "mlp.activity_penalties",
+            ",".join(map(str, self.activity_penalties)),
+            f"needs one of at least 0 for each of {len(self.hidden)} layers")
     require(0 <= self.n_normed <= len(self.hidden), "mlp.n_normed", self.n_normed, "must not exceed the hidden layers")
 
   @property
@@ -71,8 +78,13 @@ class MLP(nn.Module):
 
 
 def normed_forward(config, params, x_BI):
-  """(y_BO, [(mean_H, variance_H)] of the normalised layers): the network as it trains, on a batch's own moments."""
-  moments, last = [], len(config.widths) - 2
+  """The network as it trains, on a batch's own moments.
+
+  Returns:
+    (y_BO, [(mean_H, variance_H)] of the normalised layers, the activation of each hidden layer summed over its units
+    and averaged over rows).
+  """
+  moments, activity, last = [], [], len(config.widths) - 2
   for i in range(last + 1):
     x_BI = matmul(x_BI, params[f"W_{i}_IH"], jnp.float32) + params[f"b_{i}_H"][None]
     if i < config.n_normed:
@@ -82,7 +94,8 @@ def normed_forward(config, params, x_BI):
       x_BI = x_BI * params[f"gain_{i}_H"][None] + params[f"shift_{i}_H"][None]
     if i < last:
       x_BI = nn.relu(x_BI)
-  return x_BI, moments
+      activity.append(x_BI.sum(1).mean())
+  return x_BI, moments, activity
 
 
 def folded(config, params, moments):
@@ -100,6 +113,8 @@ def folded(config, params, moments):
 
 def train_mlp(config, batches, rows_for_moments, directory, identity, mesh, metrics_config, name="mlp"):
   """Trains (or goes on training) an MLP on squared error: AdamW, one cycle.
+
+  With `activity_penalties` the L1 of hidden activations is added.
 
   Args:
     config: `MLPConfig`.
@@ -127,10 +142,16 @@ def train_mlp(config, batches, rows_for_moments, directory, identity, mesh, metr
 
   def one_step(state, batch):
     x_BI, y_BO = batch
-    loss_of = lambda params: jnp.square(normed_forward(config, params, x_BI)[0] - y_BO).mean()
-    loss, gradients = jax.value_and_grad(loss_of)(state.params)
+    rise = jnp.minimum(1.0, 3 * state.step / config.n_steps)
+
+    def loss_of(params):
+      found_BO, _, activity = normed_forward(config, params, x_BI)
+      mse = jnp.square(found_BO - y_BO).mean()
+      pairs = zip(config.activity_penalties, activity, strict=False)  # of no penalties at all: none
+      return mse + rise * sum(penalty * level for penalty, level in pairs), mse
+    (_, mse), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, {}), {"mse": loss}
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, {}), {"mse": mse}
 
   def step(state, batch):
     state, values = jax.lax.scan(one_step, state, batch)

@@ -1,0 +1,245 @@
+"""Index arithmetic: an MLP that learns |c1[p1] - c2[p2]|, a dictionary of its hidden layer, and what features do.
+
+Stages: `mlp` trains the subject; `sae` its dictionary; `features` ties features to the task's variables and measures
+what they do; `sweep`, if asked for, trains recipes and sizes beside it.
+
+Letters: B rows, F features, H neurons, L labels, P pairs of a row and a feature.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from monojax import checkpoint, files
+from monojax import mesh as meshes
+from monojax.activations.generated import Generated
+from monojax.config import option, require, require_not_negative, require_positive
+from monojax.metrics import MetricsConfig
+from monojax.sae.config import PUBLISHED, SAEConfig
+from monojax.sae.model import Wiring
+from monojax.sae.recipes import make_recipe
+from monojax.sae.sweep import name_of, train_sweep
+from monojax.sae.train import train_sae
+from monojax.subjects import index_task
+from monojax.subjects.mlp import MLP, MLPConfig, train_mlp
+
+SITE, NEXT_SITE = "layer.1.mlp.hidden", "layer.2.mlp.hidden"
+INPUTS = {"mlp": (), "sae": ("mlp",), "features": ("mlp", "sae"), "sweep": ("mlp",)}
+_USES = ("learned", "moments", "tested", "spliced", "tied", "patched", "ablated", "coded")  # of rows; each has its own
+_TEST_ROWS, _SPLICED_ROWS = 100_000, 262_144
+# What makes the sweep's recipes sparse on this layer, and what they need to converge in about a thousand steps.
+_PENALTIES = {"tm2023": (1e-4, 3e-4), "apr2024": (0.3, 1.0), "gated": (0.3, 1.0), "jumprelu": (0.3, 1.0),
+              "jan2025": (0.5, 2.0)}
+_FAST = {"gated": {"beta1": 0.9}, "jumprelu": {"beta1": 0.9, "threshold": 0.3, "bandwidth": 0.3},
+         "jan2025": {"threshold": 0.3, "bandwidth": 1.0}}
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexStudyConfig:
+  """The subject, the dictionary and how they are looked at."""
+  seed: int = option(0, "of the rows; it is added to mlp.seed and sae.seed")
+  mlp: MLPConfig = dataclasses.field(default_factory=lambda: MLPConfig(
+      n_steps=3000, batch_rows=512, activity_penalties=(2e-3, 5e-3, 0.0)))
+  train_rows: int = option(0, "rows that the MLP learns from, again and again; 0 draws new ones at each step")
+  sae: SAEConfig = dataclasses.field(default_factory=lambda: SAEConfig(
+      recipe="batchtopk", n_features=2048, k=20, batch_rows=1024, n_steps=1200, learning_rate=5e-4, warmup_steps=50,
+      decay_fraction=0.3, dead_window_steps=100, scan_steps=20, checkpoint_every_steps=400))
+  next_layer: bool = option(True, "whether the dictionary, which reads the layer of 512, also reconstructs the one "
+                                  "after it, so that features hold what that layer computes from it")
+  readout_features: int = option(16, "features in a readout of a variable's value")
+  sweep_recipes: tuple[str, ...] = option((), "recipes to train on the layer of 512 alone, besides; none by default")
+  sweep_sizes: tuple[int, ...] = option((512, 1024, 2048), "sizes of each of them")
+
+  def __post_init__(self):
+    require_not_negative(self, "", "seed", "train_rows")
+    require_positive(self, "", "readout_features")
+    require(all(name in PUBLISHED for name in self.sweep_recipes), "sweep_recipes", ",".join(self.sweep_recipes),
+            f"choose among {', '.join(PUBLISHED)}")
+    require(len(self.mlp.hidden) == 3 and self.mlp.n_inputs == index_task.WIDTH and self.mlp.n_outputs == 1,
+            "mlp.hidden", self.mlp.hidden, "the study is of ten numbers, three hidden layers and one output")
+
+  @property
+  def seeded_mlp(self):
+    """The subject's settings with the study's seed."""
+    return dataclasses.replace(self.mlp, seed=self.mlp.seed + self.seed)
+
+  @property
+  def seeded_sae(self):
+    """The dictionary's."""
+    return dataclasses.replace(self.sae, seed=self.sae.seed + self.seed).resolved()
+
+  @property
+  def sites(self):
+    """The sites that the dictionary's batches hold."""
+    return (SITE, NEXT_SITE) if self.next_layer else (SITE,)
+
+  def key(self, use):
+    """The key of the rows of one of `_USES`."""
+    return jax.random.fold_in(jax.random.key(self.seed), _USES.index(use))
+
+  def rows(self, use, n_rows):
+    """(n_rows, 10) rows, on the host."""
+    return np.asarray(index_task.draw_rows(self.key(use), n_rows))
+
+
+def train_subject(run, config):
+  """The MLP; its accuracy on rows that were not learned from."""
+  mlp = config.seeded_mlp
+
+  def work(directory, identity):
+    model, params = train_mlp(mlp, _batches(config), config.rows("moments", _TEST_ROWS), directory,
+                              {"identity": identity}, meshes.make_mesh(), MetricsConfig())
+    checkpoint.save_params(directory / "subject", params, {"identity": identity})
+    rows_BI = config.rows("tested", _TEST_ROWS)
+    found_B = np.asarray(jax.jit(model.apply)({"params": params}, rows_BI)[0])[:, 0]
+    error_B = found_B - index_task.answers(rows_BI)
+    return {"index_arithmetic/test_accuracy": float((np.round(error_B) == 0).mean()),
+            "index_arithmetic/test_mse": float(np.square(error_B).mean())}
+  return run.execute("mlp", {"mlp": mlp, "seed": config.seed, "train_rows": config.train_rows}, work)
+
+
+def _batches(config):
+  """(first step, last step) -> (x_SBI, y_SBO) of the rows that the MLP learns from."""
+  n_batch, key = config.mlp.batch_rows, config.key("learned")
+  fixed_NI = index_task.draw_rows(key, config.train_rows) if config.train_rows else None
+
+  @jax.jit
+  def make(steps_S):
+    def one(step):
+      step_key = jax.random.fold_in(key, step)
+      rows_BI = (index_task.draw_rows(step_key, n_batch) if fixed_NI is None
+                 else fixed_NI[jax.random.randint(step_key, (n_batch,), 0, config.train_rows)])
+      return rows_BI, index_task.answers(rows_BI)[:, None]
+    return jax.vmap(one)(steps_S)
+  return lambda first, last: make(jnp.arange(first, last))
+
+
+class Subject:
+  """The trained MLP, cut at the site of the dictionary."""
+
+  def __init__(self, run, config):
+    """Reads the stage `mlp`."""
+    run.require_stage("mlp")
+    params = checkpoint.load_params(run.directory / "mlp" / "subject")[0]
+    model = MLP(config.seeded_mlp)
+    nothing_1I = jnp.zeros((1, index_task.WIDTH))
+    self.sites_of = lambda rows_BI: model.apply({"params": params}, rows_BI)[1]
+    self.tail = lambda x_BM: model.apply({"params": params}, nothing_1I, {SITE: lambda _: x_BM})[0]
+    self._activations = jax.jit(lambda rows_BI: self.sites_of(rows_BI)[SITE])
+    self._tail = jax.jit(self.tail)
+
+  def activations(self, rows_BI):
+    """x_BM: the site's activations, on the host."""
+    return np.asarray(self._activations(rows_BI))
+
+  def output(self, x_BM):
+    """(B,) predictions from the site's activations."""
+    return np.asarray(self._tail(x_BM))[:, 0]
+
+
+class Features:
+  """The trained dictionary, as one of the site it reads."""
+
+  def __init__(self, run, config, subject):
+    """Reads what the stage `sae` has left."""
+    self.params = checkpoint.load_params(run.directory / "sae" / "dictionary")[0]
+    self._model = make_recipe(config.seeded_sae, _wiring(config, subject), jnp.float32).model
+    self.n_features, self._width = config.sae.n_features, subject.activations(np.zeros((1, index_task.WIDTH))).shape[1]
+    self.W_dec_FM = self.params["W_dec_FM"][:, :self._width]
+    self._encode = jax.jit(lambda x_BM: self._model.apply({"params": self.params}, x_BM, method="encode"))
+    self._reconstruct = jax.jit(lambda x_BM: self._model.apply({"params": self.params}, x_BM)[0][:, :self._width])
+
+  def encode(self, x_BM):
+    """f_BF, on the host."""
+    return np.asarray(self._encode(x_BM))
+
+  def reconstruct(self, x_BM):
+    """The site's part of the reconstruction, on the host."""
+    return np.asarray(self._reconstruct(x_BM))
+
+
+def _source(config, subject, sites, batch_rows):
+  return Generated(index_task.draw_rows, subject.sites_of, sites, batch_rows, config.seed + 1000)
+
+
+def _wiring(config, subject):
+  widths = _source(config, subject, config.sites, 1).widths
+  return Wiring(widths, (0,), tuple(range(len(widths))))
+
+
+def train_dictionary(run, config):
+  """The dictionary, and the MLP's accuracy with its reconstruction in place of the layer."""
+  sae = config.seeded_sae
+
+  def work(directory, identity):
+    subject = Subject(run, config)
+    source = _source(config, subject, config.sites, sae.batch_rows)
+    train_sae(sae, source, _wiring(config, subject), directory, {"identity": identity}, meshes.make_mesh(),
+              MetricsConfig())
+    features = Features(run, config, subject)
+    scores = spliced_scores(config, subject, features.encode, features.reconstruct)
+    return {f"index_arithmetic/{name}": value for name, value in scores.items()}
+  return run.execute("sae", {"sae": sae, "seed": config.seed, "next_layer": config.next_layer}, work)
+
+
+def spliced_scores(config, subject, encode, reconstruct):
+  """Figures of a dictionary in the place of the layer.
+
+  Returns:
+    "spliced_accuracy", of rounded predictions; "spliced_mse"; "explained_variance" of the layer; "l0"; "neurons_l0",
+    neurons that are not 0; "dead_fraction", features that fire on none of 262,144 rows; "rare_fraction", on less than
+    one in 10,000, dead ones among them; "ablated_accuracy" with the layer's mean in its place.
+  """
+  rows_BI, counts_F, n_chunk = config.rows("spliced", _SPLICED_ROWS), 0, 8192
+  error, total, square_error, right, right_mean, neurons = 0.0, 0.0, 0.0, 0, 0, 0
+  mean_M = subject.activations(rows_BI[:n_chunk]).mean(0, keepdims=True)
+  for first in range(0, _SPLICED_ROWS, n_chunk):
+    part_BI = rows_BI[first:first + n_chunk]
+    x_BM, answer_B = subject.activations(part_BI), index_task.answers(part_BI)
+    counts_F = counts_F + (encode(x_BM) > 0).sum(0)
+    y_BM = reconstruct(x_BM)
+    error, total = error + np.square(x_BM - y_BM).sum(), total + np.square(x_BM - mean_M).sum()
+    found_B = subject.output(y_BM)
+    square_error += np.square(found_B - answer_B).sum()
+    right += (np.round(found_B) == answer_B).sum()
+    right_mean += (np.round(subject.output(mean_M)) == answer_B).sum()
+    neurons += (x_BM > 0).sum()
+  return {"spliced_accuracy": float(right / _SPLICED_ROWS), "spliced_mse": float(square_error / _SPLICED_ROWS),
+          "explained_variance": float(1 - error / total), "l0": float(counts_F.sum() / _SPLICED_ROWS),
+          "neurons_l0": float(neurons / _SPLICED_ROWS), "dead_fraction": float((counts_F == 0).mean()),
+          "rare_fraction": float((counts_F < 1e-4 * _SPLICED_ROWS).mean()),
+          "ablated_accuracy": float(right_mean / _SPLICED_ROWS)}
+
+
+def train_others(run, config):
+  """Recipes and sizes on the layer of 512 alone: the points of the sweep, in `points.json`."""
+  saes = sweep_configs(config)
+
+  def work(directory, identity):
+    subject = Subject(run, config)
+    source = _source(config, subject, (SITE,), config.sae.batch_rows)
+    width, = source.widths
+    trained = train_sweep(saes, source, width, directory, {name_of(sae): {"identity": identity} for sae in saes},
+                          meshes.make_mesh(), MetricsConfig(), sample_seed=config.seed)
+    points = []
+    for sae, model, params in trained.values():
+      both = jax.jit(lambda x_BM, model=model, params=params: model.apply({"params": params}, x_BM))
+      scores = spliced_scores(config, subject, lambda x_BM, both=both: np.asarray(both(x_BM)[1]),
+                              lambda x_BM, both=both: np.asarray(both(x_BM)[0]))
+      points.append({"recipe": sae.recipe, "n_features": sae.n_features, "sparsity": sae.sparsity, **scores})
+    files.write_json(directory / "points.json", points)
+    return {}
+  return run.execute("sweep", {"saes": {name_of(sae): sae for sae in saes}, "seed": config.seed}, work)
+
+
+def sweep_configs(config):
+  """The dictionaries of the sweep: each recipe at each size, at the penalties that suit this layer."""
+  found = []
+  for recipe in config.sweep_recipes:
+    for n_features in config.sweep_sizes:
+      base = dataclasses.replace(config.sae, seed=config.seeded_sae.seed, recipe=recipe, n_features=n_features,
+                                 **_FAST.get(recipe, {}))
+      found += base.at_sparsities(_PENALTIES[recipe]) if recipe in _PENALTIES else [base]
+  return [sae.resolved() for sae in found]

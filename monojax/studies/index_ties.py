@@ -1,0 +1,152 @@
+"""Index arithmetic: which features tell the task's variables, and what features do when they are changed.
+
+Letters: B rows, F features, H neurons, L labels, K features of a readout, P pairs of a row and a feature, V variables.
+"""
+
+import numpy as np
+
+from monojax import files
+from monojax.analysis import patching
+from monojax.analysis import variables as tell
+from monojax.studies.index_arithmetic import Features, Subject
+from monojax.subjects import index_task
+
+ORDERED = ("v1", "v2", "difference")  # variables whose thresholds are labels, too
+SHOWN_NEURONS, SHOWN_FEATURES = 16, 24
+_TIED_ROWS, _FITTED_ROWS, _PATCHED_ROWS, _ABLATED_ROWS = 40_000, 30_000, 5000, 2000
+
+
+def tie_features(run, config):
+  """Which features tell the task's variables, and what they do; see `read_ties`."""
+  def work(directory, identity):
+    subject = Subject(run, config)
+    features = Features(run, config, subject)
+    rows_BI = config.rows("tied", _TIED_ROWS)
+    values = index_task.variables(rows_BI)
+    names, label_BL = tell.labels_of(values, ORDERED)
+    x_BM = subject.activations(rows_BI)
+    f_BF = features.encode(x_BM)
+    chosen_LK, auroc_L = tell.readouts(f_BF, label_BL, config.readout_features, _FITTED_ROWS)
+    neuron_auroc_L = tell.readouts(x_BM, label_BL, config.readout_features, _FITTED_ROWS)[1]
+    variable_L = np.array([name for name, *_ in names])
+    arrays = {"variable_L": variable_L, "relation_L": np.array([relation for _, relation, _ in names]),
+              "value_L": np.array([value for *_, value in names]), "chosen_LK": chosen_LK, "auroc_L": auroc_L,
+              "neuron_auroc_L": neuron_auroc_L, "auroc_FL": tell.aurocs(f_BF[_FITTED_ROWS:], label_BL[_FITTED_ROWS:]),
+              "information_VF": np.stack([tell.mutual_information(f_BF, value_B) for value_B in values.values()]),
+              "density_F": (f_BF > 0).mean(0)}
+    figures = {}
+    for name in index_task.VARIABLES:
+      of = variable_L == name
+      figures |= {f"{name}_auroc": float(auroc_L[of].max()),
+                  f"{name}_single_auroc": float(arrays["auroc_FL"][:, of].max()),
+                  f"{name}_neuron_auroc": float(neuron_auroc_L[of].max())}
+    figures["min_variable_auroc"] = min(figures[f"{name}_auroc"] for name in index_task.VARIABLES)
+    for name in index_task.VARIABLES:
+      set_F = np.unique(chosen_LK[variable_L == name])
+      figures |= {f"{name}_{key}": value for key, value in
+                  causal_scores(config, subject, features, name, set_F, arrays["density_F"]).items()}
+    figures["causal_agreement"] = min(figures[f"{name}_causal"] for name in index_task.VARIABLES)
+    figures["causal_control"] = max(figures[f"{name}_control"] for name in index_task.VARIABLES)
+    files.write_npz(directory / "ties.npz", arrays)
+    files.write_npz(directory / "effects.npz", measured_effects(config, subject, features))
+    return {f"index_arithmetic/{name}": value for name, value in figures.items()}
+  return run.execute("features", {"seed": config.seed, "readout_features": config.readout_features}, work)
+
+
+def causal_scores(config, subject, features, variable, set_F, density_F):
+  """What a variable's features do when they are given the values of a row in which it differs.
+
+  Rows are paired with ones that differ in the variable and as little else as possible (`index_task.changed`); of the
+  pairs whose answers differ, features in the set take the other row's values.
+
+  Args:
+    config: `IndexStudyConfig`.
+    subject: `Subject`.
+    features: `Features`.
+    variable: its name.
+    set_F: numbers of its features.
+    density_F: how often each feature fires.
+
+  Returns:
+    "causal", the part of pairs whose prediction moves towards the other answer; "moved", the median of the move over
+    the difference of the answers; "control", "causal" of as many other features that fire as often; "set_size".
+  """
+  rng = np.random.default_rng(config.seed)
+  rows_BI = config.rows("patched", _PATCHED_ROWS)
+  other_BI = index_task.changed(rows_BI, variable, rng)
+  wanted_B = index_task.answers(other_BI) - index_task.answers(rows_BI)
+  counts = wanted_B != 0
+  rows_BI, other_BI, wanted_B = rows_BI[counts], other_BI[counts], wanted_B[counts]
+  x_BM = subject.activations(rows_BI)
+  f_BF, other_BF = features.encode(x_BM), features.encode(subject.activations(other_BI))
+
+  def moved(set_F):
+    mask_1F = np.isin(np.arange(features.n_features), set_F)[None]
+    before_BO, after_BO = patching.patched(subject.tail, features.W_dec_FM, x_BM, f_BF, other_BF, mask_1F)
+    return np.asarray(after_BO - before_BO)[:, 0]
+  move_B, control_B = moved(set_F), moved(_as_frequent(set_F, density_F))
+  right = lambda move_B: float((np.sign(move_B) == np.sign(wanted_B)).mean())
+  return {"causal": right(move_B), "moved": float(np.median(move_B / wanted_B)), "control": right(control_B),
+          "set_size": len(set_F)}
+
+
+def _as_frequent(set_F, density_F):
+  """For each feature of a set another one, outside of it, that fires about as often; no feature twice."""
+  free = np.ones(len(density_F), bool)
+  free[set_F] = False
+  found = []
+  for feature in set_F[np.argsort(-density_F[set_F])]:
+    if not free.any():
+      break
+    nearest = np.where(free, np.abs(density_F - density_F[feature]), np.inf).argmin()
+    free[nearest] = False
+    found.append(nearest)
+  return np.array(found, int)
+
+
+def measured_effects(config, subject, features):
+  """What is drawn of causes and effects: each edge is the change of one thing when another is changed.
+
+  Returns:
+    Of some rows: "rows_BI", "found_B" (the prediction) and "spliced_B" (with the reconstruction in the layer's place);
+    "row_P", "feature_P", "value_P" and "effect_P", the change of the prediction when a feature that fires is removed.
+    Of edges, mean absolute changes over rows, 0 for rows that do not concern the edge: "pointer_value", of the
+    prediction when a pointer that selects this value moves; "value_neuron", of a neuron when the selected digit
+    changes; "neuron_feature", of a feature when a neuron is silenced; "feature_output", of the prediction when a
+    feature is removed, by its rounded value. "neuron_N" and "shown_F" are the neurons and features with the largest
+    effects on the prediction, "effect_share" the shown features' part of all features' effects.
+  """
+  rng = np.random.default_rng(config.seed)
+  rows_BI = config.rows("ablated", _ABLATED_ROWS)
+  values, x_BM = index_task.variables(rows_BI), subject.activations(rows_BI)
+  f_BF, found_B = features.encode(x_BM), subject.output(x_BM)
+  row_P, feature_P, effect_PO = patching.ablation_effects(subject.tail, features.W_dec_FM, x_BM, f_BF)
+  effect_P = effect_PO[:, 0]
+  total_F = np.bincount(feature_P, np.abs(effect_P), features.n_features)
+  shown_F = np.argsort(-total_F)[:SHOWN_FEATURES]
+  neurons = patching.ablation_effects(subject.tail, np.eye(x_BM.shape[1], dtype=np.float32), x_BM, x_BM)
+  neuron_N = np.argsort(-np.bincount(neurons[1], np.abs(neurons[2][:, 0]), x_BM.shape[1]))[:SHOWN_NEURONS]
+
+  pointer_value, value_neuron = np.zeros((2, 4, 10)), np.zeros((2, 10, len(neuron_N)))
+  for side, (pointer, value) in enumerate((("p1", "v1"), ("p2", "v2"))):
+    moved_B = subject.output(subject.activations(index_task.changed(rows_BI, pointer, rng)))
+    np.add.at(pointer_value[side], (values[pointer], values[value]), np.abs(moved_B - found_B))
+    other_BM = subject.activations(index_task.changed(rows_BI, value, rng))
+    np.add.at(value_neuron[side], values[value], np.abs(other_BM - x_BM)[:, neuron_N])
+  neuron_feature = np.zeros((len(neuron_N), len(shown_F)))
+  for i, neuron in enumerate(neuron_N):
+    silenced_BM = x_BM.copy()
+    silenced_BM[:, neuron] = 0
+    neuron_feature[i] = np.abs(features.encode(silenced_BM) - f_BF)[:, shown_F].sum(0)
+  feature_output = np.zeros((len(shown_F), index_task.N_DIGITS))
+  place_F = np.full(features.n_features, -1)
+  place_F[shown_F] = np.arange(len(shown_F))
+  of_shown_P = place_F[feature_P] >= 0
+  rounded_P = np.clip(np.round(found_B), 0, 9).astype(int)[row_P]
+  np.add.at(feature_output, (place_F[feature_P[of_shown_P]], rounded_P[of_shown_P]), np.abs(effect_P[of_shown_P]))
+  edges = {"pointer_value": pointer_value, "value_neuron": value_neuron, "neuron_feature": neuron_feature,
+           "feature_output": feature_output}
+  return {"rows_BI": rows_BI, "found_B": found_B, "spliced_B": subject.output(features.reconstruct(x_BM)),
+          "row_P": row_P, "feature_P": feature_P, "value_P": f_BF[row_P, feature_P], "effect_P": effect_P,
+          **{name: edge / len(rows_BI) for name, edge in edges.items()}, "neuron_N": neuron_N, "shown_F": shown_F,
+          "effect_share": total_F[shown_F].sum() / total_F.sum()}
