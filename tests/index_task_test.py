@@ -36,6 +36,26 @@ def test_rows_and_variables():
   np.testing.assert_array_equal(jax.jit(index_task.answers)(rows_BI), index_task.answers(rows_BI))
 
 
+def test_one_variable_is_changed_and_little_else():
+  rows_BI = np.asarray(index_task.draw_rows(jax.random.key(1), 5000))
+  before = index_task.variables(rows_BI)
+  kept = {"p1": ("p2", "v2"), "p2": ("p1", "v1"), "v1": ("p1", "p2", "v2"), "v2": ("p1", "p2", "v1"),
+          "sign": ("p1", "p2", "v2"), "difference": ("p1", "p2", "v2")}
+  for name, same in kept.items():
+    other_BI = index_task.changed(rows_BI, name, np.random.default_rng(0))
+    after = index_task.variables(other_BI)
+    assert np.all((other_BI != rows_BI).sum(1) == 1) and np.all(after[name] != before[name]), name
+    for other in same:
+      np.testing.assert_array_equal(after[other], before[other])
+    if name == "difference":  # on the same side wherever another digit is there
+      tight_B = ((before["sign"] == 2) & (before["v2"] == 8)) | ((before["sign"] == 0) & (before["v2"] == 1))
+      moved_B = after["sign"] != before["sign"]
+      assert np.all((tight_B | (before["sign"] == 1))[moved_B])
+  digits = index_task.changed(np.tile(rows_BI[:1], (9000, 1)), "v1", np.random.default_rng(0))[:, :4].max(1)
+  assert len(np.unique(index_task.changed(np.tile(rows_BI[:1], (900, 1)), "p1", np.random.default_rng(0))[:, 4])) == 3
+  assert np.all(digits <= 9)
+
+
 def test_folding_changes_nothing():
   config, rng = mlp.MLPConfig(5, (7, 6, 4), 2, 3), np.random.default_rng(0)
   params = {}
@@ -60,9 +80,24 @@ def test_folding_changes_nothing():
     model.apply({"params": folded}, x_BI, {"layer.9": lambda h_BH: h_BH})
 
 
+def test_noise_is_as_large_as_asked_for():
+  config = mlp.MLPConfig(3, (400,), 0, 1, noise=(0.25,))
+  params = mlp.MLP(config).init(jax.random.key(0), jnp.zeros((1, 3)))["params"]
+  x_BI = np.random.default_rng(0).normal(size=(4000, 3)).astype(np.float32)
+  still_BO, _, activity = mlp.normed_forward(config, params, x_BI)
+  noisy_BO, _, same = mlp.normed_forward(config, params, x_BI, jax.random.key(3))
+  hidden_BH = mlp.MLP(config).apply({"params": params}, x_BI)[1]["layer.0.mlp.hidden"]
+  expected = 0.25 * np.sqrt(np.square(hidden_BH).mean()) * np.linalg.norm(params["W_1_IH"])
+  assert np.std(noisy_BO - still_BO) == pytest.approx(expected, rel=0.05) and activity == same
+  for bad in ({"noise": (1.0, 1.0)}, {"activity_penalties": (-1.0,)}):
+    with pytest.raises(InputError, match=f"mlp.{next(iter(bad))}"):
+      mlp.MLPConfig(3, (400,), 0, 1, **bad)
+
+
 def test_an_mlp_learns_and_goes_on_where_it_was_stopped(tmp_path):
   """y = |x_0 - x_1|, which no linear map comes near."""
-  config = mlp.MLPConfig(2, (16, 16), 1, 1, n_steps=300, batch_rows=128, scan_steps=20, checkpoint_every_steps=100)
+  config = mlp.MLPConfig(2, (16, 16), 1, 1, noise=(0.0, 0.05), n_steps=300, batch_rows=128,
+                         scan_steps=20, checkpoint_every_steps=100)
 
   def batches(first, last):
     x_SBI = jnp.stack([jax.random.uniform(jax.random.fold_in(jax.random.key(1), step), (128, 2))
@@ -97,14 +132,30 @@ def test_auroc_counts_pairs():
   assert np.all(np.isnan(found_FL[:, 3]))
 
 
+def test_readouts_find_the_features_that_tell_a_label():
+  rng = np.random.default_rng(0)
+  f_BF = np.where(rng.random((6000, 40)) < 0.2, rng.uniform(0.5, 1.5, (6000, 40)), 0).astype(np.float32)
+  f_BF[:, 7] = 0
+  label_BL = np.stack([f_BF[:, 3] + f_BF[:, 11] > 0, f_BF[:, 5] > 0, rng.random(6000) < 0.3], 1)
+  chosen_LK, auroc_L = variables.readouts(f_BF, label_BL, 2, 4000)
+  assert set(chosen_LK[0]) == {3, 11} and chosen_LK[1, 0] == 5
+  assert auroc_L[0] == 1 and auroc_L[1] > 0.99 and 0.4 < auroc_L[2] < 0.6
+  z_BK = f_BF[:4000, [3, 11]].astype(np.float64)  # by ordinary least squares, the same scores but for the ridge
+  weight_K = np.linalg.lstsq(z_BK - z_BK.mean(0), label_BL[:4000, 0] - label_BL[:4000, 0].mean(), rcond=None)[0]
+  score_B = f_BF[4000:, [3, 11]] @ weight_K
+  expected = variables.aurocs((score_B - score_B.min())[:, None], label_BL[4000:, :1])[0, 0]
+  assert auroc_L[0] == pytest.approx(expected)
+
+
 def test_mutual_information():
   rng = np.random.default_rng(0)
   value_B = rng.integers(0, 4, 40_000)
   f_BF = np.stack([np.where(value_B == 2, rng.uniform(1, 2, 40_000), 0), value_B * 1.0,
                    rng.random(40_000) * (rng.random(40_000) < 0.3)], 1)
-  found_F = variables.mutual_information(f_BF, value_B)
+  found_F, unrelated_F = variables.mutual_information(f_BF, np.stack([value_B, rng.integers(0, 3, 40_000)], 1))
   binary = -0.25 * np.log2(0.25) - 0.75 * np.log2(0.75)
   np.testing.assert_allclose(found_F, [binary, 2, 0], atol=5e-3)
+  np.testing.assert_allclose(unrelated_F, 0, atol=5e-3)
   assert variables.entropy(value_B) == pytest.approx(2, abs=1e-3)
 
 

@@ -1,6 +1,7 @@
 """Which features tell the values of known variables.
 
-Letters: B rows, F features (or neurons), L labels, K features of a readout, V variables.
+Letters: B rows, F features (or neurons), L labels, K features of a readout, V variables,
+N values of a variable.
 """
 
 import numpy as np
@@ -20,7 +21,7 @@ def aurocs(f_BF, label_BL):
   n_rows, n_positive_L = len(f_BF), label_BL.sum(0)
   pairs_L = n_positive_L * (n_rows - n_positive_L)
   found_FL = np.empty((f_BF.shape[1], label_BL.shape[1]))
-  for i, f_B in enumerate(np.asarray(f_BF).T):
+  for i, f_B in enumerate(np.ascontiguousarray(np.asarray(f_BF).T)):
     row_P = np.flatnonzero(f_B)
     n_zero = n_rows - len(row_P)
     _, inverse_P, count_U = np.unique(f_B[row_P], return_inverse=True, return_counts=True)
@@ -72,28 +73,30 @@ def readouts(f_BF, label_BL, n_features, n_fitted):
   return chosen_LK, auroc_L
 
 
-def mutual_information(f_BF, value_B, n_levels=4):
-  """(F,) mutual information in bits between each feature and a variable.
+def mutual_information(f_BF, value_BV, n_levels=4):
+  """(V, F) mutual information in bits between each variable and each feature.
 
   A feature counts as silent, or as one of `n_levels` equally likely levels of its activations.
 
   Args:
     f_BF: activations, not negative and mostly 0.
-    value_B: integers from 0.
+    value_BV: integers from 0.
   """
-  n_values, n_rows = int(value_B.max()) + 1, len(value_B)
-  totals_V = np.bincount(value_B, minlength=n_values)
-  found_F = np.empty(f_BF.shape[1])
-  for i, f_B in enumerate(np.asarray(f_BF).T):
+  n_rows, n_variables = value_BV.shape
+  totals = [np.bincount(value_B) for value_B in value_BV.T]
+  found_VF = np.empty((n_variables, f_BF.shape[1]))
+  for i, f_B in enumerate(np.ascontiguousarray(np.asarray(f_BF).T)):
     row_P = np.flatnonzero(f_B)
-    count_KV = np.zeros((n_levels + 1, n_values))
-    if len(row_P):
-      borders = np.quantile(f_B[row_P], np.arange(1, n_levels) / n_levels)
-      level_P = np.searchsorted(borders, f_B[row_P], side="right")
-      np.add.at(count_KV, (level_P + 1, value_B[row_P]), 1)
-    count_KV[0] = totals_V - count_KV.sum(0)
-    found_F[i] = _entropy(totals_V / n_rows) + _entropy(count_KV.sum(1) / n_rows) - _entropy(count_KV.ravel() / n_rows)
-  return found_F
+    borders = np.quantile(f_B[row_P], np.arange(1, n_levels) / n_levels) if len(row_P) else []
+    level_P = np.searchsorted(borders, f_B[row_P], side="right")
+    for variable, total_N in enumerate(totals):
+      n_values = len(total_N)
+      cell_P = (level_P + 1) * n_values + value_BV[row_P, variable]
+      count_KN = np.bincount(cell_P, minlength=(n_levels + 1) * n_values).reshape(-1, n_values)
+      count_KN[0] = total_N - count_KN.sum(0)
+      found_VF[variable, i] = (_entropy(total_N / n_rows) + _entropy(count_KN.sum(1) / n_rows)
+                               - _entropy(count_KN.ravel() / n_rows))
+  return found_VF
 
 
 def entropy(value_B):

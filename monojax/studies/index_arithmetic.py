@@ -28,7 +28,7 @@ from monojax.subjects.mlp import MLP, MLPConfig, train_mlp
 SITE, NEXT_SITE = "layer.1.mlp.hidden", "layer.2.mlp.hidden"
 INPUTS = {"mlp": (), "sae": ("mlp",), "features": ("mlp", "sae"), "sweep": ("mlp",)}
 _USES = ("learned", "moments", "tested", "spliced", "tied", "patched", "ablated", "coded")  # of rows; each has its own
-_TEST_ROWS, _SPLICED_ROWS = 100_000, 262_144
+_TEST_ROWS, _COUNTED_ROWS, _SPLICED_ROWS = 100_000, 131_072, 32_768
 # What makes the sweep's recipes sparse on this layer, and what they need to converge in about a thousand steps.
 _PENALTIES = {"tm2023": (1e-4, 3e-4), "apr2024": (0.3, 1.0), "gated": (0.3, 1.0), "jumprelu": (0.3, 1.0),
               "jan2025": (0.5, 2.0)}
@@ -140,20 +140,29 @@ class Subject:
 
 
 class Features:
-  """The trained dictionary, as one of the site it reads."""
+  """A trained dictionary, as one of the site it reads."""
 
-  def __init__(self, run, config, subject):
-    """Reads what the stage `sae` has left."""
-    self.params = checkpoint.load_params(run.directory / "sae" / "dictionary")[0]
-    self._model = make_recipe(config.seeded_sae, _wiring(config, subject), jnp.float32).model
-    self.n_features, self._width = config.sae.n_features, subject.activations(np.zeros((1, index_task.WIDTH))).shape[1]
-    self.W_dec_FM = self.params["W_dec_FM"][:, :self._width]
-    self._encode = jax.jit(lambda x_BM: self._model.apply({"params": self.params}, x_BM, method="encode"))
-    self._reconstruct = jax.jit(lambda x_BM: self._model.apply({"params": self.params}, x_BM)[0][:, :self._width])
+  def __init__(self, model, params, width):
+    """Takes the dictionary and the site's width."""
+    self.n_features, self.W_dec_FM = model.n_features, params["W_dec_FM"][:, :width]
+    self._encode = jax.jit(lambda x_BM: model.apply({"params": params}, x_BM, method="encode"))
+    self._reconstruct = jax.jit(lambda x_BM: model.apply({"params": params}, x_BM)[0][:, :width])
+    self._fired = jax.jit(lambda x_BM: (self._encode(x_BM) > 0).sum(0))
+
+  @classmethod
+  def of_run(cls, run, config, subject):
+    """What the stage `sae` has left."""
+    wiring = _wiring(config, subject)
+    params = checkpoint.load_params(run.directory / "sae" / "dictionary")[0]
+    return cls(make_recipe(config.seeded_sae, wiring, jnp.float32).model, params, wiring.n_inputs)
 
   def encode(self, x_BM):
     """f_BF, on the host."""
     return np.asarray(self._encode(x_BM))
+
+  def fired(self, x_BM):
+    """(F,) on how many of the rows each feature fires."""
+    return np.asarray(self._fired(x_BM))
 
   def reconstruct(self, x_BM):
     """The site's part of the reconstruction, on the host."""
@@ -178,39 +187,34 @@ def train_dictionary(run, config):
     source = _source(config, subject, config.sites, sae.batch_rows)
     train_sae(sae, source, _wiring(config, subject), directory, {"identity": identity}, meshes.make_mesh(),
               MetricsConfig())
-    features = Features(run, config, subject)
-    scores = spliced_scores(config, subject, features.encode, features.reconstruct)
+    scores = spliced_scores(config, subject, Features.of_run(run, config, subject))
     return {f"index_arithmetic/{name}": value for name, value in scores.items()}
   return run.execute("sae", {"sae": sae, "seed": config.seed, "next_layer": config.next_layer}, work)
 
 
-def spliced_scores(config, subject, encode, reconstruct):
+def spliced_scores(config, subject, features):
   """Figures of a dictionary in the place of the layer.
 
   Returns:
-    "spliced_accuracy", of rounded predictions; "spliced_mse"; "explained_variance" of the layer; "l0"; "neurons_l0",
-    neurons that are not 0; "dead_fraction", features that fire on none of 262,144 rows; "rare_fraction", on less than
-    one in 10,000, dead ones among them; "ablated_accuracy" with the layer's mean in its place.
+    Of 131,072 rows "l0"; "dead_fraction", features that fire on none of them; "rare_fraction", on less than one in
+    10,000, dead ones among them. Of 32,768 of them "spliced_accuracy", of rounded predictions; "spliced_mse";
+    "explained_variance" of the layer; "neurons_l0", neurons that are not 0; "ablated_accuracy" with the layer's mean
+    in its place.
   """
-  rows_BI, counts_F, n_chunk = config.rows("spliced", _SPLICED_ROWS), 0, 8192
-  error, total, square_error, right, right_mean, neurons = 0.0, 0.0, 0.0, 0, 0, 0
-  mean_M = subject.activations(rows_BI[:n_chunk]).mean(0, keepdims=True)
-  for first in range(0, _SPLICED_ROWS, n_chunk):
-    part_BI = rows_BI[first:first + n_chunk]
-    x_BM, answer_B = subject.activations(part_BI), index_task.answers(part_BI)
-    counts_F = counts_F + (encode(x_BM) > 0).sum(0)
-    y_BM = reconstruct(x_BM)
-    error, total = error + np.square(x_BM - y_BM).sum(), total + np.square(x_BM - mean_M).sum()
-    found_B = subject.output(y_BM)
-    square_error += np.square(found_B - answer_B).sum()
-    right += (np.round(found_B) == answer_B).sum()
-    right_mean += (np.round(subject.output(mean_M)) == answer_B).sum()
-    neurons += (x_BM > 0).sum()
-  return {"spliced_accuracy": float(right / _SPLICED_ROWS), "spliced_mse": float(square_error / _SPLICED_ROWS),
-          "explained_variance": float(1 - error / total), "l0": float(counts_F.sum() / _SPLICED_ROWS),
-          "neurons_l0": float(neurons / _SPLICED_ROWS), "dead_fraction": float((counts_F == 0).mean()),
-          "rare_fraction": float((counts_F < 1e-4 * _SPLICED_ROWS).mean()),
-          "ablated_accuracy": float(right_mean / _SPLICED_ROWS)}
+  rows_BI = config.rows("spliced", _COUNTED_ROWS)
+  chunks = np.split(rows_BI, _COUNTED_ROWS // 8192)
+  counts_F = sum(features.fired(subject.activations(part_BI)) for part_BI in chunks)
+  judged_BI = rows_BI[:_SPLICED_ROWS]
+  x_BM, answer_B = subject.activations(judged_BI), index_task.answers(judged_BI)
+  y_BM, mean_1M = features.reconstruct(x_BM), x_BM.mean(0, keepdims=True)
+  found_B, mean_found_1 = subject.output(y_BM), subject.output(mean_1M)
+  return {"spliced_accuracy": float((np.round(found_B) == answer_B).mean()),
+          "spliced_mse": float(np.square(found_B - answer_B).mean()),
+          "explained_variance": float(1 - np.square(x_BM - y_BM).sum() / np.square(x_BM - mean_1M).sum()),
+          "l0": float(counts_F.sum() / _COUNTED_ROWS), "neurons_l0": float((x_BM > 0).sum(1).mean()),
+          "dead_fraction": float((counts_F == 0).mean()),
+          "rare_fraction": float((counts_F < 1e-4 * _COUNTED_ROWS).mean()),
+          "ablated_accuracy": float((np.round(mean_found_1) == answer_B).mean())}
 
 
 def train_others(run, config):
@@ -225,9 +229,7 @@ def train_others(run, config):
                           meshes.make_mesh(), MetricsConfig(), sample_seed=config.seed)
     points = []
     for sae, model, params in trained.values():
-      both = jax.jit(lambda x_BM, model=model, params=params: model.apply({"params": params}, x_BM))
-      scores = spliced_scores(config, subject, lambda x_BM, both=both: np.asarray(both(x_BM)[1]),
-                              lambda x_BM, both=both: np.asarray(both(x_BM)[0]))
+      scores = spliced_scores(config, subject, Features(model, params, width))
       points.append({"recipe": sae.recipe, "n_features": sae.n_features, "sparsity": sae.sparsity, **scores})
     files.write_json(directory / "points.json", points)
     return {}

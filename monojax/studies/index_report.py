@@ -304,7 +304,7 @@ def probe(run, config, text):
   from monojax.analysis.patching import ablation_effects
   rows_BI = index_task.parse(text)
   subject = Subject(run, config)
-  features, ties = Features(run, config, subject), Ties(run)
+  features, ties = Features.of_run(run, config, subject), Ties(run)
   x_BM = subject.activations(rows_BI)
   f_BF = features.encode(x_BM)
   _, feature_P, effect_PO = ablation_effects(subject.tail, features.W_dec_FM, x_BM, f_BF)

@@ -20,7 +20,7 @@ def tie_features(run, config):
   """Which features tell the task's variables, and what they do; see `read_ties`."""
   def work(directory, identity):
     subject = Subject(run, config)
-    features = Features(run, config, subject)
+    features = Features.of_run(run, config, subject)
     rows_BI = config.rows("tied", _TIED_ROWS)
     values = index_task.variables(rows_BI)
     names, label_BL = tell.labels_of(values, ORDERED)
@@ -32,7 +32,7 @@ def tie_features(run, config):
     arrays = {"variable_L": variable_L, "relation_L": np.array([relation for _, relation, _ in names]),
               "value_L": np.array([value for *_, value in names]), "chosen_LK": chosen_LK, "auroc_L": auroc_L,
               "neuron_auroc_L": neuron_auroc_L, "auroc_FL": tell.aurocs(f_BF[_FITTED_ROWS:], label_BL[_FITTED_ROWS:]),
-              "information_VF": np.stack([tell.mutual_information(f_BF, value_B) for value_B in values.values()]),
+              "information_VF": tell.mutual_information(f_BF, np.stack(list(values.values()), 1)),
               "density_F": (f_BF > 0).mean(0)}
     figures = {}
     for name in index_task.VARIABLES:

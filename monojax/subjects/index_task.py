@@ -70,6 +70,7 @@ def changed(rows_BI, variable, rng):
     if variable == "sign":
       allowed_BV &= ~same_side_BV
     if variable == "difference":
+      allowed_BV &= np.abs(value_1V - now["v2"][:, None]) != now["difference"][:, None]
       nearer_BV = allowed_BV & same_side_BV
       allowed_BV = np.where(nearer_BV.any(1, keepdims=True), nearer_BV, allowed_BV)
     pointer_B = rows_BI[:, 9 if variable == "v2" else 4].astype(int)

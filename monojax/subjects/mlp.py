@@ -33,6 +33,9 @@ class MLPConfig:
   activity_penalties: tuple[float, ...] = option((), "weight of the sum of a hidden layer's activations in the loss, "
                                                      "one for each layer, rising from 0 in the first third of the "
                                                      "steps; none by default")
+  noise: tuple[float, ...] = option((), "standard deviation of the Gaussian noise added to a hidden layer's "
+                                        "activations in training, over their root mean square, one for each layer; "
+                                        "none by default")
   scan_steps: int = option(50, "steps in one compiled call")
   checkpoint_every_steps: int = option(2000, "steps between checkpoints")
   seed: int = option(0, "of the initial weights")
@@ -41,10 +44,10 @@ class MLPConfig:
     require_positive(self, "mlp.", "n_inputs", "n_outputs", "n_steps", "batch_rows", "learning_rate", "scan_steps",
                      "checkpoint_every_steps")
     require(self.hidden and all(width > 0 for width in self.hidden), "mlp.hidden", self.hidden, "needs positive widths")
-    require(not self.activity_penalties or len(self.activity_penalties) == len(self.hidden)
-            and min(self.activity_penalties) >= 0, "mlp.activity_penalties",
-            ",".join(map(str, self.activity_penalties)),
-            f"needs one of at least 0 for each of {len(self.hidden)} layers")
+    for name in ("activity_penalties", "noise"):
+      values = getattr(self, name)
+      require(not values or len(values) == len(self.hidden) and min(values) >= 0, f"mlp.{name}",
+              ",".join(map(str, values)), f"needs one of at least 0 for each of {len(self.hidden)} layers")
     require(0 <= self.n_normed <= len(self.hidden), "mlp.n_normed", self.n_normed, "must not exceed the hidden layers")
 
   @property
@@ -77,8 +80,8 @@ class MLP(nn.Module):
     return x_BI, sites
 
 
-def normed_forward(config, params, x_BI):
-  """The network as it trains, on a batch's own moments.
+def normed_forward(config, params, x_BI, noise_key=None):
+  """The network as it trains, on a batch's own moments; with a key, with noise.
 
   Returns:
     (y_BO, [(mean_H, variance_H)] of the normalised layers, the activation of each hidden layer summed over its units
@@ -95,6 +98,9 @@ def normed_forward(config, params, x_BI):
     if i < last:
       x_BI = nn.relu(x_BI)
       activity.append(x_BI.sum(1).mean())
+      if config.noise and noise_key is not None:
+        scale = config.noise[i] * jax.lax.stop_gradient(jnp.sqrt(jnp.square(x_BI).mean()))
+        x_BI += scale * jax.random.normal(jax.random.fold_in(noise_key, i), x_BI.shape)
   return x_BI, moments, activity
 
 
@@ -114,7 +120,8 @@ def folded(config, params, moments):
 def train_mlp(config, batches, rows_for_moments, directory, identity, mesh, metrics_config, name="mlp"):
   """Trains (or goes on training) an MLP on squared error: AdamW, one cycle.
 
-  With `activity_penalties` the L1 of hidden activations is added.
+  With `activity_penalties` the L1 of hidden activations is added; `noise` makes the network one that small errors of
+  its activations, such as a reconstruction's, do not mislead.
 
   Args:
     config: `MLPConfig`.
@@ -143,9 +150,10 @@ def train_mlp(config, batches, rows_for_moments, directory, identity, mesh, metr
   def one_step(state, batch):
     x_BI, y_BO = batch
     rise = jnp.minimum(1.0, 3 * state.step / config.n_steps)
+    noise_key = jax.random.fold_in(jax.random.key(config.seed + 1), state.step)
 
     def loss_of(params):
-      found_BO, _, activity = normed_forward(config, params, x_BI)
+      found_BO, _, activity = normed_forward(config, params, x_BI, noise_key)
       mse = jnp.square(found_BO - y_BO).mean()
       pairs = zip(config.activity_penalties, activity, strict=False)  # of no penalties at all: none
       return mse + rise * sum(penalty * level for penalty, level in pairs), mse
