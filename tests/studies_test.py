@@ -1,5 +1,6 @@
 """The studies through their scripts, in small: figures, pages, and going on."""
 
+import csv
 import json
 
 import browser_fixture
@@ -66,3 +67,48 @@ def test_toy_models_of_superposition(tmp_path):
     assert SUPERPOSED in phase["phase_2_L"] and phase["theory_2_L"].shape == (36,)
   opened(tmp_path / "report" / "index.html", 19)
   assert run("toy_superposition", tmp_path, *settings).stdout.count("already done") == 9
+
+
+SMALL_INDEX = ["--mlp.n_steps=600", "--mlp.batch_rows=256", "--sae.n_features=256", "--sae.n_steps=300",
+               "--sae.batch_rows=512", "--sae.k=16"]
+SMALL_SWEEP = ["--sweep_recipes=topk,tm2023", "--sweep_sizes=64,128"]
+
+
+@pytest.mark.slow
+def test_index_arithmetic(tmp_path):
+  """In a minute most of what there is to see: pointers are told, and patching moves predictions."""
+  result = run("index_arithmetic", tmp_path, *SMALL_INDEX, *SMALL_SWEEP)
+  assert result.returncode == 0, result.stderr[-3000:]
+  summary = json.loads((tmp_path / "summary.json").read_text())
+  for name in ("test_accuracy", "spliced_accuracy", "l0", "dead_fraction", "min_variable_auroc", "causal_agreement",
+               "seconds"):
+    assert np.isfinite(summary[f"index_arithmetic/{name}"]) and f"index_arithmetic/{name}" in result.stdout
+  assert summary["index_arithmetic/test_accuracy"] > 0.7 > 0.2 > summary["index_arithmetic/ablated_accuracy"]
+  assert 10 < summary["index_arithmetic/l0"] < 22 < summary["index_arithmetic/neurons_l0"]
+  assert summary["index_arithmetic/p1_auroc"] > 0.9 and summary["index_arithmetic/min_variable_auroc"] > 0.7
+  assert summary["index_arithmetic/causal_agreement"] > 0.6
+  points = json.loads((tmp_path / "sweep" / "points.json").read_text())
+  assert sorted((point["recipe"], point["n_features"]) for point in points) == [
+      ("tm2023", 64), ("tm2023", 64), ("tm2023", 128), ("tm2023", 128), ("topk", 64), ("topk", 128)]
+  with (tmp_path / "report" / "trace.csv").open(newline="") as file:
+    header, *lines = csv.reader(file)
+  assert len(lines) == 500 and header[:10] == ["c1[0]", "c1[1]", "c1[2]", "c1[3]", "p1", "c2[0]", "c2[1]", "c2[2]",
+                                               "c2[3]", "p2"]
+  openpyxl = pytest.importorskip("openpyxl")
+  sheet = openpyxl.load_workbook(tmp_path / "report" / "trace.xlsx", read_only=True).active
+  assert [["" if cell is None else str(cell) for cell in row][:14] for row in sheet.values] == [
+      line[:14] for line in [header, *lines]]
+  opened(tmp_path / "report" / "index.html", 6)
+  probed = run("index_arithmetic", tmp_path, *SMALL_INDEX, *SMALL_SWEEP, "--probe=8,9,5,1,3,2,9,4,7,1")
+  assert probed.stdout.count("already done") == 4 and "c1[3] = 1, c2[1] = 9, answer 8" in probed.stdout
+  assert "features fire" in probed.stdout
+  refused = run("index_arithmetic", tmp_path, *SMALL_INDEX, "--sae.n_steps=100")
+  assert refused.returncode == 2 and "n_steps: 300 -> 100" in refused.stderr
+
+
+def test_index_arithmetic_settings_are_checked(tmp_path):
+  for flag, message in (("--probe=1,2", "--probe"), ("--mlp.n_inputs=9", "three hidden layers"),
+                        ("--mlp.noise=1", "mlp.noise"), ("--sweep_recipes=relu", "sweep_recipes"),
+                        ("--readout_features=0", "readout_features")):
+    result = run("index_arithmetic", tmp_path, flag)
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr, result.stderr

@@ -41,14 +41,14 @@ class IndexStudyConfig:
   """The subject, the dictionary and how they are looked at."""
   seed: int = option(0, "of the rows; it is added to mlp.seed and sae.seed")
   mlp: MLPConfig = dataclasses.field(default_factory=lambda: MLPConfig(
-      n_steps=3000, batch_rows=512, activity_penalties=(2e-3, 5e-3, 0.0)))
+      n_steps=3000, batch_rows=512, activity_penalties=(2e-3, 2e-3, 0.0), noise=(0.0, 0.5, 0.0)))
   train_rows: int = option(0, "rows that the MLP learns from, again and again; 0 draws new ones at each step")
   sae: SAEConfig = dataclasses.field(default_factory=lambda: SAEConfig(
-      recipe="batchtopk", n_features=2048, k=20, batch_rows=1024, n_steps=1200, learning_rate=5e-4, warmup_steps=50,
-      decay_fraction=0.3, dead_window_steps=100, scan_steps=20, checkpoint_every_steps=400))
+      recipe="batchtopk", n_features=2048, k=20, batch_rows=1024, n_steps=600, learning_rate=5e-4, warmup_steps=50,
+      decay_fraction=0.4, aux_k=16, dead_window_steps=100, scan_steps=20, checkpoint_every_steps=200))
   next_layer: bool = option(True, "whether the dictionary, which reads the layer of 512, also reconstructs the one "
                                   "after it, so that features hold what that layer computes from it")
-  readout_features: int = option(16, "features in a readout of a variable's value")
+  readout_features: int = option(24, "features in a readout of a variable's value")
   sweep_recipes: tuple[str, ...] = option((), "recipes to train on the layer of 512 alone, besides; none by default")
   sweep_sizes: tuple[int, ...] = option((512, 1024, 2048), "sizes of each of them")
 
