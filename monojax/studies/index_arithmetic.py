@@ -41,7 +41,7 @@ class IndexStudyConfig:
   """The subject, the dictionary and how they are looked at."""
   seed: int = option(0, "of the rows; it is added to mlp.seed and sae.seed")
   mlp: MLPConfig = dataclasses.field(default_factory=lambda: MLPConfig(
-      n_steps=3000, batch_rows=512, activity_penalties=(2e-3, 2e-3, 0.0), noise=(0.0, 0.5, 0.0)))
+      n_steps=3000, batch_rows=512, activity_penalties=(2e-3, 1e-3, 0.0), noise=(0.0, 0.5, 0.0)))
   train_rows: int = option(0, "rows that the MLP learns from, again and again; 0 draws new ones at each step")
   sae: SAEConfig = dataclasses.field(default_factory=lambda: SAEConfig(
       recipe="batchtopk", n_features=2048, k=20, batch_rows=1024, n_steps=600, learning_rate=5e-4, warmup_steps=50,
