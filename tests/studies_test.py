@@ -98,7 +98,7 @@ def test_index_arithmetic(tmp_path):
   sheet = openpyxl.load_workbook(tmp_path / "report" / "trace.xlsx", read_only=True).active
   assert [["" if cell is None else str(cell) for cell in row][:14] for row in sheet.values] == [
       line[:14] for line in [header, *lines]]
-  opened(tmp_path / "report" / "index.html", 6)
+  opened(tmp_path / "report" / "index.html", 8)
   probed = run("index_arithmetic", tmp_path, *SMALL_INDEX, *SMALL_SWEEP, "--probe=8,9,5,1,3,2,9,4,7,1")
   assert probed.stdout.count("already done") == 4 and "c1[3] = 1, c2[1] = 9, answer 8" in probed.stdout
   assert "features fire" in probed.stdout
@@ -109,6 +109,6 @@ def test_index_arithmetic(tmp_path):
 def test_index_arithmetic_settings_are_checked(tmp_path):
   for flag, message in (("--probe=1,2", "--probe"), ("--mlp.n_inputs=9", "three hidden layers"),
                         ("--mlp.noise=1", "mlp.noise"), ("--sweep_recipes=relu", "sweep_recipes"),
-                        ("--readout_features=0", "readout_features")):
+                        ("--variable_features=9", "variable_features"), ("--readout_features=0", "readout_features")):
     result = run("index_arithmetic", tmp_path, flag)
     assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr, result.stderr

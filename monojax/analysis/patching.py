@@ -3,7 +3,7 @@
 The reconstruction's error stays as it is: an activation x becomes x + (f' - f) W_dec, with f the features that the
 dictionary finds in x and f' those put in their place. Sites that the dictionary writes besides are left out.
 
-Letters: B rows, P pairs of a row and a feature, M width, F features, O outputs.
+Letters: B rows, P pairs of a row and a feature, M width, F features, S some of them, O outputs.
 """
 
 import functools
@@ -46,7 +46,7 @@ def _ablating(tail):
                  tail(x_BM[row_P] - value_P[:, None] * W_dec_FM[feature_P]))
 
 
-def patched(tail, W_dec_FM, x_BM, f_BF, other_BF, feature_mask_F):
+def patched(tail, W_dec_FM, x_BM, f_BF, other_BF, features_S):
   """(y_BO without, y_BO with some features' values taken from other rows); see the module.
 
   Args:
@@ -54,12 +54,36 @@ def patched(tail, W_dec_FM, x_BM, f_BF, other_BF, feature_mask_F):
     W_dec_FM: directions.
     x_BM, f_BF: activations and their features.
     other_BF: features of the rows to take values from.
-    feature_mask_F: which features are taken, or (B, F), which ones of each row.
+    features_S: numbers of the features that are taken.
   """
-  change_BF = np.where(feature_mask_F, other_BF - f_BF, 0)
-  return _patching(tail)(x_BM, change_BF, W_dec_FM)
+  change_BS = other_BF[:, features_S] - f_BF[:, features_S]
+  return _patching(tail)(x_BM, change_BS, jnp.asarray(W_dec_FM)[features_S])
 
 
 @functools.cache
 def _patching(tail):
-  return jax.jit(lambda x_BM, change_BF, W_dec_FM: (tail(x_BM), tail(x_BM + change_BF @ W_dec_FM)))
+  return jax.jit(lambda x_BM, change_BS, W_dec_SM: (tail(x_BM), tail(x_BM + change_BS @ W_dec_SM)))
+
+
+def attributions(tail, W_dec_FM, x_BM, f_BF, other_BF, n_points=5):
+  """(B, F) what each feature contributes when all of them take the values of other rows.
+
+  Integrated gradients (arXiv 1703.01365) along the straight line between the two, by the midpoint rule: a row's
+  contributions add up to the change of the output that patching all features makes, but for the rule's error.
+
+  Args:
+    tail: x_BM -> y_BO; to be traced; outputs are added up.
+    W_dec_FM, x_BM, f_BF, other_BF: as of `patched`.
+    n_points: points on the line.
+  """
+  return np.asarray(_attributing(tail, n_points)(x_BM, other_BF - f_BF, W_dec_FM))
+
+
+@functools.cache
+def _attributing(tail, n_points):
+  def run(x_BM, change_BF, W_dec_FM):
+    slope_of = jax.grad(lambda x_BM: tail(x_BM).sum())
+    move_BM = change_BF @ W_dec_FM
+    slope_BM = sum(slope_of(x_BM + (i + 0.5) / n_points * move_BM) for i in range(n_points)) / n_points
+    return change_BF * (slope_BM @ W_dec_FM.T)
+  return jax.jit(run)

@@ -48,13 +48,18 @@ class IndexStudyConfig:
       decay_fraction=0.4, aux_k=16, dead_window_steps=100, scan_steps=20, checkpoint_every_steps=200))
   next_layer: bool = option(True, "whether the dictionary, which reads the layer of 512, also reconstructs the one "
                                   "after it, so that features hold what that layer computes from it")
-  readout_features: int = option(24, "features in a readout of a variable's value")
+  variable_features: int = option(80, "features that stand for a variable: those with the largest effect when it "
+                                      "changes")
+  readout_features: int = option(32, "of those, features in a readout of one of its values")
   sweep_recipes: tuple[str, ...] = option((), "recipes to train on the layer of 512 alone, besides; none by default")
   sweep_sizes: tuple[int, ...] = option((512, 1024, 2048), "sizes of each of them")
 
   def __post_init__(self):
     require_not_negative(self, "", "seed", "train_rows")
     require_positive(self, "", "readout_features")
+    require(self.readout_features <= self.variable_features <= self.sae.n_features, "variable_features",
+            self.variable_features, f"must lie between readout_features={self.readout_features} and "
+                                    f"sae.n_features={self.sae.n_features}")
     require(all(name in PUBLISHED for name in self.sweep_recipes), "sweep_recipes", ",".join(self.sweep_recipes),
             f"choose among {', '.join(PUBLISHED)}")
     require(len(self.mlp.hidden) == 3 and self.mlp.n_inputs == index_task.WIDTH and self.mlp.n_outputs == 1,

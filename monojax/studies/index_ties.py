@@ -13,81 +13,96 @@ from monojax.subjects import index_task
 
 ORDERED = ("v1", "v2", "difference")  # variables whose thresholds are labels, too
 SHOWN_NEURONS, SHOWN_FEATURES = 16, 24
-_TIED_ROWS, _FITTED_ROWS, _PATCHED_ROWS, _ABLATED_ROWS = 40_000, 30_000, 5000, 2000
+_TIED_ROWS, _FITTED_ROWS, _PAIRS, _ABLATED_ROWS = 40_000, 30_000, 10_000, 2000
 
 
 def tie_features(run, config):
-  """Which features tell the task's variables, and what they do; see `read_ties`."""
+  """Which features carry the task's variables: by what changing them does, and by what they tell.
+
+  Leaves `ties.npz` (of labels: what they are, the features of their readouts, AUROCs; "set_VS", each variable's
+  features; "share_VV", the share of the move when the first variable changes and the second's features are patched) and
+  `effects.npz` (`measured_effects`).
+  """
   def work(directory, identity):
     subject = Subject(run, config)
     features = Features.of_run(run, config, subject)
+    arrays, figures = causal_sets(config, subject, features)
     rows_BI = config.rows("tied", _TIED_ROWS)
     values = index_task.variables(rows_BI)
     names, label_BL = tell.labels_of(values, ORDERED)
+    variable_L = np.array([name for name, *_ in names])
     x_BM = subject.activations(rows_BI)
     f_BF = features.encode(x_BM)
-    chosen_LK, auroc_L = tell.readouts(f_BF, label_BL, config.readout_features, _FITTED_ROWS)
+    chosen_LK, auroc_L = np.zeros((len(names), config.readout_features), int), np.zeros(len(names))
+    for name, set_S in zip(index_task.VARIABLES, arrays["set_VS"], strict=True):
+      of = variable_L == name
+      chosen_SK, auroc_L[of] = tell.readouts(f_BF[:, set_S], label_BL[:, of], config.readout_features, _FITTED_ROWS)
+      chosen_LK[of] = set_S[chosen_SK]
     neuron_auroc_L = tell.readouts(x_BM, label_BL, config.readout_features, _FITTED_ROWS)[1]
-    variable_L = np.array([name for name, *_ in names])
-    arrays = {"variable_L": variable_L, "relation_L": np.array([relation for _, relation, _ in names]),
-              "value_L": np.array([value for *_, value in names]), "chosen_LK": chosen_LK, "auroc_L": auroc_L,
-              "neuron_auroc_L": neuron_auroc_L, "auroc_FL": tell.aurocs(f_BF[_FITTED_ROWS:], label_BL[_FITTED_ROWS:]),
-              "information_VF": tell.mutual_information(f_BF, np.stack(list(values.values()), 1)),
-              "density_F": (f_BF > 0).mean(0)}
-    figures = {}
+    auroc_FL = tell.aurocs(f_BF[_FITTED_ROWS:], label_BL[_FITTED_ROWS:])
     for name in index_task.VARIABLES:
       of = variable_L == name
-      figures |= {f"{name}_auroc": float(auroc_L[of].max()),
-                  f"{name}_single_auroc": float(arrays["auroc_FL"][:, of].max()),
+      figures |= {f"{name}_auroc": float(auroc_L[of].max()), f"{name}_single_auroc": float(auroc_FL[:, of].max()),
                   f"{name}_neuron_auroc": float(neuron_auroc_L[of].max())}
-    figures["min_variable_auroc"] = min(figures[f"{name}_auroc"] for name in index_task.VARIABLES)
-    for name in index_task.VARIABLES:
-      set_F = np.unique(chosen_LK[variable_L == name])
-      figures |= {f"{name}_{key}": value for key, value in
-                  causal_scores(config, subject, features, name, set_F, arrays["density_F"]).items()}
-    figures["causal_agreement"] = min(figures[f"{name}_causal"] for name in index_task.VARIABLES)
-    figures["causal_control"] = max(figures[f"{name}_control"] for name in index_task.VARIABLES)
-    files.write_npz(directory / "ties.npz", arrays)
+    worst = lambda key: min(figures[f"{name}_{key}"] for name in index_task.VARIABLES)
+    figures |= {"min_variable_auroc": worst("auroc"), "causal_agreement": worst("causal")}
+    files.write_npz(directory / "ties.npz", arrays | {
+        "variable_L": variable_L, "relation_L": np.array([relation for _, relation, _ in names]),
+        "value_L": np.array([value for *_, value in names]), "chosen_LK": chosen_LK, "auroc_L": auroc_L,
+        "neuron_auroc_L": neuron_auroc_L, "auroc_FL": auroc_FL,
+        "information_VF": tell.mutual_information(f_BF, np.stack(list(values.values()), 1)),
+        "density_F": (f_BF > 0).mean(0)})
     files.write_npz(directory / "effects.npz", measured_effects(config, subject, features))
     return {f"index_arithmetic/{name}": value for name, value in figures.items()}
-  return run.execute("features", {"seed": config.seed, "readout_features": config.readout_features}, work)
+  return run.execute("features", {name: getattr(config, name)
+                                  for name in ("seed", "variable_features", "readout_features")}, work)
 
 
-def causal_scores(config, subject, features, variable, set_F, density_F):
-  """What a variable's features do when they are given the values of a row in which it differs.
+def causal_sets(config, subject, features):
+  """The features that carry each variable, and what they do when they take the values of a row in which it differs.
 
-  Rows are paired with ones that differ in the variable and as little else as possible (`index_task.changed`); of the
-  pairs whose answers differ, features in the set take the other row's values.
-
-  Args:
-    config: `IndexStudyConfig`.
-    subject: `Subject`.
-    features: `Features`.
-    variable: its name.
-    set_F: numbers of its features.
-    density_F: how often each feature fires.
+  Rows are paired with ones that differ in the variable and as little else as possible (`index_task.changed`), and with
+  another answer. On half of the pairs features are ranked by their mean contribution towards the other row's answer
+  (`patching.attributions`); on the others the first of them are patched.
 
   Returns:
-    "causal", the part of pairs whose prediction moves towards the other answer; "moved", the median of the move over
-    the difference of the answers; "control", "causal" of as many other features that fire as often; "set_size".
+    ({"set_VS", the variables' features, the strongest first; "share_VV"}, {figure: value}). For each variable "causal"
+    is the part of pairs whose prediction moves towards the other answer; "moved" the median of the move over the
+    difference of the answers; "control" "causal" of as many features outside of the set that fire as often.
   """
-  rng = np.random.default_rng(config.seed)
-  rows_BI = config.rows("patched", _PATCHED_ROWS)
-  other_BI = index_task.changed(rows_BI, variable, rng)
+  pairs = {name: _pairs(config, subject, features, name) for name in index_task.VARIABLES}
+  sets = []
+  for x_BM, f_BF, other_BF, wanted_B in pairs.values():
+    half = slice(0, len(wanted_B) // 2)
+    part_BF = patching.attributions(subject.tail, features.W_dec_FM, x_BM[half], f_BF[half], other_BF[half])
+    towards_F = (part_BF * np.sign(wanted_B[half])[:, None]).mean(0)
+    sets.append(np.argsort(-towards_F)[:config.variable_features])
+  figures, share_VV = {}, np.zeros((len(sets), len(sets)))
+  for variable, (name, (x_BM, f_BF, other_BF, wanted_B)) in enumerate(pairs.items()):
+    judged = slice(len(wanted_B) // 2, None)
+
+    def moves(set_S):
+      before_BO, after_BO = patching.patched(subject.tail, features.W_dec_FM, x_BM[judged], f_BF[judged],
+                                             other_BF[judged], set_S)
+      return np.asarray(after_BO - before_BO)[:, 0] / wanted_B[judged]
+    for other, set_S in enumerate(sets):
+      share_B = moves(set_S)
+      share_VV[variable, other] = np.median(share_B)
+      if other == variable:
+        figures |= {f"{name}_causal": float((share_B > 0).mean()), f"{name}_moved": float(np.median(share_B))}
+    control_S = _as_frequent(sets[variable], (f_BF > 0).mean(0))
+    figures[f"{name}_control"] = float((moves(control_S) > 0).mean())
+  return {"set_VS": np.stack(sets), "share_VV": share_VV}, figures
+
+
+def _pairs(config, subject, features, variable):
+  """(x_BM, f_BF, features of the paired rows, differences of the answers), of pairs whose answers differ."""
+  rows_BI = config.rows("patched", _PAIRS)
+  other_BI = index_task.changed(rows_BI, variable, np.random.default_rng(config.seed))
   wanted_B = index_task.answers(other_BI) - index_task.answers(rows_BI)
   counts = wanted_B != 0
-  rows_BI, other_BI, wanted_B = rows_BI[counts], other_BI[counts], wanted_B[counts]
-  x_BM = subject.activations(rows_BI)
-  f_BF, other_BF = features.encode(x_BM), features.encode(subject.activations(other_BI))
-
-  def moved(set_F):
-    mask_1F = np.isin(np.arange(features.n_features), set_F)[None]
-    before_BO, after_BO = patching.patched(subject.tail, features.W_dec_FM, x_BM, f_BF, other_BF, mask_1F)
-    return np.asarray(after_BO - before_BO)[:, 0]
-  move_B, control_B = moved(set_F), moved(_as_frequent(set_F, density_F))
-  right = lambda move_B: float((np.sign(move_B) == np.sign(wanted_B)).mean())
-  return {"causal": right(move_B), "moved": float(np.median(move_B / wanted_B)), "control": right(control_B),
-          "set_size": len(set_F)}
+  x_BM, other_BM = subject.activations(rows_BI[counts]), subject.activations(other_BI[counts])
+  return x_BM, features.encode(x_BM), features.encode(other_BM), wanted_B[counts]
 
 
 def _as_frequent(set_F, density_F):
