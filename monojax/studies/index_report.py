@@ -84,7 +84,6 @@ def _table(figures):
       ("AUROC of a few features for the variable told worst", value("min_variable_auroc"), "not measured", "≥ 0.99"),
       ("patched features move the prediction rightly, worst variable", percent("causal_agreement"), "not measured",
        "≥ 95 %"),
-      ("as many other features that fire as often, best variable", percent("causal_control"), "not measured", None),
       ("seconds for all of it", value("seconds"), "1,269", "≤ 180")])
 
 
@@ -95,23 +94,33 @@ def _variables(ties, figures):
     of_L = np.flatnonzero(ties.arrays["variable_L"] == name)
     best = of_L[ties.arrays["auroc_L"][of_L].argmax()]
     rows.append((name, ties.label_L[best], value("auroc"), value("neuron_auroc"), value("single_auroc"),
-                 f'{100 * value("causal"):.1f} %', value("moved"), f'{100 * value("control"):.1f} %',
-                 value("set_size")))
-  n_features = ties.arrays["chosen_LK"].shape[1]
-  header = ("variable", "told best", f"AUROC of {n_features} features", f"of {n_features} neurons", "of one feature",
-            "patched rightly", "share of the move", "control", "features patched")
+                 f'{100 * value("causal"):.1f} %', value("moved"), f'{100 * value("control"):.1f} %'))
+  n_read, n_set = ties.arrays["chosen_LK"].shape[1], ties.arrays["set_VS"].shape[1]
+  header = ("variable", "told best", f"AUROC of {n_read} features", f"of {n_read} neurons", "of one feature",
+            "patched rightly", "share of the move", "control")
   labels = Picture([
-      {"type": "bar", "name": f"{n_features} {what}", "x": ties.label_L, "y": ties.arrays[key]}
+      {"type": "bar", "name": f"{n_read} {what}", "x": ties.label_L, "y": ties.arrays[key]}
       for what, key in (("features", "auroc_L"), ("neurons", "neuron_auroc_L"))] + [
       {"type": "bar", "name": "one feature", "x": ties.label_L, "y": np.nanmax(ties.arrays["auroc_FL"], 0)}],
       {"yaxis": {"title": {"text": "AUROC on held-out rows"}, "range": [0.5, 1]}, "height": 420, "bargap": 0.15,
        "legend": {"orientation": "h", "y": 1.12}},
       "Every value of every variable, and thresholds of those that are numbers.")
-  return [Text("Readouts are sums of a few features, fitted to half of the rows and judged on others. Patched: a "
-               "row's features in all readouts of the variable take the values of a row that differs in it and, where "
-               "possible, in nothing else; the prediction should move towards that row's answer. Share: of the "
-               "difference between the answers, in the middle. Control: as many features outside of them that fire as "
-               "often."), Table(header, rows), labels]
+  names = list(index_task.VARIABLES)
+  shares = Picture([{"type": "heatmap", "x": [f"{name}'s" for name in names], "y": names,
+                     "z": ties.arrays["share_VV"].round(3), "zmin": 0, "zmax": 1, "colorscale": "Blues",
+                     "texttemplate": "%{z:.2f}"}],
+                   {"height": 380, "yaxis": {"autorange": "reversed", "title": {"text": "what changes"}},
+                    "xaxis": {"title": {"text": "whose features are patched"}},
+                    "title": {"text": "Share of the move that a variable's features bring about"}},
+                   "The two columns have features of their own; a pointer, the digit it selects and what is computed "
+                   "from that digit share most of theirs.")
+  return [Text(f"A variable's {n_set} features are those that contribute most to the change of the prediction when it "
+               "changes (integrated gradients, on half of the pairs of rows that differ in it and, where possible, in "
+               "nothing else). Patched: on the other half those features take the other row's values, and the "
+               "prediction should move towards its answer. Share: of the difference between the answers, in the "
+               "middle. Control: as many features outside of the set that fire as often. Readouts are sums of a few of "
+               "the variable's features, fitted to three quarters of other rows and judged on the rest."),
+          Table(header, rows), shares, labels]
 
 
 def _detectors(ties):
