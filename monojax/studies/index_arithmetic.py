@@ -44,8 +44,8 @@ class IndexStudyConfig:
       n_steps=3000, batch_rows=512, activity_penalties=(2e-3, 1e-3, 0.0), noise=(0.0, 0.5, 0.0)))
   train_rows: int = option(0, "rows that the MLP learns from, again and again; 0 draws new ones at each step")
   sae: SAEConfig = dataclasses.field(default_factory=lambda: SAEConfig(
-      recipe="batchtopk", n_features=2048, k=20, batch_rows=1024, n_steps=600, learning_rate=5e-4, warmup_steps=50,
-      decay_fraction=0.4, aux_k=16, dead_window_steps=100, scan_steps=20, checkpoint_every_steps=200))
+      recipe="batchtopk", n_features=2048, k=19, batch_rows=1024, n_steps=570, learning_rate=5e-4, warmup_steps=50,
+      decay_fraction=0.4, aux_k=16, dead_window_steps=100, scan_steps=19, checkpoint_every_steps=190))
   next_layer: bool = option(True, "whether the dictionary, which reads the layer of 512, also reconstructs the one "
                                   "after it, so that features hold what that layer computes from it")
   variable_features: int = option(80, "features that stand for a variable: those with the largest effect when it "
