@@ -43,7 +43,7 @@ def main():
     return
   summary = run.write_summary("index_arithmetic")
   cli.print_figures({name: value for name, value in summary.items() if name.startswith("index_arithmetic/")})
-  page = write_report(run.directory / "report", "Index arithmetic", index_report.sections(run, config, summary))
+  page = write_report(run.directory / "report", "Index arithmetic", index_report.sections(run, summary))
   print(f"\nRows: {', '.join(map(str, index_report.write_trace(run)))}\nOpen {page} in a browser.")
 
 

@@ -51,7 +51,7 @@ class Ties:
     return f"{sign}{self.label_L[label]} ({max(auroc_L[label], 1 - auroc_L[label]):.2f})"
 
 
-def sections(run, config, figures):
+def sections(run, figures):
   """{heading: blocks} of the report of a finished study; see `monojax.browser.report.write_report`."""
   ties = Ties(run)
   found = {
@@ -102,18 +102,19 @@ def _variables(ties, figures):
       {"type": "bar", "name": f"{n_read} {what}", "x": ties.label_L, "y": ties.arrays[key]}
       for what, key in (("features", "auroc_L"), ("neurons", "neuron_auroc_L"))] + [
       {"type": "bar", "name": "one feature", "x": ties.label_L, "y": np.nanmax(ties.arrays["auroc_FL"], 0)}],
-      {"yaxis": {"title": {"text": "AUROC on held-out rows"}, "range": [0.5, 1]}, "height": 420, "bargap": 0.15,
+      {"yaxis": {"title": {"text": "AUROC on held-out rows"}, "range": [0.5, 1]}, "height": 460, "bargap": 0.15,
+       "margin": {"l": 60, "r": 20, "t": 50, "b": 120}, "xaxis": {"tickangle": 90},
        "legend": {"orientation": "h", "y": 1.12}},
       "Every value of every variable, and thresholds of those that are numbers.")
   names = list(index_task.VARIABLES)
   shares = Picture([{"type": "heatmap", "x": [f"{name}'s" for name in names], "y": names,
-                     "z": ties.arrays["share_VV"].round(3), "zmin": 0, "zmax": 1, "colorscale": "Blues",
-                     "texttemplate": "%{z:.2f}"}],
+                     "z": ties.arrays["share_VV"].round(3), "zmin": 0, "zmax": 1,
+                     "colorscale": [[0, "#ffffff"], [1, "#1f6fb4"]], "texttemplate": "%{z:.2f}"}],
                    {"height": 380, "yaxis": {"autorange": "reversed", "title": {"text": "what changes"}},
                     "xaxis": {"title": {"text": "whose features are patched"}},
                     "title": {"text": "Share of the move that a variable's features bring about"}},
-                   "The two columns have features of their own; a pointer, the digit it selects and what is computed "
-                   "from that digit share most of theirs.")
+                   "The sets overlap: a pointer's change is a change of the digit that it selects, and what is "
+                   "computed from both columns carries the variables of both.")
   return [Text(f"A variable's {n_set} features are those that contribute most to the change of the prediction when it "
                "changes (integrated gradients, on half of the pairs of rows that differ in it and, where possible, in "
                "nothing else). Patched: on the other half those features take the other row's values, and the "
@@ -127,14 +128,15 @@ def _detectors(ties):
   effects = ties.effects
   shown_F = effects["shown_F"]
   z = ties.arrays["auroc_FL"][shown_F].T
-  return Picture([{"type": "heatmap", "z": np.where(np.isfinite(z), z, 0.5), "zmin": 0, "zmax": 1, "zmid": 0.5,
-                   "colorscale": "RdBu", "x": [f"#{feature}" for feature in shown_F], "y": ties.label_L,
+  return Picture([{"type": "heatmap", "z": np.where(np.isfinite(z), z, 0.5), "zmin": 0, "zmax": 1,
+                   "colorscale": [[0, "#d1662a"], [0.5, "#ffffff"], [1, "#1f6fb4"]],
+                   "x": [f"#{feature}" for feature in shown_F], "y": ties.label_L,
                    "hovertemplate": "%{y}, feature %{x}: AUROC %{z:.3f}<extra></extra>"}],
                  {"height": 900, "yaxis": {"autorange": "reversed", "dtick": 1, "tickfont": {"size": 10}},
                   "xaxis": {"type": "category", "tickangle": 90}, "margin": {"l": 120, "r": 30, "t": 50, "b": 80},
                   "title": {"text": "AUROC of single features for each label"}},
                  "The features whose removal changes predictions most, the strongest first. Blue: fires when the label "
-                 "holds; red: when it does not.")
+                 "holds; orange: when it does not.")
 
 
 def _combinations(ties):
@@ -171,15 +173,13 @@ def _bells(ties):
   values = index_task.variables(effects["rows_BI"])
   data = []
   for sign, colour in ((2, "#1f6fb4"), (0, "#d1662a")):
-    names, points = [], []
-    for feature in effects["shown_F"]:
+    for place, feature in enumerate(effects["shown_F"]):
       of_P = (effects["feature_P"] == feature) & (values["sign"][effects["row_P"]] == sign)
-      effect = effects["effect_P"][of_P][:300]
-      names += [f"#{feature}"] * len(effect)
-      points += effect.tolist()
-    data.append({"type": "violin", "name": _SIGNS[sign], "x": names, "y": [round(point, 3) for point in points],
-                 "side": "positive" if sign == 2 else "negative", "scalegroup": "effects", "spanmode": "hard",
-                 "line": {"color": colour, "width": 1}, "points": False, "meanline": {"visible": True}})
+      points = effects["effect_P"][of_P][:300]
+      data.append({"type": "violin", "name": _SIGNS[sign], "legendgroup": _SIGNS[sign], "showlegend": place == 0,
+                   "x": [f"#{feature}"] * len(points), "y": points.round(3), "width": 0.9, "spanmode": "hard",
+                   "side": "positive" if sign == 2 else "negative", "scalegroup": f"{feature} {sign}",
+                   "line": {"color": colour, "width": 1}, "points": False, "meanline": {"visible": True}})
   return Picture(data, {"height": 460, "violinmode": "overlay", "violingap": 0.1,
                         "xaxis": {"type": "category", "tickangle": 90},
                         "yaxis": {"title": {"text": "change of the prediction"}},
