@@ -34,6 +34,7 @@ _PENALTIES = {"tm2023": (1e-4, 3e-4), "apr2024": (0.3, 1.0), "gated": (0.3, 1.0)
               "jan2025": (0.5, 2.0)}
 _FAST = {"gated": {"beta1": 0.9}, "jumprelu": {"beta1": 0.9, "threshold": 0.3, "bandwidth": 0.3},
          "jan2025": {"threshold": 0.3, "bandwidth": 1.0}}
+_drawn = jax.jit(index_task.draw_rows, static_argnums=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +42,10 @@ class IndexStudyConfig:
   """The subject, the dictionary and how they are looked at."""
   seed: int = option(0, "of the rows; it is added to mlp.seed and sae.seed")
   mlp: MLPConfig = dataclasses.field(default_factory=lambda: MLPConfig(
-      n_steps=3000, batch_rows=512, activity_penalties=(2e-3, 1e-3, 0.0), noise=(0.0, 0.5, 0.0)))
+      n_steps=2750, batch_rows=512, activity_penalties=(2e-3, 1e-3, 0.0), noise=(0.0, 0.6, 0.0)))
   train_rows: int = option(0, "rows that the MLP learns from, again and again; 0 draws new ones at each step")
   sae: SAEConfig = dataclasses.field(default_factory=lambda: SAEConfig(
-      recipe="batchtopk", n_features=2048, k=19, batch_rows=1024, n_steps=570, learning_rate=5e-4, warmup_steps=50,
+      recipe="batchtopk", n_features=2048, k=19, batch_rows=1024, n_steps=532, learning_rate=5e-4, warmup_steps=50,
       decay_fraction=0.4, aux_k=16, dead_window_steps=100, scan_steps=19, checkpoint_every_steps=190))
   next_layer: bool = option(True, "whether the dictionary, which reads the layer of 512, also reconstructs the one "
                                   "after it, so that features hold what that layer computes from it")
@@ -86,7 +87,7 @@ class IndexStudyConfig:
 
   def rows(self, use, n_rows):
     """(n_rows, 10) rows, on the host."""
-    return np.asarray(index_task.draw_rows(self.key(use), n_rows))
+    return np.asarray(_drawn(self.key(use), n_rows))
 
 
 def train_subject(run, config):
