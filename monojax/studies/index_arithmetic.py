@@ -49,9 +49,9 @@ class IndexStudyConfig:
       decay_fraction=0.4, aux_k=16, dead_window_steps=100, scan_steps=19, checkpoint_every_steps=190))
   next_layer: bool = option(True, "whether the dictionary, which reads the layer of 512, also reconstructs the one "
                                   "after it, so that features hold what that layer computes from it")
-  variable_features: int = option(80, "features that stand for a variable: those with the largest effect when it "
+  variable_features: int = option(96, "features that stand for a variable: those with the largest effect when it "
                                       "changes")
-  readout_features: int = option(32, "of those, features in a readout of one of its values")
+  readout_features: int = option(40, "of those, features in a readout of one of its values")
   sweep_recipes: tuple[str, ...] = option((), "recipes to train on the layer of 512 alone, besides; none by default")
   sweep_sizes: tuple[int, ...] = option((512, 1024, 2048), "sizes of each of them")
 
