@@ -6,8 +6,9 @@
 A row is two columns of four digits and a pointer each. The MLP is trained, then a dictionary of its layer of 512; its
 features are tied to the pointers, the digits they select, their sign and difference, by what they tell and by what
 changing them does. Leaves summary.json, report/index.html and report/trace.csv (and .xlsx) in the workdir; the same
-command goes on where it was interrupted. --probe prints what fires on one row. --preset=seed is the MLP as a known
-study trained it: 8,000 rows, 500 times over. --sweep_recipes=topk,jumprelu trains others besides.
+command goes on where it was interrupted. --probe only prints what fires on one row. --preset=published is the MLP as
+Palani-SN/monosemanticity-mlp-interpretability trained it: 8,000 rows, 500 times over. --sweep_recipes=topk,jumprelu
+trains others besides.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from monojax import cli
 from monojax.studies.index_arithmetic import INPUTS, IndexStudyConfig
 from monojax.subjects.mlp import MLPConfig
 
-_PRESET = flags.DEFINE_enum("preset", "better", ("better", "seed"), "how the MLP is trained, to start from")
+_PRESET = flags.DEFINE_enum("preset", "better", ("better", "published"), "how the MLP is trained, to start from")
 _PROBE = flags.DEFINE_string("probe", "", "ten numbers, c1[0..3],p1,c2[0..3],p2: print what fires on this row")
 
 
@@ -27,7 +28,7 @@ def main():
   from monojax.studies import index_arithmetic, index_report, index_ties
   from monojax.subjects import index_task
   config = IndexStudyConfig()
-  if _PRESET.value == "seed":
+  if _PRESET.value == "published":
     config = dataclasses.replace(config, train_rows=8000, mlp=MLPConfig(n_steps=62_500, batch_rows=64, scan_steps=500,
                                                                         checkpoint_every_steps=12_500))
   if _PROBE.value:
@@ -38,10 +39,10 @@ def main():
   index_ties.tie_features(run, config)
   if config.sweep_recipes:
     index_arithmetic.train_others(run, config)
+  summary = run.write_summary("index_arithmetic")
   if _PROBE.value:
     print("\n".join(index_report.probe(run, config, _PROBE.value)))
     return
-  summary = run.write_summary("index_arithmetic")
   cli.print_figures({name: value for name, value in summary.items() if name.startswith("index_arithmetic/")})
   page = write_report(run.directory / "report", "Index arithmetic", index_report.sections(run, summary))
   print(f"\nRows: {', '.join(map(str, index_report.write_trace(run)))}\nOpen {page} in a browser.")

@@ -40,15 +40,18 @@ def test_one_variable_is_changed_and_little_else():
   rows_BI = np.asarray(index_task.draw_rows(jax.random.key(1), 5000))
   before = index_task.variables(rows_BI)
   kept = {"p1": ("p2", "v2"), "p2": ("p1", "v1"), "v1": ("p1", "p2", "v2"), "v2": ("p1", "p2", "v1"),
-          "sign": ("p1", "p2", "v2"), "difference": ("p1", "p2", "v2")}
+          "sign": ("p1", "p2"), "difference": ("p1", "p2")}
   for name, same in kept.items():
     other_BI = index_task.changed(rows_BI, name, np.random.default_rng(0))
     after = index_task.variables(other_BI)
     assert np.all((other_BI != rows_BI).sum(1) == 1) and np.all(after[name] != before[name]), name
     for other in same:
       np.testing.assert_array_equal(after[other], before[other])
+    if name in ("sign", "difference"):
+      assert 0.4 < (after["v1"] != before["v1"]).mean() < 0.6
     if name == "difference":  # on the same side wherever another digit is there
-      tight_B = ((before["sign"] == 2) & (before["v2"] == 8)) | ((before["sign"] == 0) & (before["v2"] == 1))
+      tight_B = np.any([(before[one] > before[other]) & (before[other] == 8) | (before[one] < before[other])
+                        & (before[other] == 1) for one, other in (("v1", "v2"), ("v2", "v1"))], 0)
       moved_B = after["sign"] != before["sign"]
       assert np.all((tight_B | (before["sign"] == 1))[moved_B])
   digits = index_task.changed(np.tile(rows_BI[:1], (9000, 1)), "v1", np.random.default_rng(0))[:, :4].max(1)
@@ -89,6 +92,8 @@ def test_noise_is_as_large_as_asked_for():
   hidden_BH = mlp.MLP(config).apply({"params": params}, x_BI)[1]["layer.0.mlp.hidden"]
   expected = 0.25 * np.sqrt(np.square(hidden_BH).mean()) * np.linalg.norm(params["W_1_IH"])
   assert np.std(noisy_BO - still_BO) == pytest.approx(expected, rel=0.05) and activity == same
+  with pytest.raises(InputError, match="before a normalised layer"):
+    mlp.MLPConfig(3, (8, 8), 2, 1, noise=(0.5, 0.0))
   for bad in ({"noise": (1.0, 1.0)}, {"activity_penalties": (-1.0,)}):
     with pytest.raises(InputError, match=f"mlp.{next(iter(bad))}"):
       mlp.MLPConfig(3, (400,), 0, 1, **bad)

@@ -40,7 +40,7 @@ def ablation_effects(tail, W_dec_FM, x_BM, f_BF, chunk=16_384):
   return row_P, feature_P, np.concatenate(found) if found else np.zeros((0, base_BO.shape[1]))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)
 def _ablating(tail):
   return jax.jit(lambda x_BM, W_dec_FM, row_P, feature_P, value_P:
                  tail(x_BM[row_P] - value_P[:, None] * W_dec_FM[feature_P]))
@@ -60,7 +60,7 @@ def patched(tail, W_dec_FM, x_BM, f_BF, other_BF, features_S):
   return _patching(tail)(x_BM, change_BS, jnp.asarray(W_dec_FM)[features_S])
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)
 def _patching(tail):
   return jax.jit(lambda x_BM, change_BS, W_dec_SM: (tail(x_BM), tail(x_BM + change_BS @ W_dec_SM)))
 
@@ -79,7 +79,7 @@ def attributions(tail, W_dec_FM, x_BM, f_BF, other_BF, n_points=5):
   return np.asarray(_attributing(tail, n_points)(x_BM, other_BF - f_BF, W_dec_FM))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)
 def _attributing(tail, n_points):
   def run(x_BM, change_BF, W_dec_FM):
     slope_of = jax.grad(lambda x_BM: tail(x_BM).sum())

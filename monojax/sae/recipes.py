@@ -58,8 +58,8 @@ def make_recipe(config, wiring, dtype, mesh=None):
   """
   config = config.resolved()
   wiring = wiring if isinstance(wiring, Wiring) else Wiring((wiring,))
-  require(not (config.skip and wiring.autoencodes), "sae.skip", True,
-          "needs a dictionary that writes what it does not read (a transcoder): others would only copy")
+  require(not (config.skip and set(wiring.reads) & set(wiring.writes)), "sae.skip", True,
+          "needs a dictionary that writes only what it does not read (a transcoder): others would only copy")
 
   def build(nonlinearity, pre_bias, encoder_init):
     nonlinearity = dataclasses.replace(nonlinearity, mesh=mesh)

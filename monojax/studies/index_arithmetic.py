@@ -43,7 +43,7 @@ class IndexStudyConfig:
   seed: int = option(0, "of the rows; it is added to mlp.seed and sae.seed")
   mlp: MLPConfig = dataclasses.field(default_factory=lambda: MLPConfig(
       n_steps=2750, batch_rows=512, activity_penalties=(2e-3, 1e-3, 0.0), noise=(0.0, 0.6, 0.0)))
-  train_rows: int = option(0, "rows that the MLP learns from, again and again; 0 draws new ones at each step")
+  train_rows: int = option(0, "rows that the MLP learns from, drawn again and again; 0 draws new ones at each step")
   sae: SAEConfig = dataclasses.field(default_factory=lambda: SAEConfig(
       recipe="batchtopk", n_features=2048, k=19, batch_rows=1024, n_steps=532, learning_rate=5e-4, warmup_steps=50,
       decay_fraction=0.4, aux_k=16, dead_window_steps=100, scan_steps=19, checkpoint_every_steps=190))
@@ -58,13 +58,17 @@ class IndexStudyConfig:
   def __post_init__(self):
     require_not_negative(self, "", "seed", "train_rows")
     require_positive(self, "", "readout_features")
-    require(self.readout_features <= self.variable_features <= self.sae.n_features, "variable_features",
-            self.variable_features, f"must lie between readout_features={self.readout_features} and "
+    require(self.readout_features <= self.variable_features <= self.sae.n_features // 2, "variable_features",
+            self.variable_features, f"must lie between readout_features={self.readout_features} and half of "
                                     f"sae.n_features={self.sae.n_features}")
+    require(min(self.sweep_sizes, default=0) > 0, "sweep_sizes", self.sweep_sizes, "needs positive sizes")
     require(all(name in PUBLISHED for name in self.sweep_recipes), "sweep_recipes", ",".join(self.sweep_recipes),
             f"choose among {', '.join(PUBLISHED)}")
     require(len(self.mlp.hidden) == 3 and self.mlp.n_inputs == index_task.WIDTH and self.mlp.n_outputs == 1,
             "mlp.hidden", self.mlp.hidden, "the study is of ten numbers, three hidden layers and one output")
+    require(self.readout_features <= self.mlp.hidden[1], "readout_features", self.readout_features,
+            f"must not exceed the layer's {self.mlp.hidden[1]} neurons")
+    sweep_configs(self)  # refuses what cannot be trained, before anything is
 
   @property
   def seeded_mlp(self):
@@ -95,7 +99,8 @@ def train_subject(run, config):
   mlp = config.seeded_mlp
 
   def work(directory, identity):
-    model, params = train_mlp(mlp, _batches(config), config.rows("moments", _TEST_ROWS), directory,
+    moment_rows_BI = _fixed_rows(config) if config.train_rows else config.rows("moments", _TEST_ROWS)
+    model, params = train_mlp(mlp, _batches(config), moment_rows_BI, directory,
                               {"identity": identity}, meshes.make_mesh(), MetricsConfig())
     checkpoint.save_params(directory / "subject", params, {"identity": identity})
     rows_BI = config.rows("tested", _TEST_ROWS)
@@ -109,7 +114,7 @@ def train_subject(run, config):
 def _batches(config):
   """(first step, last step) -> (x_SBI, y_SBO) of the rows that the MLP learns from."""
   n_batch, key = config.mlp.batch_rows, config.key("learned")
-  fixed_NI = index_task.draw_rows(key, config.train_rows) if config.train_rows else None
+  fixed_NI = _fixed_rows(config) if config.train_rows else None
 
   @jax.jit
   def make(steps_S):
@@ -120,6 +125,10 @@ def _batches(config):
       return rows_BI, index_task.answers(rows_BI)[:, None]
     return jax.vmap(one)(steps_S)
   return lambda first, last: make(jnp.arange(first, last))
+
+
+def _fixed_rows(config):
+  return _drawn(config.key("learned"), config.train_rows)
 
 
 class Subject:
@@ -247,7 +256,8 @@ def sweep_configs(config):
   found = []
   for recipe in config.sweep_recipes:
     for n_features in config.sweep_sizes:
+      given = {} if recipe == config.sae.recipe else {"sparsity_coefficient": None}  # another recipe's, otherwise
       base = dataclasses.replace(config.sae, seed=config.seeded_sae.seed, recipe=recipe, n_features=n_features,
-                                 **_FAST.get(recipe, {}))
+                                 **given, **_FAST.get(recipe, {}))
       found += base.at_sparsities(_PENALTIES[recipe]) if recipe in _PENALTIES else [base]
   return [sae.resolved() for sae in found]

@@ -9,12 +9,14 @@ import io
 import numpy as np
 
 from monojax import files
+from monojax.analysis.patching import ablation_effects
 from monojax.browser.report import Picture, Table, Text
 from monojax.studies.index_arithmetic import Features, Subject
 from monojax.subjects import index_task
 
 _SYMBOLS = {"p1": "p1", "p2": "p2", "v1": "v1", "v2": "v2", "difference": "|v1 - v2|"}
 _SIGNS = ("v1 < v2", "v1 = v2", "v1 > v2")
+_FIRED_ROWS, _TELLING = 50, 0.05  # what a feature needs for its AUROC to be worth showing: rows, distance from 0.5
 TRACED_FEATURES = 10  # of each row, by their effect
 
 
@@ -44,9 +46,11 @@ class Ties:
   def told(self, feature):
     """What a feature tells best, alone: a label and its AUROC."""
     auroc_L = self.arrays["auroc_FL"][feature]
-    if not np.isfinite(auroc_L).any():
+    if self.arrays["rows_F"][feature] < _FIRED_ROWS or not np.isfinite(auroc_L).any():
       return "fires too rarely to say"
     label = int(np.nanargmax(np.abs(auroc_L - 0.5)))
+    if abs(auroc_L[label] - 0.5) < _TELLING:
+      return "nothing by itself"
     sign = "" if auroc_L[label] > 0.5 else "not "
     return f"{sign}{self.label_L[label]} ({max(auroc_L[label], 1 - auroc_L[label]):.2f})"
 
@@ -54,6 +58,7 @@ class Ties:
 def sections(run, figures):
   """{heading: blocks} of the report of a finished study; see `monojax.browser.report.write_report`."""
   ties = Ties(run)
+  rows = _rows(ties)
   found = {
       "Figures": [_table(figures)],
       "Which features tell which variable": _variables(ties, figures),
@@ -61,8 +66,8 @@ def sections(run, figures):
       "What removing a feature does": [_bells(ties)],
       "From index to output": [_sankey(ties)],
       "Row by row": [Text("trace.csv and, where openpyxl is installed, trace.xlsx beside this page: a line for each "
-                          f"of {len(_rows(ties))} rows: variables, predictions, and the {TRACED_FEATURES} features "
-                          "whose removal changes the prediction most."), _examples(ties)],
+                          f"of {len(rows)} rows: variables, predictions, and the {TRACED_FEATURES} features "
+                          "whose removal changes the prediction most."), _examples(rows)],
   }
   if run.stage("sweep"):
     found["Other recipes and sizes"] = _sweep(files.read_json(run.directory / "sweep" / "points.json"))
@@ -72,7 +77,7 @@ def sections(run, figures):
 def _table(figures):
   value = lambda name: figures.get(f"index_arithmetic/{name}")
   percent = lambda name: f"{100 * value(name):.2f} %"
-  return Table(("figure", "ours", "seed", "target"), [
+  return Table(("figure", "ours", "published", "target"), [
       ("MLP's accuracy on new rows, rounded", percent("test_accuracy"), "85.9 %", "≥ 99.9 %"),
       ("accuracy with the reconstruction in the layer's place", percent("spliced_accuracy"), "61.9 %", "≥ 99 %"),
       ("features that fire on a row (L0)", value("l0"), "72", "≤ 20"),
@@ -81,7 +86,8 @@ def _table(figures):
       ("features that fire on less than one row in 10,000", percent("rare_fraction"), "not measured", None),
       ("explained variance of the layer", value("explained_variance"), "0.987", None),
       ("accuracy with the layer's mean in its place", percent("ablated_accuracy"), "not measured", None),
-      ("AUROC of a few features for the variable told worst", value("min_variable_auroc"), "not measured", "≥ 0.99"),
+      ("AUROC of a few features for the best told value of a variable, worst variable", value("min_variable_auroc"),
+       "not measured", "≥ 0.99"),
       ("patched features move the prediction rightly, worst variable", percent("causal_agreement"), "not measured",
        "≥ 95 %"),
       ("seconds for all of it", value("seconds"), "1,269", "≤ 180")])
@@ -93,11 +99,13 @@ def _variables(ties, figures):
     value = lambda key, name=name: figures[f"index_arithmetic/{name}_{key}"]
     of_L = np.flatnonzero(ties.arrays["variable_L"] == name)
     best = of_L[ties.arrays["auroc_L"][of_L].argmax()]
-    rows.append((name, ties.label_L[best], value("auroc"), value("neuron_auroc"), value("single_auroc"),
-                 f'{100 * value("causal"):.1f} %', value("moved"), f'{100 * value("control"):.1f} %'))
+    rows.append((name, ties.label_L[best], value("auroc"), value("median_auroc"), value("neuron_auroc"),
+                 value("single_auroc"), f'{100 * value("single_information"):.0f} %', f'{100 * value("causal"):.1f} %',
+                 value("moved"), value("active"), f'{100 * value("control"):.1f} %', value("control_active")))
   n_read, n_set = ties.arrays["chosen_LK"].shape[1], ties.arrays["set_VS"].shape[1]
-  header = ("variable", "told best", f"AUROC of {n_read} features", f"of {n_read} neurons", "of one feature",
-            "patched rightly", "share of the move", "control")
+  header = ("variable", "told best", f"AUROC of {n_read} features", "all labels' median", f"{n_read} neurons",
+            "one feature", "one feature's information", "patched rightly", "share of the move", "features that fire",
+            "control", "its features that fire")
   labels = Picture([
       {"type": "bar", "name": f"{n_read} {what}", "x": ties.label_L, "y": ties.arrays[key]}
       for what, key in (("features", "auroc_L"), ("neurons", "neuron_auroc_L"))] + [
@@ -119,8 +127,11 @@ def _variables(ties, figures):
                "changes (integrated gradients, on half of the pairs of rows that differ in it and, where possible, in "
                "nothing else). Patched: on the other half those features take the other row's values, and the "
                "prediction should move towards its answer. Share: of the difference between the answers, in the "
-               "middle. Control: as many features outside of the set that fire as often. Readouts are sums of a few of "
-               "the variable's features, fitted to three quarters of other rows and judged on the rest."),
+               "middle. Control: as many features outside of the set, those nearest in how often they fire; it fires "
+               "less, since the set holds most of what fires. This says what suffices to move a prediction, not that "
+               "it serves one variable only. Readouts are sums of a few of the variable's features (or of any "
+               "neurons), fitted to three quarters of other rows and judged on the rest; information: mutual "
+               "information of the feature that has most, over the variable's entropy."),
           Table(header, rows), shares, labels]
 
 
@@ -236,8 +247,7 @@ def _sweep(points):
                            "yaxis": {"title": {"text": "spliced accuracy"}}})]
 
 
-def _examples(ties):
-  rows = _rows(ties)
+def _examples(rows):
   header = ("row", "v1", "v2", "answer", "prediction", "spliced", "three strongest features: effect of removal, what "
             "it tells")
   shown = []
@@ -310,7 +320,6 @@ def probe(run, config, text):
     config: its configuration.
     text: ten numbers; see `index_task.parse`.
   """
-  from monojax.analysis.patching import ablation_effects
   rows_BI = index_task.parse(text)
   subject = Subject(run, config)
   features, ties = Features.of_run(run, config, subject), Ties(run)

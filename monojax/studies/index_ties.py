@@ -13,15 +13,15 @@ from monojax.subjects import index_task
 
 ORDERED = ("v1", "v2", "difference")  # variables whose thresholds are labels, too
 SHOWN_NEURONS, SHOWN_FEATURES = 16, 24
-_TIED_ROWS, _FITTED_ROWS, _PAIRS, _ABLATED_ROWS = 40_000, 30_000, 10_000, 2000
+_TIED_ROWS, _FITTED_ROWS, _DRAWN_PAIRS, _PAIRS, _ABLATED_ROWS = 40_000, 30_000, 10_000, 8000, 2000
 
 
 def tie_features(run, config):
   """Which features carry the task's variables: by what changing them does, and by what they tell.
 
-  Leaves `ties.npz` (of labels: what they are, the features of their readouts, AUROCs; "set_VS", each variable's
-  features; "share_VV", the share of the move when the first variable changes and the second's features are patched) and
-  `effects.npz` (`measured_effects`).
+  Leaves `ties.npz` and `effects.npz` (`measured_effects`). The first holds of labels "variable_L", "relation_L" and
+  "value_L", "chosen_LK" (the features of their readouts), "auroc_L", "neuron_auroc_L" and "auroc_FL"; "information_VF";
+  "rows_F", on how many of the 10,000 judged rows each feature fires; and what `causal_sets` returns.
   """
   def work(directory, identity):
     subject = Subject(run, config)
@@ -42,16 +42,20 @@ def tie_features(run, config):
     auroc_FL = tell.aurocs(f_BF[_FITTED_ROWS:], label_BL[_FITTED_ROWS:])
     for name in index_task.VARIABLES:
       of = variable_L == name
-      figures |= {f"{name}_auroc": float(auroc_L[of].max()), f"{name}_single_auroc": float(auroc_FL[:, of].max()),
-                  f"{name}_neuron_auroc": float(neuron_auroc_L[of].max())}
+      best = np.flatnonzero(of)[auroc_L[of].argmax()]
+      figures |= {f"{name}_auroc": float(auroc_L[best]), f"{name}_median_auroc": float(np.median(auroc_L[of])),
+                  f"{name}_neuron_auroc": float(neuron_auroc_L[best]),
+                  f"{name}_single_auroc": float(0.5 + np.nanmax(np.abs(auroc_FL[:, best] - 0.5)))}
+    information_VF = tell.mutual_information(f_BF, np.stack(list(values.values()), 1))
+    for (name, value_B), information_F in zip(values.items(), information_VF, strict=True):
+      figures[f"{name}_single_information"] = float(information_F.max() / tell.entropy(value_B))
     worst = lambda key: min(figures[f"{name}_{key}"] for name in index_task.VARIABLES)
     figures |= {"min_variable_auroc": worst("auroc"), "causal_agreement": worst("causal")}
     files.write_npz(directory / "ties.npz", arrays | {
         "variable_L": variable_L, "relation_L": np.array([relation for _, relation, _ in names]),
         "value_L": np.array([value for *_, value in names]), "chosen_LK": chosen_LK, "auroc_L": auroc_L,
         "neuron_auroc_L": neuron_auroc_L, "auroc_FL": auroc_FL,
-        "information_VF": tell.mutual_information(f_BF, np.stack(list(values.values()), 1)),
-        "density_F": (f_BF > 0).mean(0)})
+        "information_VF": information_VF, "rows_F": (f_BF[_FITTED_ROWS:] > 0).sum(0)})
     files.write_npz(directory / "effects.npz", measured_effects(config, subject, features))
     return {f"index_arithmetic/{name}": value for name, value in figures.items()}
   return run.execute("features", {name: getattr(config, name)
@@ -66,9 +70,11 @@ def causal_sets(config, subject, features):
   (`patching.attributions`); on the others the first of them are patched.
 
   Returns:
-    ({"set_VS", the variables' features, the strongest first; "share_VV"}, {figure: value}). For each variable "causal"
-    is the part of pairs whose prediction moves towards the other answer; "moved" the median of the move over the
-    difference of the answers; "control" "causal" of as many features outside of the set that fire as often.
+    ({"set_VS", the variables' features, the strongest first; "share_VV", the share of the move when the first variable
+    changes and the second's features are patched}, {figure: value}). For each variable "causal" is the part of pairs
+    whose prediction moves towards the other answer; "moved" the median of the move over the difference of the answers;
+    "control" "causal" of as many features outside of the set, those nearest in how often they fire; "active" and
+    "control_active" how many of the set, and of the control, fire on a row.
   """
   pairs = {name: _pairs(config, subject, features, name) for name in index_task.VARIABLES}
   sets = []
@@ -90,17 +96,20 @@ def causal_sets(config, subject, features):
       share_VV[variable, other] = np.median(share_B)
       if other == variable:
         figures |= {f"{name}_causal": float((share_B > 0).mean()), f"{name}_moved": float(np.median(share_B))}
-    control_S = _as_frequent(sets[variable], (f_BF > 0).mean(0))
-    figures[f"{name}_control"] = float((moves(control_S) > 0).mean())
+    density_F = (f_BF > 0).mean(0)
+    control_S = _as_frequent(sets[variable], density_F)
+    figures |= {f"{name}_control": float((moves(control_S) > 0).mean()),
+                f"{name}_active": float(density_F[sets[variable]].sum()),
+                f"{name}_control_active": float(density_F[control_S].sum())}
   return {"set_VS": np.stack(sets), "share_VV": share_VV}, figures
 
 
 def _pairs(config, subject, features, variable):
   """(x_BM, f_BF, features of the paired rows, differences of the answers), of pairs whose answers differ."""
-  rows_BI = config.rows("patched", _PAIRS)
+  rows_BI = config.rows("patched", _DRAWN_PAIRS)
   other_BI = index_task.changed(rows_BI, variable, np.random.default_rng(config.seed))
   wanted_B = index_task.answers(other_BI) - index_task.answers(rows_BI)
-  counts = wanted_B != 0
+  counts = np.flatnonzero(wanted_B)[:_PAIRS]  # as many for each variable
   x_BM, other_BM = subject.activations(rows_BI[counts]), subject.activations(other_BI[counts])
   return x_BM, features.encode(x_BM), features.encode(other_BM), wanted_B[counts]
 
@@ -164,4 +173,4 @@ def measured_effects(config, subject, features):
   return {"rows_BI": rows_BI, "found_B": found_B, "spliced_B": subject.output(features.reconstruct(x_BM)),
           "row_P": row_P, "feature_P": feature_P, "value_P": f_BF[row_P, feature_P], "effect_P": effect_P,
           **{name: edge / len(rows_BI) for name, edge in edges.items()}, "neuron_N": neuron_N, "shown_F": shown_F,
-          "effect_share": total_F[shown_F].sum() / total_F.sum()}
+          "effect_share": total_F[shown_F].sum() / max(total_F.sum(), 1e-9)}

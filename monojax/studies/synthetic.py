@@ -25,7 +25,7 @@ class SyntheticStudyConfig:
   """The planted features and dictionaries of the study's main part, and its grid."""
   planted: PlantedConfig = nested(PlantedConfig)
   sae: SAEConfig = dataclasses.field(default_factory=lambda: SAEConfig(
-      recipe="batchtopk", n_features=512, k=7, batch_rows=1024, n_steps=6000, learning_rate=3e-3, warmup_steps=100,
+      recipe="batchtopk", n_features=576, k=8, batch_rows=1024, n_steps=6000, learning_rate=3e-3, warmup_steps=100,
       decay_fraction=0.3, dead_window_steps=100, scan_steps=50, checkpoint_every_steps=1000))
   recipes: tuple[str, ...] = option(("tm2023", "jumprelu", "batchtopk", "matryoshka"), "recipes of the grid")
   levels: tuple[float, ...] = option((1.0, 4.0, 16.0), "features that fire on a row, in the grid")

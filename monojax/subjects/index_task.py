@@ -49,7 +49,7 @@ def changed(rows_BI, variable, rng):
   """Rows like the given ones but for one variable, with as little else changed as possible.
 
   A pointer points elsewhere; the selected digit of its column is another one. The sign changes by the selected digit
-  of the first column, to one on another side of the second's; the difference by one on the same side, where there is
+  of either column, to one on another side of the other's; the difference by one on the same side, where there is
   any other.
 
   Args:
@@ -58,24 +58,24 @@ def changed(rows_BI, variable, rng):
     rng: numpy generator.
   """
   rows_BI, now = np.array(rows_BI), variables(rows_BI)
-  column = 9 if variable == "p2" else 4
-  n_values = N_POINTERS if variable in ("p1", "p2") else N_DIGITS
-  value_1V = np.arange(n_values)[None]
   if variable in ("p1", "p2"):
-    allowed_BV = value_1V != now[variable][:, None]
+    column_B = np.full(len(rows_BI), 4 if variable == "p1" else 9)
+    allowed_BV = np.arange(N_POINTERS)[None] != now[variable][:, None]
   else:
-    selected_B = now["v2" if variable == "v2" else "v1"]
+    second_B = {"v1": np.zeros(len(rows_BI), bool), "v2": np.ones(len(rows_BI), bool)}.get(
+        variable, rng.random(len(rows_BI)) < 0.5)  # whether the second column's digit changes
+    column_B = np.where(second_B, rows_BI[:, 9] + 5, rows_BI[:, 4]).astype(int)
+    selected_B, other_B = np.where(second_B, (now["v2"], now["v1"]), (now["v1"], now["v2"]))
+    value_1V = np.arange(N_DIGITS)[None]
     allowed_BV = value_1V != selected_B[:, None]
-    same_side_BV = np.sign(value_1V - now["v2"][:, None]) + 1 == now["sign"][:, None]
+    same_side_BV = np.sign(value_1V - other_B[:, None]) == np.sign(selected_B - other_B)[:, None]
     if variable == "sign":
       allowed_BV &= ~same_side_BV
     if variable == "difference":
-      allowed_BV &= np.abs(value_1V - now["v2"][:, None]) != now["difference"][:, None]
+      allowed_BV &= np.abs(value_1V - other_B[:, None]) != now["difference"][:, None]
       nearer_BV = allowed_BV & same_side_BV
       allowed_BV = np.where(nearer_BV.any(1, keepdims=True), nearer_BV, allowed_BV)
-    pointer_B = rows_BI[:, 9 if variable == "v2" else 4].astype(int)
-    column = pointer_B + (5 if variable == "v2" else 0)
-  rows_BI[np.arange(len(rows_BI)), column] = np.where(allowed_BV, rng.random(allowed_BV.shape), -1).argmax(1)
+  rows_BI[np.arange(len(rows_BI)), column_B] = np.where(allowed_BV, rng.random(allowed_BV.shape), -1).argmax(1)
   return rows_BI
 
 

@@ -48,6 +48,8 @@ class MLPConfig:
       values = getattr(self, name)
       require(not values or len(values) == len(self.hidden) and min(values) >= 0, f"mlp.{name}",
               ",".join(map(str, values)), f"needs one of at least 0 for each of {len(self.hidden)} layers")
+    require(not any(self.noise[:max(self.n_normed - 1, 0)]), "mlp.noise", ",".join(map(str, self.noise)),
+            "must be 0 before a normalised layer, whose moments it would change")
     require(0 <= self.n_normed <= len(self.hidden), "mlp.n_normed", self.n_normed, "must not exceed the hidden layers")
 
   @property
@@ -98,7 +100,7 @@ def normed_forward(config, params, x_BI, noise_key=None):
     if i < last:
       x_BI = nn.relu(x_BI)
       activity.append(x_BI.sum(1).mean())
-      if config.noise and noise_key is not None:
+      if noise_key is not None and config.noise and config.noise[i]:
         scale = config.noise[i] * jax.lax.stop_gradient(jnp.sqrt(jnp.square(x_BI).mean()))
         x_BI += scale * jax.random.normal(jax.random.fold_in(noise_key, i), x_BI.shape)
   return x_BI, moments, activity
