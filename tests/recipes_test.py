@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from monojax.config import InputError
 from monojax.sae import recipes
 from monojax.sae.config import PUBLISHED, SAEConfig
 from monojax.sae.model import Wiring
@@ -59,9 +60,7 @@ class Reference:
     self.x, self.y = (np.asarray(columns, np.float64) for columns in (wiring.inputs(x_BW), wiring.targets(x_BW)))
     self.pre_bias, self.segments = recipe.model.pre_bias, wiring.written()
     self.settings = settings
-    self.read_columns = np.concatenate([np.arange(*self.segments[wiring.writes.index(site)]) for site in wiring.reads
-                                        if site in wiring.writes] or [[]]).astype(int)
-    self.centred = self.x - (self.p["b_dec_M"][self.read_columns] if self.pre_bias else 0.0)
+    self.centred = self.x - (self.p["b_dec_M"] if self.pre_bias else 0.0)
     self.h = self.centred @ self.p["W_enc_MF"] + self.p["b_enc_F"]
     self.g = {name: np.zeros_like(value) for name, value in self.p.items()}
     self.g_h = np.zeros_like(self.h)
@@ -106,7 +105,7 @@ class Reference:
     self.g["W_enc_MF"] += self.centred.T @ self.g_h
     self.g["b_enc_F"] += self.g_h.sum(0)
     if self.pre_bias:
-      self.g["b_dec_M"][self.read_columns] -= (self.g_h @ self.p["W_enc_MF"].T).sum(0)
+      self.g["b_dec_M"] -= (self.g_h @ self.p["W_enc_MF"].T).sum(0)
     return self.loss, self.g
 
 
@@ -242,34 +241,22 @@ def test_loss_and_gradients_are_the_published_ones(name, sparse):
     assert key == "threshold" or np.abs(value).max() > 1e-4, key
 
 
-def assert_by_hand(name, wiring):
-  recipe, params, x_BW = example(name, 0, wiring)
-  (loss, _), gradients = graded(recipe, params, x_BW)
-  reference = Reference(recipe, params, x_BW, SETTINGS[name])
-  BY_HAND[name](reference, SETTINGS[name])
-  expected_loss, expected = reference.finish()
-  np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-  for key, value in expected.items():
-    np.testing.assert_allclose(gradients[key], value, atol=1e-5 * max(1.0, np.abs(value).max()), err_msg=key)
-  return recipe
-
-
 @pytest.mark.parametrize("name", ["apr2024", "jan2025"])
 def test_crosscoders_and_transcoders_are_the_same_formulas_on_other_columns(name):
   for wiring in (Wiring((4, 6), (0,), (1,)), Wiring((4, 6), (0, 1), (0, 1)), Wiring((4, 3, 6), (2,), (0, 1))):
-    assert_by_hand(name, wiring)
+    recipe, params, x_BW = example(name, 0, wiring)
+    (loss, _), gradients = graded(recipe, params, x_BW)
+    reference = Reference(recipe, params, x_BW, SETTINGS[name])
+    BY_HAND[name](reference, SETTINGS[name])
+    expected_loss, expected = reference.finish()
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    for key, value in expected.items():
+      np.testing.assert_allclose(gradients[key], value, atol=1e-5 * max(1.0, np.abs(value).max()), err_msg=key)
 
 
-@pytest.mark.parametrize("name", ["tm2023", "batchtopk", "jumprelu"])
-def test_what_is_read_and_written_besides_others_is_centred_by_its_part_of_the_bias(name):
-  wiring = Wiring((4, 6, 3), (1,), (0, 1, 2))
-  recipe = assert_by_hand(name, wiring)
-  assert wiring.writes_back and recipe.model.pre_bias
-  np.testing.assert_array_equal(wiring.read_back(np.arange(13.0)), np.arange(4.0, 10))
-
-
-def test_the_encoder_starts_as_the_decoders_transpose_for_what_is_read():
-  wiring = Wiring((4, 6, 3), (2, 1), (0, 1, 2))
-  params = example("gated", 0, wiring)[0].model.init(jax.random.key(1), jnp.zeros((1, 9)))["params"]
-  W_dec_FM = np.asarray(params["W_dec_FM"])
-  np.testing.assert_array_equal(params["W_enc_MF"], np.concatenate([W_dec_FM[:, 10:], W_dec_FM[:, 4:10]], 1).T)
+def test_a_skip_that_would_copy_is_refused():
+  config = SAEConfig(recipe="topk", n_features=F, k=K, skip=True)
+  assert recipes.make_recipe(config, Wiring((4, 6), (0,), (1,)), jnp.float32).model.skip
+  for wiring in (Wiring((4,)), Wiring((4, 6), (0, 1), (0, 1)), Wiring((4, 6), (0,), (0, 1))):
+    with pytest.raises(InputError, match="skip"):
+      recipes.make_recipe(config, wiring, jnp.float32)

@@ -1,7 +1,7 @@
 """What features do: the change of a subject's output when some of them are removed, or given other values.
 
 The reconstruction's error stays as it is: an activation x becomes x + (f' - f) W_dec, with f the features that the
-dictionary finds in x and f' those put in their place. Sites that the dictionary writes besides are left out.
+dictionary finds in x and f' those put in their place.
 
 Letters: B rows, P pairs of a row and a feature, M width, F features, S some of them, O outputs.
 """

@@ -34,8 +34,7 @@ class SAEConfig:
   k: int = option(32, "features kept of each row, on average over a batch for batchtopk and matryoshka")
   reads: tuple[str, ...] = option((), "sites that are read, of those stored; default: activations.site")
   writes: tuple[str, ...] = option((), "sites that are reconstructed: default those that are read (an autoencoder of "
-                                       "one, a crosscoder of several); sites that are not read make a "
-                                       "transcoder")
+                                       "one, a crosscoder of several); others make a transcoder")
   batch_rows: int = option(8192, "activation vectors in a step")
   buffer_rows: int = option(262_144, "rows of the window in which rows are shuffled when read; a multiple of "
                                      "activations.chunk_rows; two windows are held in memory")

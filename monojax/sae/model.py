@@ -25,7 +25,7 @@ class Wiring:
   """Which sites of a batch a dictionary reads, and which it reconstructs.
 
   A batch holds the activations of its sites side by side. An autoencoder reads and writes its one site, a
-  transcoder reads one and writes another, a crosscoder reads and writes all or reads some of those it writes.
+  transcoder reads one and writes another, a crosscoder reads and writes all.
 
   Attributes:
     widths: the sites' widths; they add up to the batch's.
@@ -50,16 +50,6 @@ class Wiring:
   def autoencodes(self):
     """Whether what is written is what is read."""
     return self.reads == self.writes
-
-  @property
-  def writes_back(self):
-    """Whether all that is read is written, too."""
-    return set(self.reads) <= set(self.writes)
-
-  def read_back(self, y):
-    """The columns of outputs, the last axis of an array, that are of the sites read."""
-    written = dict(zip(self.writes, self.written(), strict=True))
-    return jnp.concatenate([y[..., slice(*written[i])] for i in self.reads], axis=-1)
 
   def inputs(self, x):
     """The columns that are read, of an array whose last axis holds the sites."""
@@ -96,8 +86,8 @@ class Dictionary(nn.Module):
   """A one-hidden-layer map from activations to features and on to what they reconstruct.
 
   f = nonlinearity(W_enc (x - b_dec) + b_enc),  y_hat = W_dec f + b_dec (+ W_skip x),
-  where the subtraction of b_dec (of its part for the sites that are read) is the choice of Towards Monosemanticity and
-  of the TopK family, and needs that what is read is written, too.
+  where the subtraction of b_dec is the choice of Towards Monosemanticity and of the TopK family, and needs
+  that what is written is what is read.
 
   Attributes:
     wiring: what is read and written.
@@ -120,9 +110,9 @@ class Dictionary(nn.Module):
   def setup(self):
     m, o, f = self.wiring.n_inputs, self.wiring.n_outputs, self.n_features
     self.W_dec_FM = self.param("W_dec_FM", lambda key: unit_rows(kaiming_uniform(key, (f, o), f)))
-    transpose = self.encoder_init == "decoder_transpose" and self.wiring.writes_back
-    self.W_enc_MF = self.param("W_enc_MF", lambda key: self.wiring.read_back(self.W_dec_FM).T if transpose
-                               else kaiming_uniform(key, (m, f), m))
+    transpose = self.encoder_init == "decoder_transpose" and self.wiring.autoencodes
+    self.W_enc_MF = self.param(
+        "W_enc_MF", lambda key: self.W_dec_FM.T if transpose else kaiming_uniform(key, (m, f), m))
     self.b_enc_F = self.param("b_enc_F", nn.initializers.zeros, (f,))
     self.b_dec_M = self.param("b_dec_M", nn.initializers.zeros, (o,))
     for name, value in self.nonlinearity.own(f).items():
@@ -132,7 +122,7 @@ class Dictionary(nn.Module):
 
   def centred(self, x_BM):
     """What the encoder multiplies, shape (B, M): x - b_dec, through which b_dec gets no gradient, or x."""
-    return x_BM - jax.lax.stop_gradient(self.wiring.read_back(self.b_dec_M))[None] if self.pre_bias else x_BM
+    return x_BM - jax.lax.stop_gradient(self.b_dec_M)[None] if self.pre_bias else x_BM
 
   def encoder_bias(self):
     """What is added to the product of the centred inputs, shape (F,): b_enc, with b_dec's gradient.
@@ -141,8 +131,7 @@ class Dictionary(nn.Module):
     """
     if not self.pre_bias:
       return self.b_enc_F
-    b_dec_M = self.wiring.read_back(self.b_dec_M)
-    nothing_M = jax.lax.stop_gradient(b_dec_M) - b_dec_M
+    nothing_M = jax.lax.stop_gradient(self.b_dec_M) - self.b_dec_M
     return self.b_enc_F + jnp.matmul(nothing_M, self.W_enc_MF, precision=jax.lax.Precision.HIGHEST)
 
   def pre_activations(self, x_BM):

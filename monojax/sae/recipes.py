@@ -76,7 +76,7 @@ def tm2023(config, wiring, build):
   it, and the columns are scaled back to unit norm after the step. Groups, none by default, add to the
   published loss.
   """
-  model = build(ReLU(), wiring.writes_back, config.encoder_init)
+  model = build(ReLU(), wiring.autoencodes, config.encoder_init)
   penalty = objectives.l1(group_weights(config))
   return compose(config, model, objectives.mean_square, [penalty], unit_decoder=True,
                  row_penalty=lambda f_BF: config.sparsity_coefficient * f_BF.sum(1))
@@ -98,7 +98,7 @@ def apr2024(config, wiring, build):
 
 def jumprelu(config, wiring, build):
   """JumpReLU with an L0 penalty (arXiv 2407.14435): learned thresholds, unit decoder columns."""
-  model = build(JumpReLU(math.log(config.threshold), config.bandwidth), wiring.writes_back, config.encoder_init)
+  model = build(JumpReLU(math.log(config.threshold), config.bandwidth), wiring.autoencodes, config.encoder_init)
   return compose(config, model, objectives.summed_square,
                  [objectives.l0(model.nonlinearity)], unit_decoder=True, normalised=True)
 
@@ -116,7 +116,7 @@ def jan2025(config, wiring, build):
   def start(key, params, x_NM, y_NO):
     decoder_key, encoder_key = jax.random.split(key)
     W_dec_FM = kaiming_uniform(decoder_key, params["W_dec_FM"].shape, m)
-    W_enc_MF = (m / f * wiring.read_back(W_dec_FM).T if wiring.writes_back
+    W_enc_MF = (m / f * W_dec_FM.T if wiring.autoencodes
                 else kaiming_uniform(encoder_key, params["W_enc_MF"].shape, f))
     level_F = jax.lax.map(lambda w_M: jnp.quantile(x_NM[:8192] @ w_M, 1 - min(10_000 / f, 0.1)), W_enc_MF.T,
                           batch_size=256)
@@ -129,7 +129,7 @@ def jan2025(config, wiring, build):
 
 def gated(config, wiring, build):
   """Gated SAE (arXiv 2404.16014): one encoder decides which features fire, the same one rescaled how much."""
-  model = build(Gated(), wiring.writes_back, "decoder_transpose")
+  model = build(Gated(), wiring.autoencodes, "decoder_transpose")
   return compose(config, model, objectives.summed_square,
                  [objectives.gate(model)], unit_decoder=True, normalised=True)
 
@@ -160,19 +160,19 @@ def _topk_family(config, wiring, build, nonlinearity, group_sizes):
   The encoder is divided once so that unit inputs around the bias reconstruct with norm 1, which a sample of
   directions around it measures.
   """
-  model = build(nonlinearity, wiring.writes_back, "decoder_transpose")
+  model = build(nonlinearity, wiring.autoencodes, "decoder_transpose")
   k_aux = config.aux_k or 2 ** round(math.log2(max(wiring.n_inputs / 2, 1)))
   terms = [objectives.auxk(config.aux_coefficient, k_aux, model)] if config.aux_coefficient else []
   if getattr(nonlinearity, "more", 0):
     terms.append(objectives.multi_topk(config.multi_k_coefficient, nonlinearity.more, model))
 
   def start(key, params, x_NM, y_NO):
-    if not wiring.writes_back:
+    if not wiring.autoencodes:
       return params
     unit_NM = unit_rows(jax.random.normal(key, (256, wiring.n_inputs)))
     f_NF = jax.nn.relu(unit_NM @ params["W_enc_MF"])
     kept_NF = jnp.where(f_NF >= jax.lax.top_k(f_NF, config.k)[0][:, -1:], f_NF, 0.0)
-    norm = jnp.linalg.norm(kept_NF @ wiring.read_back(params["W_dec_FM"]), axis=1).mean()
+    norm = jnp.linalg.norm(kept_NF @ params["W_dec_FM"], axis=1).mean()
     return {**params, "W_enc_MF": params["W_enc_MF"] / norm}
   observe = follow_threshold if isinstance(nonlinearity, BatchTopK) else None
   return compose(config, model, objectives.unexplained, terms, start=start, unit_decoder=True, normalised=True,
@@ -226,8 +226,8 @@ def follow_threshold(params, passed, rate=0.1):
 
 
 def transposed_or(W_enc_MF, W_dec_FM, wiring):
-  """The decoder's transpose where the dictionary writes what it reads, otherwise the encoder given."""
-  return wiring.read_back(W_dec_FM).T if wiring.writes_back else W_enc_MF
+  """The decoder's transpose where the dictionary reads what it writes, otherwise the encoder given."""
+  return W_dec_FM.T if wiring.autoencodes else W_enc_MF
 
 
 def linear_warmup(n_steps):

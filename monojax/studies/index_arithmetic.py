@@ -18,14 +18,13 @@ from monojax.activations.generated import Generated
 from monojax.config import option, require, require_not_negative, require_positive
 from monojax.metrics import MetricsConfig
 from monojax.sae.config import PUBLISHED, SAEConfig
-from monojax.sae.model import Wiring
 from monojax.sae.recipes import make_recipe
 from monojax.sae.sweep import name_of, train_sweep
 from monojax.sae.train import train_sae
 from monojax.subjects import index_task
 from monojax.subjects.mlp import MLP, MLPConfig, train_mlp
 
-SITE, NEXT_SITE = "layer.1.mlp.hidden", "layer.2.mlp.hidden"
+SITE = "layer.1.mlp.hidden"
 INPUTS = {"mlp": (), "sae": ("mlp",), "features": ("mlp", "sae"), "sweep": ("mlp",)}
 _USES = ("learned", "moments", "tested", "spliced", "tied", "patched", "ablated", "coded")  # of rows; each has its own
 _TEST_ROWS, _COUNTED_ROWS, _SPLICED_ROWS = 100_000, 131_072, 32_768
@@ -47,12 +46,10 @@ class IndexStudyConfig:
   sae: SAEConfig = dataclasses.field(default_factory=lambda: SAEConfig(
       recipe="batchtopk", n_features=2048, k=19, batch_rows=1024, n_steps=532, learning_rate=5e-4, warmup_steps=50,
       decay_fraction=0.4, aux_k=16, dead_window_steps=100, scan_steps=19, checkpoint_every_steps=190))
-  next_layer: bool = option(True, "whether the dictionary, which reads the layer of 512, also reconstructs the one "
-                                  "after it, so that features hold what that layer computes from it")
   variable_features: int = option(96, "features that stand for a variable: those with the largest effect when it "
                                       "changes")
   readout_features: int = option(40, "of those, features in a readout of one of its values")
-  sweep_recipes: tuple[str, ...] = option((), "recipes to train on the layer of 512 alone, besides; none by default")
+  sweep_recipes: tuple[str, ...] = option((), "recipes to train on the layer besides; none by default")
   sweep_sizes: tuple[int, ...] = option((512, 1024, 2048), "sizes of each of them")
 
   def __post_init__(self):
@@ -66,8 +63,8 @@ class IndexStudyConfig:
             f"choose among {', '.join(PUBLISHED)}")
     require(len(self.mlp.hidden) == 3 and self.mlp.n_inputs == index_task.WIDTH and self.mlp.n_outputs == 1,
             "mlp.hidden", self.mlp.hidden, "the study is of ten numbers, three hidden layers and one output")
-    require(self.readout_features <= self.mlp.hidden[1], "readout_features", self.readout_features,
-            f"must not exceed the layer's {self.mlp.hidden[1]} neurons")
+    require(self.readout_features <= self.width, "readout_features", self.readout_features,
+            f"must not exceed the layer's {self.width} neurons")
     sweep_configs(self)  # refuses what cannot be trained, before anything is
 
   @property
@@ -81,9 +78,9 @@ class IndexStudyConfig:
     return dataclasses.replace(self.sae, seed=self.sae.seed + self.seed).resolved()
 
   @property
-  def sites(self):
-    """The sites that the dictionary's batches hold."""
-    return (SITE, NEXT_SITE) if self.next_layer else (SITE,)
+  def width(self):
+    """Of the site."""
+    return self.mlp.hidden[1]
 
   def key(self, use):
     """The key of the rows of one of `_USES`."""
@@ -155,21 +152,20 @@ class Subject:
 
 
 class Features:
-  """A trained dictionary, as one of the site it reads."""
+  """A trained dictionary of the site."""
 
-  def __init__(self, model, params, width):
-    """Takes the dictionary and the site's width."""
-    self.n_features, self.W_dec_FM = model.n_features, params["W_dec_FM"][:, :width]
+  def __init__(self, model, params):
+    """Takes the dictionary."""
+    self.n_features, self.W_dec_FM = model.n_features, params["W_dec_FM"]
     self._encode = jax.jit(lambda x_BM: model.apply({"params": params}, x_BM, method="encode"))
-    self._reconstruct = jax.jit(lambda x_BM: model.apply({"params": params}, x_BM)[0][:, :width])
+    self._reconstruct = jax.jit(lambda x_BM: model.apply({"params": params}, x_BM)[0])
     self._fired = jax.jit(lambda x_BM: (self._encode(x_BM) > 0).sum(0))
 
   @classmethod
-  def of_run(cls, run, config, subject):
+  def of_run(cls, run, config):
     """What the stage `sae` has left."""
-    wiring = _wiring(config, subject)
     params = checkpoint.load_params(run.directory / "sae" / "dictionary")[0]
-    return cls(make_recipe(config.seeded_sae, wiring, jnp.float32).model, params, wiring.n_inputs)
+    return cls(make_recipe(config.seeded_sae, config.width, jnp.float32).model, params)
 
   def encode(self, x_BM):
     """f_BF, on the host."""
@@ -180,17 +176,12 @@ class Features:
     return np.asarray(self._fired(x_BM))
 
   def reconstruct(self, x_BM):
-    """The site's part of the reconstruction, on the host."""
+    """The reconstruction, on the host."""
     return np.asarray(self._reconstruct(x_BM))
 
 
-def _source(config, subject, sites, batch_rows):
-  return Generated(index_task.draw_rows, subject.sites_of, sites, batch_rows, config.seed + 1000)
-
-
-def _wiring(config, subject):
-  widths = _source(config, subject, config.sites, 1).widths
-  return Wiring(widths, (0,), tuple(range(len(widths))))
+def _source(config, subject):
+  return Generated(index_task.draw_rows, subject.sites_of, (SITE,), config.sae.batch_rows, config.seed + 1000)
 
 
 def train_dictionary(run, config):
@@ -199,12 +190,11 @@ def train_dictionary(run, config):
 
   def work(directory, identity):
     subject = Subject(run, config)
-    source = _source(config, subject, config.sites, sae.batch_rows)
-    train_sae(sae, source, _wiring(config, subject), directory, {"identity": identity}, meshes.make_mesh(),
+    train_sae(sae, _source(config, subject), config.width, directory, {"identity": identity}, meshes.make_mesh(),
               MetricsConfig())
-    scores = spliced_scores(config, subject, Features.of_run(run, config, subject))
+    scores = spliced_scores(config, subject, Features.of_run(run, config))
     return {f"index_arithmetic/{name}": value for name, value in scores.items()}
-  return run.execute("sae", {"sae": sae, "seed": config.seed, "next_layer": config.next_layer}, work)
+  return run.execute("sae", {"sae": sae, "seed": config.seed}, work)
 
 
 def spliced_scores(config, subject, features):
@@ -233,18 +223,17 @@ def spliced_scores(config, subject, features):
 
 
 def train_others(run, config):
-  """Recipes and sizes on the layer of 512 alone: the points of the sweep, in `points.json`."""
+  """Recipes and sizes on the same layer: the points of the sweep, in `points.json`."""
   saes = sweep_configs(config)
 
   def work(directory, identity):
     subject = Subject(run, config)
-    source = _source(config, subject, (SITE,), config.sae.batch_rows)
-    width, = source.widths
-    trained = train_sweep(saes, source, width, directory, {name_of(sae): {"identity": identity} for sae in saes},
-                          meshes.make_mesh(), MetricsConfig(), sample_seed=config.seed)
+    identities = {name_of(sae): {"identity": identity} for sae in saes}
+    trained = train_sweep(saes, _source(config, subject), config.width, directory, identities, meshes.make_mesh(),
+                          MetricsConfig(), sample_seed=config.seed)
     points = []
     for sae, model, params in trained.values():
-      scores = spliced_scores(config, subject, Features(model, params, width))
+      scores = spliced_scores(config, subject, Features(model, params))
       points.append({"recipe": sae.recipe, "n_features": sae.n_features, "sparsity": sae.sparsity, **scores})
     files.write_json(directory / "points.json", points)
     return {}

@@ -242,7 +242,7 @@ def _sweep(points):
     lines.setdefault(f'{point["recipe"]}, {point["n_features"]}', []).append((point["l0"], point["spliced_accuracy"]))
   traces = [{"type": "scatter", "mode": "lines+markers", "name": name, "x": np.array(line)[:, 0],
              "y": np.array(line)[:, 1]} for name, line in sorted(lines.items())]
-  return [Text("Dictionaries of the layer of 512 alone, without the layer after it."), Table(header, rows),
+  return [Table(header, rows),
           Picture(traces, {"height": 420, "xaxis": {"title": {"text": "L0"}},
                            "yaxis": {"title": {"text": "spliced accuracy"}}})]
 
@@ -322,7 +322,7 @@ def probe(run, config, text):
   """
   rows_BI = index_task.parse(text)
   subject = Subject(run, config)
-  features, ties = Features.of_run(run, config, subject), Ties(run)
+  features, ties = Features.of_run(run, config), Ties(run)
   x_BM = subject.activations(rows_BI)
   f_BF = features.encode(x_BM)
   _, feature_P, effect_PO = ablation_effects(subject.tail, features.W_dec_FM, x_BM, f_BF)

@@ -25,7 +25,7 @@ def tie_features(run, config):
   """
   def work(directory, identity):
     subject = Subject(run, config)
-    features = Features.of_run(run, config, subject)
+    features = Features.of_run(run, config)
     arrays, figures = causal_sets(config, subject, features)
     rows_BI = config.rows("tied", _TIED_ROWS)
     values = index_task.variables(rows_BI)
