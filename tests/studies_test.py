@@ -98,7 +98,7 @@ def test_index_arithmetic(tmp_path):
   sheet = openpyxl.load_workbook(tmp_path / "report" / "trace.xlsx", read_only=True).active
   assert [["" if cell is None else str(cell) for cell in row][:14] for row in sheet.values] == [
       line[:14] for line in [header, *lines]]
-  opened(tmp_path / "report" / "index.html", 8)
+  opened(tmp_path / "report" / "index.html", 7)
   probed = run("index_arithmetic", tmp_path, *SMALL_INDEX, *SMALL_SWEEP, "--probe=8,9,5,1,3,2,9,4,7,1")
   assert probed.stdout.count("already done") == 4 and "c1[3] = 1, c2[1] = 9, answer 8" in probed.stdout
   assert "features fire" in probed.stdout
