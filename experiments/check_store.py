@@ -18,7 +18,7 @@ _REPAIR = flags.DEFINE_boolean("repair", False, "harvest damaged shards again")
 
 
 def main():
-  from monojax import stages
+  from monojax.pipeline import stages
   run, config = cli.run_and_config()
   damaged = stages.check_store(run, config, _REPAIR.value)
   print(f"{len(damaged)} damaged shards" + (", harvested again" if damaged and _REPAIR.value else ""))

@@ -1,7 +1,7 @@
 """Index arithmetic: an MLP that learns |c1[p1] - c2[p2]|, a dictionary of its hidden layer, and what its features do.
 
-  python experiments/index_arithmetic.py --workdir=runs/index
-  python experiments/index_arithmetic.py --workdir=runs/index --probe=8,9,5,1,3,2,9,4,7,1
+  python experiments/study.py --workdir=runs/index
+  python experiments/study.py --workdir=runs/index --probe=8,9,5,1,3,2,9,4,7,1
 
 A row is two columns of four digits and a pointer each. The MLP is trained, then a dictionary of its layer of 512; its
 features are tied to the pointers, the digits they select, their sign and difference, by what they tell and by what
@@ -16,8 +16,8 @@ import dataclasses
 from absl import flags
 
 from monojax import cli
-from monojax.studies.index_arithmetic import INPUTS, IndexStudyConfig
-from monojax.subjects.mlp import MLPConfig
+from monojax.studies.index.mlp import MLPConfig
+from monojax.studies.index.study import INPUTS, IndexStudyConfig
 
 _PRESET = flags.DEFINE_enum("preset", "better", ("better", "published"), "how the MLP is trained, to start from")
 _PROBE = flags.DEFINE_string("probe", "", "ten numbers, c1[0..3],p1,c2[0..3],p2: print what fires on this row")
@@ -25,8 +25,8 @@ _PROBE = flags.DEFINE_string("probe", "", "ten numbers, c1[0..3],p1,c2[0..3],p2:
 
 def main():
   from monojax.browser.report import write_report
-  from monojax.studies import index_arithmetic, index_report, index_ties
-  from monojax.subjects import index_task
+  from monojax.studies.index import report, study, ties
+  from monojax.studies.index import task as index_task
   config = IndexStudyConfig()
   if _PRESET.value == "published":
     config = dataclasses.replace(config, train_rows=8000, mlp=MLPConfig(n_steps=62_500, batch_rows=64, scan_steps=500,
@@ -34,18 +34,18 @@ def main():
   if _PROBE.value:
     index_task.parse(_PROBE.value)  # before any work
   run, config = cli.study_run_and_config(config, lambda _: INPUTS)
-  index_arithmetic.train_subject(run, config)
-  index_arithmetic.train_dictionary(run, config)
-  index_ties.tie_features(run, config)
+  study.train_subject(run, config)
+  study.train_dictionary(run, config)
+  ties.tie_features(run, config)
   if config.sweep_recipes:
-    index_arithmetic.train_others(run, config)
+    study.train_others(run, config)
   summary = run.write_summary("index_arithmetic")
   if _PROBE.value:
-    print("\n".join(index_report.probe(run, config, _PROBE.value)))
+    print("\n".join(report.probe(run, config, _PROBE.value)))
     return
   cli.print_figures({name: value for name, value in summary.items() if name.startswith("index_arithmetic/")})
-  page = write_report(run.directory / "report", "Index arithmetic", index_report.sections(run, summary))
-  print(f"\nRows: {', '.join(map(str, index_report.write_trace(run)))}\nOpen {page} in a browser.")
+  page = write_report(run.directory / "report", "Index arithmetic", report.sections(run, summary))
+  print(f"\nRows: {', '.join(map(str, report.write_trace(run)))}\nOpen {page} in a browser.")
 
 
 if __name__ == "__main__":

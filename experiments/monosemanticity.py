@@ -17,7 +17,7 @@ from monojax import cli
 
 
 def main():
-  from monojax.stages import STAGES
+  from monojax.pipeline.stages import STAGES
   run, config = cli.run_and_config()
   for stage in STAGES.values():
     stage(run, config)

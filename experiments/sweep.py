@@ -12,7 +12,7 @@ from monojax import cli
 
 
 def main():
-  from monojax import stages
+  from monojax.pipeline import stages
   run, config = cli.run_and_config()
   stages.sweep(run, config)
   print((run.directory / "sweeps" / "all.csv").read_text(), end="")

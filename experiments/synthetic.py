@@ -14,28 +14,28 @@ import dataclasses
 from absl import flags
 
 from monojax import cli
-from monojax.studies.synthetic import SyntheticStudyConfig
+from monojax.studies.synthetic.study import SyntheticStudyConfig
 
 _PLANTED = flags.DEFINE_enum("planted", "default", ("default", "synth-sae-bench"), "planted features to start from")
 
 
 def main():
-  from monojax.activations.planted import SYNTH_SAE_BENCH
   from monojax.browser.report import write_report
-  from monojax.studies import synthetic, synthetic_report
+  from monojax.studies.synthetic import report, study
+  from monojax.studies.synthetic.planted import SYNTH_SAE_BENCH
   config = SyntheticStudyConfig()
   if _PLANTED.value == "synth-sae-bench":
     config = dataclasses.replace(config, planted=SYNTH_SAE_BENCH, sae=dataclasses.replace(
         config.sae, n_features=4096, k=25, batch_rows=1024, n_steps=195_313, learning_rate=3e-4))
   run, config = cli.study_run_and_config(config, lambda config: config.inputs)
-  synthetic.train_main(run, config)
+  study.train_main(run, config)
   for level in config.levels:
-    synthetic.train_level(run, config, level)
-  synthetic.train_trees(run, config)
+    study.train_level(run, config, level)
+  study.train_trees(run, config)
   summary = run.write_summary("synthetic")
   cli.print_figures({name: value for name, value in summary.items() if name.startswith("synthetic/")})
   page = write_report(run.directory / "report", "Synthetic activations",
-                      synthetic_report.sections(run, config, summary))
+                      report.sections(run, config, summary))
   print(f"\nOpen {page} in a browser.")
 
 

@@ -9,19 +9,19 @@ on where it was interrupted.
 """
 
 from monojax import cli
-from monojax.studies.toy_superposition import INPUTS, STAGES, ToyStudyConfig
+from monojax.studies.toy.study import INPUTS, STAGES, ToyStudyConfig
 
 
 def main():
   from monojax.browser.report import write_report
-  from monojax.studies import toy_report, toy_superposition
+  from monojax.studies.toy import report, study
   run, config = cli.study_run_and_config(ToyStudyConfig(), lambda _: INPUTS)
   for name in STAGES:
-    toy_superposition.run_stage(run, name, config)
-  toy_superposition.recover(run, config)
+    study.run_stage(run, name, config)
+  study.recover(run, config)
   summary = run.write_summary("toy")
   cli.print_figures({name: value for name, value in summary.items() if name.startswith("toy/")})
-  page = write_report(run.directory / "report", "Toy models of superposition", toy_report.sections(run, summary))
+  page = write_report(run.directory / "report", "Toy models of superposition", report.sections(run, summary))
   print(f"\nOpen {page} in a browser.")
 
 

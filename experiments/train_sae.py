@@ -22,7 +22,7 @@ _NAME = flags.DEFINE_string("name", "", "train beside the run's own dictionary, 
 
 
 def main():
-  from monojax import stages
+  from monojax.pipeline import stages
   run, config = cli.run_and_config()
   if _NAME.value:
     one = dataclasses.replace(config, sweep=dataclasses.replace(config.sweep, name=_NAME.value))

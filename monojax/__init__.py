@@ -8,7 +8,7 @@ def load(directory, dictionary="sae/dictionary"):
     directory: the run's folder.
     dictionary: the folder in it of the dictionary to study, for instance "sweeps/NAME/dictionaries/MEMBER".
 
-  See `monojax.runs.Loaded` for what it holds.
+  See `monojax.pipeline.runs.Loaded` for what it holds.
   """
-  from monojax import runs
+  from monojax.pipeline import runs
   return runs.load(directory, dictionary)

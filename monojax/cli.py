@@ -18,8 +18,8 @@ def define_run_flags(fields=None):
   Args:
     fields: names of the `RunConfig` fields whose settings become flags; all by default.
   """
-  from monojax.presets import PRESETS
-  from monojax.runs import RunConfig
+  from monojax.pipeline.presets import PRESETS
+  from monojax.pipeline.runs import RunConfig
   flags.DEFINE_string("workdir", None, "the run's folder; made if it is not there")
   flags.DEFINE_string("preset", "demo", f"defaults to start from: {', '.join(PRESETS)}")
   flags.DEFINE_string("coordinator", "", "HOST:PORT of the first of several processes that run this script "
@@ -39,8 +39,8 @@ def run_and_config():
   Raises:
     InputError: no workdir, no such preset, or a setting that breaks its rule.
   """
-  from monojax.presets import PRESETS, preset
-  from monojax.runs import Run
+  from monojax.pipeline.presets import PRESETS, preset
+  from monojax.pipeline.runs import Run
   values = flags.FLAGS
   configs.require(values.workdir, "--workdir", values.workdir, "name the run's folder")
   configs.require(values.preset in PRESETS, "--preset", values.preset, f"choose one of {', '.join(PRESETS)}")
@@ -65,7 +65,7 @@ def study_run_and_config(config, inputs):
   Raises:
     InputError: no workdir, or a setting that breaks its rule.
   """
-  from monojax.runs import Run
+  from monojax.pipeline.runs import Run
   configs.require(flags.FLAGS.workdir, "--workdir", flags.FLAGS.workdir, "name the study's folder")
   config = configs.override(config, flags.FLAGS)
   return Run(flags.FLAGS.workdir, inputs(config)), config
@@ -74,7 +74,7 @@ def study_run_and_config(config, inputs):
 def run_stage(stage):
   """The `main` of a script that does one stage and prints its figures."""
   def main():
-    from monojax.stages import STAGES
+    from monojax.pipeline.stages import STAGES
     run_, config = run_and_config()
     record = STAGES[stage](run_, config)
     print_figures(record["figures"])

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from monojax import runs
 from monojax.analysis import analyze, detectors, examples, fidelity, logits, tables
 from monojax.analysis import codes as sparse_codes
 from monojax.analysis.config import AnalysisConfig
+from monojax.pipeline import runs
 from monojax.sae.model import Dictionary, Wiring
 from monojax.subjects.config import TransformerConfig
 from monojax.subjects.transformer import Transformer
@@ -33,7 +33,7 @@ def pair():
   params = subject.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
   sae = Dictionary(Wiring((24,)), 40)
   sae_params = sae.init(jax.random.key(1), jnp.zeros((1, 24)))["params"]
-  return subject, params, sae, {**sae_params, "b_dec_M": jnp.full(24, 0.1)}
+  return subject, params, sae, {**sae_params, "b_dec_O": jnp.full(24, 0.1)}
 
 
 def test_no_more_tokens_are_analysed_than_fit_into_memory(capsys):
@@ -72,8 +72,8 @@ def numpy_fidelity(pair, tokens, mean_M, context_C):
   clean, sites = ce(None)
   x = np.asarray(sites[SITE], np.float64).reshape(-1, 24)
   p = {name: np.asarray(value, np.float64) for name, value in sae_params.items()}
-  f = np.maximum((x - p["b_dec_M"]) @ p["W_enc_MF"] + p["b_enc_F"], 0)
-  x_hat = f @ p["W_dec_FM"] + p["b_dec_M"]
+  f = np.maximum((x - p["b_dec_O"]) @ p["W_enc_MF"] + p["b_enc_F"], 0)
+  x_hat = f @ p["W_dec_FO"] + p["b_dec_O"]
   spliced, _ = ce({SITE: lambda a: jnp.asarray(x_hat.reshape(a.shape), jnp.float32)})
   zero, _ = ce({SITE: jnp.zeros_like})
   mean, _ = ce({SITE: lambda a: jnp.broadcast_to(jnp.asarray(mean_M, jnp.float32)[None, None], a.shape)})

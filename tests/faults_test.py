@@ -10,7 +10,7 @@ import sys
 import pytest
 from tiny_run import ENVIRONMENT, EXPERIMENTS, TINY, command, contents, run, tiny
 
-from monojax import runs
+from monojax.pipeline import runs
 
 
 def bad_inputs(finished, tmp_path):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from monojax import mesh as meshes
-from monojax.analysis import variables
 from monojax.config import InputError
 from monojax.metrics import MetricsConfig
-from monojax.subjects import index_task, mlp
+from monojax.studies.index import mlp, variables
+from monojax.studies.index import task as index_task
 
 
 def test_answers_are_those_of_the_seeds_probes():

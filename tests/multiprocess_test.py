@@ -12,7 +12,8 @@ import sys
 import numpy as np
 import pytest
 
-from monojax import checkpoint, runs
+from monojax import checkpoint
+from monojax.pipeline import runs
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 SETTINGS = [

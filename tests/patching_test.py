@@ -6,7 +6,7 @@ import numpy as np
 
 from monojax.activations.generated import Generated
 from monojax.analysis import patching
-from monojax.subjects import mlp
+from monojax.studies.index import mlp
 
 RNG = np.random.default_rng(0)
 X_BM = RNG.normal(size=(9, 5)).astype(np.float32)

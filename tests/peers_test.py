@@ -38,11 +38,11 @@ def recipe_and_rows(name, **settings):
   return recipes.make_recipe(config, M, jnp.float32), params, x_BM
 
 
-SAE_LENS = {"W_enc": ("W_enc_MF", False), "W_dec": ("W_dec_FM", False), "b_enc": ("b_enc_F", False),
-            "b_dec": ("b_dec_M", False)}
-TOPK = {"encoder.weight": ("W_enc_MF", True), "encoder.bias": ("b_enc_F", False), "decoder.weight": ("W_dec_FM", True),
-        "b_dec": ("b_dec_M", False)}
-GATED = {"encoder.weight": ("W_enc_MF", True), "decoder.weight": ("W_dec_FM", True), "decoder_bias": ("b_dec_M", False),
+SAE_LENS = {"W_enc": ("W_enc_MF", False), "W_dec": ("W_dec_FO", False), "b_enc": ("b_enc_F", False),
+            "b_dec": ("b_dec_O", False)}
+TOPK = {"encoder.weight": ("W_enc_MF", True), "encoder.bias": ("b_enc_F", False), "decoder.weight": ("W_dec_FO", True),
+        "b_dec": ("b_dec_O", False)}
+GATED = {"encoder.weight": ("W_enc_MF", True), "decoder.weight": ("W_dec_FO", True), "decoder_bias": ("b_dec_O", False),
          "r_mag": ("r_F", False), "gate_bias": ("b_enc_F", False), "mag_bias": ("b_mag_F", False)}
 
 

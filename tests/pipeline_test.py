@@ -11,8 +11,8 @@ import pytest
 from tiny_run import EXPERIMENTS, TINY, contents, run, tiny
 
 import monojax
-from monojax import runs
 from monojax.config import InputError
+from monojax.pipeline import runs
 
 STAGES = [("prepare_text", "text"), ("train_subject", "subject"), ("harvest", "activations"),
           ("train_sae", "sae"), ("train_frontier", "frontier"), ("analyze", "analysis"),
@@ -67,7 +67,7 @@ def test_load_gives_everything_for_a_notebook(finished):
   f_BF = loaded.sae.apply({"params": loaded.sae_params}, x_BM, method="encode")
   p = loaded.sae_params
   np.testing.assert_allclose(
-      f_BF, np.maximum((x_BM - p["b_dec_M"]) @ p["W_enc_MF"] + p["b_enc_F"], 0), atol=1e-4)
+      f_BF, np.maximum((x_BM - p["b_dec_O"]) @ p["W_enc_MF"] + p["b_enc_F"], 0), atol=1e-4)
 
 
 def test_examples_in_the_tables_are_what_the_model_computes(finished):

@@ -52,7 +52,7 @@ def test_planted_features_are_found(name, planted):
   state = init(jax.random.key(0), batches[0].reshape(-1, M)[:8192])
   for i in range(config.n_steps // SCAN):
     state, _ = step(state, batches[i % len(batches)])
-  W_dec_FM = np.asarray(finish.finished_params(recipe, state)["W_dec_FM"])
-  W_dec_FM = W_dec_FM / np.linalg.norm(W_dec_FM, axis=1, keepdims=True)
-  best_N = (direction_NM @ W_dec_FM.T).max(1)
+  W_dec_FO = np.asarray(finish.finished_params(recipe, state)["W_dec_FO"])
+  W_dec_FO = W_dec_FO / np.linalg.norm(W_dec_FO, axis=1, keepdims=True)
+  best_N = (direction_NM @ W_dec_FO.T).max(1)
   assert best_N.mean() >= 0.97 and (best_N > 0.9).mean() >= 0.95, (best_N.mean(), (best_N > 0.9).mean())

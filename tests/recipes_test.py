@@ -60,7 +60,7 @@ class Reference:
     self.x, self.y = (np.asarray(columns, np.float64) for columns in (wiring.inputs(x_BW), wiring.targets(x_BW)))
     self.pre_bias, self.segments = recipe.model.pre_bias, wiring.written()
     self.settings = settings
-    self.centred = self.x - (self.p["b_dec_M"] if self.pre_bias else 0.0)
+    self.centred = self.x - (self.p["b_dec_O"] if self.pre_bias else 0.0)
     self.h = self.centred @ self.p["W_enc_MF"] + self.p["b_enc_F"]
     self.g = {name: np.zeros_like(value) for name, value in self.p.items()}
     self.g_h = np.zeros_like(self.h)
@@ -68,19 +68,19 @@ class Reference:
 
   def reconstruct(self, f, error_of, sizes=(F,), weights=(1.0,)):
     """Adds the weighted errors of the leading groups; returns (gradient by f, residual of the last)."""
-    W, g_f = self.p["W_dec_FM"], np.zeros_like(f)
+    W, g_f = self.p["W_dec_FO"], np.zeros_like(f)
     for n, weight in zip(sizes, weights, strict=True):
-      e = f[:, :n] @ W[:n] + self.p["b_dec_M"] - self.y
+      e = f[:, :n] @ W[:n] + self.p["b_dec_O"] - self.y
       value, g_e = error_of(e, self.y)
       self.loss += weight * value
       g_f[:, :n] += weight * g_e @ W[:n].T
-      self.g["W_dec_FM"][:n] += weight * f[:, :n].T @ g_e
-      self.g["b_dec_M"] += weight * g_e.sum(0)
+      self.g["W_dec_FO"][:n] += weight * f[:, :n].T @ g_e
+      self.g["b_dec_O"] += weight * g_e.sum(0)
     return g_f, e
 
   def norms(self):
     """(summed norms, derivative of each by the decoder)."""
-    W = self.p["W_dec_FM"]
+    W = self.p["W_dec_FO"]
     total, slope = np.zeros(F), np.zeros_like(W)
     for first, last in self.segments:
       norm = np.linalg.norm(W[:, first:last], axis=1)
@@ -93,19 +93,19 @@ class Reference:
     f = np.maximum(self.h, 0) * DEAD_F
     kth = np.sort(f, axis=1)[:, -min(self.settings["aux_k"], F)][:, None]
     f = np.where((f >= kth) & (f > 0), f, 0.0)
-    rest = f @ self.p["W_dec_FM"] - (-e)
+    rest = f @ self.p["W_dec_FO"] - (-e)
     total = np.square(e - e.mean(0)).sum()
     self.loss += np.square(rest).sum() / 32 / total
     g = 2 * rest / 32 / total
-    self.g["W_dec_FM"] += f.T @ g
-    self.g_h += (g @ self.p["W_dec_FM"].T) * (f > 0)
+    self.g["W_dec_FO"] += f.T @ g
+    self.g_h += (g @ self.p["W_dec_FO"].T) * (f > 0)
 
   def finish(self):
     """Carries the gradient from pre-activations to the encoder."""
     self.g["W_enc_MF"] += self.centred.T @ self.g_h
     self.g["b_enc_F"] += self.g_h.sum(0)
     if self.pre_bias:
-      self.g["b_dec_M"] -= (self.g_h @ self.p["W_enc_MF"].T).sum(0)
+      self.g["b_dec_O"] -= (self.g_h @ self.p["W_enc_MF"].T).sum(0)
     return self.loss, self.g
 
 
@@ -138,7 +138,7 @@ def apr2024(r, s):
   g_f, _ = r.reconstruct(f, summed_square)
   c = SCALE * s["sparsity_coefficient"]
   r.loss += c * (f * norm).sum(1).mean()
-  r.g["W_dec_FM"] += c * f.mean(0)[:, None] * slope
+  r.g["W_dec_FO"] += c * f.mean(0)[:, None] * slope
   r.g_h += (g_f + c * norm / B) * (r.h > 0)
 
 
@@ -157,9 +157,9 @@ def gated(r, s):
   r.g["b_enc_F"] -= g_u.sum(0)
   c = SCALE * s["sparsity_coefficient"]
   pi = np.maximum(r.h, 0)
-  e = pi @ r.p["W_dec_FM"] + r.p["b_dec_M"] - r.y
+  e = pi @ r.p["W_dec_FO"] + r.p["b_dec_O"] - r.y
   r.loss += c * pi.sum(1).mean() + np.square(e).sum(1).mean()
-  r.g_h += (2 * e @ r.p["W_dec_FM"].T / B + c / B) * opened
+  r.g_h += (2 * e @ r.p["W_dec_FO"].T / B + c / B) * opened
 
 
 def topk(r, s):
@@ -173,10 +173,10 @@ def topk(r, s):
   weight = s["multi_k_coefficient"]
   g_f, _ = r.reconstruct(f, unexplained, (F,), (weight,))
   r.g_h += g_f * (f > 0)
-  gram = r.p["W_dec_FM"] @ r.p["W_dec_FM"].T
+  gram = r.p["W_dec_FO"] @ r.p["W_dec_FO"].T
   gram -= np.diag(np.diag(gram))
   r.loss += s["orthogonality_coefficient"] * np.square(gram).sum()
-  r.g["W_dec_FM"] += s["orthogonality_coefficient"] * 4 * gram @ r.p["W_dec_FM"]
+  r.g["W_dec_FO"] += s["orthogonality_coefficient"] * 4 * gram @ r.p["W_dec_FO"]
 
 
 def batchtopk(r, s):
@@ -210,14 +210,14 @@ def jan2025(r, s):
   t = np.tanh(4 * f * norm)
   r.loss += c * t.sum(1).mean()
   g_f += c * (1 - t ** 2) * 4 * norm / B
-  r.g["W_dec_FM"] += (c * ((1 - t ** 2) * 4 * f).mean(0))[:, None] * slope
+  r.g["W_dec_FO"] += (c * ((1 - t ** 2) * 4 * f).mean(0))[:, None] * slope
   band = np.abs((r.h - theta) / width) < 0.5
   r.g["log_threshold_F"] += (-theta / width * band * g_f).sum(0)
   r.g_h += g_f * (on + theta / width * band)
   short = np.maximum(theta - r.h, 0)
   pull = s["pull_coefficient"]
   r.loss += pull * (short * norm).sum(1).mean()
-  r.g["W_dec_FM"] += pull * short.mean(0)[:, None] * slope
+  r.g["W_dec_FO"] += pull * short.mean(0)[:, None] * slope
   r.g["log_threshold_F"] += pull * norm * theta * (short > 0).mean(0)
   r.g_h -= pull * norm * (short > 0) / B
 

@@ -9,11 +9,12 @@ import pytest
 
 from monojax import mesh as meshes
 from monojax.metrics import MetricsConfig
-from monojax.sae import code, finish, recipes
+from monojax.sae import finish, recipes
 from monojax.sae.config import PUBLISHED, SAEConfig
 from monojax.sae.model import Wiring
 from monojax.sae.nonlinearity import BatchTopK
-from monojax.sae.select import cut_at, places_of, top_k_above_0
+from monojax.sae.sparse import code
+from monojax.sae.sparse.select import cut_at, places_of, top_k_above_0
 from monojax.sae.step import make_step
 from monojax.sae.train import train_sae
 
@@ -122,7 +123,7 @@ def test_a_finished_dictionary_reconstructs_raw_activations(name):
   np.testing.assert_allclose(found, np.asarray(expected) / scale_W, atol=1e-4)
   np.testing.assert_array_equal(np.asarray(f) > 0, np.asarray(expected_f) > 0)
   if recipe.model.nonlinearity.folds_norms:
-    np.testing.assert_allclose(np.linalg.norm(finished["W_dec_FM"], axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(finished["W_dec_FO"], axis=1), 1.0, atol=1e-5)
 
 
 def test_crosscoders_and_transcoders_train_and_fold():

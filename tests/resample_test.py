@@ -38,15 +38,15 @@ def test_dead_features_are_remade_as_published_and_alive_ones_untouched():
   alive = np.setdiff1d(np.arange(F), DEAD)
   for tree_old, tree_new in ((state.params, new.params), (state.opt_state[1].mu, new.opt_state[1].mu),
                              (state.opt_state[1].nu, new.opt_state[1].nu)):
-    np.testing.assert_array_equal(tree_new["W_dec_FM"][alive], tree_old["W_dec_FM"][alive])
+    np.testing.assert_array_equal(tree_new["W_dec_FO"][alive], tree_old["W_dec_FO"][alive])
     np.testing.assert_array_equal(tree_new["W_enc_MF"][:, alive], tree_old["W_enc_MF"][:, alive])
     np.testing.assert_array_equal(tree_new["b_enc_F"][alive], tree_old["b_enc_F"][alive])
-    np.testing.assert_array_equal(tree_new["b_dec_M"], tree_old["b_dec_M"])
+    np.testing.assert_array_equal(tree_new["b_dec_O"], tree_old["b_dec_O"])
   for moments in (new.opt_state[1].mu, new.opt_state[1].nu):
-    assert np.all(moments["W_dec_FM"][DEAD] == 0) and np.all(moments["W_enc_MF"][:, DEAD] == 0)
+    assert np.all(moments["W_dec_FO"][DEAD] == 0) and np.all(moments["W_enc_MF"][:, DEAD] == 0)
     assert np.all(moments["b_enc_F"][DEAD] == 0)
   directions = candidates()[DEAD] / np.linalg.norm(candidates()[DEAD], axis=1, keepdims=True)
-  np.testing.assert_allclose(new.params["W_dec_FM"][DEAD], directions, rtol=1e-6)
+  np.testing.assert_allclose(new.params["W_dec_FO"][DEAD], directions, rtol=1e-6)
   mean_alive = np.linalg.norm(state.params["W_enc_MF"], axis=0)[alive].mean()
   np.testing.assert_allclose(new.params["W_enc_MF"][:, DEAD].T, 0.2 * mean_alive * directions, rtol=1e-5)
   assert np.all(np.asarray(new.params["b_enc_F"])[DEAD] == 0)
@@ -70,9 +70,9 @@ def test_the_mean_of_the_weights_forgets_dead_features():
   new, _ = resample.resample(state, candidates(), recipe, 6, 0.2)
   averaged, before = finish.averaged(recipe, new), finish.averaged(recipe, state)
   alive = np.setdiff1d(np.arange(F), DEAD)
-  np.testing.assert_allclose(averaged["W_dec_FM"][DEAD], new.params["W_dec_FM"][DEAD], rtol=1e-5)
+  np.testing.assert_allclose(averaged["W_dec_FO"][DEAD], new.params["W_dec_FO"][DEAD], rtol=1e-5)
   np.testing.assert_allclose(averaged["W_enc_MF"][:, DEAD], new.params["W_enc_MF"][:, DEAD], rtol=1e-5)
-  np.testing.assert_array_equal(averaged["W_dec_FM"][alive], before["W_dec_FM"][alive])
+  np.testing.assert_array_equal(averaged["W_dec_FO"][alive], before["W_dec_FO"][alive])
 
 
 def test_a_candidate_that_is_zero_gives_no_direction():
@@ -80,7 +80,7 @@ def test_a_candidate_that_is_zero_gives_no_direction():
   candidate_FW = candidates() * (np.arange(F) != DEAD[1])[:, None]
   new, n = resample.resample(state, candidate_FW, recipe, 6, 0.2)
   assert int(n) == 2 and all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(new))
-  np.testing.assert_array_equal(new.params["W_dec_FM"][DEAD[1]], state.params["W_dec_FM"][DEAD[1]])
+  np.testing.assert_array_equal(new.params["W_dec_FO"][DEAD[1]], state.params["W_dec_FO"][DEAD[1]])
 
 
 def test_nothing_dead_changes_nothing():
@@ -95,7 +95,7 @@ def test_everything_dead_stays_finite():
   new, n = resample.resample(state, candidates(), recipe, 6, 0.2)
   assert int(n) == F
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(new))
-  np.testing.assert_allclose(np.linalg.norm(new.params["W_dec_FM"], axis=1), 1.0, rtol=1e-5)
+  np.testing.assert_allclose(np.linalg.norm(new.params["W_dec_FO"], axis=1), 1.0, rtol=1e-5)
 
 
 def test_inputs_are_drawn_in_proportion_to_the_square_of_their_loss():

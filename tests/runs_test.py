@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from monojax import files, runs
+from monojax import files
 from monojax.config import InputError
+from monojax.pipeline import runs
 from monojax.text.config import TextConfig
 
 

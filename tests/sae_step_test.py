@@ -35,22 +35,22 @@ def numpy_steps(params, x_SBM, config):
     penalty = config.sparsity_coefficient * min(1, (t + 1) / config.penalty_warmup_steps)
     rate = config.learning_rate * min(1, (t + 1) / config.warmup_steps)
     rate *= min(1, (config.n_steps - t) / (config.decay_fraction * config.n_steps))
-    centred = x - p["b_dec_M"]
+    centred = x - p["b_dec_O"]
     pre = centred @ p["W_enc_MF"] + p["b_enc_F"]
     f = np.maximum(pre, 0)
-    error = f @ p["W_dec_FM"] + p["b_dec_M"] - x
+    error = f @ p["W_dec_FO"] + p["b_dec_O"] - x
     g_x_hat = 2 * error / error.size
-    g_pre = (g_x_hat @ p["W_dec_FM"].T + penalty / len(x)) * (pre > 0)
-    g = {"W_dec_FM": f.T @ g_x_hat, "W_enc_MF": centred.T @ g_pre, "b_enc_F": g_pre.sum(0),
-         "b_dec_M": g_x_hat.sum(0) - (g_pre @ p["W_enc_MF"].T).sum(0)}
-    g["W_dec_FM"] -= (g["W_dec_FM"] * p["W_dec_FM"]).sum(1, keepdims=True) * p["W_dec_FM"]
+    g_pre = (g_x_hat @ p["W_dec_FO"].T + penalty / len(x)) * (pre > 0)
+    g = {"W_dec_FO": f.T @ g_x_hat, "W_enc_MF": centred.T @ g_pre, "b_enc_F": g_pre.sum(0),
+         "b_dec_O": g_x_hat.sum(0) - (g_pre @ p["W_enc_MF"].T).sum(0)}
+    g["W_dec_FO"] -= (g["W_dec_FO"] * p["W_dec_FO"]).sum(1, keepdims=True) * p["W_dec_FO"]
     for name in p:
       mean, square = moments[name]
       mean[:] = config.beta1 * mean + (1 - config.beta1) * g[name]
       square[:] = config.beta2 * square + (1 - config.beta2) * g[name] ** 2
       mean_hat, square_hat = mean / (1 - config.beta1 ** (t + 1)), square / (1 - config.beta2 ** (t + 1))
       p[name] = p[name] - rate * mean_hat / (np.sqrt(square_hat) + 1e-8)
-    p["W_dec_FM"] /= np.linalg.norm(p["W_dec_FM"], axis=1, keepdims=True)
+    p["W_dec_FO"] /= np.linalg.norm(p["W_dec_FO"], axis=1, keepdims=True)
   return p
 
 
@@ -75,7 +75,7 @@ def test_loss_reductions_convert_as_published():
   mean, _ = objectives.make_objective(model, objectives.mean_square, terms)(params, x_BM, x_BM, 0.004, None)
   total, _ = objectives.make_objective(model, objectives.summed_square, terms)(params, x_BM, x_BM, 0.004 * M, None)
   np.testing.assert_allclose(mean * M, total, rtol=1e-5)
-  error = f_BF @ params["W_dec_FM"] + params["b_dec_M"] - x_BM
+  error = f_BF @ params["W_dec_FO"] + params["b_dec_O"] - x_BM
   row_B = np.square(error).mean(1) + CONFIG.sparsity_coefficient * f_BF.sum(1)
   np.testing.assert_allclose(make()[0].row_loss(params, x_BM), row_B, rtol=1e-5)
 
@@ -85,8 +85,8 @@ def biased(seed):
   model = Dictionary(Wiring((M,)), F)
   x_BM = rows(seed)[0]
   params = jax.device_get(model.init(jax.random.key(seed), x_BM)["params"])
-  params = {**params, "b_dec_M": x_BM.mean(0), "b_enc_F": np.linspace(-1, 1, F, dtype=np.float32)}
-  pre_BF = (x_BM - params["b_dec_M"]) @ params["W_enc_MF"] + params["b_enc_F"]
+  params = {**params, "b_dec_O": x_BM.mean(0), "b_enc_F": np.linspace(-1, 1, F, dtype=np.float32)}
+  pre_BF = (x_BM - params["b_dec_O"]) @ params["W_enc_MF"] + params["b_enc_F"]
   return model, x_BM, params, np.maximum(pre_BF, 0)
 
 
@@ -101,7 +101,7 @@ def test_columns_stay_unit_and_fired_counters_are_right():
   state = state.replace(params={**state.params, "b_enc_F": state.params["b_enc_F"].at[3].set(-100.0)})
   for seed in range(3):
     state, values = step(state, rows(seed))
-  np.testing.assert_allclose(np.linalg.norm(state.params["W_dec_FM"], axis=1), 1.0, atol=1e-6)
+  np.testing.assert_allclose(np.linalg.norm(state.params["W_dec_FO"], axis=1), 1.0, atol=1e-6)
   last = np.asarray(state.counters["last_fired_F"])
   assert last[3] == 0 and np.sum(last == 9) > F // 2 and int(state.step) == 9
   assert values["fired_fraction"] <= 1 - 1 / F
@@ -112,7 +112,7 @@ def test_metrics_agree_with_numpy():
   state = init(jax.random.key(0), np.zeros((2, M)))
   x_BM = rows(5)[0]
   f_BF = np.maximum(x_BM @ state.params["W_enc_MF"], 0)
-  error = f_BF @ np.asarray(state.params["W_dec_FM"]) - x_BM
+  error = f_BF @ np.asarray(state.params["W_dec_FO"]) - x_BM
   _, values = step(state, x_BM[None])
   np.testing.assert_allclose(values["l0"], (f_BF > 0).sum(1).mean(), rtol=1e-5)
   np.testing.assert_allclose(values["l1"], f_BF.sum(1).mean(), rtol=1e-5)
@@ -130,13 +130,13 @@ def test_sharded_equals_unsharded(shape):
     outcomes.append(jax.device_get((state, values)))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), *outcomes)
   assert state.params["W_enc_MF"].sharding.spec[1] == "model"
-  assert state.opt_state[1].mu["W_dec_FM"].sharding.spec[0] == "model"
+  assert state.opt_state[1].mu["W_dec_FO"].sharding.spec[0] == "model"
 
 
 def test_state_is_donated_and_compiled_once(caplog):
   _, init, step = make()
   state = init(jax.random.key(0), np.zeros((2, M)))
-  old = state.params["W_dec_FM"]
+  old = state.params["W_dec_FO"]
   x_SBM = jnp.asarray(rows(0))
   with jax.log_compiles(True), caplog.at_level("WARNING"):
     for _ in range(3):
@@ -184,5 +184,5 @@ def test_a_planted_dictionary_is_recovered():
   state = init(jax.random.key(0), np.zeros((2, 24)))
   for _ in range(15):
     state, _ = step(state, batch(100 * 512).reshape(100, 512, 24))
-  cosine = truth @ np.asarray(state.params["W_dec_FM"]).T
+  cosine = truth @ np.asarray(state.params["W_dec_FO"]).T
   assert cosine.max(1).mean() > 0.95

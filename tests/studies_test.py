@@ -9,8 +9,8 @@ import pytest
 from report_test import assert_drawn
 from tiny_run import run
 
-from monojax.studies import synthetic
-from monojax.studies.toy_superposition import SUPERPOSED
+from monojax.studies.synthetic import study as synthetic
+from monojax.studies.toy.study import SUPERPOSED
 
 SMALL_GRID = ["--recipes=tm2023,batchtopk", "--levels=2,4", "--sizes=1,2", "--grid_features=32", "--grid_width=16",
               "--grid_steps=200", "--planted.n_features=32", "--planted.width=24", "--planted.mean_active=2",

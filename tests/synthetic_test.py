@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from monojax.activations.planted import SYNTH_SAE_BENCH, PlantedConfig
-from monojax.activations.synthetic import Planted, Synthetic, spread
 from monojax.analysis.recovery import absorption, direction_scores, recovery
 from monojax.config import InputError
 from monojax.sae.model import Dictionary, Wiring
+from monojax.studies.synthetic.planted import SYNTH_SAE_BENCH, PlantedConfig
+from monojax.studies.synthetic.source import Planted, Synthetic, spread
 
 TREES = PlantedConfig(60, 24, frequency="equal", mean_active=6.0, n_roots=10, branching=4, depth=1,
                       child_probability=0.6, min_strength=0.2)
@@ -129,7 +129,7 @@ def perfect(config, source):
   """A dictionary whose encoder finds features planted in as many dimensions exactly."""
   direction_NM = np.asarray(source.planted.direction_NM)
   return Dictionary(Wiring((config.width,)), config.n_features), {
-      "W_dec_FM": direction_NM, "W_enc_MF": np.linalg.inv(direction_NM), "b_dec_M": np.asarray(source.planted.bias_M),
+      "W_dec_FO": direction_NM, "W_enc_MF": np.linalg.inv(direction_NM), "b_dec_O": np.asarray(source.planted.bias_M),
       "b_enc_F": np.full(config.n_features, -1e-3, np.float32)}
 
 
@@ -149,7 +149,7 @@ def test_scores_against_plain_loops():
   config = PlantedConfig(12, 8, mean_active=2.0, min_strength=0.3)
   source, rng = Synthetic(Planted.of(config), 500), np.random.default_rng(0)
   params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in
-            {"W_dec_FM": (7, 8), "W_enc_MF": (8, 7), "b_enc_F": 7, "b_dec_M": 8}.items()}
+            {"W_dec_FO": (7, 8), "W_enc_MF": (8, 7), "b_enc_F": 7, "b_dec_O": 8}.items()}
   params["b_enc_F"][3] = -100  # dead
   model = Dictionary(Wiring((8,)), 7)
   scores = recovery(model, params, source, 3, first_step=5)
@@ -157,7 +157,7 @@ def test_scores_against_plain_loops():
   y_BM, f_BF = (np.asarray(part) for part in model.apply({"params": params}, x_BM))
   cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
   direction_NM = np.asarray(source.planted.direction_NM)
-  cosine_FN = np.array([[cosine(w, d) for d in direction_NM] for w in params["W_dec_FM"]])
+  cosine_FN = np.array([[cosine(w, d) for d in direction_NM] for w in params["W_dec_FO"]])
   f1s = []
   for i in range(7):
     fires, true = f_BF[:, i] > 0, truth_BN[:, np.abs(cosine_FN[i]).argmax()] > 0
@@ -174,7 +174,7 @@ def test_scores_against_plain_loops():
       np.mean(np.linalg.norm(y_BM, axis=1)[lengths > 1e-6] / lengths[lengths > 1e-6]), rel=1e-4)
   few_FN = np.abs(cosine_FN[:4])
   best = max(few_FN[range(4), list(chosen)].mean() for chosen in itertools.permutations(range(12), 4))
-  assert direction_scores(params["W_dec_FM"][:4], direction_NM)["mcc"] == pytest.approx(best, rel=1e-5)
+  assert direction_scores(params["W_dec_FO"][:4], direction_NM)["mcc"] == pytest.approx(best, rel=1e-5)
 
 
 def test_absorption():
@@ -197,9 +197,9 @@ def test_scores_are_those_of_sae_lens():
   config = PlantedConfig(64, 32, mean_active=4.0)
   source, rng = Synthetic(Planted.of(config), 2000), np.random.default_rng(0)
   direction_NM = np.asarray(source.planted.direction_NM)
-  W_dec_FM = np.concatenate([direction_NM[:40] + 0.1 * rng.normal(size=(40, 32)), rng.normal(size=(56, 32))])
-  params = {"W_dec_FM": W_dec_FM.astype(np.float32), "W_enc_MF": W_dec_FM.T.astype(np.float32),
-            "b_enc_F": np.full(96, -0.3, np.float32), "b_dec_M": np.zeros(32, np.float32)}
+  W_dec_FO = np.concatenate([direction_NM[:40] + 0.1 * rng.normal(size=(40, 32)), rng.normal(size=(56, 32))])
+  params = {"W_dec_FO": W_dec_FO.astype(np.float32), "W_enc_MF": W_dec_FO.T.astype(np.float32),
+            "b_enc_F": np.full(96, -0.3, np.float32), "b_dec_O": np.zeros(32, np.float32)}
   params["b_enc_F"][-5:] = -1e3
   model = Dictionary(Wiring((32,)), 96)
   scores = recovery(model, params, source, 5)
@@ -207,7 +207,7 @@ def test_scores_are_those_of_sae_lens():
   tensor = lambda array: torch.from_numpy(np.array(array))
   ours = {"l0": evals.L0Calculator(), "dead": evals.DeadLatentsCalculator(96),
           "shrinkage": evals.ShrinkageCalculator(), "variance": evals.ExplainedVarianceCalculator(),
-          "detectors": evals.ClassificationMetricsCalculator(tensor(params["W_dec_FM"]), tensor(direction_NM))}
+          "detectors": evals.ClassificationMetricsCalculator(tensor(params["W_dec_FO"]), tensor(direction_NM))}
   for x_BM, truth_BN in rows:
     y_BM, f_BF = (tensor(part) for part in model.apply({"params": params}, x_BM))
     ours["l0"].add_batch(f_BF)
@@ -217,8 +217,8 @@ def test_scores_are_those_of_sae_lens():
     ours["detectors"].add_batch(f_BF, tensor(truth_BN))
   theirs = ours["detectors"].compute()
   expected = {
-      "mcc": evals.mean_correlation_coefficient(tensor(params["W_dec_FM"]), tensor(direction_NM)),
-      "uniqueness": evals.feature_uniqueness(tensor(params["W_dec_FM"]), tensor(direction_NM)),
+      "mcc": evals.mean_correlation_coefficient(tensor(params["W_dec_FO"]), tensor(direction_NM)),
+      "uniqueness": evals.feature_uniqueness(tensor(params["W_dec_FO"]), tensor(direction_NM)),
       "l0": ours["l0"].compute(), "dead_fraction": ours["dead"].compute() / 96,
       "shrinkage": ours["shrinkage"].compute(), "explained_variance": ours["variance"].compute(),
       "precision": theirs.precision, "recall": theirs.recall, "f1": theirs.f1_score}

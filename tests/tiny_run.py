@@ -10,7 +10,8 @@ import tempfile
 
 import numpy as np
 
-from monojax import checkpoint, runs
+from monojax import checkpoint
+from monojax.pipeline import runs
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 TINY = [

@@ -15,7 +15,7 @@ from tokenizers import models
 
 from monojax import files
 from monojax.config import InputError
-from monojax.text import corpus, ngram, tokens
+from monojax.text import corpus, ngram, prepare, tokens
 from monojax.text.config import TextConfig
 from monojax.text.tokenizer import load
 
@@ -25,7 +25,7 @@ SIZES = {"batch_bytes": 7_000, "journal_bytes": 40_000}
 KILLED = """
 import os, sys
 from monojax import files
-from monojax.text import tokens
+from monojax.text import prepare, tokens
 from monojax.text.config import TextConfig
 directory, moment, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 left = [count]
@@ -34,8 +34,8 @@ def die_at(name):
     left[0] -= 1
     if not left[0]:
       os._exit(9)
-write_json, append, sync, train = (files.write_json, tokens._Outputs.append, tokens._Outputs.sync,
-                                   tokens.tokenizer.train)
+write_json, append, sync, train = (files.write_json, prepare._Outputs.append, prepare._Outputs.sync,
+                                   prepare.tokenizer.train)
 def around(name, function):
   def call(*args):
     die_at("before " + name)
@@ -46,10 +46,10 @@ def around(name, function):
     return result
   return call
 files.write_json = around("json", write_json)
-tokens._Outputs.append = around("append", append)
-tokens._Outputs.sync = around("sync", sync)
-tokens.tokenizer.train = around("train", train)
-tokens.prepare(TextConfig(max_bytes=300_000, vocab_size=600, tokenizer_bytes=100_000, val_fraction=0.2),
+prepare._Outputs.append = around("append", append)
+prepare._Outputs.sync = around("sync", sync)
+prepare.tokenizer.train = around("train", train)
+prepare.prepare(TextConfig(max_bytes=300_000, vocab_size=600, tokenizer_bytes=100_000, val_fraction=0.2),
                directory, progress=False, batch_bytes=7_000, journal_bytes=40_000)
 """
 
@@ -57,7 +57,7 @@ tokens.prepare(TextConfig(max_bytes=300_000, vocab_size=600, tokenizer_bytes=100
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
   directory = tmp_path_factory.mktemp("run") / "tokens"
-  tokens.prepare(CONFIG, directory, progress=False, **SIZES)
+  prepare.prepare(CONFIG, directory, progress=False, **SIZES)
   return directory
 
 
@@ -96,7 +96,7 @@ def test_files_hold_every_document_once(prepared, documents):
 
 
 def test_batch_sizes_and_repetition_change_nothing(tmp_path, prepared):
-  tokens.prepare(CONFIG, tmp_path, progress=False)
+  prepare.prepare(CONFIG, tmp_path, progress=False)
   assert contents(tmp_path) == contents(prepared)
 
 
@@ -113,7 +113,7 @@ def test_a_killed_call_goes_on_to_the_same_bytes(tmp_path, prepared, moments):
   if journal["documents"]:  # what the journal vouches for is skipped: damage beyond it does not matter
     with open(tmp_path / "train.bin", "ab") as file:
       file.write(b"garbage")
-  tokens.prepare(CONFIG, tmp_path, progress=False, **SIZES)
+  prepare.prepare(CONFIG, tmp_path, progress=False, **SIZES)
   left = contents(tmp_path)
   assert not {name for name in left if name.endswith(".partial")} - {"tokenizer.json.partial"}
   assert left == contents(prepared)
@@ -128,24 +128,24 @@ def test_resuming_encodes_only_what_is_missing(tmp_path, monkeypatch, documents)
   monkeypatch.setattr(tokens.tokenizer.Tokenizer, "encode_batch",
                       lambda self, texts: encoded.extend(texts) or encode_batch(self, texts))
   monkeypatch.setattr(tokens.tokenizer, "train", None)
-  tokens.prepare(CONFIG, tmp_path, progress=False, **SIZES)
+  prepare.prepare(CONFIG, tmp_path, progress=False, **SIZES)
   assert encoded == [d.text for d in documents[done:]]
 
 
 def test_a_finished_folder_is_returned_and_another_configuration_refused(tmp_path, prepared, monkeypatch):
   monkeypatch.setattr(corpus, "documents", None)
-  assert tokens.prepare(CONFIG, prepared, progress=False) == files.read_json(prepared / "meta.json")
+  assert prepare.prepare(CONFIG, prepared, progress=False) == files.read_json(prepared / "meta.json")
   with pytest.raises(InputError, match=r"text.seed: 0 -> 1"):
-    tokens.prepare(TextConfig(**{**CONFIG.__dict__, "seed": 1}), prepared, progress=False)
+    prepare.prepare(TextConfig(**{**CONFIG.__dict__, "seed": 1}), prepared, progress=False)
 
 
 def test_a_failed_attempt_does_not_bind_the_folder(tmp_path):
   (tmp_path / "x.jsonl").write_text('{"text": "one two"}\n')
   config = TextConfig(paths=(str(tmp_path / "x.jsonl"),))
   with pytest.raises(InputError, match="text.vocab_size=2048"):
-    tokens.prepare(config, tmp_path / "run", progress=False)
+    prepare.prepare(config, tmp_path / "run", progress=False)
   config = TextConfig(paths=(str(tmp_path / "x.jsonl"),), vocab_size=257)
-  assert tokens.prepare(config, tmp_path / "run", progress=False)["complete"]
+  assert prepare.prepare(config, tmp_path / "run", progress=False)["complete"]
 
 
 def test_a_file_that_changed_between_two_calls_is_refused(tmp_path):
@@ -156,7 +156,7 @@ def test_a_file_that_changed_between_two_calls_is_refused(tmp_path):
       "identity": {"text": tokens.config_lib.to_dict(config), "sources": {str(path): 1}},
       "documents": 1, "sizes": {}, "text_bytes": {}})
   with pytest.raises(InputError, match=r"sources.*x.jsonl: 1 -> 100"):
-    tokens.prepare(config, tmp_path / "run", progress=False)
+    prepare.prepare(config, tmp_path / "run", progress=False)
 
 
 def test_duplicates_share_a_side_and_the_seed_moves_it(tmp_path):
@@ -165,7 +165,7 @@ def test_duplicates_share_a_side_and_the_seed_moves_it(tmp_path):
   sides = []
   for seed in (0, 1):
     config = TextConfig(paths=(str(tmp_path / "x.jsonl"),), vocab_size=257, val_fraction=0.3, seed=seed)
-    meta = tokens.prepare(config, tmp_path / f"run{seed}", progress=False)
+    meta = prepare.prepare(config, tmp_path / f"run{seed}", progress=False)
     encoder = load(tmp_path / f"run{seed}" / "tokenizer.json")
     val = tokens.Tokens.open(tmp_path / f"run{seed}", "val")
     counts = collections.Counter(encoder.decode(val.tokens_N).split("<|endoftext|>")[1:])
@@ -184,7 +184,7 @@ def test_an_existing_large_tokenizer_is_copied_and_needs_32_bits(tmp_path):
   (tmp_path / "b.jsonl").write_text('{"text": "zwei", "domain": null}\n{"text": "bad \n')
   config = TextConfig(paths=(str(tmp_path / "*.*[tl]"),), tokenizer=str(tmp_path / "words.json"),
                       vocab_size=5, val_fraction=1e-9)
-  meta = tokens.prepare(config, tmp_path / "run", progress=False)
+  meta = prepare.prepare(config, tmp_path / "run", progress=False)
   assert meta["dtype"] == "uint32" and meta["vocab_size"] == 70_001
   assert (tmp_path / "run" / "tokenizer.json").read_bytes() == (tmp_path / "words.json").read_bytes()
   train = tokens.Tokens.open(tmp_path / "run", "train")
@@ -196,7 +196,7 @@ def test_an_existing_large_tokenizer_is_copied_and_needs_32_bits(tmp_path):
 
 def test_problems_are_reported_once_at_the_end(tmp_path, capsys):
   (tmp_path / "x.jsonl").write_text('{"text": "one two"}\n{oops\n')
-  tokens.prepare(TextConfig(paths=(str(tmp_path / "x.jsonl"),), vocab_size=257), tmp_path / "run")
+  prepare.prepare(TextConfig(paths=(str(tmp_path / "x.jsonl"),), vocab_size=257), tmp_path / "run")
   assert capsys.readouterr().err.count("1 x malformed JSON line (first: ") == 1
 
 

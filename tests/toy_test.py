@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from monojax.analysis import superposition
 from monojax.config import InputError
-from monojax.studies.toy_superposition import DEDICATED, DROPPED, SUPERPOSED, predicted_phases
-from monojax.subjects.toy import ToyConfig, ToyModel, draw, inputs_of, loss_of, train_toys
+from monojax.studies.toy import geometry as superposition
+from monojax.studies.toy.model import ToyConfig, ToyModel, draw, inputs_of, loss_of, train_toys
+from monojax.studies.toy.study import DEDICATED, DROPPED, SUPERPOSED, predicted_phases
 
 
 def parameters(config, seed=0):

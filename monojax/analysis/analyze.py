@@ -99,23 +99,23 @@ def density_histogram(density_F):
 def weight_tables(run, train_tokens, val_tokens, config):
   """The fields of `FeatureTables` that are read off the weights: logits, top neurons, biases."""
   sae, subject = run.sae_params, run.subject_params
-  W_dec_FM, W_enc_MF = np.asarray(sae["W_dec_FM"]), np.asarray(sae["W_enc_MF"])
-  W_out_MD = np.eye(W_dec_FM.shape[1], dtype=np.float32)  # what a feature adds to the residual stream
+  W_dec_FO, W_enc_MF = np.asarray(sae["W_dec_FO"]), np.asarray(sae["W_enc_MF"])
+  W_out_MD = np.eye(W_dec_FO.shape[1], dtype=np.float32)  # what a feature adds to the residual stream
   if run.site.endswith("mlp.hidden"):
     W_out_MD = np.asarray(subject[f"layer_{run.site.split('.')[1]}"]["W_out_MD"])
   counts_V = np.zeros(run.subject.config.vocab_size, np.int64)  # at least the tokenizer's
   for first in range(0, train_tokens.n_tokens, 1 << 24):
     counts_V += np.bincount(train_tokens.tokens_N[first:first + (1 << 24)], minlength=len(counts_V))
-  columns = logit_weights(W_dec_FM, W_out_MD, subject["gain_D"], residual_std(run, val_tokens, config),
+  columns = logit_weights(W_dec_FO, W_out_MD, subject["gain_D"], residual_std(run, val_tokens, config),
                           subject["W_unembed_DV"], counts_V >= min(config.min_token_count, counts_V.max()))
-  top_FN = np.argsort(-np.abs(W_dec_FM), axis=1, kind="stable")[:, :3]
-  weights_FN = np.take_along_axis(W_dec_FM, top_FN, axis=1)
-  norm_F = np.linalg.norm(W_enc_MF, axis=0) * np.linalg.norm(W_dec_FM, axis=1)
+  top_FN = np.argsort(-np.abs(W_dec_FO), axis=1, kind="stable")[:, :3]
+  weights_FN = np.take_along_axis(W_dec_FO, top_FN, axis=1)
+  norm_F = np.linalg.norm(W_enc_MF, axis=0) * np.linalg.norm(W_dec_FO, axis=1)
   return columns | {
       "encoder_bias_F": np.asarray(sae["b_enc_F"]),
-      "encoder_decoder_cosine_F": (W_enc_MF * W_dec_FM.T).sum(0) / np.maximum(norm_F, 1e-12),
+      "encoder_decoder_cosine_F": (W_enc_MF * W_dec_FO.T).sum(0) / np.maximum(norm_F, 1e-12),
       "top_neuron_ids_FN": top_FN.astype(np.int32), "top_neuron_weights_FN": weights_FN,
-      "top_neuron_l1_share_FN": np.abs(weights_FN) / np.abs(W_dec_FM).sum(1, keepdims=True),
+      "top_neuron_l1_share_FN": np.abs(weights_FN) / np.abs(W_dec_FO).sum(1, keepdims=True),
   }
 
 

@@ -22,7 +22,7 @@ def _block(W_dec_JM, W_out_MD, scale_D, W_unembed_DV, used_V, n_bins):
   return logit_JV, jax.vmap(count)(bin_JV), jnp.stack([low_J, high_J], 1)
 
 
-def logit_weights(W_dec_FM, W_out_MD, final_gain_D, typical_std, W_unembed_DV, used_V, n_listed=10,
+def logit_weights(W_dec_FO, W_out_MD, final_gain_D, typical_std, W_unembed_DV, used_V, n_listed=10,
                   n_bins=40, block_features=256):
   """Direct effect of each feature on the logits, its median over the vocabulary shifted to 0.
 
@@ -31,7 +31,7 @@ def logit_weights(W_dec_FM, W_out_MD, final_gain_D, typical_std, W_unembed_DV, u
   (its mean over tokens).
 
   Args:
-    W_dec_FM: decoder.
+    W_dec_FO: decoder.
     W_out_MD: from the dictionary's site into the residual stream.
     final_gain_D: gain of the last LayerNorm.
     typical_std: standard deviation of the residual stream over D, averaged over tokens.
@@ -49,9 +49,9 @@ def logit_weights(W_dec_FM, W_out_MD, final_gain_D, typical_std, W_unembed_DV, u
   n_listed = min(n_listed, int(used_V.sum()))
   columns = {name: [] for name in ("logit_counts_FH", "logit_range_F2", "top_logit_ids_FK",
                                    "top_logit_values_FK", "bottom_logit_ids_FK", "bottom_logit_values_FK")}
-  for first in range(0, len(W_dec_FM), block_features):
+  for first in range(0, len(W_dec_FO), block_features):
     logit_JV, counts_JH, range_J2 = _block(
-        jnp.asarray(W_dec_FM[first:first + block_features]), jnp.asarray(W_out_MD),
+        jnp.asarray(W_dec_FO[first:first + block_features]), jnp.asarray(W_out_MD),
         jnp.asarray(final_gain_D) / typical_std, jnp.asarray(W_unembed_DV), jnp.asarray(used_V), n_bins)
     logit_JV = np.asarray(logit_JV)
     columns["logit_counts_FH"].append(np.asarray(counts_JH))

@@ -18,7 +18,7 @@ def cosines(a_FM, b_NM):
   return unit(np.asarray(a_FM, np.float32)) @ unit(np.asarray(b_NM, np.float32)).T
 
 
-def direction_scores(W_dec_FM, direction_NM):
+def direction_scores(W_dec_FO, direction_NM):
   """How well directions agree.
 
   Returns:
@@ -29,7 +29,7 @@ def direction_scores(W_dec_FM, direction_NM):
     over the number of learned ones.
   """
   from scipy.optimize import linear_sum_assignment
-  cosine_FN = cosines(W_dec_FM, direction_NM)
+  cosine_FN = cosines(W_dec_FO, direction_NM)
   size_FN = np.abs(cosine_FN)
   pairs = linear_sum_assignment(size_FN, maximize=True)
   return {"mcc": float(size_FN[pairs].mean()), "mmcs_truth": float(cosine_FN.max(0).mean()),
@@ -42,7 +42,7 @@ def recovery(model, params, source, n_batches, first_step=0):
 
   Args:
     model, params: the dictionary, for use on raw activations.
-    source: `monojax.activations.synthetic.Synthetic`.
+    source: `monojax.studies.synthetic.source.Synthetic`.
     n_batches: how many of its batches.
     first_step: the first one's number; those the dictionary was trained on flatter it.
 
@@ -54,7 +54,7 @@ def recovery(model, params, source, n_batches, first_step=0):
     feature with a learned one.
   """
   direction_NM = np.asarray(source.planted.direction_NM)
-  cosine_FN = cosines(params["W_dec_FM"], direction_NM)
+  cosine_FN = cosines(params["W_dec_FO"], direction_NM)
   best_F = jnp.asarray(np.abs(cosine_FN).argmax(1))
   total = None
   for step in range(first_step, first_step + n_batches):
@@ -67,7 +67,7 @@ def recovery(model, params, source, n_batches, first_step=0):
   recall_F = ratio(total["both_F"], total["true_F"])
   f1_F = ratio(2 * precision_F * recall_F, precision_F + recall_F)
   variance = total["square"] / n_rows - np.square(total["x_M"] / n_rows).sum()
-  return {**direction_scores(params["W_dec_FM"], direction_NM),
+  return {**direction_scores(params["W_dec_FO"], direction_NM),
           "l0": float(total["fired_F"].sum() / n_rows), "true_l0": float(total["active"] / n_rows),
           "explained_variance": float(1 - total["error"] / n_rows / max(variance, 1e-30)),
           "shrinkage": float(total["shrinkage"] / max(total["long_rows"], 1)),
@@ -88,7 +88,7 @@ def absorption(model, params, source, n_batches, first_step=0):
   """
   config = source.planted.config
   child_J, parent_J = config.family()
-  detector_J = jnp.asarray(cosines(params["W_dec_FM"], source.planted.direction_NM).argmax(0)[parent_J])
+  detector_J = jnp.asarray(cosines(params["W_dec_FO"], source.planted.direction_NM).argmax(0)[parent_J])
   total = sum(np.asarray(_silences(model, params, detector_J, parent_J, child_J, *source.truth(step)), float)
               for step in range(first_step, first_step + n_batches))
   with np.errstate(invalid="ignore", divide="ignore"):

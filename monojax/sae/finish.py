@@ -26,7 +26,7 @@ def finished_params(recipe, state):
   scale_M = wiring.inputs(state.counters["scale_W"])
   scale_O = wiring.targets(state.counters["scale_W"])
   params = {**params, "W_enc_MF": params["W_enc_MF"] * scale_M[:, None],
-            "W_dec_FM": params["W_dec_FM"] / scale_O[None], "b_dec_M": params["b_dec_M"] / scale_O}
+            "W_dec_FO": params["W_dec_FO"] / scale_O[None], "b_dec_O": params["b_dec_O"] / scale_O}
   if "W_skip_MO" in params:
     params["W_skip_MO"] = params["W_skip_MO"] * scale_M[:, None] / scale_O[None]
   norm_F = jnp.maximum(decoder_norms(recipe.model, params), 1e-12)
@@ -34,7 +34,7 @@ def finished_params(recipe, state):
     norm_F = jnp.full_like(norm_F, norm_F.mean())
   params = recipe.model.nonlinearity.fold(params, norm_F)
   return {**params, "W_enc_MF": params["W_enc_MF"] * norm_F[None], "b_enc_F": params["b_enc_F"] * norm_F,
-          "W_dec_FM": params["W_dec_FM"] / norm_F[:, None]}
+          "W_dec_FO": params["W_dec_FO"] / norm_F[:, None]}
 
 
 def averaged(recipe, state):

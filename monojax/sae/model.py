@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from monojax.linear import matmul
-from monojax.sae.code import decode
 from monojax.sae.nonlinearity import ReLU
+from monojax.sae.sparse.code import decode
 
 # Where a dictionary's parameters (and their optimiser moments and counters) live on the mesh.
 _BY_FEATURE = ("b_enc_F", "log_threshold_F", "r_F", "b_mag_F", "last_fired_F")
-SHARDING_RULES = {"W_enc_MF": P(None, "model"), "W_dec_FM": P("model", None),
+SHARDING_RULES = {"W_enc_MF": P(None, "model"), "W_dec_FO": P("model", None),
                   **{name: P("model") for name in _BY_FEATURE}}
 
 
@@ -77,9 +77,9 @@ def kaiming_uniform(key, shape, fan_in):
   return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
-def unit_rows(W_dec_FM):
+def unit_rows(W_dec_FO):
   """Each feature's direction scaled to unit L2 norm."""
-  return W_dec_FM / jnp.linalg.norm(W_dec_FM, axis=1, keepdims=True)
+  return W_dec_FO / jnp.linalg.norm(W_dec_FO, axis=1, keepdims=True)
 
 
 class Dictionary(nn.Module):
@@ -109,12 +109,12 @@ class Dictionary(nn.Module):
 
   def setup(self):
     m, o, f = self.wiring.n_inputs, self.wiring.n_outputs, self.n_features
-    self.W_dec_FM = self.param("W_dec_FM", lambda key: unit_rows(kaiming_uniform(key, (f, o), f)))
+    self.W_dec_FO = self.param("W_dec_FO", lambda key: unit_rows(kaiming_uniform(key, (f, o), f)))
     transpose = self.encoder_init == "decoder_transpose" and self.wiring.autoencodes
     self.W_enc_MF = self.param(
-        "W_enc_MF", lambda key: self.W_dec_FM.T if transpose else kaiming_uniform(key, (m, f), m))
+        "W_enc_MF", lambda key: self.W_dec_FO.T if transpose else kaiming_uniform(key, (m, f), m))
     self.b_enc_F = self.param("b_enc_F", nn.initializers.zeros, (f,))
-    self.b_dec_M = self.param("b_dec_M", nn.initializers.zeros, (o,))
+    self.b_dec_O = self.param("b_dec_O", nn.initializers.zeros, (o,))
     for name, value in self.nonlinearity.own(f).items():
       setattr(self, name, self.param(name, lambda key, value=value: value))
     if self.skip:
@@ -122,7 +122,7 @@ class Dictionary(nn.Module):
 
   def centred(self, x_BM):
     """What the encoder multiplies, shape (B, M): x - b_dec, through which b_dec gets no gradient, or x."""
-    return x_BM - jax.lax.stop_gradient(self.b_dec_M)[None] if self.pre_bias else x_BM
+    return x_BM - jax.lax.stop_gradient(self.b_dec_O)[None] if self.pre_bias else x_BM
 
   def encoder_bias(self):
     """What is added to the product of the centred inputs, shape (F,): b_enc, with b_dec's gradient.
@@ -131,7 +131,7 @@ class Dictionary(nn.Module):
     """
     if not self.pre_bias:
       return self.b_enc_F
-    nothing_M = jax.lax.stop_gradient(self.b_dec_M) - self.b_dec_M
+    nothing_M = jax.lax.stop_gradient(self.b_dec_O) - self.b_dec_O
     return self.b_enc_F + jnp.matmul(nothing_M, self.W_enc_MF, precision=jax.lax.Precision.HIGHEST)
 
   def pre_activations(self, x_BM):
@@ -143,12 +143,12 @@ class Dictionary(nn.Module):
     return self.nonlinearity.encode(self.pre_activations(x_BM), self.variables["params"])
 
   def decode(self, f, places=None, x_BM=None):
-    """Reconstructions of shape (B, O) from features (see `monojax.sae.code`); a skip needs the inputs, too."""
-    return decode(f, places, self.W_dec_FM, self.dtype)[0] + self.offset(x_BM)
+    """Reconstructions of shape (B, O) from features (see `monojax.sae.sparse.code`); a skip needs the inputs, too."""
+    return decode(f, places, self.W_dec_FO, self.dtype)[0] + self.offset(x_BM)
 
   def offset(self, x_BM):
     """What a reconstruction holds besides its features: b_dec, and W_skip x; (1, O) or (B, O)."""
-    b_dec_1O = self.b_dec_M[None]
+    b_dec_1O = self.b_dec_O[None]
     return b_dec_1O + matmul(x_BM, self.W_skip_MO, self.dtype) if self.skip else b_dec_1O
 
   def __call__(self, x_BM):

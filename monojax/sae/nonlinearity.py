@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from monojax.sae.code import SILENT, Places, at, entries
-from monojax.sae.select import SMALLEST, cut_at, places_of, top_k, top_k_above_0
+from monojax.sae.sparse.code import SILENT, Places, at, entries
+from monojax.sae.sparse.select import SMALLEST, cut_at, places_of, top_k, top_k_above_0
 
 # Features a row, on average, that a sparse code has room for, unless the settings or the method say how many.
 _ROOM = 64

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from monojax.linear import matmul
-from monojax.sae.code import Places, at, decode, pre_activations_at
-from monojax.sae.select import top_k
+from monojax.sae.sparse.code import Places, at, decode, pre_activations_at
+from monojax.sae.sparse.select import top_k
 
 
 @flax.struct.dataclass
@@ -22,7 +22,7 @@ class Pass:
   Attributes:
     params: the dictionary's parameters.
     x_BM, y_BO: what is read, and what is to be reconstructed.
-    places: what the entries of h and f stand for, or None for all (see `monojax.sae.code`).
+    places: what the entries of h and f stand for, or None for all (see `monojax.sae.sparse.code`).
     h, f: pre-activations and features, (B, F) or (V, K).
     norm_F: the features' decoder norms, summed over the sites written.
     error_BO: reconstruction minus target, by the whole dictionary.
@@ -82,14 +82,14 @@ def group_reconstructions(model, params, f, places, x_BM, group_sizes):
 
   Each adds its own features to the one before, so that all of them cost what the last alone would.
   """
-  own = decode(f, places, params["W_dec_FM"], model.dtype, (*group_sizes, model.n_features))
+  own = decode(f, places, params["W_dec_FO"], model.dtype, (*group_sizes, model.n_features))
   offset = model.bind({"params": params}).offset(x_BM)
   return list(itertools.accumulate(own, initial=offset))[1:]
 
 
 def decoder_norms(model, params):
   """The L2 norm of each feature's direction, summed over the sites it writes to, shape (F,)."""
-  return sum(jnp.linalg.norm(params["W_dec_FM"][:, first:last], axis=1)
+  return sum(jnp.linalg.norm(params["W_dec_FO"][:, first:last], axis=1)
              for first, last in model.wiring.written())
 
 
@@ -166,7 +166,7 @@ def gate(model):
   def term(p):
     open_ = jax.nn.relu(p.h)
     fixed = jax.lax.stop_gradient(p.params)
-    y_BO = decode(open_, p.places, fixed["W_dec_FM"], model.dtype)[0] + model.bind({"params": fixed}).offset(p.x_BM)
+    y_BO = decode(open_, p.places, fixed["W_dec_FO"], model.dtype)[0] + model.bind({"params": fixed}).offset(p.x_BM)
     return (p.penalty / p.x_BM.shape[0] * open_.sum()
             + summed_square(p.y_BO, y_BO - p.y_BO))
   return term
@@ -193,7 +193,7 @@ def auxk(coefficient, k, model, n_compact=512):
     f_BD = jnp.where(dead_D[None], jax.nn.relu(h_BD), 0.0)
     if k < len(dead_D):
       f_BD = jnp.where(f_BD >= top_k(jax.lax.stop_gradient(f_BD), k, mesh)[0][:, -1:], f_BD, 0.0)
-    e_hat_BO = matmul(f_BD, of(params["W_dec_FM"], 0), model.dtype)
+    e_hat_BO = matmul(f_BD, of(params["W_dec_FO"], 0), model.dtype)
     return jnp.square(e_BO - e_hat_BO).sum() / jnp.square(e_BO - e_BO.mean(0, keepdims=True)).sum()
 
   def nothing(params, x_BM, e_BO, dead_F):
@@ -232,7 +232,7 @@ def multi_topk(coefficient, n, model):
   def term(p):
     largest = model.nonlinearity.largest(jax.lax.stop_gradient(p.h), p.places, n)
     f = jnp.where(largest, jax.nn.relu(p.h), 0.0)
-    y_hat_BO = decode(f, p.places, p.params["W_dec_FM"], model.dtype)[0]
+    y_hat_BO = decode(f, p.places, p.params["W_dec_FO"], model.dtype)[0]
     return coefficient * unexplained(p.y_BO, y_hat_BO + model.bind({"params": p.params}).offset(p.x_BM) - p.y_BO)
   return term
 
@@ -240,7 +240,7 @@ def multi_topk(coefficient, n, model):
 def orthogonality(coefficient):
   """coefficient * sum over pairs i != j of (d_i . d_j)^2, from the M x M product of the decoder with itself."""
   def term(p):
-    W_FO = p.params["W_dec_FM"]
+    W_FO = p.params["W_dec_FO"]
     gram_OO = jnp.matmul(W_FO.T, W_FO, precision=jax.lax.Precision.HIGHEST)
     return coefficient * (jnp.square(gram_OO).sum() - jnp.square(jnp.square(W_FO).sum(1)).sum())
   return term

@@ -90,8 +90,8 @@ def apr2024(config, wiring, build):
   model = build(ReLU(), False, "decoder_transpose")
 
   def start(key, params, x_NM, y_NO):
-    W_dec_FM = 0.1 * unit_rows(params["W_dec_FM"])
-    return {**params, "W_dec_FM": W_dec_FM, "W_enc_MF": transposed_or(params["W_enc_MF"], W_dec_FM, wiring)}
+    W_dec_FO = 0.1 * unit_rows(params["W_dec_FO"])
+    return {**params, "W_dec_FO": W_dec_FO, "W_enc_MF": transposed_or(params["W_enc_MF"], W_dec_FO, wiring)}
   return compose(config, model, objectives.summed_square,
                  [objectives.l1_of_norms], start=start, normalised=True)
 
@@ -115,13 +115,13 @@ def jan2025(config, wiring, build):
 
   def start(key, params, x_NM, y_NO):
     decoder_key, encoder_key = jax.random.split(key)
-    W_dec_FM = kaiming_uniform(decoder_key, params["W_dec_FM"].shape, m)
-    W_enc_MF = (m / f * W_dec_FM.T if wiring.autoencodes
+    W_dec_FO = kaiming_uniform(decoder_key, params["W_dec_FO"].shape, m)
+    W_enc_MF = (m / f * W_dec_FO.T if wiring.autoencodes
                 else kaiming_uniform(encoder_key, params["W_enc_MF"].shape, f))
     level_F = jax.lax.map(lambda w_M: jnp.quantile(x_NM[:8192] @ w_M, 1 - min(10_000 / f, 0.1)), W_enc_MF.T,
                           batch_size=256)
     b_enc_F = config.threshold - level_F
-    return {**params, "W_dec_FM": W_dec_FM, "W_enc_MF": W_enc_MF, "b_enc_F": b_enc_F}
+    return {**params, "W_dec_FO": W_dec_FO, "W_enc_MF": W_enc_MF, "b_enc_F": b_enc_F}
   terms = [objectives.tanh_of_norms(4.0),
            objectives.pre_activation_pull(config.pull_coefficient, model)]
   return compose(config, model, objectives.summed_square, terms, start=start, normalised=True)
@@ -172,7 +172,7 @@ def _topk_family(config, wiring, build, nonlinearity, group_sizes):
     unit_NM = unit_rows(jax.random.normal(key, (256, wiring.n_inputs)))
     f_NF = jax.nn.relu(unit_NM @ params["W_enc_MF"])
     kept_NF = jnp.where(f_NF >= jax.lax.top_k(f_NF, config.k)[0][:, -1:], f_NF, 0.0)
-    norm = jnp.linalg.norm(kept_NF @ params["W_dec_FM"], axis=1).mean()
+    norm = jnp.linalg.norm(kept_NF @ params["W_dec_FO"], axis=1).mean()
     return {**params, "W_enc_MF": params["W_enc_MF"] / norm}
   observe = follow_threshold if isinstance(nonlinearity, BatchTopK) else None
   return compose(config, model, objectives.unexplained, terms, start=start, unit_decoder=True, normalised=True,
@@ -199,7 +199,7 @@ def compose(config, model, error, terms, start=None, unit_decoder=False, normali
   def begin(key, params, x_NM, y_NO):
     """The bias at the targets' geometric median where it is subtracted, and in transcoders; then the recipe's start."""
     if model.pre_bias or not wiring.autoencodes:
-      params = {**params, "b_dec_M": geometric_median(y_NO)}
+      params = {**params, "b_dec_O": geometric_median(y_NO)}
     params = start(key, params, x_NM, y_NO) if start else params
     return with_unit_decoder(params) if unit_decoder else params
   return Recipe(model, objectives.make_objective(model, error, terms, group_sizes, config.group_weight),
@@ -225,9 +225,9 @@ def follow_threshold(params, passed, rate=0.1):
   return {"threshold": jnp.where(jnp.isfinite(smallest), new, old)}
 
 
-def transposed_or(W_enc_MF, W_dec_FM, wiring):
+def transposed_or(W_enc_MF, W_dec_FO, wiring):
   """The decoder's transpose where the dictionary reads what it writes, otherwise the encoder given."""
-  return W_dec_FM.T if wiring.autoencodes else W_enc_MF
+  return W_dec_FO.T if wiring.autoencodes else W_enc_MF
 
 
 def linear_warmup(n_steps):
@@ -249,15 +249,15 @@ def learning_rate_schedule(config):
 def remove_parallel_gradient():
   """Removes from the decoder's gradient its component along each (unit) decoder column."""
   def update(gradients, state, params):
-    W_dec_FM, gradient_FM = params["W_dec_FM"], gradients["W_dec_FM"]
-    along_F = jnp.sum(gradient_FM * W_dec_FM, axis=1, keepdims=True)
-    return {**gradients, "W_dec_FM": gradient_FM - along_F * W_dec_FM}, state
+    W_dec_FO, gradient_FM = params["W_dec_FO"], gradients["W_dec_FO"]
+    along_F = jnp.sum(gradient_FM * W_dec_FO, axis=1, keepdims=True)
+    return {**gradients, "W_dec_FO": gradient_FM - along_F * W_dec_FO}, state
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def with_unit_decoder(params):
   """The parameters with every decoder column at unit norm."""
-  return {**params, "W_dec_FM": unit_rows(params["W_dec_FM"])}
+  return {**params, "W_dec_FO": unit_rows(params["W_dec_FO"])}
 
 
 def geometric_median(x_NM, n_iterations=100):

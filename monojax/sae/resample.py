@@ -75,9 +75,9 @@ def resample(state, candidate_FW, recipe, window_steps, encoder_scale):
   mean_norm = jnp.where(n_alive > 0, jnp.sum(jnp.where(dead_F, 0.0, norm_F)) / jnp.maximum(n_alive, 1),
                         norm_F.mean())
   own = {name: value for name, value in recipe.model.nonlinearity.own(len(dead_F)).items() if value.ndim}
-  fresh = {"W_dec_FM": unit_rows(written_FO), "W_enc_MF": encoder_scale * mean_norm * unit_rows(read_FM).T,
+  fresh = {"W_dec_FO": unit_rows(written_FO), "W_enc_MF": encoder_scale * mean_norm * unit_rows(read_FM).T,
            "b_enc_F": jnp.zeros_like(norm_F), **own}
-  dead = {name: {"W_dec_FM": dead_F[:, None], "W_enc_MF": dead_F[None]}.get(name, dead_F) for name in fresh}
+  dead = {name: {"W_dec_FO": dead_F[:, None], "W_enc_MF": dead_F[None]}.get(name, dead_F) for name in fresh}
   params = {**state.params, **{name: jnp.where(dead[name], fresh[name], state.params[name]) for name in fresh}}
 
   def forget(path, leaf):

@@ -7,8 +7,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from monojax import mesh as meshes
-from monojax.sae.code import count_F
 from monojax.sae.model import SHARDING_RULES
+from monojax.sae.sparse.code import count_F
 from monojax.training import TrainState
 
 # Steps that stay with a dense code after a batch that a sparse one had no room for.

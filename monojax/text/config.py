@@ -9,7 +9,7 @@ SMALLEST_VOCABULARY = 257  # 256 bytes and the end-of-text token
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-  """Settings of `tokens.prepare`."""
+  """Settings of `prepare.prepare`."""
   paths: tuple[str, ...] = option(
       (), "files, directories or globs of *.jsonl and *.txt, each optionally .gz, .xz or .zst, or "
           "hf:NAME[:SPLIT] for a Hugging Face dataset (pip install 'monojax[huggingface]'); empty: the "

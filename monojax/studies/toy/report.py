@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from monojax.analysis import superposition
 from monojax.browser.report import Picture, Table, Text
-from monojax.studies.toy_superposition import load
+from monojax.studies.toy import geometry as superposition
+from monojax.studies.toy.study import load
 
 _COLOURS = ["#1f6fb4", "#d1662a", "#3a9a4b", "#b3364f", "#7a56b0", "#8a6d3b", "#c26bb0", "#666666", "#20a0a0",
             "#e0b020"]
@@ -224,7 +224,7 @@ def _stacked(W_NM, out_MN, n_parts=6):
 
 def _recovery(arrays, figures):
   from monojax.analysis.recovery import cosines
-  best_N = cosines(arrays["W_dec_FM"], arrays["W_NM"]).max(0)
+  best_N = cosines(arrays["W_dec_FO"], arrays["W_NM"]).max(0)
   return [Picture([{"type": "histogram", "x": best_N, "xbins": {"start": 0, "end": 1.0001, "size": 0.02}}],
                   {"xaxis": {"title": {"text": "largest cosine with a feature of the dictionary"}, "range": [0, 1.02]},
                    "yaxis": {"title": {"text": "features of the model"}}, "height": 360},

@@ -8,9 +8,9 @@ import dataclasses
 import math
 
 from monojax import files
-from monojax.activations.planted import PlantedConfig
 from monojax.config import nested, option, require, require_positive
 from monojax.sae.config import PUBLISHED, SAEConfig
+from monojax.studies.synthetic.planted import PlantedConfig
 
 # What makes each recipe sparser, from dense to sparse; for the others it is k, the number of features that fire.
 PENALTIES = {"tm2023": (0.003, 0.01, 0.03), "apr2024": (0.5, 2.0, 8.0), "gated": (1.0, 4.0, 16.0),
@@ -45,7 +45,7 @@ class SyntheticStudyConfig:
 
   @property
   def inputs(self):
-    """The stages, and that none depends on another; see `monojax.runs.Run`."""
+    """The stages, and that none depends on another; see `monojax.pipeline.runs.Run`."""
     return {name: () for name in ("main", *(f"level_{level:g}" for level in self.levels), "trees")}
 
 
@@ -53,10 +53,10 @@ def train_main(run, config):
   """One dictionary on the main planted features; its scores are the study's figures."""
   def work(directory, identity):
     from monojax import mesh as meshes
-    from monojax.activations.synthetic import Planted, Synthetic
     from monojax.analysis.recovery import recovery
     from monojax.metrics import MetricsConfig
     from monojax.sae.train import train_sae
+    from monojax.studies.synthetic.source import Planted, Synthetic
     planted, sae = Planted.of(config.planted), config.sae.resolved()
     source = Synthetic(planted, sae.batch_rows, sae.seed)
     model, params = train_sae(sae, source, source.width, directory, {"identity": identity}, meshes.make_mesh(),
@@ -110,9 +110,9 @@ def _train_grid(run, name, config, planted, saes):
     import numpy as np
 
     from monojax import mesh as meshes
-    from monojax.activations.synthetic import Planted, Synthetic
     from monojax.analysis.recovery import absorption, recovery
     from monojax.metrics import MetricsConfig
+    from monojax.studies.synthetic.source import Planted, Synthetic
     source = Synthetic(Planted.of(planted), config.grid_batch_rows, planted.seed)
     trained = train_sweep(saes, source, source.width, directory, {name_of(sae): {"identity": identity} for sae in saes},
                           meshes.make_mesh(), MetricsConfig(), sample_seed=planted.seed)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from monojax.sae.code import Places
+from monojax.sae.sparse.code import Places
 
 SMALLEST = float(jnp.finfo(jnp.float32).tiny)  # what every entry above 0 reaches
 

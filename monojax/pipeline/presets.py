@@ -4,7 +4,7 @@ import dataclasses
 
 from monojax.activations.config import HarvestConfig
 from monojax.analysis.config import AnalysisConfig
-from monojax.runs import FrontierConfig, RunConfig
+from monojax.pipeline.runs import FrontierConfig, RunConfig
 from monojax.sae.config import SAEConfig
 from monojax.subjects.config import SubjectConfig, TransformerConfig
 from monojax.text.config import TextConfig

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 
 from monojax import files
-from monojax.analysis import superposition
 from monojax.config import option, require_not_negative, require_positive
-from monojax.subjects.toy import ToyConfig, draw, forward, inputs_of, loss_of, train_toys
+from monojax.studies.toy import geometry as superposition
+from monojax.studies.toy.model import ToyConfig, draw, forward, inputs_of, loss_of, train_toys
 from monojax.training import minimised
 
 STICKY_LEVELS = 3  # levels of sparsity that a sticky point holds at
@@ -266,12 +266,12 @@ def recover(run, config):
   """An SAE finds the features again in the hidden layer of a sparse model of 80 features in 20 dimensions."""
   def work(directory, identity):
     from monojax import mesh as meshes
-    from monojax.activations.planted import PlantedConfig
-    from monojax.activations.synthetic import Planted, Synthetic
     from monojax.analysis.recovery import direction_scores
     from monojax.metrics import MetricsConfig
     from monojax.sae.config import SAEConfig
     from monojax.sae.train import train_sae
+    from monojax.studies.synthetic.planted import PlantedConfig
+    from monojax.studies.synthetic.source import Planted, Synthetic
     models = load(run, "basic")
     W_NM, density = models["relu_80_W_LNM"][_RECOVERED], float(models["density_L"][_RECOVERED])
     represented_N = superposition.norms(W_NM) > PRESENT
@@ -284,8 +284,8 @@ def recover(run, config):
     source = Synthetic(Planted.of(planted, W_NM), sae.batch_rows, config.seed)
     mesh = meshes.make_mesh(meshes.MeshConfig(data=1))
     _, params = train_sae(sae, source, W_NM.shape[1], directory, {"identity": identity}, mesh, MetricsConfig(), "sae")
-    scores = direction_scores(params["W_dec_FM"], W_NM[represented_N])
-    files.write_npz(directory / "models.npz", {"W_dec_FM": params["W_dec_FM"], "W_NM": W_NM[represented_N]})
+    scores = direction_scores(params["W_dec_FO"], W_NM[represented_N])
+    files.write_npz(directory / "models.npz", {"W_dec_FO": params["W_dec_FO"], "W_NM": W_NM[represented_N]})
     return {"toy/recovery_features": n_represented, "toy/recovery_mcc": scores["mcc"],
             "toy/recovery_mmcs_truth": scores["mmcs_truth"]}
   return run.execute("recovery", config, work)
@@ -293,5 +293,5 @@ def recover(run, config):
 
 STAGES = {"basic": _basic, "phase": _phase, "geometry": _geometry, "perturbation": _perturbation, "sets": _sets,
           "dynamics": _dynamics, "privileged": _privileged, "computation": _computation}
-# The stages and those that they depend on; see `monojax.runs.Run`.
+# The stages and those that they depend on; see `monojax.pipeline.runs.Run`.
 INPUTS = {**{name: () for name in STAGES}, "recovery": ("basic",)}

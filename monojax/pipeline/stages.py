@@ -11,7 +11,16 @@ from monojax import config as configs
 from monojax import files, metrics
 from monojax.activations.config import HarvestConfig
 from monojax.config import require
-from monojax.runs import MEANS, SWEEPS, load, load_subject, load_tokenizer, mean_activation, open_tokens, tokens_meta
+from monojax.pipeline.runs import (
+  MEANS,
+  SWEEPS,
+  load,
+  load_subject,
+  load_tokenizer,
+  mean_activation,
+  open_tokens,
+  tokens_meta,
+)
 from monojax.sae.config import SAEConfig
 
 _MEASURED_ROWS = 65_536  # of a stream, for the mean activation
@@ -20,8 +29,8 @@ _MEASURED_ROWS = 65_536  # of a stream, for the mean activation
 def prepare_text(run, config):
   """Documents to tokens."""
   def work(directory, _):
-    from monojax.text import tokens
-    meta = tokens.prepare(config.text, directory)
+    from monojax.text import prepare
+    meta = prepare.prepare(config.text, directory)
     return {"tokens/train_tokens": meta["n_tokens"]["train"], "tokens/val_tokens": meta["n_tokens"]["val"],
             "tokens/vocab_size": meta["vocab_size"], "tokens/documents": sum(meta["n_documents"].values())}
   return run.execute("tokens", config.text, work, alone=True)

@@ -21,8 +21,8 @@ from monojax.sae.config import PUBLISHED, SAEConfig
 from monojax.sae.recipes import make_recipe
 from monojax.sae.sweep import name_of, train_sweep
 from monojax.sae.train import train_sae
-from monojax.subjects import index_task
-from monojax.subjects.mlp import MLP, MLPConfig, train_mlp
+from monojax.studies.index import task as index_task
+from monojax.studies.index.mlp import MLP, MLPConfig, train_mlp
 
 SITE = "layer.1.mlp.hidden"
 INPUTS = {"mlp": (), "sae": ("mlp",), "features": ("mlp", "sae"), "sweep": ("mlp",)}
@@ -156,7 +156,7 @@ class Features:
 
   def __init__(self, model, params):
     """Takes the dictionary."""
-    self.n_features, self.W_dec_FM = model.n_features, params["W_dec_FM"]
+    self.n_features, self.W_dec_FO = model.n_features, params["W_dec_FO"]
     self._encode = jax.jit(lambda x_BM: model.apply({"params": params}, x_BM, method="encode"))
     self._reconstruct = jax.jit(lambda x_BM: model.apply({"params": params}, x_BM)[0])
     self._fired = jax.jit(lambda x_BM: (self._encode(x_BM) > 0).sum(0))

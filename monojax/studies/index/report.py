@@ -11,8 +11,8 @@ import numpy as np
 from monojax import files
 from monojax.analysis.patching import ablation_effects
 from monojax.browser.report import Picture, Table, Text
-from monojax.studies.index_arithmetic import Features, Subject
-from monojax.subjects import index_task
+from monojax.studies.index import task as index_task
+from monojax.studies.index.study import Features, Subject
 
 _SYMBOLS = {"p1": "p1", "p2": "p2", "v1": "v1", "v2": "v2", "difference": "|v1 - v2|"}
 _SIGNS = ("v1 < v2", "v1 = v2", "v1 > v2")
@@ -325,7 +325,7 @@ def probe(run, config, text):
   features, ties = Features.of_run(run, config), Ties(run)
   x_BM = subject.activations(rows_BI)
   f_BF = features.encode(x_BM)
-  _, feature_P, effect_PO = ablation_effects(subject.tail, features.W_dec_FM, x_BM, f_BF)
+  _, feature_P, effect_PO = ablation_effects(subject.tail, features.W_dec_FO, x_BM, f_BF)
   values = {name: int(value_B[0]) for name, value_B in index_task.variables(rows_BI).items()}
   lines = [f"c1[{values['p1']}] = {values['v1']}, c2[{values['p2']}] = {values['v2']}, answer {values['difference']}",
            f"prediction {subject.output(x_BM)[0]:.3f}, with the reconstruction in the layer's place "

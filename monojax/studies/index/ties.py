@@ -7,9 +7,9 @@ import numpy as np
 
 from monojax import files
 from monojax.analysis import patching
-from monojax.analysis import variables as tell
-from monojax.studies.index_arithmetic import Features, Subject
-from monojax.subjects import index_task
+from monojax.studies.index import task as index_task
+from monojax.studies.index import variables as tell
+from monojax.studies.index.study import Features, Subject
 
 ORDERED = ("v1", "v2", "difference")  # variables whose thresholds are labels, too
 SHOWN_NEURONS, SHOWN_FEATURES = 16, 24
@@ -80,7 +80,7 @@ def causal_sets(config, subject, features):
   sets = []
   for x_BM, f_BF, other_BF, wanted_B in pairs.values():
     half = slice(0, len(wanted_B) // 2)
-    part_BF = patching.attributions(subject.tail, features.W_dec_FM, x_BM[half], f_BF[half], other_BF[half])
+    part_BF = patching.attributions(subject.tail, features.W_dec_FO, x_BM[half], f_BF[half], other_BF[half])
     towards_F = (part_BF * np.sign(wanted_B[half])[:, None]).mean(0)
     sets.append(np.argsort(-towards_F)[:config.variable_features])
   figures, share_VV = {}, np.zeros((len(sets), len(sets)))
@@ -88,7 +88,7 @@ def causal_sets(config, subject, features):
     judged = slice(len(wanted_B) // 2, None)
 
     def moves(set_S):
-      before_BO, after_BO = patching.patched(subject.tail, features.W_dec_FM, x_BM[judged], f_BF[judged],
+      before_BO, after_BO = patching.patched(subject.tail, features.W_dec_FO, x_BM[judged], f_BF[judged],
                                              other_BF[judged], set_S)
       return np.asarray(after_BO - before_BO)[:, 0] / wanted_B[judged]
     for other, set_S in enumerate(sets):
@@ -144,7 +144,7 @@ def measured_effects(config, subject, features):
   rows_BI = config.rows("ablated", _ABLATED_ROWS)
   values, x_BM = index_task.variables(rows_BI), subject.activations(rows_BI)
   f_BF, found_B = features.encode(x_BM), subject.output(x_BM)
-  row_P, feature_P, effect_PO = patching.ablation_effects(subject.tail, features.W_dec_FM, x_BM, f_BF)
+  row_P, feature_P, effect_PO = patching.ablation_effects(subject.tail, features.W_dec_FO, x_BM, f_BF)
   effect_P = effect_PO[:, 0]
   total_F = np.bincount(feature_P, np.abs(effect_P), features.n_features)
   shown_F = np.argsort(-total_F)[:SHOWN_FEATURES]

@@ -4,7 +4,7 @@ import numpy as np
 
 from monojax import files
 from monojax.browser.report import Picture, Table, Text
-from monojax.studies.synthetic import nearest_in_sparsity
+from monojax.studies.synthetic.study import nearest_in_sparsity
 
 _SCORES = (("mcc", "MCC"), ("found", "planted features found (cosine above .9)"), ("f1", "F1 as detectors"),
            ("explained_variance", "explained variance"), ("uniqueness", "uniqueness (below 1: split or repeated)"),
