@@ -124,10 +124,10 @@ def test_resuming_encodes_only_what_is_missing(tmp_path, monkeypatch, documents)
   done = files.read_json(tmp_path / "journal.json")["documents"]
   assert 0 < done < len(documents)
   encoded = []
-  encode_batch = tokens.tokenizer.Tokenizer.encode_batch
-  monkeypatch.setattr(tokens.tokenizer.Tokenizer, "encode_batch",
+  encode_batch = prepare.tokenizer.Tokenizer.encode_batch
+  monkeypatch.setattr(prepare.tokenizer.Tokenizer, "encode_batch",
                       lambda self, texts: encoded.extend(texts) or encode_batch(self, texts))
-  monkeypatch.setattr(tokens.tokenizer, "train", None)
+  monkeypatch.setattr(prepare.tokenizer, "train", None)
   prepare.prepare(CONFIG, tmp_path, progress=False, **SIZES)
   assert encoded == [d.text for d in documents[done:]]
 
