@@ -1,10 +1,9 @@
-"""Measures every feature of a run's dictionary: density, examples, logit weights, detectors of domains.
+"""A dictionary to tables of its features.
 
-  python experiments/analyze.py --workdir=runs/mine --analysis.n_tokens=2000000
+`python experiments/analyze.py --help` explains it; `monojax analyze` is the same command.
 """
 
 from monojax import cli
 
 if __name__ == "__main__":
-  cli.define_run_flags(["analysis"])
-  cli.run(cli.run_stage("analysis"))
+  cli.run_command("analyze")

@@ -1,10 +1,9 @@
-"""Writes the browsable site of a run's features: open WORKDIR/browser/site/index.html in any browser.
+"""Tables of features to pages that open from disk.
 
-  python experiments/build_browser.py --workdir=runs/mine
+`python experiments/build_browser.py --help` explains it; `monojax build_browser` is the same command.
 """
 
 from monojax import cli
 
 if __name__ == "__main__":
-  cli.define_run_flags(["browser"])
-  cli.run(cli.run_stage("browser"))
+  cli.run_command("build_browser")

@@ -1,12 +1,9 @@
-"""Trains the transformer under study on a run's tokens and measures it on held-out text.
+"""Tokens to a trained transformer, the subject.
 
-  python experiments/train_subject.py --workdir=runs/mine --subject.n_steps=5000
-
-Interrupted at any moment, the same command goes on from the last checkpoint and ends with the same weights.
+`python experiments/train_subject.py --help` explains it; `monojax train_subject` is the same command.
 """
 
 from monojax import cli
 
 if __name__ == "__main__":
-  cli.define_run_flags(["subject", "mesh", "metrics"])
-  cli.run(cli.run_stage("subject"))
+  cli.run_command("train_subject")

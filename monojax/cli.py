@@ -1,87 +1,182 @@
-"""What every script does around its work: flags, one-line errors, exit codes."""
+"""The command line: flags from settings, help with the defaults in force, one-line errors, exit codes.
+
+`monojax NAME ...`, `python -m monojax NAME ...` and `python experiments/NAME.py ...` are the same command, each of
+which is a row in `monojax/commands.py`.
+"""
 
 import dataclasses
 import os
 import sys
 import traceback
+import typing
 
 from absl import app, flags, logging
 
+import monojax
 from monojax import config as configs
 from monojax.config import InputError
 from monojax.host_memory import keep_freed_memory
 
+if typing.TYPE_CHECKING:
+  from monojax.pipeline.config import RunConfig
+  from monojax.pipeline.folder import RunFolder
 
-def define_run_flags(fields=None):
-  """Defines `--workdir`, `--preset` and a dotted flag for every setting of a run.
+# Flags that were called otherwise in version 0.1: the old name still works.
+_RENAMED_SECTIONS, _RENAMED = {"text": "tokens"}, {"subject.model.n_context": "subject.n_context"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """One command.
+
+  Attributes:
+    what: one sentence, for the list of commands.
+    doc: the help text; "{command}" in it is replaced by how the command was called.
+    main: does it, once flags are parsed.
+    sections: sections of `RunConfig` whose settings are flags; () for a command that is not about a run.
+    only: {section: its settings that are flags}, for sections of which not all are.
+    define: defines further flags.
+    keep_memory: whether freed host memory is kept (see `host_memory`); asked once flags are parsed.
+  """
+  what: str
+  doc: str
+  main: typing.Callable[[], None]
+  sections: tuple[str, ...] = ()
+  only: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  define: typing.Callable[[], None] = lambda: None
+  keep_memory: typing.Callable[[], bool] = lambda: True
+
+
+def main() -> None:
+  """The installed command `monojax`: the first argument names the command, the rest are its flags."""
+  from monojax.commands import COMMANDS
+  arguments = sys.argv[1:]
+  if not arguments or arguments[0] in ("help", "-h", "-help", "--help", "--helpfull"):
+    width = max(map(len, COMMANDS))
+    print("monojax: dictionary learning on neural-network activations\n\nusage: monojax COMMAND [--flag=value ...]\n")
+    print("\n".join(f"  {name:<{width}}  {command.what}" for name, command in COMMANDS.items()))
+    print("\n`monojax COMMAND --help` explains a command and its flags.")
+    return
+  if arguments[0] == "--version":
+    print(monojax.__version__)
+    return
+  if arguments[0] not in COMMANDS:
+    _exit(2, f"there is no command {arguments[0]!r}; the commands are {', '.join(COMMANDS)}")
+  sys.argv = [f"monojax {arguments[0]}", *arguments[1:]]
+  run_command(arguments[0], f"monojax {arguments[0]}")
+
+
+def run_command(name: str, called: str | None = None) -> None:
+  """Does a command with the flags in `sys.argv`.
 
   Args:
-    fields: names of the `RunConfig` fields whose settings become flags; all by default.
+    name: of `monojax.commands.COMMANDS`.
+    called: how the user calls it; by default as the script `experiments/NAME.py`.
+  """
+  from monojax.commands import COMMANDS
+  command = COMMANDS[name]
+  sys.modules["__main__"].__doc__ = command.doc.replace("{command}", called or f"python experiments/{name}.py")
+  if command.sections:
+    define_run_flags(command.sections, command.only)
+  command.define()
+  run(command.main, command.keep_memory)
+
+
+def define_run_flags(sections: typing.Iterable[str], only: dict[str, tuple[str, ...]] | None = None) -> None:
+  """Defines `--workdir`, `--preset`, those of a job, and a dotted flag for every setting of some sections.
+
+  Each flag's help says which default is in force, given the `--workdir` and `--preset` among the arguments, and who has
+  set it.
   """
   from monojax.pipeline.presets import PRESETS
-  from monojax.pipeline.runs import RunConfig
-  flags.DEFINE_string("workdir", None, "the run's folder; made if it is not there")
-  flags.DEFINE_string("preset", "demo", f"defaults to start from: {', '.join(PRESETS)}")
-  flags.DEFINE_string("coordinator", "", "HOST:PORT of the first of several processes that run this script "
-                      "together (docs/scaling.md), or auto to learn all three from the cluster")
-  flags.DEFINE_integer("num_processes", 1, "how many they are")
-  flags.DEFINE_integer("process_id", 0, "which of them this is")
+  flags.DEFINE_string("workdir", None, "the run's folder; it is made if it does not exist")
+  flags.DEFINE_string("preset", None, f"the settings to start from: {', '.join(PRESETS)} (default: what the run was "
+                      "begun with, or demo)")
+  flags.DEFINE_string("coordinator", "", "where several processes do a run together: HOST:PORT of the first one, or "
+                      "auto to learn this and the next two from the cluster")
+  flags.DEFINE_integer("num_processes", 1, "how many processes there are")
+  flags.DEFINE_integer("process_id", 0, "which of them this is, from 0")
   for name in ("workdir", "preset", "coordinator", "num_processes", "process_id"):
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
-  for field in dataclasses.fields(RunConfig):
-    if fields is None or field.name in fields:
-      configs.define_flags(field.type, f"{field.name}.", flags.FLAGS)
+  shown = _shown_defaults()
+  for section in sections:
+    values, source = shown[section]
+    configs.define_flags(type(values), f"{section}.", flags.FLAGS, values, source, (only or {}).get(section))
+  _define_old_names()
 
 
-def run_and_config():
-  """(`Run`, `RunConfig`) that the flags ask for.
+def _define_old_names() -> None:
+  """Accepts flags by the names that they had in version 0.1; `--help` does not list those."""
+  known = list(flags.FLAGS)
+  pairs = dict(_RENAMED)
+  for old, new in _RENAMED_SECTIONS.items():
+    pairs |= {f"{old}.{name.removeprefix(new + '.')}": name for name in known if name.startswith(f"{new}.")}
+  for old_name, name in pairs.items():
+    if name in known:
+      flags.DEFINE_alias(old_name, name)
+
+
+def _shown_defaults() -> dict[str, tuple[typing.Any, str]]:
+  """{section: (its settings in force, who set them)}, as far as the arguments tell before they are parsed."""
+  from monojax.pipeline.folder import RunFolder
+  from monojax.pipeline.settings import remembered, with_recipe
+  given = {name: value for name, _, value in (argument.lstrip("-").partition("=") for argument in sys.argv[1:])}
+  try:
+    settings = remembered(RunFolder(given["workdir"]) if given.get("workdir") else None, given.get("preset"))
+    settings = with_recipe(settings, given.get("sae.recipe"))
+  except (InputError, OSError):  # parsing the flags says what is wrong
+    settings = remembered(None)
+  return {field.name: (getattr(settings.config, field.name), settings.sources[field.name])
+          for field in dataclasses.fields(settings.config)}
+
+
+def run_and_config(dictionary: str = "sae") -> "tuple[RunFolder, RunConfig]":
+  """The run's folder and the settings that the flags ask for; settings that no flag names are the run's own.
+
+  Args:
+    dictionary: the stage whose settings the section `sae` starts from.
 
   Raises:
     InputError: no workdir, no such preset, or a setting that breaks its rule.
   """
-  from monojax.pipeline.presets import PRESETS, preset
-  from monojax.pipeline.runs import Run
+  from monojax.pipeline.folder import RunFolder
+  from monojax.pipeline.settings import remember, remembered, with_recipe
   values = flags.FLAGS
   configs.require(values.workdir, "--workdir", values.workdir, "name the run's folder")
-  configs.require(values.preset in PRESETS, "--preset", values.preset, f"choose one of {', '.join(PRESETS)}")
-  recipe = values["sae.recipe"].value if "sae.recipe" in values else None
-  return Run(values.workdir), configs.override(preset(values.preset, recipe), values)
+  folder = RunFolder(values.workdir)
+  settings = remembered(folder, values.preset, dictionary)
+  settings = with_recipe(settings, values["sae.recipe"].value if "sae.recipe" in values else None)
+  config = configs.override(settings.config, values)
+  if dictionary == "sae":
+    sections = {name.split(".")[0] for name in values if "." in name}
+    remember(folder, settings, config, sections)
+  return folder, config
 
 
-def define_study_flags(config_class):
+def define_study_flags(config_class: type) -> None:
   """Defines `--workdir` and a flag for every setting of a study, whose configuration is of that class."""
-  flags.DEFINE_string("workdir", None, "the study's folder; made if it is not there")
+  flags.DEFINE_string("workdir", None, "the study's folder; it is made if it does not exist")
   flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["workdir"])
-  configs.define_flags(config_class, "", flags.FLAGS)
+  configs.define_flags(config_class, "", flags.FLAGS, config_class(), "the study")
 
 
-def study_run_and_config(config, inputs):
-  """(`Run` of a study's stages, its configuration with the flags that were given).
+def study_run_and_config(config: configs.Config, stages: typing.Callable) -> "tuple[RunFolder, configs.Config]":
+  """The folder of a study, and its configuration with the flags that were given.
 
   Args:
     config: the study's default configuration.
-    inputs: (configuration) -> {stage: the stages it depends on}.
+    stages: (configuration) -> {stage: the stages it reads}.
 
   Raises:
     InputError: no workdir, or a setting that breaks its rule.
   """
-  from monojax.pipeline.runs import Run
+  from monojax.pipeline.folder import RunFolder
   configs.require(flags.FLAGS.workdir, "--workdir", flags.FLAGS.workdir, "name the study's folder")
   config = configs.override(config, flags.FLAGS)
-  return Run(flags.FLAGS.workdir, inputs(config)), config
+  return RunFolder(flags.FLAGS.workdir, stages(config)), config
 
 
-def run_stage(stage):
-  """The `main` of a script that does one stage and prints its figures."""
-  def main():
-    from monojax.pipeline.stages import STAGES
-    run_, config = run_and_config()
-    record = STAGES[stage](run_, config)
-    print_figures(record["figures"])
-  return main
-
-
-def print_figures(figures):
+def print_figures(figures: dict) -> None:
   """Prints a dict of figures as two aligned columns."""
   width = max((len(name) for name in figures), default=0)
   for name, value in figures.items():
@@ -90,12 +185,15 @@ def print_figures(figures):
     print(f"{name:<{width}}  {shown}")
 
 
-def run(main, keep_memory=lambda: True):
+def run(main: typing.Callable[[], None], keep_memory: typing.Callable[[], bool] = lambda: True) -> None:
   """Runs `main()` after parsing flags, which the caller has defined.
 
-  `keep_memory` is asked, once flags are parsed, whether to keep freed host memory (`host_memory`).
-  Exits with 0, with 2 and one line on standard error for what the user gave (`InputError`), with 1 for
-  a run that went wrong (`FloatingPointError`, a full disk), and with 130 when interrupted.
+  Exits with 0; with 2 and one line on standard error for something wrong that the user gave (`InputError`); with 1 for
+  a run that went wrong (`FloatingPointError`, a full disk); and with 130 when interrupted.
+
+  Args:
+    main: what to do.
+    keep_memory: is asked, once flags are parsed, whether to keep freed host memory (`host_memory`).
   """
   def guarded(arguments):
     if len(arguments) > 1:
@@ -107,7 +205,7 @@ def run(main, keep_memory=lambda: True):
     main()
 
   try:
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, argv=sys.argv, flags_parser=_parse)
   except InputError as error:
     _exit(2, error)
   except BrokenPipeError:  # what reads the output, such as head, has seen enough
@@ -123,25 +221,25 @@ def run(main, keep_memory=lambda: True):
     raise SystemExit(1) from None
 
 
-def _join_job():
-  """Joins the other processes, if there are any; only the first goes on printing."""
-  if not flags.FLAGS["coordinator"].value if "coordinator" in flags.FLAGS else True:
+def _join_job() -> None:
+  """Joins the other processes of the job, if there are any; only the first goes on printing."""
+  if "coordinator" not in flags.FLAGS or not flags.FLAGS["coordinator"].value:
     return
-  from monojax import distributed, files
+  from monojax import distributed
   distributed.start(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
-  if files.written_elsewhere:
+  if not distributed.is_first():
     sys.stdout = open(os.devnull, "w")
 
 
-def _parse(arguments):
-  """Parses flags; `--help` prints the script's docstring and its own flags."""
+def _parse(arguments: list[str]) -> list[str]:
+  """Parses flags; `--help` prints the command's text and its own flags."""
   try:
     return flags.FLAGS(arguments)
   except flags.Error as error:
     raise InputError(f"{error}; see --help") from error
 
 
-def _exit(code, message):
+def _exit(code: int, message: typing.Any) -> typing.NoReturn:
   print(f"error: {message}", file=sys.stderr, flush=True)
   from monojax import distributed
   distributed.leave(code)

@@ -12,6 +12,8 @@ import sys
 import types as types_
 import typing
 
+Config = typing.TypeVar("Config")
+
 
 class InputError(ValueError):
   """Something a user gave is wrong; the message says what was given, what is needed, what to do.
@@ -63,21 +65,27 @@ def _fields(config_class):
   return [(field, plain(types[field.name])) for field in dataclasses.fields(config_class)]
 
 
-def define_flags(config_class, prefix, flag_values):
+def define_flags(config_class: type, prefix: str, flag_values: typing.Any, values: typing.Any = None, source: str = "",
+                 only: tuple[str, ...] | None = None) -> None:
   """Defines one dotted flag for each plain field of `config_class` and of what it nests.
 
   Args:
     config_class: a configuration dataclass.
     prefix: put before each name, for instance "sae.".
     flag_values: absl's `flags.FLAGS`.
+    values: the settings that are in force where a flag is not given; their values are in the help texts.
+    source: who has set those of `values` that are not the class's defaults, for instance "preset demo".
+    only: names of the fields that get a flag; by default all.
   """
   from absl import flags
   for field, field_type in _fields(config_class):
     name = prefix + field.name
-    if dataclasses.is_dataclass(field_type):
-      define_flags(field_type, name + ".", flag_values)
+    if only is not None and field.name not in only:
       continue
-    text = f"{field.metadata['help']} (default: {json.dumps(field.default)}; a preset may differ)"
+    if dataclasses.is_dataclass(field_type):
+      define_flags(field_type, name + ".", flag_values, getattr(values, field.name, None), source)
+      continue
+    text = f"{field.metadata['help']} ({_default_text(field, values, source)})"
     item = typing.get_args(field_type)[0] if typing.get_origin(field_type) is tuple else field_type
     if typing.get_origin(field_type) is tuple:
       define = _define_tuple(item)
@@ -88,6 +96,17 @@ def define_flags(config_class, prefix, flag_values):
                 str: flags.DEFINE_string}[item]
     define(name, None, text, flag_values=flag_values)
     flag_values.register_key_flag_for_module(sys.argv[0], flag_values[name])
+
+
+def _default_text(field: dataclasses.Field, values: typing.Any, source: str) -> str:
+  """The value that a setting has where it is not given, and who has set it if it is not the class's default.
+
+  A setting that is None in `values` takes the value that `values.resolved()` finds for it, for instance the recipe's.
+  """
+  value = getattr(values, field.name, field.default)
+  if value is None and hasattr(values, "resolved"):
+    return f"default: {json.dumps(getattr(values.resolved(), field.name))}, from the recipe {values.recipe}"
+  return f"default: {json.dumps(value)}" + ("" if value == field.default else f", from {source}")
 
 
 def _define_tuple(item):
@@ -107,7 +126,7 @@ def _define_tuple(item):
   return define
 
 
-def override(config, flag_values, prefix=""):
+def override(config: Config, flag_values: typing.Any, prefix: str = "") -> Config:
   """`config` with every flag that was given put in place of its field."""
   changes = {}
   for field, field_type in _fields(type(config)):
@@ -129,24 +148,28 @@ def to_dict(config):
   return json.loads(json.dumps(plain))
 
 
-def from_dict(config_class, values):
-  """The configuration of class `config_class` that `to_dict` gave `values` for.
+def from_dict(config_class: type[Config], values: dict) -> Config:
+  """The configuration of class `config_class` that `to_dict` gave `values` for, in this version or an older one.
+
+  A field that `values` lacks takes its default. A class whose fields were renamed or moved says how old values are
+  read with a static method `upgraded(values) -> values`.
 
   Raises:
-    InputError: a field is missing or unknown, as when another version wrote it.
+    InputError: `values` has a field that this version does not know.
   """
-  known = {field.name for field, _ in _fields(config_class)}
-  if set(values) != known:
-    raise InputError(f"a saved {config_class.__name__} has fields {sorted(values)}, this version of "
-                     f"monojax needs {sorted(known)}: use the version that wrote it")
+  if hasattr(config_class, "upgraded"):
+    values = config_class.upgraded(values)
+  fields = dict((field.name, field_type) for field, field_type in _fields(config_class))
+  if unknown := sorted(set(values) - set(fields)):
+    raise InputError(f"a saved {config_class.__name__} has the settings {', '.join(unknown)}, which this version of "
+                     "monojax does not know: use the version that wrote it, or a later one")
   made = {}
-  for field, field_type in _fields(config_class):
-    value = values[field.name]
-    if dataclasses.is_dataclass(field_type):
-      value = from_dict(field_type, value)
+  for name, value in values.items():
+    if dataclasses.is_dataclass(fields[name]):
+      value = from_dict(fields[name], value)
     elif isinstance(value, list):
       value = tuple(value)
-    made[field.name] = value
+    made[name] = value
   return config_class(**made)
 
 

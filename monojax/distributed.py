@@ -1,44 +1,49 @@
-"""One job on several processes: how it starts, what only its first process does, and where they wait.
+"""One job on several processes: how it starts, which process writes what, and where they wait for each other.
 
-Every process runs the same script with the same flags. They share the run's folder: what each computes alike is
-written by the first, and what is split among them (shards of a store, checkpoints) by each.
+Every process of a job runs the same script with the same flags, and they share the run's folder. A file that all of
+them would write alike is written by the first process only. What is split among them, such as the shards of a store and
+the checkpoints, is written by each.
 """
 
 import os
-
-from monojax import files
-
-_started = False
+import sys
 
 
-def start(coordinator, n_processes, process_id):
-  """Joins this process to its job; to be called before jax is used for anything else.
+def start(coordinator: str, n_processes: int, process_id: int) -> None:
+  """Joins this process to its job. Call it before jax is used for anything else.
 
   Args:
-    coordinator: "HOST:PORT" of the first process, any free port; or "auto", which finds all three in the
-      environment of Slurm, Open MPI, Kubernetes or a TPU slice.
-    n_processes: how many there are.
-    process_id: which of them this is, from 0.
+    coordinator: "HOST:PORT" of the first process, where any free port will do; or "auto", which reads all three
+      arguments from the environment of Slurm, Open MPI, Kubernetes or a TPU slice.
+    n_processes: how many processes the job has.
+    process_id: the number of this process, from 0.
   """
   import jax
-  global _started
-  _started = True
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   if coordinator == "auto":
     jax.distributed.initialize()
   else:
     jax.distributed.initialize(coordinator, n_processes, process_id)
-  files.written_elsewhere = jax.process_index() != 0
 
 
-def wait(name):
-  """Returns once every process of the job is here."""
-  if _started:
+def in_job() -> bool:
+  """Whether this process has joined a job. A process that has not imported jax cannot have."""
+  return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+def is_first() -> bool:
+  """Whether this process writes the files that all processes of its job would write alike."""
+  return not in_job() or sys.modules["jax"].process_index() == 0
+
+
+def wait(name: str) -> None:
+  """Returns once every process of the job has come here; `name` is the same on all of them."""
+  if in_job():
     from jax.experimental import multihost_utils
     multihost_utils.sync_global_devices(name)
 
 
-def leave(code):
-  """Ends this process of a job at once, so that the others learn of it instead of waiting; does nothing else."""
-  if _started:
+def leave(code: int) -> None:
+  """Ends this process at once if it is one of a job, so that the others notice instead of waiting for it."""
+  if in_job():
     os._exit(code)

@@ -8,6 +8,8 @@ import pathlib
 
 import numpy as np
 
+from monojax import distributed
+
 
 def sync_directory(path):
   """Makes the names in the directory `path` durable."""
@@ -18,17 +20,13 @@ def sync_directory(path):
     os.close(descriptor)
 
 
-# Whether another process of this job writes the files that all of them would write alike.
-written_elsewhere = False
-
-
 @contextlib.contextmanager
 def replacing(path, by_each=False):
-  """Opens a binary file that takes the name `path` when the block ends without an error.
+  """Opens a binary file for writing that takes the name `path` when the block ends without an error.
 
-  Of a job's processes only the first writes it, or, with `by_each`, this one.
+  In a job of several processes only the first writes the file; with `by_each`, every process that calls this does.
   """
-  if written_elsewhere and not by_each:
+  if not by_each and not distributed.is_first():
     yield io.BytesIO()
     return
   path = pathlib.Path(path)

@@ -9,7 +9,7 @@ import uuid
 
 import tqdm
 
-from monojax import files
+from monojax import distributed, files
 from monojax.config import InputError, option
 
 
@@ -35,7 +35,7 @@ def progress(total, unit, description, initial=0, scale=False):
   interactive = sys.stderr.isatty()
   return tqdm.tqdm(total=total, unit=f" {unit}", desc=description, initial=initial, unit_scale=scale,
                    dynamic_ncols=interactive, mininterval=0.5 if interactive else 10.0,
-                   smoothing=0.1, leave=True, disable=files.written_elsewhere)
+                   smoothing=0.1, leave=True, disable=not distributed.is_first())
 
 
 def seconds_trained(path, unit, units_per_step):
@@ -66,7 +66,7 @@ class MetricsLog:
     """
     self.path = pathlib.Path(path)
     self._tensorboard = self._wandb = None
-    if files.written_elsewhere:
+    if not distributed.is_first():
       self._file = open(os.devnull, "a")
       return
     kept = []

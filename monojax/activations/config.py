@@ -1,45 +1,84 @@
-"""Settings of the harvest."""
+"""Settings of the activations that dictionaries of a run are trained on, and the kinds of source they can come from."""
 
 import dataclasses
+import types
+import typing
 
 from monojax.config import option, require, require_choices, require_not_negative
 
-SOURCES = ("store", "stream")
+
+@dataclasses.dataclass(frozen=True)
+class SourceKind:
+  """One kind of source: where the rows come from that a dictionary is trained on.
+
+  Attributes:
+    what: one sentence for `--help`.
+    module: imports and returns the module that implements it with two functions, `prepare` and `open_source`; see
+      `monojax.activations.origin`. The import waits until a stage needs it, so that `--help` loads no jax.
+  """
+  what: str
+  module: typing.Callable[[], types.ModuleType]
+
+
+def _store() -> types.ModuleType:
+  from monojax.activations import harvest
+  return harvest
+
+
+def _stream() -> types.ModuleType:
+  from monojax.activations import stream
+  return stream
+
+
+def _given() -> types.ModuleType:
+  from monojax.activations import given
+  return given
+
+
+# Adding a kind of source takes a module with the two functions, and a row here.
+SOURCES = {
+    "store": SourceKind("the subject's activations are computed once and kept on disk", _store),
+    "stream": SourceKind("the subject runs beside the dictionary and its activations are kept nowhere, which is right "
+                         "for subjects that compute activations faster than a disk reads them", _stream),
+    "given": SourceKind("activations that something else made, at activations.url: a store, a .npy, .npz or "
+                        ".safetensors file, or a folder of such files; no subject is needed", _given),
+}
 DTYPES = ("float16", "bfloat16", "float32", "int8")
 COMPRESSIONS = ("none", "zstd")
 
 
 @dataclasses.dataclass(frozen=True)
 class HarvestConfig:
-  """Which activations a dictionary sees, and how they are kept."""
-  source: str = option("store", "store: on disk, computed once; stream: computed where they are used and kept "
-                                "nowhere, for subjects that run faster than they can be read", SOURCES)
+  """Which activations the dictionaries of a run are trained on, and how these activations are kept."""
+  source: str = option("store", "where rows come from. " + "; ".join(f"{name}: {kind.what}"
+                                                                     for name, kind in SOURCES.items()), tuple(SOURCES))
   url: str = option("", "where the store is, if not in the run's folder: another folder, s3://BUCKET/PATH or "
-                        "gs://BUCKET/PATH")
+                        "gs://BUCKET/PATH; for the source `given`, where the activations are")
   site: str = option("layer.0.mlp.hidden", "the subject's site whose activations are stored and decomposed")
   more_sites: tuple[str, ...] = option((), "further sites that are stored beside it, row by row")
-  n_tokens: int = option(0, "training tokens to harvest from, in whole contexts chosen at random; "
-                             "0 = all of them")
-  tokens_per_context: int = option(0, "tokens sampled of each context, without replacement; 0 = all "
-                                      "(the paper takes 250)")
+  n_tokens: int = option(0, "training tokens to take activations from, in whole contexts chosen at random; 0 takes all")
+  tokens_per_context: int = option(0, "tokens of each context that are kept, chosen at random without replacement; 0 "
+                                      "keeps all (Towards Monosemanticity kept 250)")
   batch_contexts: int = option(64, "contexts in one forward pass of the subject")
   dtype: str = option("float16", "type of the stored numbers; int8 has scales for each row and column", DTYPES)
-  compression: str = option("none", "of the stored numbers", COMPRESSIONS)
-  shard_rows: int = option(0, "rows in one file of the store; 0 takes about 1 GiB, or a sixteenth of a small store")
-  chunk_rows: int = option(0, "rows read and checked at once, divides shard_rows; 0 takes a 64th of it")
-  seed: int = option(0, "seed of the sampled tokens and of the shuffled order")
+  compression: str = option("none", "compression of the stored numbers", COMPRESSIONS)
+  shard_rows: int = option(0, "rows in one file of the store; 0 makes files of about 1 GiB, or sixteen files of a "
+                              "small store")
+  chunk_rows: int = option(0, "rows that are read and checked together; must divide shard_rows; 0 takes a 64th of "
+                              "shard_rows")
+  seed: int = option(0, "seed of the choice of tokens and of the shuffled order")
 
   def __post_init__(self):
-    require(self.site, "site", self.site, "needs the name of a site, for instance layer.0.mlp.hidden")
-    require(len({*self.sites}) == len(self.sites) and all(self.sites), "more_sites", self.more_sites,
-            "must be names that differ, also from activations.site")
-    require_not_negative(self, "", "n_tokens", "tokens_per_context", "seed", "shard_rows", "chunk_rows")
-    require(self.batch_contexts > 0, "batch_contexts", self.batch_contexts, "must be positive")
+    require(self.site, "activations.site", self.site, "needs the name of a site, for instance layer.0.mlp.hidden")
+    require(len({*self.sites}) == len(self.sites) and all(self.sites), "activations.more_sites", self.more_sites,
+            "must be names that differ from each other and from activations.site")
+    require_not_negative(self, "activations.", "n_tokens", "tokens_per_context", "seed", "shard_rows", "chunk_rows")
+    require(self.batch_contexts > 0, "activations.batch_contexts", self.batch_contexts, "must be positive")
     require_choices(self, "activations.")
-    require(not self.chunk_rows or self.shard_rows % self.chunk_rows == 0, "shard_rows", self.shard_rows,
-            f"must be a multiple of chunk_rows={self.chunk_rows}")
+    require(not self.chunk_rows or self.shard_rows % self.chunk_rows == 0, "activations.shard_rows", self.shard_rows,
+            f"must be a multiple of activations.chunk_rows={self.chunk_rows}")
 
   @property
-  def sites(self):
-    """All sites that are stored, first the one that is decomposed."""
+  def sites(self) -> tuple[str, ...]:
+    """All sites that are kept; the first is the one that dictionaries decompose unless they name others."""
     return (self.site, *self.more_sites)

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 import tensorstore as ts
 
-from monojax import files
+from monojax import distributed
 from monojax.config import InputError
 
 IN_FLIGHT = 8  # reads of arrays at a time
@@ -91,7 +91,7 @@ class Folder:
     Raises:
       InputError: the place cannot be reached or is full.
     """
-    if by_each or not files.written_elsewhere:
+    if by_each or distributed.is_first():
       self._do("write", name, lambda: self._files.write(name, content))
 
   def delete(self, name):

@@ -1,4 +1,10 @@
-"""Runs a subject over tokens and writes its sites' activations to a store."""
+"""The source `store`: a subject is run over tokens once, and its activations are written to a store.
+
+Letters: B contexts of a batch, T positions of a context, R positions kept of each (or rows of a shard), M width of the
+sites side by side, J rows of one piece.
+"""
+
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -7,25 +13,51 @@ from jax.sharding import PartitionSpec as P
 
 from monojax import distributed, metrics
 from monojax import mesh as meshes
+from monojax.activations.config import HarvestConfig
 from monojax.activations.layout import Layout
+from monojax.activations.origin import Order, Origin, Prepared
+from monojax.activations.reader import ShuffledRows
+from monojax.activations.source import Source
+from monojax.activations.store import ActivationStore
 from monojax.activations.visits import Visits
-from monojax.activations.writer import StoreWriter
+from monojax.activations.writer import ShardWriter
 from monojax.config import require
+from monojax.subjects.subject import LoadedSubject, Subject
+from monojax.text.tokens import Tokens
 
 
-def harvest(config, model, params, tokens, place, identity, mesh):
+def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
+  """Fills the run's store, or goes on filling it; see `monojax.activations.origin`."""
+  mesh = meshes.make_mesh(devices=jax.local_devices())  # each process makes shards of its own
+  subject = origin.subject().placed(jax.sharding.NamedSharding(mesh, P()))
+  harvest(origin.config, subject, origin.tokens(), origin.place, origin.store_identity, mesh)
+  store = ActivationStore.open(origin.place)
+  statistics = store.statistics()
+  figures = {"rows": store.n_rows, "shards": store.layout.n_shards, "width": store.width,
+             **store.meta["scale"][origin.config.site]}
+  return Prepared(figures, {site: statistics[f"{site}/mean_M"] for site in origin.config.sites})
+
+
+def open_source(origin: Origin, sites: tuple[str, ...], order: Order, mesh: jax.sharding.Mesh) -> Source:
+  """The store's rows in shuffled batches; see `monojax.activations.origin`."""
+  store = ActivationStore.open(origin.place, origin.store_identity, sites)
+  meshes.require_divides(mesh, "data", order.batch_rows)
+  return ShuffledRows(store, order.batch_rows, order.buffer_rows, order.seed, meshes.local_rows(mesh, order.batch_rows))
+
+
+def harvest(config: HarvestConfig, subject: LoadedSubject, tokens: Tokens, place, identity: dict,
+            mesh: jax.sharding.Mesh) -> dict:
   """Fills the store in `place` with the shards that are not there yet; the processes of a job share them.
 
-  Contexts are visited in a random order, so that a part of the text is a random part, and a shard's
-  rows are permuted before they are written, so that neighbours on disk come from many documents.
+  Contexts are visited in a random order, so that a part of the text is a random part of it. The rows of a shard are
+  permuted before they are written, so that rows that are neighbours on disk come from many documents.
 
   Args:
-    config: `HarvestConfig`.
-    model: the subject, `apply(variables, tokens_BT) -> (output, sites)`, with `config.n_context`.
-    params: its parameters, placed on the mesh.
-    tokens: `Tokens` to run over.
-    place: of the store: a folder or URL.
-    identity: JSON-able dict: what the rows were made from.
+    config: what is harvested and how it is kept.
+    subject: the subject to run, its parameters placed on the mesh.
+    tokens: the text to run it over.
+    place: where the store is: a folder or URL.
+    identity: JSON-able dict that says what the rows were made from.
     mesh: mesh of this process' devices; contexts are split over "data".
 
   Returns:
@@ -34,14 +66,14 @@ def harvest(config, model, params, tokens, place, identity, mesh):
   Raises:
     InputError: a site does not exist, or `place` holds another store.
   """
-  visits = Visits.of(config, tokens, model.config.n_context)
-  widths, n_rows = site_widths(model, config.sites), visits.n_rows
+  visits = Visits.of(config, tokens, subject.n_context)
+  widths, n_rows = site_widths(subject.model, config.sites), visits.n_rows
   layout = Layout.sized(n_rows, widths, config.dtype, config.compression, config.shard_rows, config.chunk_rows)
-  forward = make_forward(model, config.sites, layout.given_dtype, mesh)
+  forward = make_forward(subject.model, config.sites, layout.given_dtype, mesh)
   process, n_processes = jax.process_index(), jax.process_count()
   if process > 0:
     distributed.wait("the store is begun")
-  writer = StoreWriter(place, layout, identity, process, n_processes)
+  writer = ShardWriter(place, layout, identity, process, n_processes)
   if process == 0:
     distributed.wait("the store is begun")
   bar = metrics.progress(n_rows // n_processes, "rows", "harvest", scale=True,
@@ -51,7 +83,8 @@ def harvest(config, model, params, tokens, place, identity, mesh):
     rows = {site: np.empty((last - first, width), layout.given_dtype) for site, width in widths.items()}
     position_R = np.empty(last - first, np.int64)
     slot_R = np.random.default_rng([config.seed, shard]).permutation(last - first)
-    for at, acts_JM, position_J in _shard_pieces(visits, config.batch_contexts, forward, params, tokens, first, last):
+    pieces = _shard_pieces(visits, config.batch_contexts, forward, subject.params, tokens, first, last)
+    for at, acts_JM, position_J in pieces:
       slots, column = slot_R[at:at + len(position_J)], 0
       position_R[slots] = position_J
       for site, width in widths.items():
@@ -68,18 +101,18 @@ def harvest(config, model, params, tokens, place, identity, mesh):
   return meta
 
 
-def places_of(tokens, position_R):
-  """(R, 4) int32 of positions in a text: token, document, position in it, its domain; a store's `places`."""
+def places_of(tokens: Tokens, position_R: np.ndarray) -> np.ndarray:
+  """A store's `places` of positions in a text: (R, 4) int32 of token, document, position in it, and its domain."""
   document_R = tokens.position_document(position_R)
   return np.stack([tokens.tokens_N[position_R], document_R, position_R - tokens.start_D[document_R],
                    tokens.domain_D[document_R]], axis=1).astype(np.int32)
 
 
 def _shard_pieces(visits, batch_contexts, forward, params, tokens, first, last):
-  """Yields (offset in the shard, activations, positions) of stream rows first..last-1, batch by batch.
+  """Yields (offset in the shard, activations, positions) for the harvest's rows first..last-1, batch by batch.
 
-  Row i of the stream is sample i % per_context of the i // per_context-th visited context. One batch is
-  computed while the one before is copied.
+  The harvest's rows are numbered in the order in which contexts are visited: with 4 tokens kept of each context, row 9
+  is the second token kept of the third context visited. One batch is computed while the one before is copied.
   """
   number_C = np.arange(first // visits.per_context, -(-last // visits.per_context))
   pending = None
@@ -96,39 +129,38 @@ def _shard_pieces(visits, batch_contexts, forward, params, tokens, first, last):
 
 
 def _clip(first, last, per_context, visit, acts_BRM, position_BR, n_used):
-  """A batch's rows, flattened, without those outside first..last-1."""
+  """One batch's rows as a matrix, without those that are outside of first..last-1."""
   start = visit * per_context
   keep = slice(max(first - start, 0), min(last - start, n_used * per_context))
   acts_JM = np.asarray(acts_BRM).reshape(-1, acts_BRM.shape[-1])[keep]
   return start + keep.start - first, acts_JM, position_BR.reshape(-1)[keep]
 
 
-def site_widths(model, sites):
+def site_widths(model: Subject, sites: tuple[str, ...]) -> dict[str, int]:
   """{site: width of the activation there}.
 
   Raises:
     InputError: the subject has no such site; the message lists those it has.
   """
-  def sites_of(key):
-    return model.init_with_output(key, jnp.zeros((1, 2), jnp.int32))[0][1]
-  found = jax.eval_shape(sites_of, jax.random.key(0))
   for site in sites:
-    require(site in found, "activations.site", site, f"the subject's sites are {', '.join(sorted(found))}")
-  return {site: found[site].shape[-1] for site in sites}
+    require(site in model.site_widths, "activations.site", site,
+            f"the subject's sites are {', '.join(model.site_widths)}")
+  return {site: model.site_widths[site] for site in sites}
 
 
-def sampled(model, params, sites, tokens_BT, sampled_BR):
-  """The sites' activations side by side, at some positions of each context, (B, R, M); to be traced.
+def sampled(model: Subject, params: dict, sites: tuple[str, ...], tokens_BT: jax.Array,
+            sampled_BR: jax.Array) -> jax.Array:
+  """The sites' activations side by side, at some positions of each context, of shape (B, R, M); to be traced.
 
-  It runs the subject up to the last of the sites and no further: `jit` drops what is not used.
+  Under `jit` the subject runs up to the last of the sites and no further, since nothing else is used.
   """
   _, found = model.apply({"params": params}, tokens_BT)
   acts_BTM = jnp.concatenate([found[site] for site in sites], axis=-1)
   return jnp.take_along_axis(acts_BTM, sampled_BR[:, :, None], axis=1)
 
 
-def make_forward(model, sites, dtype, mesh):
-  """The function (params, tokens_BT, sampled_BR) -> acts_BRM of the sites side by side, as `dtype`."""
+def make_forward(model: Subject, sites: tuple[str, ...], dtype, mesh: jax.sharding.Mesh) -> typing.Callable:
+  """The function (params, tokens_BT, sampled_BR) -> acts_BRM of the sites side by side, in `dtype`."""
   @jax.jit
   def forward(params, tokens_BT, sampled_BR):
     return sampled(model, params, sites, tokens_BT, sampled_BR).astype(dtype)

@@ -1,11 +1,17 @@
-"""Activations that are computed where they are used: a source without a disk.
+"""The source `stream`: activations that are computed where they are used, and are kept nowhere.
 
-Letters: B rows of a batch, M width of the activation, L lanes, C contexts of a window in one lane, A contexts of one
-forward pass in one lane, I such passes, T positions of a context, R positions kept of each, W rows of a window in one
-lane, J rows of a batch from one lane.
+A *window* is a number of contexts whose activations are held on the devices at a time. Its contexts are dealt to
+*lanes*, each of which fills the same part of every batch, so that a device that holds some lanes needs nothing of the
+others.
+
+Letters: B rows of a batch, M width of the sites side by side, L lanes, C contexts of a window in one lane, I forward
+passes that fill a window, T positions of a context, R positions kept of each, W rows of a window in one lane, J rows of
+a batch from one lane.
 """
 
+import dataclasses
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +21,34 @@ from jax.sharding import PartitionSpec as P
 
 from monojax import mesh as meshes
 from monojax import shuffle
+from monojax.activations.config import HarvestConfig
 from monojax.activations.harvest import make_forward, sampled, site_widths
 from monojax.activations.layout import given_dtype
+from monojax.activations.origin import Order, Origin, Prepared
 from monojax.activations.visits import Visits
 from monojax.config import require
+from monojax.subjects.subject import LoadedSubject, Subject
+from monojax.text.tokens import Tokens
 
 LANES = 8
+_MEASURED_ROWS = 65_536  # rows whose mean and norm stand for those of all rows
+
+
+def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
+  """Measures a sample of the rows that the stream will make: what a store would say of them."""
+  order = Order(LANES * mesh.shape["data"], 2**18, origin.config.seed)  # no batch is asked for here
+  source = open_source(origin, origin.config.sites, order, mesh)
+  x_NM = source.sample(_MEASURED_ROWS, origin.config.seed).astype(np.float64)
+  of_sites = np.split(x_NM, np.cumsum(source.widths)[:-1], axis=1)
+  figures = {"rows": source.n_rows, "width": source.widths[0],
+             "mean_norm": float(np.linalg.norm(of_sites[0], axis=1).mean())}
+  return Prepared(figures, {site: rows_NM.mean(0) for site, rows_NM in zip(origin.config.sites, of_sites, strict=True)})
+
+
+def open_source(origin: Origin, sites: tuple[str, ...], order: Order, mesh: jax.sharding.Mesh) -> "Stream":
+  """The stream of some sites; see `monojax.activations.origin`."""
+  config = dataclasses.replace(origin.config, site=sites[0], more_sites=sites[1:])
+  return Stream(config, origin.subject(), origin.tokens(), order, mesh)
 
 
 class Stream:
@@ -39,28 +67,27 @@ class Stream:
     n_rows: rows of an epoch.
   """
 
-  def __init__(self, config, model, params, tokens, batch_rows, buffer_rows, seed, mesh):
+  def __init__(self, config: HarvestConfig, subject: LoadedSubject, tokens: Tokens, order: Order,
+               mesh: jax.sharding.Mesh):
     """Computes nothing yet.
 
     Args:
-      config: `HarvestConfig`.
-      model: the subject.
-      params: its parameters.
-      tokens: `Tokens` to run over.
-      batch_rows: B.
-      buffer_rows: rows of a window, over all devices.
-      seed: non-negative integer that names the order of each epoch.
+      config: which sites and which tokens' activations are wanted.
+      subject: the subject to run.
+      tokens: the text to run it over.
+      order: batches and their order; `buffer_rows` are the rows of a window, over all devices.
       mesh: device mesh; batches are split over "data".
 
     Raises:
       InputError: a setting breaks its rule, or the subject has no such site.
     """
-    n_devices = mesh.shape["data"]
+    n_devices, batch_rows, buffer_rows = mesh.shape["data"], order.batch_rows, order.buffer_rows
+    model = subject.model
     meshes.require_divides(mesh, "data", batch_rows)
-    self._visits = Visits.of(config, tokens, model.config.n_context)
+    self._visits = Visits.of(config, tokens, subject.n_context)
     dealt = LANES % n_devices == 0 and batch_rows % LANES == 0 and self._visits.n >= LANES
     n_lanes = LANES if dealt else n_devices
-    self._tokens, self._mesh, self._seed = tokens, mesh, seed
+    self._tokens, self._mesh, self._seed = tokens, mesh, order.seed
     self._dtype = given_dtype(config.dtype)
     self._batch_contexts = -(-config.batch_contexts // n_lanes) * n_lanes
     self._n_lanes, self._lane_visits = n_lanes, self._visits.n // n_lanes
@@ -75,7 +102,7 @@ class Stream:
     self.widths = tuple(site_widths(model, config.sites).values())
     self.width = sum(self.widths)
     self.n_rows = self._lane_visits * n_lanes * per_context
-    self._params = jax.device_put(params, NamedSharding(mesh, P()))
+    self._params = jax.device_put(subject.params, NamedSharding(mesh, P()))
     self._forward = make_forward(model, config.sites, self._dtype, mesh)
     self._fill = make_fill(model, config.sites, self._dtype, mesh)
     self._draw = make_draw(mesh)
@@ -176,7 +203,7 @@ def _zeros(shape, dtype, sharding):
   return jax.lax.with_sharding_constraint(jnp.zeros(shape, dtype), sharding)
 
 
-def make_fill(model, sites, dtype, mesh):
+def make_fill(model: Subject, sites: tuple[str, ...], dtype, mesh: jax.sharding.Mesh) -> typing.Callable:
   """The compiled function (buffer_LWM, params, tokens_IBT, kept_IBR) -> the buffer, filled; it is donated."""
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=NamedSharding(mesh, P("data")))
   def fill(buffer_LWM, params, tokens_IBT, kept_IBR):
@@ -190,7 +217,7 @@ def make_fill(model, sites, dtype, mesh):
   return fill
 
 
-def make_draw(mesh):
+def make_draw(mesh: jax.sharding.Mesh) -> typing.Callable:
   """The compiled function (x_BM, buffer_LWM, place_LJ, taken_J) -> x_BM with rows of the buffer where taken.
 
   Each device draws from the lanes that it has.

@@ -1,4 +1,8 @@
-"""Which contexts of a text a subject is run on, in which order, and which of their tokens are kept.
+"""Which contexts of a text a subject is run on, in which order, and which tokens of each context are kept.
+
+A *context* is a piece of text of as many tokens as the subject is given to read at a time: context 0 is the first T
+tokens of the text, context 1 the next T, and so on. To *visit* a context is to run the subject on it. Contexts are
+visited in a random order that is a pure function of the seed, so that nothing has to be stored to go on in the middle.
 
 Letters: B contexts of a batch, T positions of a context, R positions kept of each.
 """
@@ -8,19 +12,23 @@ import dataclasses
 import numpy as np
 
 from monojax import shuffle
+from monojax.activations.config import HarvestConfig
 from monojax.config import require
+from monojax.text.tokens import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Visits:
-  """A random order of contexts, as a pure function of the visit's number.
+  """A random order of contexts, in which the context of any visit is found from the visit's number alone.
+
+  For instance, with 1,000 contexts in the text and n = 100, visits 0 to 99 are to a random hundred of them.
 
   Attributes:
-    n: contexts visited.
-    n_contexts: contexts of the text, of which the visited are a random part.
+    n: how many contexts are visited.
+    n_contexts: how many contexts the text has; those visited are a random part of them.
     width: tokens in a context, T.
-    per_context: tokens kept of each, R.
-    seed: of the order and of the choice of tokens.
+    per_context: tokens kept of each context, R.
+    seed: seed of the order and of the choice of tokens.
   """
   n: int
   n_contexts: int
@@ -29,8 +37,8 @@ class Visits:
   seed: int
 
   @classmethod
-  def of(cls, config, tokens, width):
-    """Those that a `HarvestConfig` asks for.
+  def of(cls, config: HarvestConfig, tokens: Tokens, width: int) -> "Visits":
+    """The visits that a configuration asks for, to contexts of `width` tokens.
 
     Raises:
       InputError: a context has fewer tokens than are to be kept, or the text is shorter than one.
@@ -40,16 +48,16 @@ class Visits:
     return cls(tokens.contexts(width, config.n_tokens), tokens.contexts(width), width, per_context, config.seed)
 
   @property
-  def n_rows(self):
-    """Activations in one round of all visits."""
+  def n_rows(self) -> int:
+    """How many activations the visits give, one for each token that is kept."""
     return self.n * self.per_context
 
-  def context(self, visit_B):
-    """The contexts, numbered as in the text, of some visits."""
+  def context(self, visit_B: np.ndarray) -> np.ndarray:
+    """The number, in the text, of the context that each visit goes to."""
     return shuffle.permute(visit_B, self.n_contexts, self.seed)
 
-  def kept(self, context_B):
-    """Which positions of each context are kept, rising: all, or a random choice without replacement, (B, R)."""
+  def kept(self, context_B: np.ndarray) -> np.ndarray:
+    """(B, R) positions that are kept of each context, rising: all of them, or a random choice without replacement."""
     every_BT = np.broadcast_to(np.arange(self.width), (len(context_B), self.width))
     if self.per_context == self.width:
       return every_BT

@@ -1,84 +1,164 @@
-"""The whole analysis of one dictionary's features: densities, examples, logit weights, detectors."""
+"""The whole analysis of one dictionary's features: densities, examples, logit weights, detectors.
 
-import jax
-import jax.numpy as jnp
+`analyze` measures features on a run's text by running its subject. `analyze_rows` measures them on rows of activations
+that came with their tokens, where there is no subject; what needs one is then left out.
+
+Letters: N rows, F features, M width read, O width written, J columns, V vocabulary.
+"""
+
+import dataclasses
+import typing
+
 import numpy as np
 
-from monojax.analysis import codes as sparse_codes
+from monojax.activations.store import ActivationStore
 from monojax.analysis import detectors, tables
+from monojax.analysis import text as texts
+from monojax.analysis.codes import Codes, collect, tokens_that_fit
+from monojax.analysis.config import AnalysisConfig
 from monojax.analysis.examples import example_tables
 from monojax.analysis.fidelity import make_encode
-from monojax.analysis.logits import logit_weights
+from monojax.analysis.logits import logit_weights, typical_scale
+from monojax.sae.dictionary import SAE
+from monojax.subjects.subject import LoadedSubject
+from monojax.text.tokens import Tokens
+
+_LISTED_NEURONS = 3
+_ROWS_AT_ONCE = 8192
 
 
-def analyze(config, run, train_tokens, val_tokens):
-  """Everything there is to say about a dictionary.
+@dataclasses.dataclass(frozen=True)
+class _Detecting:
+  """How features and neurons are collected for detectors, and how many tokens fit into memory.
+
+  Attributes:
+    features, neurons: (batch) -> activations.
+    n_neurons: None where neurons are never negative; otherwise their number, and `neurons` gives `both_signs`.
+    per_token: non-zero activations on a token, of features and of neurons.
+  """
+  features: typing.Callable
+  neurons: typing.Callable
+  n_neurons: int | None
+  per_token: tuple[float, float]
+
+
+def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_tokens: Tokens, val_tokens: Tokens,
+            token_strings: list[str]) -> tables.FeatureTables:
+  """Everything there is to say about a dictionary of a subject.
 
   Args:
-    config: `AnalysisConfig`.
-    run: has `subject, subject_params, sae, sae_params, reads, site, tokenizer` (see `monojax.load`).
-    train_tokens, val_tokens: `Tokens` of either split.
+    config: how much text features are measured on, and which classes of text are looked for.
+    subject: the subject.
+    sae: the dictionary.
+    train_tokens, val_tokens: the run's tokens of either split.
+    token_strings: a string for each token id.
 
   Returns:
-    `FeatureTables`, whose `summary` holds `figures` (flat floats), `density_histogram`
-    (`log10_edges`, `counts`), `detectors` (rows of `detectors.compare`) and `n_tokens`.
+    `FeatureTables`, whose `summary` holds `figures` (flat numbers), `density_histogram` (`log10_edges`, `counts`),
+    `detectors` (rows of `detectors.compare`) and `n_tokens`.
   """
-  encode_both = make_encode(run.subject, run.sae, run.reads)
-  encode = lambda tokens_BT: encode_both(run.subject_params, run.sae_params, tokens_BT)[0]
-  neurons = lambda tokens_BT: encode_both(run.subject_params, run.sae_params, tokens_BT)[1]
-  width = run.subject.config.n_context
+  encode_both = make_encode(subject.model, sae.model, sae.reads)
+  encode = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)[0]
+  detecting = _detecting(config, subject, sae, encode_both, train_tokens)
 
-  def collect(function, tokens, n_tokens, description):
-    chosen = tokens.choose(width, n_tokens, config.seed)
-    return sparse_codes.collect(function, tokens, chosen, width, config.batch_contexts, description)
+  def measured(function, tokens, n_tokens, description):
+    chosen_C = tokens.choose(subject.n_context, n_tokens, config.seed)
+    batches = texts.batches(tokens, chosen_C, subject.n_context, config.batch_contexts)
+    return collect(function, batches, len(chosen_C) * subject.n_context, description), chosen_C
 
-  features_per_token, neurons_per_token = _activations_per_token(config, run, encode_both, train_tokens)
   available = train_tokens.n_tokens
-  n_tokens = sparse_codes.tokens_that_fit(min(config.n_tokens or available, available), features_per_token)
-  codes = collect(encode, train_tokens, n_tokens, "features")
-  columns = example_tables(codes, train_tokens, train_tokens.domains, config.seed)
+  n_tokens = tokens_that_fit(min(config.n_tokens or available, available), detecting.per_token[0])
+  codes, chosen_C = measured(encode, train_tokens, n_tokens, "features")
+  text = texts.of_contexts(train_tokens, chosen_C, subject.n_context)
+  columns = example_tables(codes, text, len(train_tokens.domains), config.seed)
+  detector_rows: list[dict] = []
+  if classes := detectors.classes_of(config.detectors, train_tokens.domains):
+    n_tokens = tokens_that_fit(min(config.n_detector_tokens or available, available), max(detecting.per_token))
+    pairs = [tuple(measured(function, tokens, n_tokens, f"{name}, {tokens.split}")
+                   for tokens in (train_tokens, val_tokens))
+             for name, function in (("features", detecting.features), ("neurons", detecting.neurons))]
+    domain_N = [texts.of_contexts(tokens, chosen_C, subject.n_context).domain_N
+                for tokens, (_, chosen_C) in zip((train_tokens, val_tokens), pairs[0], strict=True)]
+    feature_codes, neuron_codes = ((choosing, testing) for (choosing, _), (testing, _) in pairs)
+    detector_rows = detectors.compare(feature_codes, neuron_codes, *domain_N, classes, detecting.n_neurons)
+  columns |= weight_columns(sae) | logit_columns(config, subject, sae, train_tokens, val_tokens)
+  return _tables(config, columns, codes, detector_rows, token_strings, list(train_tokens.domains))
+
+
+def _detecting(config, subject, sae, encode_both, tokens) -> _Detecting:
+  """Looks at one batch of random contexts: how many activations there are on a token, and whether some are negative."""
+  chosen_C = tokens.choose(subject.n_context, config.batch_contexts * subject.n_context, config.seed)
+  tokens_BT = tokens.context(np.resize(chosen_C, config.batch_contexts), subject.n_context)
+  f_NF, x_NM = (np.asarray(part) for part in encode_both(subject.params, sae.params, tokens_BT))
+  per_token = tuple(float((x_NJ != 0).sum() / len(x_NJ)) for x_NJ in (f_NF, x_NM))
+  features = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)[0]
+  neurons = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)[1]
+  if (x_NM >= 0).all():
+    return _Detecting(features, neurons, None, per_token)
+  return _Detecting(features, lambda tokens_BT: detectors.both_signs(neurons(tokens_BT)), x_NM.shape[1], per_token)
+
+
+def analyze_rows(config: AnalysisConfig, sae: SAE, store: ActivationStore) -> tables.FeatureTables:
+  """What can be said about a dictionary from stored rows and their places alone: no subject is run.
+
+  Logit weights need a subject and are left out. Detectors are chosen on one half of the documents and tested on the
+  other. Rows are taken in whole shards, within which neighbours in the text are together.
+
+  Args:
+    config: how much text features are measured on, and which classes of text are looked for.
+    sae: the dictionary; it reads the store's sites.
+    store: rows with places (tokens, documents, positions), open on the sites that the dictionary was trained on.
+  """
+  wanted = min(config.n_tokens or store.n_rows, store.n_rows)
+  n_rows = min(store.n_rows, -(-wanted // store.layout.shard_rows) * store.layout.shard_rows)
+  starts = range(0, n_rows, _ROWS_AT_ONCE)
+  text, rank_N = texts.of_places(store.places(0, n_rows))
+  wiring = sae.model.wiring
+
+  def batches():
+    for start in starts:
+      stop = min(start + _ROWS_AT_ONCE, n_rows)
+      yield np.asarray(wiring.inputs(store.rows(start, stop)), np.float32), stop - start
+  codes = collect(sae.encode, batches(), n_rows, "features", rank_N)
+  domains = list(store.meta.get("domains", ()))
+  columns = example_tables(codes, text, len(domains), config.seed) | weight_columns(sae)
+  detector_rows: list[dict] = []
+  if classes := detectors.classes_of(config.detectors, domains):
+    neurons = collect(lambda x_NM: detectors.both_signs(x_NM), batches(), n_rows, "neurons", rank_N)
+    is_test_N = text.document_N % 2 == 1
+    feature_codes = tuple(_restricted(codes, rows_N) for rows_N in (~is_test_N, is_test_N))
+    neuron_codes = tuple(_restricted(neurons, rows_N) for rows_N in (~is_test_N, is_test_N))
+    detector_rows = detectors.compare(feature_codes, neuron_codes, text.domain_N[~is_test_N], text.domain_N[is_test_N],
+                                      classes, wiring.n_inputs)
+  n_known = int(text.token_N.max(initial=-1)) + 1
+  token_strings = store.token_strings() or [f"#{token}" for token in range(n_known)]
+  return _tables(config, columns, codes, detector_rows, token_strings, domains)
+
+
+def _restricted(codes: Codes, rows_N: np.ndarray) -> Codes:
+  """The activations on some of the rows, which are numbered anew."""
+  kept_P, number_N = rows_N[codes.row_P], np.cumsum(rows_N) - 1
+  before_P = np.concatenate([[0], np.cumsum(kept_P)])
+  return Codes(int(rows_N.sum()), before_P[codes.start_F], number_N[codes.row_P[kept_P]].astype(np.int32),
+               codes.value_P[kept_P])
+
+
+def _tables(config, columns, codes, detector_rows, token_strings, domains) -> tables.FeatureTables:
+  """The tables of an analysis, with its status column and its summary."""
   density_F = columns["density_F"]
   status_F = np.where(density_F == 0, tables.DEAD, np.where(density_F < config.ultralow_density,
                                                             tables.ULTRALOW, tables.ALIVE)).astype(np.int8)
-  n_tokens = sparse_codes.tokens_that_fit(min(config.n_detector_tokens or available, available),
-                                          max(features_per_token, neurons_per_token))
-  detector_rows = _detectors(config, collect, n_tokens, encode, neurons, train_tokens, val_tokens)
-  columns |= weight_tables(run, train_tokens, val_tokens, config)
   figures = {**density_figures(status_F, density_F), "analysed_tokens": codes.n_rows}
   if detector_rows:
     figures["detectors_won"] = sum(row["feature_f1"] > row["neuron_f1"] for row in detector_rows)
     figures["detectors_tried"] = len(detector_rows)
   summary = {"figures": figures, "density_histogram": density_histogram(density_F),
              "detectors": detector_rows, "n_tokens": codes.n_rows}
-  return tables.FeatureTables(status_F=status_F, **columns, token_strings=run.tokenizer.token_strings(),
-                              domains=list(train_tokens.domains), summary=summary)
+  return tables.FeatureTables({"status_F": status_F, **columns}, token_strings, domains, summary)
 
 
-def _activations_per_token(config, run, encode_both, tokens):
-  """Non-zero (features, neurons) on a token, on average over one batch of random contexts."""
-  width = run.subject.config.n_context
-  chosen = tokens.choose(width, config.batch_contexts * width, config.seed)
-  tokens_BT = tokens.context(np.resize(chosen, config.batch_contexts), width)
-  both = encode_both(run.subject_params, run.sae_params, tokens_BT)
-  return [float((x_NJ != 0).sum() / len(x_NJ)) for x_NJ in both]
-
-
-def _detectors(config, collect, n_tokens, encode, neurons, train_tokens, val_tokens):
-  """Rows of `detectors.compare`; none where the text has no domain labels."""
-  classes = detectors.classes_of(config.detectors, train_tokens.domains)
-  if not classes:
-    return []
-  pairs = []
-  for name, function in (("features", encode), ("neurons", neurons)):
-    pairs.append(tuple(collect(function, tokens, n_tokens, f"{name}, {tokens.split}")
-                       for tokens in (train_tokens, val_tokens)))
-  domain_N = [tokens.position_domain(codes.position_N)
-              for tokens, codes in zip((train_tokens, val_tokens), pairs[0], strict=True)]
-  return detectors.compare(*pairs, *domain_N, classes)
-
-
-def density_figures(status_F, density_F):
-  """Fractions of features that are alive (fired at all), ultralow and dead, and counts of dense ones."""
+def density_figures(status_F: np.ndarray, density_F: np.ndarray) -> dict[str, float | int]:
+  """Fractions of features that are alive (fired at all), ultralow and dead, and how many are dense."""
   return {
       "alive_fraction": float(np.mean(status_F != tables.DEAD)),
       "ultralow_fraction": float(np.mean(status_F == tables.ULTRALOW)),
@@ -89,46 +169,47 @@ def density_figures(status_F, density_F):
   }
 
 
-def density_histogram(density_F):
-  """Histogram of log10 density in quarter decades, dead features left out."""
+def density_histogram(density_F: np.ndarray) -> dict[str, list]:
+  """Histogram of log10 density in quarters of a power of ten; dead features are left out."""
   edges = np.arange(-8.0, 0.01, 0.25)
   return {"log10_edges": edges.tolist(),
           "counts": np.histogram(np.log10(density_F[density_F > 0]), edges)[0].tolist()}
 
 
-def weight_tables(run, train_tokens, val_tokens, config):
-  """The fields of `FeatureTables` that are read off the weights: logits, top neurons, biases."""
-  sae, subject = run.sae_params, run.subject_params
-  W_dec_FO, W_enc_MF = np.asarray(sae["W_dec_FO"]), np.asarray(sae["W_enc_MF"])
-  W_out_MD = np.eye(W_dec_FO.shape[1], dtype=np.float32)  # what a feature adds to the residual stream
-  if run.site.endswith("mlp.hidden"):
-    W_out_MD = np.asarray(subject[f"layer_{run.site.split('.')[1]}"]["W_out_MD"])
-  counts_V = np.zeros(run.subject.config.vocab_size, np.int64)  # at least the tokenizer's
-  for first in range(0, train_tokens.n_tokens, 1 << 24):
-    counts_V += np.bincount(train_tokens.tokens_N[first:first + (1 << 24)], minlength=len(counts_V))
-  columns = logit_weights(W_dec_FO, W_out_MD, subject["gain_D"], residual_std(run, val_tokens, config),
-                          subject["W_unembed_DV"], counts_V >= min(config.min_token_count, counts_V.max()))
-  top_FN = np.argsort(-np.abs(W_dec_FO), axis=1, kind="stable")[:, :3]
+def weight_columns(sae: SAE) -> dict[str, np.ndarray]:
+  """The feature columns that are computed from the dictionary's weights alone: biases and largest neurons."""
+  W_dec_FO, W_enc_MF = np.asarray(sae.params["W_dec_FO"]), np.asarray(sae.params["W_enc_MF"])
+  top_FN = np.argsort(-np.abs(W_dec_FO), axis=1, kind="stable")[:, :_LISTED_NEURONS]
   weights_FN = np.take_along_axis(W_dec_FO, top_FN, axis=1)
-  norm_F = np.linalg.norm(W_enc_MF, axis=0) * np.linalg.norm(W_dec_FO, axis=1)
-  return columns | {
-      "encoder_bias_F": np.asarray(sae["b_enc_F"]),
-      "encoder_decoder_cosine_F": (W_enc_MF * W_dec_FO.T).sum(0) / np.maximum(norm_F, 1e-12),
+  columns = {
+      "encoder_bias_F": np.asarray(sae.params["b_enc_F"]),
       "top_neuron_ids_FN": top_FN.astype(np.int32), "top_neuron_weights_FN": weights_FN,
       "top_neuron_l1_share_FN": np.abs(weights_FN) / np.abs(W_dec_FO).sum(1, keepdims=True),
   }
+  if sae.model.wiring.autoencodes:
+    norm_F = np.linalg.norm(W_enc_MF, axis=0) * np.linalg.norm(W_dec_FO, axis=1)
+    columns["encoder_decoder_cosine_F"] = (W_enc_MF * W_dec_FO.T).sum(0) / np.maximum(norm_F, 1e-12)
+  return columns
 
 
-def residual_std(run, tokens, config):
-  """Standard deviation of the last residual stream over its width, averaged over held-out tokens."""
-  last = f"layer.{run.subject.config.n_layers - 1}.resid"
+def logit_columns(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_tokens: Tokens,
+                  val_tokens: Tokens) -> dict[str, np.ndarray]:
+  """The feature columns of direct effects on the logits; none where the site reaches them only through later layers.
 
-  @jax.jit
-  def stds(params, tokens_BT):
-    _, sites = run.subject.apply({"params": params}, tokens_BT)
-    return jnp.std(sites[last].astype(jnp.float32), axis=-1).mean()
-
-  width = run.subject.config.n_context
-  chosen = tokens.choose(width, 65_536, config.seed)
-  batches = np.array_split(chosen, max(1, len(chosen) // config.batch_contexts))
-  return float(np.mean([stds(run.subject_params, tokens.context(batch_B, width)) for batch_B in batches]))
+  A dictionary that writes several sites is judged by the last of them that has a path to the logits.
+  """
+  written = zip(sae.writes, sae.model.wiring.written(), strict=True)
+  for site, (first, last) in reversed(list(written)):  # noqa: B007  (used after the loop)
+    path = subject.model.logit_path(subject.params, site)
+    if path:
+      break
+  else:
+    print(f"no logit weights: what features add to {' and '.join(sae.writes)} reaches the logits only through later "
+          "computation", flush=True)
+    return {}
+  counts_V = np.zeros(subject.model.n_vocab, np.int64)  # at least as many as the tokenizer has
+  for start in range(0, train_tokens.n_tokens, 1 << 24):
+    counts_V += np.bincount(train_tokens.tokens_N[start:start + (1 << 24)], minlength=len(counts_V))
+  scale = typical_scale(subject, path, val_tokens, config.batch_contexts, config.seed)
+  return logit_weights(np.asarray(sae.params["W_dec_FO"])[:, first:last], path, scale,
+                       counts_V >= min(config.min_token_count, counts_V.max()))

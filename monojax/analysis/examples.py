@@ -2,23 +2,26 @@
 
 import numpy as np
 
+from monojax.analysis.codes import Codes
 from monojax.analysis.tables import EXAMPLE_GROUPS, N_EXAMPLES
+from monojax.analysis.text import AnalysedText
 
 _SIDE = 4  # tokens shown on each side of the one in the middle
 N_BINS = 40
 
 
-def feature_rows(row_P, value_P, codes, rng):
+def feature_rows(row_P: np.ndarray, value_P: np.ndarray, text: AnalysedText, rng: np.random.Generator) -> np.ndarray:
   """The rows of one feature's examples, group by group, -1 where a group has too few.
 
-  Top: the largest activations, one a context. Interval i of 0..10: the samples whose activation is
-  nearest to (10 - i) / 11 of the maximum, by value and not by rank (Towards Monosemanticity's published
-  pages). Bottom: random tokens on which the feature does not fire.
+  The group "Top activations" has the largest activations, at most one of each context. "Interval i", of 0 to 10, has
+  the examples whose activation is nearest to (10 - i) / 11 of the maximum, by value and not by rank (as on the
+  published pages of Towards Monosemanticity). "Bottom activations" are random tokens on which the feature does not
+  fire.
 
   Args:
     row_P, value_P: the feature's non-zero activations (`Codes.feature`).
-    codes: the `Codes` they belong to.
-    rng: numpy generator for the bottom group.
+    text: what the rows are of.
+    rng: generator for the bottom group.
 
   Returns:
     int64 array of N_EXAMPLES rows.
@@ -28,11 +31,11 @@ def feature_rows(row_P, value_P, codes, rng):
   falling_P = value_P[order_P]
   for name, size in EXAMPLE_GROUPS:
     if name == EXAMPLE_GROUPS[0][0]:
-      context_P = row_P[order_P] // codes.n_context
+      context_P = text.context_N[row_P[order_P]]
       _, first = np.unique(context_P, return_index=True)
       picked = row_P[order_P[np.sort(first)[:size]]]
     elif name == EXAMPLE_GROUPS[-1][0]:
-      tried = rng.integers(0, codes.n_rows, 4 * size)
+      tried = rng.integers(0, text.n_rows, 4 * size)
       picked = tried[~np.isin(tried, row_P)][:size]
     else:
       anchor = falling_P[0] * (10 - int(name.split()[1])) / 11
@@ -44,51 +47,49 @@ def feature_rows(row_P, value_P, codes, rng):
   return np.concatenate(chosen)
 
 
-def windows(row_E, row_P, value_P, codes, token_N):
+def windows(row_E: np.ndarray, row_P: np.ndarray, value_P: np.ndarray,
+            text: AnalysedText) -> tuple[np.ndarray, np.ndarray]:
   """Tokens and activations around examples of one feature.
 
   Args:
     row_E: rows, -1 for none.
     row_P, value_P: the feature's non-zero activations, rows ascending.
-    codes: the `Codes` they belong to.
-    token_N: the token of each row.
+    text: what the rows are of.
 
   Returns:
     (int32 tokens_EW, float32 acts_EW), -1 and 0 outside the context.
   """
   row_EW = row_E[:, None] + np.arange(-_SIDE, _SIDE + 1)[None]
-  inside_EW = (row_E[:, None] >= 0) & (row_EW >= 0) & (
-      row_EW // codes.n_context == np.maximum(row_E, 0)[:, None] // codes.n_context)
+  inside_EW = (row_E[:, None] >= 0) & (row_EW >= 0) & (row_EW < text.n_rows)
+  row_EW = np.where(inside_EW, row_EW, 0)
+  inside_EW &= text.context_N[row_EW] == text.context_N[np.maximum(row_E, 0)][:, None]
   row_EW = np.where(inside_EW, row_EW, 0)
   place_EW = np.minimum(np.searchsorted(row_P, row_EW), len(row_P) - 1)
   fires_EW = inside_EW & (row_P[place_EW] == row_EW)
-  return (np.where(inside_EW, token_N[row_EW], -1).astype(np.int32),
+  return (np.where(inside_EW, text.token_N[row_EW], -1).astype(np.int32),
           np.where(fires_EW, value_P[place_EW], 0.0).astype(np.float32))
 
 
-def example_tables(codes, tokens, domains, seed):
-  """Statistics and examples of every feature.
+def example_tables(codes: Codes, text: AnalysedText, n_domains: int, seed: int) -> dict[str, np.ndarray]:
+  """Statistics and examples of every feature: the feature columns that describe activations.
 
   Args:
-    codes: `Codes` of the F features.
-    tokens: the `Tokens` they were taken on.
-    domains: names of the D domains.
-    seed: of the bottom groups.
+    codes: non-zero activations of the F features.
+    text: what the rows are of.
+    n_domains: how many domains there are.
+    seed: seed of the bottom groups.
 
   Returns:
-    dict of the fields of `FeatureTables` that describe activations.
+    {column: array}; `monojax.analysis.columns` says what each is.
   """
   n_features = len(codes.start_F) - 1
-  token_N = np.asarray(tokens.tokens_N[codes.position_N]).astype(np.int32)
-  domain_N = tokens.position_domain(codes.position_N)
-  document_N = tokens.position_document(codes.position_N)
   n_fires_F = np.diff(codes.start_F)
   width = 2 * _SIDE + 1
   tables = {
       "n_fires_F": n_fires_F, "density_F": (n_fires_F / codes.n_rows).astype(np.float32),
       "max_act_F": np.zeros(n_features, np.float32), "mean_act_F": np.zeros(n_features, np.float32),
       "act_counts_FH": np.zeros((n_features, N_BINS), np.int32),
-      "domain_share_FD": np.zeros((n_features, len(domains)), np.float32),
+      "domain_share_FD": np.zeros((n_features, n_domains), np.float32),
       "example_tokens_FEW": np.full((n_features, N_EXAMPLES, width), -1, np.int32),
       "example_acts_FEW": np.zeros((n_features, N_EXAMPLES, width), np.float32),
       "example_domain_FE": np.full((n_features, N_EXAMPLES), -1, np.int32),
@@ -98,13 +99,14 @@ def example_tables(codes, tokens, domains, seed):
     row_P, value_P = codes.feature(i)
     tables["max_act_F"][i], tables["mean_act_F"][i] = value_P.max(), value_P.mean()
     tables["act_counts_FH"][i] = np.histogram(value_P, N_BINS, (0.0, value_P.max()))[0]
-    known_P = domain_N[row_P] >= 0
-    mass_D = np.bincount(domain_N[row_P][known_P], value_P[known_P], len(domains))
+    domain_P = text.domain_N[row_P]
+    known_P = domain_P >= 0
+    mass_D = np.bincount(domain_P[known_P], value_P[known_P], n_domains)
     tables["domain_share_FD"][i] = mass_D / max(mass_D.sum(), 1e-30)
-    row_E = feature_rows(row_P, value_P, codes, np.random.default_rng([seed, i]))
+    row_E = feature_rows(row_P, value_P, text, np.random.default_rng([seed, i]))
     tables["example_tokens_FEW"][i], tables["example_acts_FEW"][i] = windows(
-        row_E, row_P, value_P, codes, token_N)
+        row_E, row_P, value_P, text)
     there_E = row_E >= 0
-    tables["example_domain_FE"][i, there_E] = domain_N[row_E[there_E]]
-    tables["example_document_FE"][i, there_E] = document_N[row_E[there_E]]
+    tables["example_domain_FE"][i, there_E] = text.domain_N[row_E[there_E]]
+    tables["example_document_FE"][i, there_E] = text.document_N[row_E[there_E]]
   return tables

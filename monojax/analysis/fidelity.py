@@ -1,25 +1,39 @@
-"""How faithful a dictionary is on held-out text: L0, explained variance, cross-entropy recovered."""
+"""How faithful a dictionary is on held-out text: L0, explained variance, cross-entropy recovered.
+
+Letters: B contexts of a batch, T positions, U = T + 1 tokens of a context and its last target, N = B * T rows, M width
+of the sites read, O width of the sites written, F features, C contexts.
+"""
+
+import functools
+import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from monojax import metrics
+from monojax.sae.dictionary import SAE
+from monojax.sae.model import Dictionary
 from monojax.subjects.loss import next_token_loss
+from monojax.subjects.subject import LoadedSubject, Sites, Subject
 from monojax.subjects.train import contexts_per_batch
+from monojax.text.tokens import Tokens
 
-# Scores that are the subject's alone, whatever the dictionary.
+# Scores that depend on the subject alone, whatever the dictionary.
 BASELINE = ("ce_clean", "ce_zero", "ce_mean")
 
 
-def side_by_side(sites, names):
+def side_by_side(sites: Sites, names: typing.Sequence[str]) -> jax.Array:
   """Activations of some of a subject's sites as rows, (N, M) float32, N = B * T."""
   x_BTM = jnp.concatenate([sites[name] for name in names], axis=-1)
   return x_BTM.astype(jnp.float32).reshape(-1, x_BTM.shape[-1])
 
 
-def make_encode(subject, sae, reads):
+@functools.lru_cache(maxsize=8)
+def make_encode(subject: Subject, sae: Dictionary, reads: tuple[str, ...]) -> typing.Callable:
   """The compiled function (subject_params, sae_params, tokens_BT) -> (f_NF, x_NM), N = B * T rows.
+
+  Asked for again with equal arguments it is the same function, which is not compiled again.
 
   Args:
     subject, sae: the models.
@@ -33,8 +47,8 @@ def make_encode(subject, sae, reads):
   return encode
 
 
-def fidelity(subject, subject_params, sae, sae_params, reads, writes, mean_O, tokens, n_tokens,
-             batch_contexts=None, baseline=None):
+def fidelity(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, tokens: Tokens, n_tokens: int,
+             batch_contexts: int | None = None, baseline: dict | None = None) -> dict:
   """Measures a dictionary spliced into its subject at every position of held-out contexts.
 
   Explained variance is 1 - E|x - x_hat|^2 / E|x - E x|^2 over all tokens, summed in float64, of the sites written;
@@ -43,12 +57,11 @@ def fidelity(subject, subject_params, sae, sae_params, reads, writes, mean_O, to
   zero, or to its mean; several sites are replaced together.
 
   Args:
-    subject, subject_params: the subject.
-    sae, sae_params: the dictionary.
-    reads: names of the sites that it reads, in the subject as it is.
-    writes: those that are replaced by what it reconstructs.
+    subject: the subject.
+    sae: the dictionary. It reads the sites `sae.reads` in the subject as it is, and what it reconstructs takes the
+      place of the sites `sae.writes`.
     mean_O: the mean activation of the sites written, side by side.
-    tokens: `Tokens` of the held-out split.
+    tokens: held-out tokens.
     n_tokens: about how many to use, in random contexts; 0 uses every whole context.
     batch_contexts: contexts in a forward pass; by default as many as `contexts_per_batch` says.
     baseline: another dictionary's scores on the same tokens, whose `BASELINE` is then not computed again.
@@ -60,31 +73,35 @@ def fidelity(subject, subject_params, sae, sae_params, reads, writes, mean_O, to
     "recovered" is `None` where the ablation does not raise the loss, as with a subject that has hardly been
     trained: it means nothing there.
   """
-  batch_contexts = batch_contexts or contexts_per_batch(subject.config)
-  width = subject.config.n_context
+  batch_contexts = batch_contexts or contexts_per_batch(subject)
+  width = subject.n_context
   context_C = tokens.choose(width + 1, n_tokens)
   n_contexts = len(context_C)
-  sums_of = _make_sums(subject, sae, reads, writes, baseline is None)
-  total = {}
+  sums_of = _make_sums(subject.model, sae.model, sae.reads, sae.writes, baseline is None)
+  total: dict = {}
   bar = metrics.progress(n_contexts * width, "tokens", "fidelity", scale=True)
   for first in range(0, n_contexts, batch_contexts):
     index_B = context_C[first:first + batch_contexts]
     weight_B = np.zeros(batch_contexts, np.float32)
     weight_B[:len(index_B)] = 1.0
     padded_B = np.pad(index_B, (0, batch_contexts - len(index_B)), mode="edge")
-    sums = sums_of(subject_params, sae_params, tokens.context(padded_B, width + 1), weight_B,
+    sums = sums_of(subject.params, sae.params, tokens.context(padded_B, width + 1), weight_B,
                    jnp.asarray(mean_O, jnp.float32))
     for name, value in jax.device_get(sums).items():
       total[name] = total.get(name, 0.0) + np.asarray(value, np.float64)
     bar.update(len(index_B) * width)
   bar.close()
-  for name in BASELINE if baseline else ():
-    total[name] = baseline[name] * n_contexts * width
+  for name, value in (baseline or {}).items():
+    total[name] = value * n_contexts * width
   return _scores(total, n_contexts * width)
 
 
-def _make_sums(subject, sae, reads, writes, with_baseline):
-  """The compiled sums over a batch's weighted contexts that the scores are made of."""
+@functools.lru_cache(maxsize=8)
+def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes: tuple[str, ...], with_baseline: bool):
+  """The compiled sums over a batch's weighted contexts that the scores are made of.
+
+  Dictionaries with equal models share one compiled function, as the members of a sweep do that differ in penalty.
+  """
   @jax.jit
   def sums(subject_params, sae_params, tokens_BU, weight_B, mean_O):
     inputs_BT, targets_BT = tokens_BU[:, :-1], tokens_BU[:, 1:]

@@ -1,4 +1,7 @@
-"""Logit weights: which tokens a feature makes likelier, read off the weights."""
+"""Logit weights: which tokens a feature makes likelier, computed from weights alone.
+
+Letters: F features, J of them at a time, M width of the site, D residual width, V vocabulary, K listed tokens, H bins.
+"""
 
 import functools
 
@@ -6,12 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from monojax.subjects.subject import LoadedSubject, LogitPath
+from monojax.text.tokens import Tokens
 
-@functools.partial(jax.jit, static_argnames="n_bins")
-def _block(W_dec_JM, W_out_MD, scale_D, W_unembed_DV, used_V, n_bins):
+
+@functools.partial(jax.jit, static_argnames=("n_bins", "centred"))
+def _block(W_dec_JM, W_out_MD, scale_D, W_unembed_DV, used_V, n_bins, centred):
   """Logit weights of J features over the used vocabulary: their histograms and their extremes."""
   residual_JD = W_dec_JM @ W_out_MD
-  residual_JD = (residual_JD - residual_JD.mean(1, keepdims=True)) * scale_D[None]
+  if centred:
+    residual_JD = residual_JD - residual_JD.mean(1, keepdims=True)
+  residual_JD = residual_JD * scale_D[None]
   logit_JV = residual_JD @ W_unembed_DV
   logit_JV = logit_JV - jnp.nanmedian(jnp.where(used_V[None], logit_JV, jnp.nan), axis=1, keepdims=True)
   low_J = jnp.where(used_V[None], logit_JV, jnp.inf).min(1)
@@ -22,37 +30,37 @@ def _block(W_dec_JM, W_out_MD, scale_D, W_unembed_DV, used_V, n_bins):
   return logit_JV, jax.vmap(count)(bin_JV), jnp.stack([low_J, high_J], 1)
 
 
-def logit_weights(W_dec_FO, W_out_MD, final_gain_D, typical_std, W_unembed_DV, used_V, n_listed=10,
-                  n_bins=40, block_features=256):
+def logit_weights(W_dec_FO: np.ndarray, path: LogitPath, typical_scale: float, used_V: np.ndarray, n_listed: int = 10,
+                  n_bins: int = 40, block_features: int = 256) -> dict[str, np.ndarray]:
   """Direct effect of each feature on the logits, its median over the vocabulary shifted to 0.
 
-  v_i = d_i W_out pi L W_unembed (Towards Monosemanticity, "Feature logit weights"): pi removes the mean
-  over the residual stream, L is the final LayerNorm's gain over the residual's typical standard deviation
-  (its mean over tokens).
+  v_i = d_i W_out pi L W_unembed (Towards Monosemanticity, "Feature logit weights"), where pi removes the mean over the
+  residual stream if the last norm is a LayerNorm, and L is that norm's gain over the residual stream's typical scale.
 
   Args:
-    W_dec_FO: decoder.
-    W_out_MD: from the dictionary's site into the residual stream.
-    final_gain_D: gain of the last LayerNorm.
-    typical_std: standard deviation of the residual stream over D, averaged over tokens.
-    W_unembed_DV: unembedding.
+    W_dec_FO: the features' directions at the site.
+    path: how a direction at the site reaches the logits.
+    typical_scale: what the last norm divides by, averaged over tokens.
     used_V: bool, the tokens that are common enough to have meaningful weights.
     n_listed: K, how many tokens to list at either end.
     n_bins: H of the histograms.
-    block_features: features at a time, which bounds memory.
+    block_features: how many features are computed at a time, which bounds memory.
 
   Returns:
     dict of `logit_counts_FH`, `logit_range_F2`, `top_logit_ids_FK`, `top_logit_values_FK`,
-    `bottom_logit_ids_FK`, `bottom_logit_values_FK` (see `FeatureTables`).
+    `bottom_logit_ids_FK`, `bottom_logit_values_FK`; `monojax.analysis.columns` says what each is.
   """
   used_V = np.asarray(used_V)
+  width = W_dec_FO.shape[1]
+  W_out_MD = np.eye(width, dtype=np.float32) if path.to_residual_MD is None else np.asarray(path.to_residual_MD)
   n_listed = min(n_listed, int(used_V.sum()))
   columns = {name: [] for name in ("logit_counts_FH", "logit_range_F2", "top_logit_ids_FK",
                                    "top_logit_values_FK", "bottom_logit_ids_FK", "bottom_logit_values_FK")}
   for first in range(0, len(W_dec_FO), block_features):
     logit_JV, counts_JH, range_J2 = _block(
         jnp.asarray(W_dec_FO[first:first + block_features]), jnp.asarray(W_out_MD),
-        jnp.asarray(final_gain_D) / typical_std, jnp.asarray(W_unembed_DV), jnp.asarray(used_V), n_bins)
+        jnp.asarray(path.gain_D) / typical_scale, jnp.asarray(path.W_unembed_DV), jnp.asarray(used_V), n_bins,
+        path.norm == "layer")
     logit_JV = np.asarray(logit_JV)
     columns["logit_counts_FH"].append(np.asarray(counts_JH))
     columns["logit_range_F2"].append(np.asarray(range_J2))
@@ -64,3 +72,30 @@ def logit_weights(W_dec_FO, W_out_MD, final_gain_D, typical_std, W_unembed_DV, u
       columns[f"{side}_logit_ids_FK"].append(ids_JK.astype(np.int32))
       columns[f"{side}_logit_values_FK"].append(np.take_along_axis(logit_JV, ids_JK, axis=1))
   return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+def typical_scale(subject: LoadedSubject, path: LogitPath, tokens: Tokens, batch_contexts: int, seed: int,
+                  n_tokens: int = 65_536) -> float:
+  """What the last norm divides the residual stream by, averaged over held-out tokens.
+
+  For a LayerNorm that is the standard deviation over the residual stream's width; otherwise the root mean square.
+
+  Args:
+    subject: the subject.
+    path: from its `logit_path`.
+    tokens: text to measure on.
+    batch_contexts: contexts in a forward pass.
+    seed: seed of the choice of contexts.
+    n_tokens: about how many tokens to take.
+  """
+  @jax.jit
+  def scales(params, tokens_BT):
+    _, sites = subject.model.apply({"params": params}, tokens_BT)
+    residual_BTD = sites[path.scale_site].astype(jnp.float32)
+    if path.norm == "layer":
+      return jnp.std(residual_BTD, axis=-1).mean()
+    return jnp.sqrt(jnp.square(residual_BTD).mean(-1)).mean()
+
+  chosen_C = tokens.choose(subject.n_context, n_tokens, seed)
+  batches = np.array_split(chosen_C, max(1, len(chosen_C) // batch_contexts))
+  return float(np.mean([scales(subject.params, tokens.context(batch_B, subject.n_context)) for batch_B in batches]))

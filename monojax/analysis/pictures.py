@@ -6,7 +6,7 @@ They need matplotlib (extra `report`); where it is missing, each function draws 
 import json
 import pathlib
 
-from monojax import files
+from monojax import distributed
 
 FRONTIER = (("ce_recovered_zero", "cross-entropy recovered"), ("explained_variance", "explained variance"))
 CURVES = (("mse", "mean squared error"), ("l0", "L0 (features a token)"), ("explained_variance", "explained variance"),
@@ -63,7 +63,7 @@ def draw_curves(metrics_path, path):
 
 def _draw(panels, size, style, path):
   """Panels side by side, whose lines are {label: [(x, y)]}; further entries are axis settings."""
-  if files.written_elsewhere:
+  if not distributed.is_first():
     return True
   try:
     import matplotlib

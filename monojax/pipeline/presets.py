@@ -4,16 +4,16 @@ import dataclasses
 
 from monojax.activations.config import HarvestConfig
 from monojax.analysis.config import AnalysisConfig
-from monojax.pipeline.runs import FrontierConfig, RunConfig
+from monojax.pipeline.config import FrontierConfig, RunConfig
 from monojax.sae.config import SAEConfig
-from monojax.subjects.config import SubjectConfig, TransformerConfig
+from monojax.subjects.config import SubjectConfig
 from monojax.text.config import TextConfig
 
 # Minutes on two cores, on the text shipped in the package.
 DEMO = RunConfig(
-    text=TextConfig(vocab_size=8192, val_fraction=0.1),
+    tokens=TextConfig(vocab_size=8192, val_fraction=0.1),
     subject=SubjectConfig(
-        model=TransformerConfig(n_context=128), n_steps=700, batch_contexts=16, learning_rate=4e-3,
+        n_context=128, n_steps=700, batch_contexts=16, learning_rate=4e-3,
         warmup_steps=50, checkpoint_every_steps=200),
     activations=HarvestConfig(),
     # The vocabulary is much larger than the dictionary: with fewer tokens than that, a feature goes to each
@@ -28,9 +28,9 @@ DEMO = RunConfig(
 
 # The best that an hour of two cores gives on some hundreds of megabytes of text.
 SMALL = RunConfig(
-    text=TextConfig(vocab_size=8192, val_fraction=0.02, tokenizer_bytes=20_000_000),
+    tokens=TextConfig(vocab_size=8192, val_fraction=0.02, tokenizer_bytes=20_000_000),
     subject=SubjectConfig(
-        model=TransformerConfig(n_context=128), n_steps=3500, batch_contexts=16, learning_rate=4e-3,
+        n_context=128, n_steps=3500, batch_contexts=16, learning_rate=4e-3,
         warmup_steps=100, checkpoint_every_steps=500),
     activations=HarvestConfig(n_tokens=6_000_000),
     sae=SAEConfig(
@@ -44,9 +44,9 @@ SMALL = RunConfig(
 
 # The paper's sizes, for an accelerator and a corpus of billions of tokens.
 PAPER = RunConfig(
-    text=TextConfig(vocab_size=65_536, val_fraction=0.001, tokenizer_bytes=1_000_000_000),
+    tokens=TextConfig(vocab_size=65_536, val_fraction=0.001, tokenizer_bytes=1_000_000_000),
     subject=SubjectConfig(
-        model=TransformerConfig(n_context=256), n_steps=12_200_000, batch_contexts=32, learning_rate=1e-3,
+        n_context=256, n_steps=12_200_000, batch_contexts=32, learning_rate=1e-3,
         warmup_steps=2000, checkpoint_every_steps=10_000, val_tokens=4_194_304),
     activations=HarvestConfig(tokens_per_context=250, batch_contexts=512),
     sae=SAEConfig(
@@ -73,7 +73,7 @@ _IN_MINUTES = {
     "matryoshka": {"k": 12, "learning_rate": 3e-3},
 }
 # Settings of a preset's dictionary that hold for any recipe.
-_SHARED = ("n_features", "batch_rows", "buffer_rows", "n_steps", "warmup_steps", "scan_steps", "checkpoint_every_steps",
+SHARED = ("n_features", "batch_rows", "buffer_rows", "n_steps", "warmup_steps", "scan_steps", "checkpoint_every_steps",
            "val_tokens")
 
 
@@ -89,7 +89,7 @@ def preset(name, recipe=None):
   more = {}
   if name != "paper":
     more = {"decay_fraction": config.sae.decay_fraction, "dead_window_steps": 50, **_IN_MINUTES[recipe]}
-  shared = {field: getattr(config.sae, field) for field in _SHARED}
+  shared = {field: getattr(config.sae, field) for field in SHARED}
   sae = SAEConfig(recipe=recipe, **shared, **more)
   kind = round if sae.knob == "k" else float
   sparsities = tuple(kind(sae.sparsity * value / config.sae.sparsity) for value in config.frontier.sparsities)

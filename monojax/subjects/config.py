@@ -12,11 +12,10 @@ class TransformerConfig:
   d_model: int = option(128, "residual width")
   n_heads: int = option(4, "attention heads")
   d_mlp: int = option(512, "MLP width: the dictionary's input at `layer.L.mlp.hidden`")
-  n_context: int = option(128, "positions in a context")
   vocab_size: int = option(0, "tokens in the vocabulary; 0 takes the tokenizer's")
 
   def __post_init__(self):
-    require_positive(self, "subject.model.", "n_layers", "d_model", "n_heads", "d_mlp", "n_context")
+    require_positive(self, "subject.model.", "n_layers", "d_model", "n_heads", "d_mlp")
     require(self.d_model % self.n_heads == 0, "subject.model.n_heads", self.n_heads,
             f"must divide d_model={self.d_model}")
     require(self.d_model // self.n_heads % 2 == 0, "subject.model.n_heads", self.n_heads,
@@ -27,6 +26,8 @@ class TransformerConfig:
 class SubjectConfig:
   """Training a subject from nothing: AdamW, warm-up then cosine, clipped gradients."""
   model: TransformerConfig = nested(TransformerConfig)
+  n_context: int = option(128, "tokens in a context: what the subject is trained on, and what every later stage of the "
+                               "run gives it to read")
   n_steps: int = option(2000, "optimiser steps")
   batch_contexts: int = option(32, "contexts in a step")
   learning_rate: float = option(3e-3, "peak learning rate")
@@ -45,5 +46,12 @@ class SubjectConfig:
 
   def __post_init__(self):
     require_positive(self, "subject.", "n_steps", "batch_contexts", "scan_steps", "checkpoint_every_steps",
-                     "learning_rate")
+                     "learning_rate", "n_context")
     require_not_negative(self, "subject.", "warmup_steps", "val_tokens", "sample_tokens", "seed")
+
+  @staticmethod
+  def upgraded(values: dict) -> dict:
+    """A saved configuration in today's fields. Version 0.1 kept the context's length with the model."""
+    model = dict(values.get("model", {}))
+    moved = {"n_context": model.pop("n_context")} if "n_context" in model else {}
+    return {**values, "model": model, **moved}

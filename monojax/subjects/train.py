@@ -1,4 +1,8 @@
-"""Training a subject on tokens: next-token cross-entropy, AdamW, warm-up and cosine."""
+"""Training a subject on tokens: next-token cross-entropy, AdamW, linear warm-up and a cosine.
+
+Letters: S steps in one compiled call, B contexts of a batch, T positions, U = T + 1 tokens of a context and its last
+target, C contexts.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +12,16 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from monojax import mesh as meshes
-from monojax.subjects.loss import next_token_loss, unembed_loss
+from monojax.metrics import MetricsConfig
+from monojax.subjects.config import SubjectConfig
+from monojax.subjects.loss import next_token_loss
+from monojax.subjects.subject import LoadedSubject, build
 from monojax.subjects.transformer import SHARDING_RULES, Transformer
-from monojax.training import Run, TrainState, compute_dtype, train
+from monojax.text.tokens import Tokens
+from monojax.training import Run, TrainState, train
 
 
-def make_optimizer(config):
+def make_optimizer(config: SubjectConfig) -> optax.GradientTransformation:
   """AdamW with decay on matrices only, linear warm-up, cosine, and clipping by global norm."""
   warmup = min(config.warmup_steps, config.n_steps // 2)
   schedule = optax.warmup_cosine_decay_schedule(
@@ -25,17 +33,17 @@ def make_optimizer(config):
       optax.adamw(schedule, b1=0.9, b2=config.beta2, weight_decay=config.weight_decay, mask=is_matrix))
 
 
-def make_step(model, tx, mesh):
+def make_step(model: Transformer, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> tuple:
   """The compiled step: (state, tokens_SBU) -> (state, metrics), its state donated.
 
   Args:
-    model: `Transformer`.
-    tx: optax transformation.
+    model: the subject.
+    tx: the optimiser.
     mesh: device mesh; contexts are split over "data".
 
   Returns:
-    init: key -> `TrainState` born on the mesh.
-    step: scans the S resident batches of U = T + 1 tokens; metrics are means over the scan.
+    init: key -> `TrainState`, created on the mesh.
+    step: takes the S batches of U = T + 1 tokens one after the other; metrics are means over them.
   """
   def init(key):
     def make():
@@ -43,12 +51,8 @@ def make_step(model, tx, mesh):
       return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), {})
     return meshes.born_sharded(make, mesh, SHARDING_RULES)
 
-  def loss_fn(params, tokens_BU):
-    _, sites = model.apply({"params": params}, tokens_BU[:, :-1])
-    return unembed_loss(sites["final.in"], params["W_unembed_DV"], tokens_BU[:, 1:], model.dtype)
-
   def one_step(state, tokens_BU):
-    loss, gradients = jax.value_and_grad(loss_fn)(state.params, tokens_BU)
+    loss, gradients = jax.value_and_grad(model.training_loss)(state.params, tokens_BU)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state, state.counters), {
@@ -64,24 +68,25 @@ def make_step(model, tx, mesh):
   return init, step
 
 
-def train_subject(config, tokens, directory, identity, mesh, metrics_config):
+def train_subject(config: SubjectConfig, tokens: Tokens, directory, identity: dict, mesh: jax.sharding.Mesh,
+                  metrics_config: MetricsConfig) -> LoadedSubject:
   """Trains (or goes on training) the subject in `directory`.
 
   Args:
     config: `SubjectConfig` with the vocabulary's size filled in.
-    tokens: `monojax.text.tokens.Tokens` of the training split.
+    tokens: those of the training split.
     directory: receives `checkpoints/` and `metrics.jsonl`.
     identity: JSON-able dict kept with the checkpoints.
     mesh: device mesh.
     metrics_config: `MetricsConfig`.
 
   Returns:
-    (model, parameters on the host).
+    The trained subject, its parameters on the host.
   """
   meshes.require_divides(mesh, "data", config.batch_contexts)
-  model = Transformer(config.model, compute_dtype(config.compute_dtype))
+  model = build(config)
   init, step = make_step(model, make_optimizer(config), mesh)
-  width = config.model.n_context
+  width = config.n_context
 
   def batches(first, last):
     tokens_SBU = np.stack([tokens.batch(i, config.batch_contexts, width, config.seed)
@@ -91,72 +96,36 @@ def train_subject(config, tokens, directory, identity, mesh, metrics_config):
   run = Run(directory, identity, config.n_steps, config.scan_steps, config.checkpoint_every_steps, (),
             "tokens", config.batch_contexts * width, "subject")
   state = train(init(jax.random.key(config.seed)), step, batches, run, metrics_config)
-  return model, meshes.to_host(state.params)
+  return LoadedSubject(model, meshes.to_host(state.params), config.n_context)
 
 
-def contexts_per_batch(config):
-  """How many contexts to score at a time: up to 64, with float32 logits of at most 128 MiB.
-
-  Args:
-    config: `TransformerConfig`.
-  """
-  return max(1, min(64, 2 ** 25 // (config.n_context * config.vocab_size)))
+def contexts_per_batch(subject: LoadedSubject) -> int:
+  """How many contexts to score at a time: up to 64, so that their float32 logits take at most 128 MiB."""
+  return max(1, min(64, 2 ** 25 // (subject.n_context * subject.model.n_vocab)))
 
 
-def validation_loss(model, params, tokens, context_C, batch_contexts=None):
+def validation_loss(subject: LoadedSubject, tokens: Tokens, context_C: np.ndarray,
+                    batch_contexts: int | None = None) -> float:
   """Mean next-token loss over contexts of held-out text, in nats.
 
   Args:
-    model: `Transformer`.
-    params: its parameters.
-    tokens: `Tokens` of the held-out split.
+    subject: the subject to score.
+    tokens: those of the held-out split.
     context_C: numbers of contexts of n_context + 1 tokens, from `tokens.choose`.
     batch_contexts: contexts in a forward pass; by default as many as `contexts_per_batch` says.
   """
-  batch_contexts = batch_contexts or contexts_per_batch(model.config)
-  width = model.config.n_context
+  batch_contexts = batch_contexts or contexts_per_batch(subject)
+  width = subject.n_context
 
   @jax.jit
   def losses(params, tokens_BU):
-    logits_BTV, _ = model.apply({"params": params}, tokens_BU[:, :-1])
+    logits_BTV, _ = subject.model.apply({"params": params}, tokens_BU[:, :-1])
     return next_token_loss(logits_BTV, tokens_BU[:, 1:]).sum(1)
 
   total = 0.0
   for first in range(0, len(context_C), batch_contexts):
     index_B = context_C[first:first + batch_contexts]
     padded_B = np.pad(index_B, (0, batch_contexts - len(index_B)), mode="edge")
-    loss_B = np.asarray(losses(params, tokens.context(padded_B, width + 1)), np.float64)
+    loss_B = np.asarray(losses(subject.params, tokens.context(padded_B, width + 1)), np.float64)
     total += loss_B[:len(index_B)].sum()
   return float(total) / (len(context_C) * width)
-
-
-def sample(model, params, prompt, n_tokens, key, temperature=0.8):
-  """Continues a prompt, one token at a time.
-
-  Args:
-    model: `Transformer`.
-    params: its parameters.
-    prompt: list of token ids, at least one.
-    n_tokens: how many to add; the sum must fit the model's context.
-    key: random key.
-    temperature: divides the logits.
-
-  Returns:
-    The prompt and its continuation, a list of ids.
-  """
-  length = min(model.config.n_context, len(prompt) + n_tokens)
-
-  def add(params, tokens_1T, position, key):
-    logits_1TV, _ = model.apply({"params": params}, tokens_1T)
-    token = jax.random.categorical(key, logits_1TV[0, position - 1] / temperature)
-    return tokens_1T.at[0, position].set(token)
-
-  @jax.jit
-  def fill(params, tokens_1T):
-    def body(position, tokens_1T):
-      return add(params, tokens_1T, position, jax.random.fold_in(key, position))
-    return jax.lax.fori_loop(len(prompt), length, body, tokens_1T)
-
-  tokens_1T = np.zeros((1, length), np.int32)
-  tokens_1T[0, :len(prompt)] = prompt
-  return np.asarray(fill(params, tokens_1T))[0].tolist()

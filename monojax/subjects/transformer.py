@@ -1,8 +1,8 @@
-"""The subject: a decoder-only transformer that returns its activations.
+"""The transformer that monojax trains itself: decoder-only, and it returns its inner activations.
 
-Letters: B batch, T position, N = B * T, D residual width, H heads, K head width, M MLP width, V
-vocabulary. Inside, rows are flat (N, D): XLA's CPU matrix products are up to twice as fast on matrices as
-on (B, T, D) arrays. Sites keep (B, T, width).
+Letters: B batch, T position, N = B * T, D residual width, E = H * K attention width, H heads, K head width, M MLP
+width, V vocabulary. Inside the model rows are flat, (N, D), because XLA's matrix products on a CPU are up to twice as
+fast on matrices as on (B, T, D) arrays. Sites keep the shape (B, T, width).
 """
 
 import flax.linen as nn
@@ -11,15 +11,18 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from monojax.linear import matmul
+from monojax.subjects.config import TransformerConfig
+from monojax.subjects.loss import unembed_loss
+from monojax.subjects.subject import Edit, LogitPath, Sites
 
-# Where parameters live on the ("data", "model") mesh: the MLP's width and the vocabulary are split.
+# Where parameters are on the ("data", "model") mesh: the MLP's width and the vocabulary are split over "model".
 SHARDING_RULES = {
     "W_in_DM": P(None, "model"), "b_in_M": P("model"), "W_out_MD": P("model", None),
     "W_unembed_DV": P(None, "model"),
 }
 
 
-def rotate(x_BTHK):
+def rotate(x_BTHK: jax.Array) -> jax.Array:
   """Rotary position embedding in the half-rotation convention, base 10,000 (arXiv 2104.09864)."""
   n_positions, width = x_BTHK.shape[1], x_BTHK.shape[3]
   frequency_J = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
@@ -30,7 +33,7 @@ def rotate(x_BTHK):
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def layer_norm(x_ND, gain_D, bias_D):
+def layer_norm(x_ND: jax.Array, gain_D: jax.Array, bias_D: jax.Array) -> jax.Array:
   """LayerNorm over the last axis, computed in float32, epsilon 1e-5."""
   x = x_ND.astype(jnp.float32)
   centred = x - x.mean(-1, keepdims=True)
@@ -76,16 +79,17 @@ class Block(nn.Module):
     return site("resid", x_ND + out_ND)
 
 
-def attend(q_BTHK, k_BTHK, v_BTHK):
-  """Causal attention with scale 1/sqrt(K); scores and softmax in float32. Returns (B, T, H, K).
+def attend(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array) -> jax.Array:
+  """Causal attention with scale 1/sqrt(K), of shape (B, T, H, K); scores and softmax are in float32.
 
-  One head after another: XLA's CPU runtime gives a batched product one core, and independent heads
-  as many as there are. In each head the first half of the queries does not meet the second half of the keys.
+  Heads are computed one after the other: XLA's CPU runtime gives a batched product one core, but runs independent
+  products on all cores. In each head the first half of the queries is never compared with the second half of the keys,
+  which it may not see.
   """
   n_positions, n_heads, width = q_BTHK.shape[1:]
 
   def queries(q_BQK, k_BSK, v_BSK):
-    """The last Q of S positions, as queries of all S."""
+    """Attention of the last Q of S positions, which see all S positions up to their own."""
     n_queries, n_keys = q_BQK.shape[1], k_BSK.shape[1]
     causal_QS = jnp.tril(jnp.ones((n_queries, n_keys), bool), n_keys - n_queries)
     scores_BQS = jnp.einsum("bqk,bsk->bqs", q_BQK, k_BSK, preferred_element_type=jnp.float32)
@@ -102,16 +106,52 @@ def attend(q_BTHK, k_BTHK, v_BTHK):
 
 
 class Transformer(nn.Module):
-  """`apply(variables, tokens_BT, edit=None) -> (logits_BTV float32, sites)`.
+  """A `Subject` (see `subject.py`): pre-norm blocks of causal attention with rotary positions and a ReLU MLP.
 
-  `sites` maps each site's name to its activation: `embed`, then for layer L `layer.L.attn.in`,
-  `layer.L.attn.out`, `layer.L.mlp.in`, `layer.L.mlp.hidden` (after the ReLU: what the paper
-  decomposes), `layer.L.mlp.out`, `layer.L.resid`, and `final.in` (after the last LayerNorm). Under
-  `jit` what the caller does not use is never computed. `edit` maps a site to a function x -> x that
-  replaces the activation there before anything reads it.
+  Its sites are `embed`; for layer L `layer.L.attn.in`, `layer.L.attn.out`, `layer.L.mlp.in`, `layer.L.mlp.hidden`
+  (after the ReLU: what Towards Monosemanticity decomposes), `layer.L.mlp.out`, `layer.L.resid`; and `final.in`, after
+  the last LayerNorm.
+
+  Attributes:
+    config: the architecture.
+    dtype: of activations and matrix products; parameters are float32.
   """
-  config: "TransformerConfig"  # noqa: F821  (monojax.subjects.config)
+  config: TransformerConfig
   dtype: jnp.dtype = jnp.float32
+
+  @property
+  def n_vocab(self) -> int:
+    return self.config.vocab_size
+
+  @property
+  def max_context(self) -> int | None:
+    return None  # rotary positions have no last one
+
+  @property
+  def site_widths(self) -> dict[str, int]:
+    d, m = self.config.d_model, self.config.d_mlp
+    block = {"attn.in": d, "attn.out": d, "mlp.in": d, "mlp.hidden": m, "mlp.out": d, "resid": d}
+    blocks = {f"layer.{i}.{name}": width for i in range(self.config.n_layers) for name, width in block.items()}
+    return {"embed": d, **blocks, "final.in": d}
+
+  @nn.nowrap
+  def logit_path(self, params: dict, site: str) -> LogitPath | None:
+    if site.endswith(".in"):  # the output of a LayerNorm, which is read and not added to the residual stream
+      return None
+    to_residual_MD = params[f"layer_{site.split('.')[1]}"]["W_out_MD"] if site.endswith("mlp.hidden") else None
+    return LogitPath(to_residual_MD, "layer", params["gain_D"], params["W_unembed_DV"],
+                     f"layer.{self.config.n_layers - 1}.resid")
+
+  @nn.nowrap
+  def training_loss(self, params: dict, tokens_BU: jax.Array) -> jax.Array:
+    """The mean cross-entropy of each next token in nats, a scalar, without ever holding all logits.
+
+    Args:
+      params: the parameters.
+      tokens_BU: (B, T + 1) token ids: inputs are all but the last, targets all but the first.
+    """
+    _, sites = self.apply({"params": params}, tokens_BU[:, :-1])
+    return unembed_loss(sites["final.in"], params["W_unembed_DV"], tokens_BU[:, 1:], self.dtype)
 
   def setup(self):
     c = self.config
@@ -123,9 +163,9 @@ class Transformer(nn.Module):
     self.W_unembed_DV = self.param("W_unembed_DV", nn.initializers.normal(c.d_model ** -0.5),
                                    (c.d_model, c.vocab_size))
 
-  def __call__(self, tokens_BT, edit=None):
+  def __call__(self, tokens_BT: jax.Array, edit: Edit | None = None) -> tuple[jax.Array, Sites]:
     edit = edit or {}
-    sites = {}
+    sites: Sites = {}
     n_batch, n_positions = tokens_BT.shape
 
     def visit(name, value_ND):

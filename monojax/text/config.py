@@ -26,13 +26,13 @@ class TextConfig:
   max_bytes: int = option(0, "stop after this many bytes of text, files being read in sorted order; 0: all")
 
   def __post_init__(self):
-    require(not isinstance(self.paths, str), "text.paths", self.paths, "must be a tuple of strings")
-    require(all(self.paths), "text.paths", self.paths, "must not hold an empty path")
-    require(self.text_field, "text.text_field", self.text_field, "must not be empty")
-    require(self.tokenizer or self.vocab_size >= SMALLEST_VOCABULARY, "text.vocab_size", self.vocab_size,
+    require(not isinstance(self.paths, str), "tokens.paths", self.paths, "must be a tuple of strings")
+    require(all(self.paths), "tokens.paths", self.paths, "must not hold an empty path")
+    require(self.text_field, "tokens.text_field", self.text_field, "must not be empty")
+    require(self.tokenizer or self.vocab_size >= SMALLEST_VOCABULARY, "tokens.vocab_size", self.vocab_size,
             f"must be at least {SMALLEST_VOCABULARY}: 256 bytes and the end-of-text token")
-    require(self.tokenizer_bytes > 0, "text.tokenizer_bytes", self.tokenizer_bytes, "must be positive")
-    require(0 < self.val_fraction < 1, "text.val_fraction", self.val_fraction,
+    require(self.tokenizer_bytes > 0, "tokens.tokenizer_bytes", self.tokenizer_bytes, "must be positive")
+    require(0 < self.val_fraction < 1, "tokens.val_fraction", self.val_fraction,
             "must lie strictly between 0 and 1")
-    require(self.seed >= 0, "text.seed", self.seed, "must not be negative")
-    require(self.max_bytes >= 0, "text.max_bytes", self.max_bytes, "must not be negative; 0 reads all")
+    require(self.seed >= 0, "tokens.seed", self.seed, "must not be negative")
+    require(self.max_bytes >= 0, "tokens.max_bytes", self.max_bytes, "must not be negative; 0 reads all")

@@ -76,8 +76,8 @@ class Problems:
     """The `InputError` for a corpus in which nothing usable was found."""
     cause = self.message() or "the files hold no text"
     if self.fields:
-      cause += f"; fields seen: {', '.join(sorted(self.fields))} (choose with --text.text_field)"
-    return InputError(f"text.paths: no usable document: {cause}")
+      cause += f"; fields seen: {', '.join(sorted(self.fields))} (choose with --tokens.text_field)"
+    return InputError(f"tokens.paths: no usable document: {cause}")
 
 
 def resolve(paths):
@@ -101,7 +101,7 @@ def resolve(paths):
       sources[file] = Source(file, file, _check_file(file))
   found = [sources[path] for path in sorted(sources)]
   if not any(source.n_bytes or source.path.startswith(_HUGGINGFACE) for source in found):
-    raise InputError(f"text.paths={list(paths)}: every file is empty ({len(found)} read)")
+    raise InputError(f"tokens.paths={list(paths)}: every file is empty ({len(found)} read)")
   return found
 
 
@@ -111,7 +111,7 @@ def _expand(path):
     found = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
              if _kind(name)[0]]
     if not found:
-      raise InputError(f"text.paths: the directory {path!r} holds no *.jsonl or *.txt file "
+      raise InputError(f"tokens.paths: the directory {path!r} holds no *.jsonl or *.txt file "
                        "(optionally .gz, .xz or .zst)")
     return found
   if os.path.exists(path):
@@ -119,9 +119,9 @@ def _expand(path):
   if glob.has_magic(path):
     found = [file for file in glob.glob(path, recursive=True) if not os.path.isdir(file)]
     if not found:
-      raise InputError(f"text.paths: no file matches {path!r}")
+      raise InputError(f"tokens.paths: no file matches {path!r}")
     return found
-  raise InputError(f"text.paths: there is no file {path!r}")
+  raise InputError(f"tokens.paths: there is no file {path!r}")
 
 
 def _kind(path):
@@ -136,15 +136,15 @@ def _check_file(path):
   """The estimated bytes of text in a file that can be read."""
   kind, compression = _kind(path)
   if not kind:
-    raise InputError(f"text.paths: {path!r} must end in .jsonl or .txt, optionally followed by "
+    raise InputError(f"tokens.paths: {path!r} must end in .jsonl or .txt, optionally followed by "
                      f"{', '.join(_COMPRESSED)}")
   if not os.path.isfile(path):
-    raise InputError(f"text.paths: {path!r} is not a regular file")
+    raise InputError(f"tokens.paths: {path!r} is not a regular file")
   try:
     with open(path, "rb"):
       return os.path.getsize(path) * (_COMPRESSION_RATIO if compression else 1)
   except OSError as error:
-    raise InputError(f"text.paths: {path!r} cannot be read: {error.strerror}") from error
+    raise InputError(f"tokens.paths: {path!r} cannot be read: {error.strerror}") from error
 
 
 def _open_dataset(path):
@@ -152,12 +152,12 @@ def _open_dataset(path):
   try:
     import datasets
   except ImportError as error:
-    raise InputError(f"text.paths: {path!r} needs: pip install 'monojax[huggingface]'") from error
+    raise InputError(f"tokens.paths: {path!r} needs: pip install 'monojax[huggingface]'") from error
   name, _, split = path.removeprefix(_HUGGINGFACE).partition(":")
   try:
     return datasets.load_dataset(name, split=split or "train", streaming=True)
   except Exception as error:  # the library raises many kinds, network errors among them
-    raise InputError(f"text.paths: {path!r} cannot be opened: {type(error).__name__}: {error}") from error
+    raise InputError(f"tokens.paths: {path!r} cannot be opened: {type(error).__name__}: {error}") from error
 
 
 def documents(config, problems):

@@ -184,9 +184,9 @@ def train(texts, vocab_size):
   backend.train_from_iterator(batches, trainer, length=len(texts))
   n_tokens = backend.get_vocab_size()
   if n_tokens < vocab_size:
-    found = f"text.vocab_size={vocab_size}: {sum(map(len, texts))} bytes of text yield only {n_tokens} tokens"
+    found = f"tokens.vocab_size={vocab_size}: {sum(map(len, texts))} bytes of text yield only {n_tokens} tokens"
     if n_tokens < (1 - ACCEPTED_SHORTFALL) * vocab_size:
-      raise InputError(f"{found}: give more text (--text.paths, --text.tokenizer_bytes) or set "
-                       f"--text.vocab_size={n_tokens} or less")
+      raise InputError(f"{found}: give more text (--tokens.paths, --tokens.tokenizer_bytes) or set "
+                       f"--tokens.vocab_size={n_tokens} or less")
     print(f"{found}; going on with those", flush=True)
   return _wrap(backend, "trained")

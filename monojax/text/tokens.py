@@ -70,9 +70,9 @@ class Tokens:
       InputError: the split is shorter than one.
     """
     if self.n_tokens < n_needed:
-      remedy = "a larger --text.val_fraction, " if self.split == "val" else ""
+      remedy = "a larger --tokens.val_fraction, " if self.split == "val" else ""
       raise InputError(f"{self.split} has {self.n_tokens} tokens, needs at least {n_needed}: give more text, "
-                       f"{remedy}or a smaller --subject.model.n_context")
+                       f"{remedy}or a smaller --subject.n_context")
     return self.n_tokens // n_needed
 
   def batch(self, step, batch_contexts, n_context, seed):

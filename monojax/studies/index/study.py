@@ -91,6 +91,11 @@ class IndexStudyConfig:
     return np.asarray(_drawn(self.key(use), n_rows))
 
 
+def published_mlp() -> MLPConfig:
+  """The MLP's training as the published study did it: 8,000 rows, 500 times over, in batches of 64."""
+  return MLPConfig(n_steps=62_500, batch_rows=64, scan_steps=500, checkpoint_every_steps=12_500)
+
+
 def train_subject(run, config):
   """The MLP; its accuracy on rows that were not learned from."""
   mlp = config.seeded_mlp

@@ -10,7 +10,7 @@ import math
 from monojax import files
 from monojax.config import nested, option, require, require_positive
 from monojax.sae.config import PUBLISHED, SAEConfig
-from monojax.studies.synthetic.planted import PlantedConfig
+from monojax.studies.synthetic.planted import SYNTH_SAE_BENCH, PlantedConfig
 
 # What makes each recipe sparser, from dense to sparse; for the others it is k, the number of features that fire.
 PENALTIES = {"tm2023": (0.003, 0.01, 0.03), "apr2024": (0.5, 2.0, 8.0), "gated": (1.0, 4.0, 16.0),
@@ -45,8 +45,14 @@ class SyntheticStudyConfig:
 
   @property
   def inputs(self):
-    """The stages, and that none depends on another; see `monojax.pipeline.runs.Run`."""
+    """The stages, and that none depends on another; see `monojax.pipeline.folder.RunFolder`."""
     return {name: () for name in ("main", *(f"level_{level:g}" for level in self.levels), "trees")}
+
+
+def synth_sae_bench(config: SyntheticStudyConfig) -> SyntheticStudyConfig:
+  """The study on the law of SynthSAEBench-16k (arXiv 2602.14687), with a dictionary of its size."""
+  return dataclasses.replace(config, planted=SYNTH_SAE_BENCH, sae=dataclasses.replace(
+      config.sae, n_features=4096, k=25, batch_rows=1024, n_steps=195_313, learning_rate=3e-4))
 
 
 def train_main(run, config):

@@ -293,5 +293,5 @@ def recover(run, config):
 
 STAGES = {"basic": _basic, "phase": _phase, "geometry": _geometry, "perturbation": _perturbation, "sets": _sets,
           "dynamics": _dynamics, "privileged": _privileged, "computation": _computation}
-# The stages and those that they depend on; see `monojax.pipeline.runs.Run`.
+# The stages and those that they depend on; see `monojax.pipeline.folder.RunFolder`.
 INPUTS = {**{name: () for name in STAGES}, "recovery": ("basic",)}

@@ -1,0 +1,333 @@
+"""The commands, each with its help text, its flags and what it does; `monojax/cli.py` runs them."""
+
+import dataclasses
+import sys
+
+from absl import flags
+
+from monojax import cli
+from monojax.cli import Command
+from monojax.config import require
+
+
+def _one_stage(name: str):
+  """What a command does that is one stage of a run: the stage, and its figures printed."""
+  def main() -> None:
+    from monojax.pipeline.stages import IN_ORDER
+    run, config = cli.run_and_config()
+    cli.print_figures(IN_ORDER[name](run, config)["figures"])
+  return main
+
+
+def _whole_run() -> None:
+  from monojax.pipeline.stages import IN_ORDER
+  run, config = cli.run_and_config()
+  for stage in IN_ORDER.values():
+    stage(run, config)
+  print()
+  cli.print_figures(run.write_summary())
+  print(f"\nOpen {run.directory / 'browser' / 'site' / 'index.html'} in a browser.")
+
+
+def _define_source_alias() -> None:
+  flags.DEFINE_alias("source", "activations.source")
+
+
+def _define_demo() -> None:
+  flags.FLAGS["workdir"].default, flags.FLAGS["workdir"].value = "runs/demo", "runs/demo"
+  _define_source_alias()
+
+
+def _define_train_sae() -> None:
+  _own(flags.DEFINE_string("name", "", "train a dictionary beside the run's own, in dictionaries/NAME"))
+  _own(flags.DEFINE_boolean("extend", False, "train a finished dictionary further, to the larger --sae.n_steps given"))
+
+
+def _own(holder) -> None:
+  """Has `--help` list a flag that is defined here."""
+  flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[holder.name])
+
+
+def _train_sae() -> None:
+  from monojax.pipeline.folder import OWN_DICTIONARY
+  from monojax.pipeline.settings import stage_of_name
+  from monojax.pipeline.stages import harvest, train_sae, write_comparison
+  from monojax.pipeline.stages.activations import adopted
+  name = flags.FLAGS.name
+  stage = stage_of_name(name, "--name") if name else OWN_DICTIONARY
+  run, config = cli.run_and_config(stage)
+  if not run.begun("activations") and not run.begun("subject"):
+    require(config.activations.url, "--activations.url", "",
+            f"{run.directory} has no activations: harvest them first (`monojax harvest`), or say where activations of "
+            "your own are")
+    config = adopted(config, flags.FLAGS["activations.site"].value or "")
+  if config.activations.source == "given":
+    harvest(run, config)
+  cli.print_figures(train_sae(run, config, stage, flags.FLAGS.extend)["figures"])
+  if name:
+    write_comparison(run)
+
+
+def _sweep() -> None:
+  from monojax.pipeline import stages
+  run, config = cli.run_and_config()
+  stages.sweep(run, config)
+  stages.write_comparison(run)
+  print((run.directory / "sweeps" / "all.csv").read_text(), end="")
+
+
+def _define_dictionary() -> None:
+  _own(flags.DEFINE_string("dictionary", "sae", "the dictionary: sae is the run's own; otherwise the name that it was "
+                           "trained under, or its folder in the run"))
+
+
+def _analyze() -> None:
+  from monojax.pipeline.stages import analyze
+  run, config = cli.run_and_config()
+  cli.print_figures(analyze(run, config, flags.FLAGS.dictionary)["figures"])
+
+
+def _build_browser() -> None:
+  from monojax.pipeline.stages import build_browser
+  run, config = cli.run_and_config()
+  build_browser(run, config, flags.FLAGS.dictionary)
+  home = run.dictionary(flags.FLAGS.dictionary).home
+  print(f"Open {run.directory / f'{home}browser' / 'site' / 'index.html'} in a browser.")
+
+
+def _define_check_store() -> None:
+  _own(flags.DEFINE_boolean("repair", False, "harvest damaged shards again"))
+
+
+def _check_store() -> None:
+  from monojax.pipeline.stages import check_store
+  run, config = cli.run_and_config()
+  damaged = check_store(run, config, flags.FLAGS.repair)
+  print(f"{len(damaged)} damaged shards" + (", harvested again" if damaged and flags.FLAGS.repair else ""))
+  sys.exit(1 if damaged and not flags.FLAGS.repair else 0)
+
+
+def _define_synthetic() -> None:
+  from monojax.studies.synthetic.study import SyntheticStudyConfig
+  cli.define_study_flags(SyntheticStudyConfig)
+  _own(flags.DEFINE_enum("planted", "default", ("default", "synth-sae-bench"), "planted features to start from"))
+
+
+def _synthetic() -> None:
+  from monojax.browser.report import write_report
+  from monojax.studies.synthetic import report, study
+  config = study.SyntheticStudyConfig()
+  if flags.FLAGS.planted == "synth-sae-bench":
+    config = study.synth_sae_bench(config)
+  run, config = cli.study_run_and_config(config, lambda config: config.inputs)
+  study.train_main(run, config)
+  for level in config.levels:
+    study.train_level(run, config, level)
+  study.train_trees(run, config)
+  summary = run.write_summary("synthetic")
+  cli.print_figures({name: value for name, value in summary.items() if name.startswith("synthetic/")})
+  page = write_report(run.directory / "report", "Synthetic activations", report.sections(run, config, summary))
+  print(f"\nOpen {page} in a browser.")
+
+
+def _define_toy() -> None:
+  from monojax.studies.toy.study import ToyStudyConfig
+  cli.define_study_flags(ToyStudyConfig)
+
+
+def _toy() -> None:
+  from monojax.browser.report import write_report
+  from monojax.studies.toy import report, study
+  run, config = cli.study_run_and_config(study.ToyStudyConfig(), lambda _: study.INPUTS)
+  for name in study.STAGES:
+    study.run_stage(run, name, config)
+  study.recover(run, config)
+  summary = run.write_summary("toy")
+  cli.print_figures({name: value for name, value in summary.items() if name.startswith("toy/")})
+  page = write_report(run.directory / "report", "Toy models of superposition", report.sections(run, summary))
+  print(f"\nOpen {page} in a browser.")
+
+
+def _define_index() -> None:
+  from monojax.studies.index.study import IndexStudyConfig
+  cli.define_study_flags(IndexStudyConfig)
+  _own(flags.DEFINE_enum("preset", "better", ("better", "published"), "how the MLP is trained, to start from"))
+  _own(flags.DEFINE_string("probe", "", "ten numbers, c1[0..3],p1,c2[0..3],p2: print what fires on this row"))
+
+
+def _index() -> None:
+  from monojax.browser.report import write_report
+  from monojax.studies.index import report, study, task, ties
+  config, probe = study.IndexStudyConfig(), flags.FLAGS.probe
+  if flags.FLAGS.preset == "published":
+    config = dataclasses.replace(config, train_rows=8000, mlp=study.published_mlp())
+  if probe:
+    task.parse(probe)  # before any work
+  run, config = cli.study_run_and_config(config, lambda _: study.INPUTS)
+  study.train_subject(run, config)
+  study.train_dictionary(run, config)
+  ties.tie_features(run, config)
+  if config.sweep_recipes:
+    study.train_others(run, config)
+  summary = run.write_summary("index_arithmetic")
+  if probe:
+    print("\n".join(report.probe(run, config, probe)))
+    return
+  cli.print_figures({name: value for name, value in summary.items() if name.startswith("index_arithmetic/")})
+  page = write_report(run.directory / "report", "Index arithmetic", report.sections(run, summary))
+  print(f"\nRows: {', '.join(map(str, report.write_trace(run)))}\nOpen {page} in a browser.")
+
+
+_ALL = ("tokens", "subject", "activations", "sae", "frontier", "analysis", "browser", "mesh", "metrics")
+
+COMMANDS = {
+    "demo": Command(
+        "the whole pipeline on the text that comes with monojax, in minutes", """\
+Makes the demo: from text that comes with monojax to pages of features, in minutes on two cores.
+
+  {command}
+  {command} --workdir=runs/mine
+
+The same command resumes an interrupted demo. It is `monojax monosemanticity --preset=demo`.
+""", _whole_run, _ALL, define=_define_demo),
+    "monosemanticity": Command(
+        "every stage of a run, from documents to pages of features", """\
+From documents to pages of features: every stage of Towards Monosemanticity.
+
+  {command} --preset=demo --workdir=runs/demo
+  {command} --preset=small --workdir=runs/small --tokens.paths='corpus/*.jsonl'
+
+Stages: tokens, subject, activations, sae, frontier, analysis, browser. Each leaves its folder in the workdir. The same
+command skips what is finished and resumes what was interrupted. Presets: `demo` takes minutes on two cores and the text
+that comes with monojax; `small` takes an hour on two cores and some hundred megabytes of text; `paper` has the paper's
+sizes, for an accelerator. Every setting below is a flag. With --source=stream activations are computed where the
+dictionary trains, instead of being stored first.
+""", _whole_run, _ALL, define=_define_source_alias),
+    "prepare_text": Command(
+        "documents to tokens", """\
+Turns documents into tokens: trains (or takes) a tokenizer and writes a run's folder `tokens/`.
+
+  {command} --workdir=runs/mine --tokens.paths='data/*.jsonl.zst'
+
+Reads JSON lines (a field `text`, and optionally `domain`) and plain text, each also as .gz, .xz or .zst; globs,
+folders, and Hugging Face datasets as hf:NAME. Without --tokens.paths it takes the text that comes with monojax.
+""", _one_stage("tokens"), ("tokens",)),
+    "train_subject": Command(
+        "tokens to a trained transformer, the subject", """\
+Trains the transformer under study on a run's tokens and measures it on held-out text.
+
+  {command} --workdir=runs/mine --subject.n_steps=5000
+
+The same command resumes interrupted training from the last checkpoint and ends with the same weights.
+""", _one_stage("subject"), ("subject", "mesh", "metrics")),
+    "harvest": Command(
+        "a subject and tokens to a store of activations", """\
+Runs a run's subject over its training tokens and stores the activations of one or more sites.
+
+  {command} --workdir=runs/mine --activations.site=layer.0.mlp.hidden
+  {command} --workdir=runs/mine --activations.url=s3://bucket/mine --activations.dtype=int8
+  {command} --workdir=runs/mine --activations.more_sites=layer.0.mlp.in,layer.0.mlp.out
+
+The subject runs up to the last of the sites and no further. An interrupted harvest resumes at the first shard that is
+not finished, and ends with the same bytes.
+""", _one_stage("activations"), ("activations", "mesh")),
+    "train_sae": Command(
+        "activations to a dictionary", """\
+Trains a sparse autoencoder on a run's activations and measures it on held-out text.
+
+  {command} --workdir=runs/mine --sae.n_features=4096 --sae.sparsity_coefficient=0.004
+  {command} --workdir=runs/demo --name=topk --sae.recipe=topk --sae.k=16
+  {command} --workdir=runs/mine --name=mlp --sae.reads=layer.0.mlp.in --sae.writes=layer.0.mlp.out
+  {command} --workdir=runs/own --activations.url=PATH      (activations of your own; no subject is needed)
+  {command} --workdir=runs/demo --extend --sae.n_steps=2000
+
+Steer by L0, cross-entropy recovered and dead features together: losses at different penalties do not compare.
+
+A run has one dictionary of its own, in sae/, which the analysis and the pages are of unless they are told otherwise.
+With --name another one is trained beside it, in dictionaries/NAME. With --extend a finished one is trained for more
+steps.
+""", _train_sae, ("sae", "activations", "mesh", "metrics"), {"activations": ("url", "site")}, _define_train_sae),
+    "train_frontier": Command(
+        "the dictionary again at other sparsities", """\
+Trains a run's dictionary again at other penalties: sparsity against recovered loss, as a table.
+
+  {command} --workdir=runs/mine --frontier.sparsities=0.001,0.002,0.008
+
+Writes frontier/frontier.csv and frontier.json. With --frontier.n_steps each starts from the main dictionary and goes on
+for so many steps; by default each is trained from the start, for as long as the main one.
+""", _one_stage("frontier"), ("frontier", "mesh", "metrics")),
+    "sweep": Command(
+        "a grid of dictionaries in one pass over the activations", """\
+Trains a grid of dictionaries in one pass over a run's activations, and draws their frontier.
+
+  {command} --workdir=runs/demo --sweep.name=topk --sae.recipe=topk --sweep.sparsities=8,16,32,64
+  {command} --workdir=runs/demo --sweep.name=rates --sweep.learning_rates=1e-3,3e-3 --sweep.seeds=0,1
+
+Dictionaries of one shape share one compiled step. Writes sweeps/NAME/points.csv; and over every sweep of the run
+sweeps/all.csv, all.json and (with matplotlib, in the extra `report`) frontier.png. Study a member with
+monojax.load(WORKDIR, dictionary="sweeps/NAME/dictionaries/MEMBER").
+""", _sweep, ("sweep", "sae", "mesh", "metrics")),
+    "analyze": Command(
+        "a dictionary to tables of its features", """\
+Makes the tables of a dictionary's features: densities, examples, logit weights, detectors of kinds of text.
+
+  {command} --workdir=runs/mine
+  {command} --workdir=runs/mine --dictionary=topk
+
+The tables are `monojax.load(WORKDIR).features` in Python, and what the pages show.
+""", _analyze, ("analysis",), define=_define_dictionary),
+    "build_browser": Command(
+        "tables of features to pages that open from disk", """\
+Writes the pages of a dictionary's features, which open from disk without a server or a network.
+
+  {command} --workdir=runs/mine
+  {command} --workdir=runs/mine --dictionary=topk
+""", _build_browser, ("browser",), define=_define_dictionary),
+    "check_store": Command(
+        "find and repair damage in a store of activations", """\
+Verifies a run's stored activations, every byte of them, and repairs what is damaged.
+
+  {command} --workdir=runs/mine
+  {command} --workdir=runs/mine --repair
+
+Each shard's size, the checksum of each of its chunks and the sums over its rows are compared with what the harvest
+left. With --repair the damaged shards are harvested again from the run's subject and tokens, with the same bytes. Exits
+with 1 if damage was found and not repaired.
+""", _check_store, ("mesh",), define=_define_check_store),
+    "synthetic": Command(
+        "study: dictionaries on planted features, whose truth is known", """\
+Synthetic activations: a dictionary against planted features, whose truth is known.
+
+  {command} --workdir=runs/synthetic
+  {command} --workdir=runs/wide --planted.n_features=4096 --planted.width=512 --sae.n_features=4096
+
+One dictionary is trained at a paper-like sparsity and scored against the truth; then recipes, sizes and penalties on a
+grid of sparsities, and on trees of features. Leaves summary.json and report/index.html in the workdir. The same command
+resumes where it was interrupted. --planted=synth-sae-bench is the law of SynthSAEBench-16k, for an accelerator.
+""", _synthetic, define=_define_synthetic),
+    "toy_superposition": Command(
+        "study: toy models of superposition", """\
+Toy models of superposition: how sparse features share too few dimensions, and an SAE that finds them again.
+
+  {command} --workdir=runs/toy
+
+Hundreds of models are trained together, in one compiled step for each experiment: which features are kept, the phase
+diagrams, the polytopes of 400 equal features, perturbed and correlated features, learning, neurons with a privileged
+basis, and computing |x|. Leaves summary.json and report/index.html in the workdir. The same command resumes where it
+was interrupted.
+""", _toy, define=_define_toy),
+    "index_arithmetic": Command(
+        "study: an MLP whose every variable is known, and its features", """\
+Index arithmetic: an MLP that learns |c1[p1] - c2[p2]|, a dictionary of its hidden layer, and what features do.
+
+  {command} --workdir=runs/index
+  {command} --workdir=runs/index --probe=8,9,5,1,3,2,9,4,7,1
+
+A row is two columns of four digits and a pointer each. The MLP is trained, then a dictionary of its layer of 512 units.
+The dictionary's features are tied to the pointers, to the digits they select, and to the digits' sign and difference,
+by what features tell and by what changing them does. Leaves summary.json, report/index.html and report/trace.csv (and
+.xlsx) in the workdir. The same command resumes where it was interrupted. --probe only prints what fires on one row.
+--preset=published trains the MLP as Palani-SN/monosemanticity-mlp-interpretability did: on 8,000 rows, 500 times over.
+--sweep_recipes=topk,jumprelu trains other recipes besides.
+""", _index, define=_define_index),
+}

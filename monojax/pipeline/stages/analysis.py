@@ -1,0 +1,83 @@
+"""The stages `analysis` and `browser`: tables of a dictionary's features, and pages to browse them."""
+
+from monojax import files
+from monojax.config import require
+from monojax.pipeline import load
+from monojax.pipeline.config import RunConfig
+from monojax.pipeline.folder import OWN_DICTIONARY, RunFolder
+
+
+def analyze(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTIONARY) -> dict:
+  """Makes the tables of a dictionary's features.
+
+  Args:
+    run: the run's folder.
+    config: its settings.
+    dictionary: the name of the dictionary, by default the run's own. The tables are in its folder.
+
+  Returns:
+    The stage's record.
+  """
+  if dictionary == OWN_DICTIONARY:
+    run.require_stage(OWN_DICTIONARY)
+  place = run.dictionary(dictionary)
+
+  def work(directory, identity):
+    tables = _measured(run, config, place.name)
+    stages = [stage for stage in ("tokens", "subject", "activations", place.stage) if run.stage(stage)]
+    tables.summary["config"] = {stage: run.require_stage(stage)["config"] for stage in stages}
+    tables.save(directory)
+    return {f"sae/{name}": value for name, value in tables.summary["figures"].items()} | {
+        f"detectors/{row['class']}/{kind}_f1": row[f"{kind}_f1"]
+        for row in tables.summary["detectors"] for kind in ("feature", "neuron")}
+  return run.execute(f"{place.home}analysis", config.analysis, work, (place.stage,))
+
+
+def _measured(run, config, dictionary):
+  """The dictionary's `FeatureTables`, from the run's text; of given activations, from the rows and their tokens."""
+  from monojax.analysis import analyze as analysis
+  sae, harvested = load.load_sae(run, dictionary), load.activations_config(run)
+  if harvested.source != "given":
+    return analysis.analyze(config.analysis, load.load_subject(run), sae, load.open_tokens(run, "train"),
+                            load.open_tokens(run, "val"), load.load_tokenizer(run).token_strings())
+  from monojax.activations.given import open_given
+  from monojax.activations.store import ActivationStore
+  record = run.require_stage("activations")
+  rows = open_given(load.origin_of(run, harvested, record["identity"]), sae.sites)
+  require(isinstance(rows, ActivationStore), "activations.url", harvested.url,
+          "has no tokens beside its rows, which examples, densities and domains are made from: write the activations "
+          "with monojax.StoreWriter, which keeps them (`SAE.metrics` gives densities without)")
+  return analysis.analyze_rows(config.analysis, sae, rows)
+
+
+def build_browser(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTIONARY) -> dict:
+  """Writes the pages of a dictionary's features; the dictionary has been analysed.
+
+  Args:
+    run: the run's folder.
+    config: its settings.
+    dictionary: the name of the dictionary, by default the run's own. The pages are in its folder.
+
+  Returns:
+    The stage's record.
+  """
+  place = run.dictionary(dictionary)
+  analysis = f"{place.home}analysis"
+
+  def work(directory, identity):
+    from monojax.analysis.tables import FeatureTables
+    from monojax.browser.build import build_browser as build
+    tables = FeatureTables.load(run.directory / analysis)
+    summary = run.write_summary()
+    if place.home:  # the run's figures of its own dictionary are not this one's
+      others = ("sae/", "frontier/", "analysis/", "detectors/", "browser/")
+      summary = {name: value for name, value in summary.items() if not name.startswith(others)}
+      summary |= run.require_stage(place.stage)["figures"] | run.require_stage(analysis)["figures"]
+    tables.summary["figures"] = summary
+    if run.stage("frontier") and not place.home:
+      tables.summary["frontier"] = files.read_json(run.directory / "frontier" / "frontier.json")
+    name = run.directory.resolve().name
+    build(tables, directory / "site", config.browser.title or (f"{name}, {place.name}" if place.home else name),
+          config.browser.features_per_file)
+    return {}
+  return run.execute(f"{place.home}browser", config.browser, work, (analysis,), alone=True)

@@ -1,0 +1,201 @@
+"""The stages that train dictionaries: the run's own, others beside it, grids of them, and the frontier."""
+
+import dataclasses
+import pathlib
+import typing
+
+from monojax import config as configs
+from monojax import files, metrics
+from monojax.activations.config import SOURCES
+from monojax.config import require
+from monojax.pipeline import load
+from monojax.pipeline.config import RunConfig
+from monojax.pipeline.folder import OTHERS, OWN_DICTIONARY, SWEEPS, RunFolder
+from monojax.sae.config import SAEConfig
+
+if typing.TYPE_CHECKING:
+  from monojax.activations.source import RowStore, Source
+  from monojax.sae.dictionary import SAE
+  from monojax.sae.model import Wiring
+
+_MEASURED_ROWS = 65_536  # rows that a dictionary without a subject is measured on
+# What the table of several dictionaries says of each.
+_COLUMNS = ("recipe", "sparsity", "n_features", "l0", "explained_variance", "ce_recovered_zero", "ce_recovered_mean",
+            "heldout_alive_fraction", "heldout_dense_features", "rows_seen")
+
+
+def train_sae(run: RunFolder, config: RunConfig, stage: str = OWN_DICTIONARY, extend: bool = False,
+              rows: "RowStore | Source | None" = None) -> dict:
+  """Trains a dictionary and measures how faithful it is on held-out text, or, without a subject, on rows.
+
+  Args:
+    run: the run's folder.
+    config: its settings.
+    stage: the stage that it is: "sae" for the run's own dictionary, "dictionaries/NAME" for another one.
+    extend: whether a finished dictionary is to go on to a larger number of steps.
+    rows: activations in memory, where the run was given such.
+
+  Returns:
+    The stage's record.
+  """
+  settings = config.sae.resolved()
+
+  def work(directory, identity):
+    from monojax.analysis.pictures import draw_curves
+    from monojax.mesh import make_mesh
+    from monojax.sae.dictionary import SAE, saved
+    from monojax.sae.train import train_sae as fit
+    mesh = make_mesh(config.mesh)
+    source, wiring, sites = _source(run, settings, mesh, rows)
+    kept = saved(settings, wiring, sites, {"identity": identity})
+    model, params = fit(settings, source, wiring, directory, kept, mesh, config.metrics, extend=extend)
+    draw_curves(directory / "metrics.jsonl", directory / "curves.png")
+    return _measure(run, SAE(settings, model, params, sites), stage, source)
+  if extend:
+    _require_extends(run, stage, settings)
+  return run.execute(stage, settings, work, ("activations",), extends=extend)
+
+
+def _require_extends(run, stage, settings):
+  """Raises `InputError` unless the settings are those of a dictionary that was begun, but for a larger n_steps."""
+  record = run.begun(stage)
+  require(record, "--extend", stage, f"there is no such dictionary in {run.directory} that could be trained further")
+  before = configs.from_dict(SAEConfig, record["config"])
+  changes = configs.differences(configs.to_dict(dataclasses.replace(before, n_steps=settings.n_steps)),
+                                configs.to_dict(settings))
+  require(not changes, "--extend", "; ".join(changes), "a dictionary can only be trained for more steps; to change "
+          "other settings start another one from it, with --name and --sae.start_from")
+  require(settings.n_steps >= before.n_steps, "sae.n_steps", settings.n_steps,
+          f"the dictionary has been trained for {before.n_steps} steps already")
+
+
+def train_frontier(run: RunFolder, config: RunConfig) -> dict:
+  """Trains the main dictionary's recipe at other sparsities: points of the frontier of L0 and recovered loss."""
+  base = configs.from_dict(SAEConfig, run.require_stage("sae")["config"])
+  if config.frontier.n_steps:
+    base = dataclasses.replace(base, n_steps=config.frontier.n_steps, resample_every_steps=0, penalty_warmup_steps=0)
+
+  def work(directory, identity):
+    from monojax import checkpoint
+    start = (checkpoint.load_params(run.directory / "sae" / "checkpoints")[0] if config.frontier.n_steps
+             else None)
+    points = [_point("sae", run.require_stage("sae")["figures"], _seconds(run.directory / "sae", base))]
+    further = _sweep(run, config, base, base.at_sparsities(config.frontier.sparsities), directory, identity, start)
+    for point in further if config.frontier.n_steps else ():
+      point["rows_seen"] += points[0]["rows_seen"]  # those of the dictionary that it started from
+    points += further
+    _write_points(directory / "frontier", points)
+    return {f"frontier/{point['sparsity']:g}/{name}": point[name]
+            for point in points for name in ("l0", "ce_recovered_zero", "explained_variance")}
+  return run.execute("frontier", config.frontier, work)
+
+
+def sweep(run: RunFolder, config: RunConfig) -> dict:
+  """Trains a grid of dictionaries in one pass over a run's activations, in `sweeps/NAME`: the stage's record."""
+  members = config.sweep.configs(config.sae)
+
+  def work(directory, identity):
+    points = _sweep(run, config, config.sae, members, directory, identity)
+    _write_points(directory / "points", points)
+    return {f"{point['name']}/{name}": point[name] for point in points
+            for name in ("l0", "explained_variance", "ce_recovered_zero", "heldout_alive_fraction")}
+  return run.execute(f"{SWEEPS}/{config.sweep.name}", {"sweep": config.sweep, "sae": config.sae.resolved()}, work,
+                     ("activations",))
+
+
+def write_comparison(run: RunFolder) -> list[dict]:
+  """Writes the table of all dictionaries besides the run's own, `sweeps/all.csv` and `.json`, and their frontier.
+
+  Returns:
+    The rows of the table.
+  """
+  from monojax.analysis.pictures import draw_frontier
+  everything = [{"sweep": path.parent.name, **point}
+                for path in sorted((run.directory / SWEEPS).glob("*/points.json")) for point in files.read_json(path)]
+  for path in sorted((run.directory / OTHERS).glob("*/stage.json")):
+    if record := run.stage(f"{OTHERS}/{path.parent.name}"):
+      seconds = _seconds(path.parent, configs.from_dict(SAEConfig, record["config"]))
+      everything.append({"sweep": "", **_point(path.parent.name, record["figures"], seconds)})
+  _write_points(run.directory / SWEEPS / "all", everything)
+  if not draw_frontier(everything, run.directory / SWEEPS / "frontier.png"):
+    print("sweeps/frontier.png and curves.png are not drawn: they need matplotlib, pip install 'monojax[report]'")
+  return everything
+
+
+def _source(run, settings, mesh, rows=None) -> "tuple[Source, Wiring, tuple[str, ...]]":
+  """The shuffled rows that a dictionary trains on, how they are wired to it, and the names of the sites in them."""
+  from monojax.activations.origin import Order
+  from monojax.sae.model import Wiring
+  record, harvested = run.require_stage("activations"), load.activations_config(run)
+  origin = load.origin_of(run, harvested, record["identity"], rows)
+  reads, writes = settings.wired(harvested.site)
+  sites = tuple(dict.fromkeys(reads + writes))
+  order = Order(settings.batch_rows, settings.buffer_rows, settings.seed)
+  source = SOURCES[harvested.source].module().open_source(origin, sites, order, mesh)
+  return source, Wiring(source.widths, tuple(map(sites.index, reads)), tuple(map(sites.index, writes))), sites
+
+
+def _measure(run, sae: "SAE", name, source, baseline=None) -> dict:
+  """A dictionary's figures on held-out text; where there is no subject, those of a sample of the rows.
+
+  Another dictionary's figures on the same text, if given, spare computing what they share.
+  """
+  settings = sae.config
+  figures = {"sae/recipe": settings.recipe, "sae/n_features": settings.n_features, "sae/sparsity": settings.sparsity,
+             "sae/rows_seen": settings.n_steps * settings.batch_rows}
+  if load.activations_config(run).source == "given":
+    wiring, x_NW = sae.model.wiring, source.sample(_MEASURED_ROWS, settings.seed + 1)
+    scores = sae.metrics(wiring.inputs(x_NW), wiring.targets(x_NW))
+    print(f"{name}: measured on {scores['n_rows']:,} rows; cross-entropy recovered needs the subject they are from")
+    return figures | {f"sae/{key}": value for key, value in scores.items() if key != "density_F"}
+  from monojax.analysis.fidelity import BASELINE, fidelity
+  scores = fidelity(load.load_subject(run), sae, load.mean_activation(run, sae.writes), load.open_tokens(run, "val"),
+                    settings.val_tokens, baseline=baseline and {key: baseline[f"sae/{key}"] for key in BASELINE})
+  if scores["ce_recovered_zero"] is None:
+    print(f"{name}: zero-ablating {' and '.join(sae.writes)} does not raise the loss ({scores['ce_zero']:.4f} against "
+          f"{scores['ce_clean']:.4f}), so cross-entropy recovered is undefined: train the subject longer")
+  return figures | {f"sae/{key}": value for key, value in scores.items()}
+
+
+def _sweep(run, config, base, members, directory, identity, start=None) -> list[dict]:
+  """Trains dictionaries in one pass over a run's activations, in `base`'s order, and measures each: their points."""
+  from monojax.analysis.pictures import draw_curves
+  from monojax.mesh import make_mesh
+  from monojax.sae.dictionary import SAE, saved
+  from monojax.sae.sweep import name_of, train_sweep
+  if not members:
+    return []
+  mesh = make_mesh(config.mesh)
+  source, wiring, sites = _source(run, base, mesh)
+  kept = {name_of(member): saved(member, wiring, sites, {"identity": identity}) for member in members}
+  found = train_sweep(members, source, wiring, directory, kept, mesh, config.metrics, start, base.seed)
+  draw_curves(directory / "metrics.jsonl", directory / "curves.png")
+  points, figures = [], None
+  for name, (member, model, params) in found.items():
+    place = directory / "dictionaries" / name / "figures.json"
+    figures = files.read_json(place) or _measure(run, SAE(member, model, params, sites), name, source, figures)
+    files.write_json(place, figures)
+    # Members of one size take turns, so that each one's share of the time is the same.
+    alike = len({member.n_features for member in members}) == 1
+    points.append(_point(name, figures, _seconds(directory, member) / len(members) if alike else None))
+  return points
+
+
+def _seconds(directory: pathlib.Path, settings: SAEConfig) -> float:
+  """How long training there took. It is no figure of a stage: what a stage makes must not depend on the hour."""
+  return metrics.seconds_trained(directory / "metrics.jsonl", "rows", settings.batch_rows)
+
+
+def _point(name, figures, seconds) -> dict:
+  """A dictionary's row in a table of several."""
+  return {"name": name, **{column: figures.get(f"sae/{column}") for column in _COLUMNS}, "train_seconds": seconds}
+
+
+def _write_points(path, points):
+  """Writes a table of dictionaries as `path`.json and `path`.csv, sparser ones first."""
+  points = sorted(points, key=lambda point: (point["recipe"], point["l0"]))
+  shown = lambda value: "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+  lines = [",".join(points[0])] + [",".join(shown(value) for value in point.values()) for point in points]
+  with files.replacing(path.with_suffix(".csv")) as file:
+    file.write(("\n".join(lines) + "\n").encode())
+  files.write_json(path.with_suffix(".json"), points)

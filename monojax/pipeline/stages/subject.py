@@ -1,0 +1,62 @@
+"""The stage `subject`: a transformer is trained on the run's tokens."""
+
+import dataclasses
+import math
+
+from monojax import config as configs
+from monojax import files
+from monojax.config import require
+from monojax.pipeline import load
+from monojax.pipeline.config import RunConfig
+from monojax.pipeline.folder import RunFolder
+
+_N_SAMPLES = 4
+
+
+def train_subject(run: RunFolder, config: RunConfig) -> dict:
+  """Trains the subject, and measures its held-out loss beside what n-gram models reach on the same tokens.
+
+  Returns:
+    The stage's record.
+  """
+  model_config = config.subject.model
+  n_known = load.tokens_meta(run)["vocab_size"]
+  vocab_size = model_config.vocab_size or n_known
+  require(vocab_size >= n_known, "subject.model.vocab_size", vocab_size, f"the tokenizer has {n_known} tokens")
+  subject_config = dataclasses.replace(
+      config.subject, model=dataclasses.replace(model_config, vocab_size=vocab_size))
+
+  def work(directory, identity):
+    from monojax.mesh import make_mesh
+    from monojax.subjects import train
+    from monojax.text import ngram
+    train_tokens, val_tokens = load.open_tokens(run, "train"), load.open_tokens(run, "val")
+    context_C = val_tokens.choose(subject_config.n_context + 1, subject_config.val_tokens)
+    saved = {"subject": configs.to_dict(subject_config), "identity": identity}
+    subject = train.train_subject(subject_config, train_tokens, directory, saved, make_mesh(config.mesh),
+                                  config.metrics)
+    loss = train.validation_loss(subject, val_tokens, context_C)
+    scored_CU = val_tokens.context(context_C, subject.n_context + 1)
+    unigram, bigram = ngram.unigram_bigram_loss(train_tokens.tokens_N, scored_CU, vocab_size)
+    _write_samples(run, directory, subject, subject_config)
+    bits = loss / math.log(2) * val_tokens.n_tokens / val_tokens.text_bytes
+    return {"subject/val_loss": loss, "subject/unigram_loss": unigram, "subject/bigram_loss": bigram,
+            "subject/bits_per_byte": bits,
+            "subject/tokens_seen": subject_config.n_steps * subject_config.batch_contexts * subject_config.n_context}
+  return run.execute("subject", subject_config, work)
+
+
+def _write_samples(run, directory, subject, config):
+  """Writes `samples.txt`: text that the subject makes up from an empty document."""
+  if not config.sample_tokens:
+    return
+  import jax
+
+  from monojax.subjects.sample import sample
+  tokenizer, key = load.load_tokenizer(run), jax.random.key(config.seed)
+  texts = []
+  for i in range(_N_SAMPLES):
+    ids = sample(subject, [tokenizer.eot_id], config.sample_tokens, jax.random.fold_in(key, i))
+    texts.append(tokenizer.decode(ids[1:]))
+  with files.replacing(directory / "samples.txt") as file:
+    file.write("\n\n-----\n\n".join(texts).encode())

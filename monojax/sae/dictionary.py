@@ -1,0 +1,177 @@
+"""A trained dictionary for use: encode, decode, measure, save and load it.
+
+Letters: N rows, M width read, O width written, F features.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from monojax import checkpoint
+from monojax import config as configs
+from monojax.config import require
+from monojax.sae.config import SAEConfig
+from monojax.sae.model import Dictionary, Wiring
+from monojax.sae.recipes import make_recipe
+from monojax.training import compute_dtype
+
+VERSION = 2  # of what is saved beside the parameters; version 0.1 of monojax wrote none
+_OWN = ("version", "sae", "wiring", "sites")  # what `saved` writes itself
+_CHUNK_ROWS = 8192  # rows of a NumPy array that are computed at a time
+Array = np.ndarray | jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SAE:
+  """A sparse autoencoder (or a transcoder, or a crosscoder) with its parameters, for raw activations.
+
+  A NumPy array is computed in chunks and gives a NumPy array. A JAX array is computed at once and gives a JAX array,
+  also inside of `jit` and `grad`.
+
+  Attributes:
+    config: how it was trained.
+    model: the linen module: `sae.model.apply({"params": sae.params}, x_NM, method="encode")`.
+    params: its parameters, device arrays. Directions `params["W_dec_FO"]` have unit norm (in the TopK family their mean
+      has).
+    sites: names of the sites that it was trained on, in the order of `model.wiring`; () where they have no names.
+    about: further facts that were saved beside it, such as what it was trained on.
+  """
+  config: SAEConfig
+  model: Dictionary
+  params: dict
+  sites: tuple[str, ...] = ()
+  about: dict = dataclasses.field(default_factory=dict)
+
+  @property
+  def n_features(self) -> int:
+    """F."""
+    return self.model.n_features
+
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """Names of the sites whose activations, side by side, it reads."""
+    return tuple(self.sites[i] for i in self.model.wiring.reads) if self.sites else ()
+
+  @property
+  def writes(self) -> tuple[str, ...]:
+    """Names of the sites whose activations, side by side, it reconstructs."""
+    return tuple(self.sites[i] for i in self.model.wiring.writes) if self.sites else ()
+
+  def encode(self, x_NM: Array) -> Array:
+    """Features f_NF of activations x_NM.
+
+    Raises:
+      InputError: the activations have another width.
+    """
+    return self._by_chunks(self._encode, x_NM, self.model.wiring.n_inputs, "x")
+
+  def decode(self, f_NF: Array, x_NM: Array | None = None) -> Array:
+    """Reconstructions y_NO of features f_NF. A dictionary with a skip connection needs the activations read, too.
+
+    Raises:
+      InputError: the features have another width, or the activations are missing.
+    """
+    require(not self.model.skip or x_NM is not None, "x", None,
+            "this dictionary also maps its input to its output directly: call decode(f, x)")
+    if not self.model.skip:
+      return self._by_chunks(self._decode, f_NF, self.n_features, "f")
+    together = (jnp if isinstance(f_NF, jax.Array) else np).concatenate([f_NF, x_NM], axis=1)
+    return self._by_chunks(self._decode_skip, together, self.n_features + self.model.wiring.n_inputs, "f, x")
+
+  def metrics(self, x_NM: Array, y_NO: Array | None = None) -> dict[str, typing.Any]:
+    """How sparse and how faithful it is on some rows.
+
+    Args:
+      x_NM: activations, for instance held-out ones.
+      y_NO: what is to be reconstructed; by default `x_NM`.
+
+    Returns:
+      "n_rows"; "l0", features that fire on a row, on average; "explained_variance", 1 - E|y - y_hat|^2 / E|y - E y|^2;
+      "mse", the mean of (y - y_hat)^2 over rows and columns; "dead_fraction", the features that fire on none of the
+      rows; "density_F", the fraction of the rows on which each feature fires. Sums are in float64.
+    """
+    x_NM = np.asarray(x_NM)
+    require(y_NO is not None or self.model.wiring.autoencodes, "y", None,
+            "this dictionary reconstructs other activations than it reads: give them, too")
+    y_NO = x_NM if y_NO is None else np.asarray(y_NO)
+    require(len(x_NM) == len(y_NO) > 0, "y", y_NO.shape, f"must have a row for each of the {len(x_NM)} rows of x")
+    total: dict[str, typing.Any] = {}
+    for first in range(0, len(x_NM), _CHUNK_ROWS):
+      part = slice(first, first + _CHUNK_ROWS)
+      f_NF = self.encode(x_NM[part])
+      y_hat_NO = self.decode(f_NF, x_NM[part]).astype(np.float64)
+      part_NO = y_NO[part].astype(np.float64)
+      sums = {"fired_F": (f_NF > 0).sum(0), "error": np.square(part_NO - y_hat_NO).sum(),
+              "square": np.square(part_NO).sum(), "sum_O": part_NO.sum(0)}
+      total = {name: total.get(name, 0) + value for name, value in sums.items()}
+    n_rows = len(x_NM)
+    variance = total["square"] - np.square(total["sum_O"]).sum() / n_rows
+    return {"n_rows": n_rows, "l0": float(total["fired_F"].sum() / n_rows),
+            "explained_variance": float(1 - total["error"] / max(variance, 1e-300)),
+            "mse": float(total["error"] / y_NO.size), "dead_fraction": float((total["fired_F"] == 0).mean()),
+            "density_F": total["fired_F"] / n_rows}
+
+  def save(self, directory: str | pathlib.Path) -> None:
+    """Writes it to a folder, in the place of what an earlier `save` left there; `SAE.load` reads it.
+
+    The folder is an orbax checkpoint of the parameters. The configuration is its metadata.
+    """
+    checkpoint.save_params(directory, self.params, saved(self.config, self.model.wiring, self.sites, self.about))
+
+  @classmethod
+  def load(cls, directory: str | pathlib.Path, sites: tuple[str, ...] = ()) -> "SAE":
+    """Reads a dictionary that `save` wrote, or one that a run trained, from `RUN/sae/dictionary` for instance.
+
+    Args:
+      directory: the folder.
+      sites: names of its sites, for dictionaries of version 0.1, which were saved without.
+
+    Raises:
+      InputError: the folder holds no dictionary.
+    """
+    params, kept, _ = checkpoint.load_params(directory)
+    require("sae" in kept and "wiring" in kept, "directory", str(directory),
+            "holds parameters without a dictionary's configuration")
+    config, wiring = configs.from_dict(SAEConfig, kept["sae"]), configs.from_dict(Wiring, kept["wiring"])
+    model = make_recipe(config, wiring, compute_dtype(config.compute_dtype)).model
+    about = {name: value for name, value in kept.items() if name not in _OWN}
+    return cls(config, model, jax.tree.map(jnp.asarray, params), tuple(kept.get("sites", sites)), about)
+
+  def _by_chunks(self, function, x, width, name):
+    """`function(params, x)` at once for a JAX array; otherwise chunk by chunk, on the host."""
+    require(x.ndim == 2 and x.shape[1] == width, f"{name}.shape", tuple(x.shape), f"needs rows of {width} numbers")
+    if isinstance(x, jax.Array):
+      return function(self.params, x)
+    if len(x) <= _CHUNK_ROWS:
+      return np.asarray(function(self.params, x))
+    parts = []
+    for first in range(0, len(x), _CHUNK_ROWS):
+      part = x[first:first + _CHUNK_ROWS]
+      padded = np.pad(part, ((0, _CHUNK_ROWS - len(part)), (0, 0)))  # one shape, so that it is compiled once
+      parts.append(np.asarray(function(self.params, padded))[:len(part)])
+    return np.concatenate(parts)
+
+  @functools.cached_property
+  def _encode(self):
+    return jax.jit(lambda params, x_NM: self.model.apply({"params": params}, x_NM.astype(jnp.float32), method="encode"))
+
+  @functools.cached_property
+  def _decode(self):
+    return jax.jit(lambda params, f_NF: self.model.apply({"params": params}, f_NF, method="decode"))
+
+  @functools.cached_property
+  def _decode_skip(self):
+    n = self.n_features
+    return jax.jit(lambda params, both: self.model.apply({"params": params}, both[:, :n], None, both[:, n:],
+                                                         method="decode"))
+
+
+def saved(config: SAEConfig, wiring: Wiring, sites: tuple[str, ...], about: dict) -> dict:
+  """What is kept beside a dictionary's parameters: enough to rebuild it, and what it was made from."""
+  return {"version": VERSION, "sae": configs.to_dict(config), "wiring": configs.to_dict(wiring), "sites": list(sites),
+          **about}

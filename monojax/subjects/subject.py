@@ -1,0 +1,130 @@
+"""The contract of a subject, the network under study, and the one place that builds a subject from its configuration.
+
+Letters: B contexts of a batch, T positions of a context, V vocabulary, D residual width, M width of a site.
+"""
+
+import collections.abc
+import dataclasses
+import pathlib
+import typing
+
+import jax
+import jax.numpy as jnp
+
+from monojax import checkpoint
+from monojax import config as configs
+from monojax.config import require
+from monojax.subjects.config import SubjectConfig
+from monojax.training import compute_dtype
+
+Sites = dict[str, jax.Array]
+# What replaces the activation at each named site: a function of the activation that returns one of the same shape.
+Edit = collections.abc.Mapping[str, collections.abc.Callable[[jax.Array], jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitPath:
+  """How a direction at a site reaches the logits directly, without passing through later layers.
+
+  A direction d in R^M at the site adds `d @ to_residual_MD` to the residual stream. The logits are
+  `norm(residual) @ W_unembed_DV`, and the norm divides by the residual stream's scale, which is known only on text: see
+  `scale_site`.
+
+  Attributes:
+    to_residual_MD: maps the site's activation to what it adds to the residual stream; None if the site itself is added.
+    norm: "layer", which subtracts the mean over D and divides by the standard deviation; or "rms", which divides by the
+      root mean square.
+    gain_D: what the norm multiplies by.
+    W_unembed_DV: from the normed residual stream to the logits.
+    scale_site: the site that holds the last residual stream, on which the typical scale can be measured.
+  """
+  to_residual_MD: jax.Array | None
+  norm: typing.Literal["layer", "rms"]
+  gain_D: jax.Array
+  W_unembed_DV: jax.Array
+  scale_site: str
+
+
+class Subject(typing.Protocol):
+  """The network under study: from tokens to logits, with its inner activations on the way.
+
+  Subjects are linen modules without state, so that functions of them can be compiled and cached by the subject itself.
+  Everything outside of `monojax/subjects/` talks to a subject through this contract alone: it neither names a
+  parameter nor a class of a family.
+
+  Attributes:
+    n_vocab: how many tokens the subject knows; ids are below it.
+    max_context: the longest context it can read, or None if there is no limit. How long the contexts of a run are is a
+      setting of the run (`SubjectConfig.n_context`), not of the subject.
+    site_widths: {site: width of the activation there}, in the order in which the forward pass computes them.
+  """
+
+  @property
+  def n_vocab(self) -> int: ...
+
+  @property
+  def max_context(self) -> int | None: ...
+
+  @property
+  def site_widths(self) -> dict[str, int]: ...
+
+  def apply(self, variables: dict, tokens_BT: jax.Array, edit: Edit | None = None) -> tuple[jax.Array, Sites]:
+    """(logits_BTV in float32, {site: activation of shape (B, T, width)}) of token ids.
+
+    Sites are named alike in every family: `embed`; then for layer L `layer.L.attn.in`, `layer.L.attn.out`,
+    `layer.L.mlp.in`, `layer.L.mlp.hidden`, `layer.L.mlp.out` and `layer.L.resid`; and `final.in`. Under `jit`, what
+    the caller does not use is not computed: asking for a site alone runs the subject up to there and no further.
+
+    Args:
+      variables: {"params": parameters}.
+      tokens_BT: integer token ids.
+      edit: {site: function}: the function's result takes the activation's place before anything reads it.
+
+    Raises:
+      ValueError: `edit` names a site that the subject does not have.
+    """
+    ...
+
+  def logit_path(self, params: dict, site: str) -> LogitPath | None:
+    """How a direction at the site reaches the logits, or None where it does so only through later computation."""
+    ...
+
+
+def build(config: SubjectConfig) -> Subject:
+  """The subject that a `SubjectConfig` describes, whose vocabulary size is filled in."""
+  from monojax.subjects.transformer import Transformer  # it imports this module's contract
+  return Transformer(config.model, compute_dtype(config.compute_dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedSubject:
+  """A subject with its parameters, as the stages of a run and a notebook use it.
+
+  Attributes:
+    model: the `Subject`.
+    params: its parameters, device arrays.
+    n_context: how many tokens of a text it is given to read at a time, a setting of the run.
+  """
+  model: Subject
+  params: dict
+  n_context: int
+
+  def __post_init__(self) -> None:
+    limit = self.model.max_context
+    require(limit is None or self.n_context <= limit, "subject.n_context", self.n_context,
+            f"this subject reads at most {limit} tokens at a time")
+
+  def placed(self, sharding: jax.sharding.Sharding) -> "LoadedSubject":
+    """The same subject with its parameters on other devices."""
+    return dataclasses.replace(self, params=jax.device_put(self.params, sharding))
+
+
+def load(directory: str | pathlib.Path) -> LoadedSubject:
+  """The subject whose training left its checkpoints in a folder.
+
+  Raises:
+    InputError: the folder holds no finished checkpoint.
+  """
+  params, saved, _ = checkpoint.load_params(directory)
+  config = configs.from_dict(SubjectConfig, saved["subject"])
+  return LoadedSubject(build(config), jax.tree.map(jnp.asarray, params), config.n_context)
