@@ -171,12 +171,14 @@ def feeds(disk, buffer_rows, scan=8):
 
   from monojax import mesh as meshes
   from monojax.activations.config import HarvestConfig
+  from monojax.activations.origin import Order
   from monojax.activations.stream import Stream
   from monojax.sae import recipes
   from monojax.sae.config import SAEConfig
   from monojax.sae.step import make_step
   from monojax.sae.train import make_batches, use_sparse
   from monojax.subjects.config import TransformerConfig
+  from monojax.subjects.subject import LoadedSubject
   from monojax.subjects.transformer import Transformer
   from monojax.text.tokens import Tokens
   from monojax.training import compute_dtype
@@ -185,11 +187,12 @@ def feeds(disk, buffer_rows, scan=8):
   recipe = recipes.make_recipe(config, _WIDTH.value, compute_dtype("auto"), mesh)
   init, step = make_step(recipe, mesh, config.window_steps, use_sparse(config, recipe, mesh, "step"))
   model = Transformer(TransformerConfig(n_layers=1, d_model=_WIDTH.value // 4, n_heads=4, d_mlp=_WIDTH.value,
-                                        n_context=CONTEXT, vocab_size=8192), compute_dtype("auto"))
+                                        vocab_size=8192), compute_dtype("auto"))
   params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
   ids_N = np.random.default_rng(0).integers(0, 8192, disk.n_rows).astype(np.uint16)
   tokens = Tokens("train", ids_N, np.arange(0, len(ids_N), 250), np.zeros(1, np.int32), ("a",), 8192, 0, len(ids_N))
-  stream = Stream(HarvestConfig(batch_contexts=64), model, params, tokens, _BATCH.value, buffer_rows, 0, mesh)
+  stream = Stream(HarvestConfig(batch_contexts=64), LoadedSubject(model, params, CONTEXT), tokens,
+                  Order(_BATCH.value, buffer_rows, 0), mesh)
 
   def trained(batches):
     held = [init(jax.random.key(0), np.asarray(stream.sample(4096, 0), np.float32)), 0]

@@ -40,7 +40,7 @@ def main():
   figures = {
       "monojax/tokens_per_s": rate,
       "limit/matmul_gflops": gflops,
-      "monojax/fraction_of_matmul_rate": rate * _flop_per_token(config.model) / 1e9 / gflops,
+      "monojax/fraction_of_matmul_rate": rate * _flop_per_token(config.model, config.n_context) / 1e9 / gflops,
   }
   if "pytorch" in functions:
     figures["peer/pytorch/tokens_per_s"] = n_tokens / min(seconds["pytorch"])
@@ -50,13 +50,13 @@ def main():
 
 def _config():
   from monojax.subjects.config import SubjectConfig, TransformerConfig
-  return SubjectConfig(model=TransformerConfig(n_context=_CONTEXT.value, vocab_size=_VOCAB.value),
+  return SubjectConfig(model=TransformerConfig(vocab_size=_VOCAB.value), n_context=_CONTEXT.value,
                        n_steps=10_000, batch_contexts=_BATCH.value, compute_dtype="float32")
 
 
-def _flop_per_token(model):
+def _flop_per_token(model, n_context):
   """Multiply-adds of the matrix products, forward and backward, times two; causal half of attention."""
-  block = 4 * model.d_model ** 2 + 2 * model.d_model * model.d_mlp + model.d_model * model.n_context
+  block = 4 * model.d_model ** 2 + 2 * model.d_model * model.d_mlp + model.d_model * n_context
   return 6 * (model.n_layers * block + model.d_model * model.vocab_size)
 
 
@@ -93,7 +93,7 @@ def _pytorch_step(config, tokens_SBU):
   c = config.model
   width = c.d_model // c.n_heads
   frequency = 10_000.0 ** (-torch.arange(0, width, 2) / width)
-  angle = torch.arange(c.n_context)[:, None] * frequency[None]
+  angle = torch.arange(config.n_context)[:, None] * frequency[None]
   cos, sin = angle.cos(), angle.sin()
 
   def rotate(x):

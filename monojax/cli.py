@@ -148,8 +148,8 @@ def run_and_config(dictionary: str = "sae") -> "tuple[RunFolder, RunConfig]":
   settings = with_recipe(settings, values["sae.recipe"].value if "sae.recipe" in values else None)
   config = configs.override(settings.config, values)
   if dictionary == "sae":
-    sections = {name.split(".")[0] for name in values if "." in name}
-    remember(folder, settings, config, sections)
+    known = {field.name for field in dataclasses.fields(config)}
+    remember(folder, settings, config, known & {name.split(".")[0] for name in values if "." in name})
   return folder, config
 
 

@@ -1,20 +1,24 @@
 """The analysis against independent computations: definitions in NumPy and brute force."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from monojax.analysis import analyze, detectors, examples, fidelity, logits, tables
+from monojax.analysis import analyze, detectors, examples, fidelity, logits, tables, text
 from monojax.analysis import codes as sparse_codes
 from monojax.analysis.config import AnalysisConfig
-from monojax.pipeline import runs
+from monojax.sae.config import SAEConfig
+from monojax.sae.dictionary import SAE
 from monojax.sae.model import Dictionary, Wiring
 from monojax.subjects.config import TransformerConfig
+from monojax.subjects.subject import LoadedSubject, LogitPath
 from monojax.subjects.transformer import Transformer
 from monojax.text.tokens import Tokens
 
-CONFIG = TransformerConfig(n_layers=1, d_model=16, n_heads=2, d_mlp=24, n_context=10, vocab_size=31)
+CONFIG = TransformerConfig(n_layers=1, d_model=16, n_heads=2, d_mlp=24, vocab_size=31)
 SITE = "layer.0.mlp.hidden"
 
 
@@ -28,12 +32,16 @@ def fake_tokens(n_tokens=1300, seed=0, domain_D=None):
 
 @pytest.fixture(scope="module")
 def pair():
-  """A subject whose loss depends on its MLP, and a random dictionary."""
+  """A subject and a random dictionary of its MLP."""
   subject = Transformer(CONFIG)
   params = subject.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
   sae = Dictionary(Wiring((24,)), 40)
   sae_params = sae.init(jax.random.key(1), jnp.zeros((1, 24)))["params"]
-  return subject, params, sae, {**sae_params, "b_dec_O": jnp.full(24, 0.1)}
+  return LoadedSubject(subject, params, 10), sae_of(sae, {**sae_params, "b_dec_O": jnp.full(24, 0.1)})
+
+
+def sae_of(model, params, sites=(SITE,)):
+  return SAE(SAEConfig(n_features=model.n_features), model, params, sites)
 
 
 def test_no_more_tokens_are_analysed_than_fit_into_memory(capsys):
@@ -48,30 +56,30 @@ def test_no_more_tokens_are_analysed_than_fit_into_memory(capsys):
 
 
 def test_activations_are_counted_token_by_token(pair):
-  subject, params, sae, sae_params = pair
-  run = runs.Loaded(None, subject, params, sae, sae_params, (SITE,), (SITE,), None, None)
+  subject, sae = pair
   tokens = fake_tokens()
-  encode_both = fidelity.make_encode(subject, sae, (SITE,))
-  f_NF, x_NM = encode_both(params, sae_params, tokens.context(tokens.choose(10, 80, 5), 10))
-  found = analyze._activations_per_token(AnalysisConfig(batch_contexts=8, seed=5), run, encode_both, tokens)
+  encode_both = fidelity.make_encode(subject.model, sae.model, (SITE,))
+  f_NF, x_NM = encode_both(subject.params, sae.params, tokens.context(tokens.choose(10, 80, 5), 10))
+  found = analyze._detecting(AnalysisConfig(batch_contexts=8, seed=5), subject, sae, encode_both, tokens)
   expected = [(np.asarray(x_NJ) != 0).sum(1).mean() for x_NJ in (f_NF, x_NM)]
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  np.testing.assert_allclose(found.per_token, expected, rtol=1e-6)
+  assert found.n_neurons is None  # of a ReLU layer
 
 
 def numpy_fidelity(pair, tokens, mean_M, context_C):
   """The reported figures by their definitions, with full forward passes and float64 statistics."""
-  subject, params, sae, sae_params = pair
+  subject, sae = pair
   tokens_BU = tokens.context(context_C, 11)
 
   def ce(edit):
-    logits_BTV, sites = subject.apply({"params": params}, tokens_BU[:, :-1], edit)
+    logits_BTV, sites = subject.model.apply({"params": subject.params}, tokens_BU[:, :-1], edit)
     z = np.asarray(logits_BTV, np.float64)
     log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
     return -np.take_along_axis(log_p, tokens_BU[:, 1:, None], 2).mean(), sites
 
   clean, sites = ce(None)
   x = np.asarray(sites[SITE], np.float64).reshape(-1, 24)
-  p = {name: np.asarray(value, np.float64) for name, value in sae_params.items()}
+  p = {name: np.asarray(value, np.float64) for name, value in sae.params.items()}
   f = np.maximum((x - p["b_dec_O"]) @ p["W_enc_MF"] + p["b_enc_F"], 0)
   x_hat = f @ p["W_dec_FO"] + p["b_dec_O"]
   spliced, _ = ce({SITE: lambda a: jnp.asarray(x_hat.reshape(a.shape), jnp.float32)})
@@ -88,23 +96,28 @@ def numpy_fidelity(pair, tokens, mean_M, context_C):
 
 def useful(pair):
   """`pair` with a subject whose zero-ablation is far worse than its clean loss on fake_tokens(0)."""
-  subject, params, sae, sae_params = pair
+  subject, sae = pair
+  params = subject.params
   counts = np.bincount(fake_tokens().tokens_N, minlength=31) / 1300
-  hidden = subject.apply({"params": params}, fake_tokens().context(np.arange(9), 10))[1][SITE]
+  hidden = subject.model.apply({"params": params}, fake_tokens().context(np.arange(9), 10))[1][SITE]
   block = dict(params["layer_0"])
   block["W_out_MD"] = jnp.zeros((24, 16)).at[:, 0].set(3.0 / np.asarray(hidden).mean((0, 1)).sum())
   direction = np.log(counts + 1e-3) - np.log(counts + 1e-3).mean()
   W_unembed_DV = jnp.zeros((16, 31)).at[0].set(jnp.asarray(direction) * 0.2)
-  return subject, {**params, "layer_0": block, "W_unembed_DV": W_unembed_DV}, sae, sae_params
+  return with_params(subject, {**params, "layer_0": block, "W_unembed_DV": W_unembed_DV}), sae
+
+
+def with_params(subject, params):
+  return dataclasses.replace(subject, params=params)
 
 
 def test_fidelity_agrees_with_numpy_whatever_the_batching(pair):
   pair = useful(pair)
   tokens, mean_M = fake_tokens(), np.full(24, 0.2)
-  found = [fidelity.fidelity(*pair, (SITE,), (SITE,), mean_M, tokens, 1000, batch) for batch in (7, 100)]
+  found = [fidelity.fidelity(*pair, mean_M, tokens, 1000, batch) for batch in (7, 100)]
   expected = numpy_fidelity(pair, tokens, mean_M, tokens.choose(11, 1000))
   assert found[0]["n_tokens"] == 900  # 90 whole contexts of 11
-  found.append(fidelity.fidelity(*pair, (SITE,), (SITE,), mean_M, tokens, 1000, 100, baseline=found[1]))
+  found.append(fidelity.fidelity(*pair, mean_M, tokens, 1000, 100, baseline=found[1]))
   for scores in found:
     for name, value in expected.items():
       rtol = 2e-3 if "recovered" in name else 1e-4  # a quotient of small differences of float32 losses
@@ -112,9 +125,9 @@ def test_fidelity_agrees_with_numpy_whatever_the_batching(pair):
 
 
 def test_recovered_is_undefined_where_ablation_does_not_hurt(pair):
-  subject, params, sae, sae_params = pair
-  block = {**params["layer_0"], "W_out_MD": jnp.zeros((24, 16))}
-  scores = fidelity.fidelity(subject, {**params, "layer_0": block}, sae, sae_params, (SITE,), (SITE,), np.zeros(24),
+  subject, sae = pair
+  block = {**subject.params["layer_0"], "W_out_MD": jnp.zeros((24, 16))}
+  scores = fidelity.fidelity(with_params(subject, {**subject.params, "layer_0": block}), sae, np.zeros(24),
                              fake_tokens(), 500, 10)
   assert scores["ce_recovered_zero"] is None and scores["ce_recovered_mean"] is None
   assert scores["ce_zero"] == scores["ce_clean"]
@@ -141,31 +154,32 @@ def collected(batch_contexts=7):
   table = np.random.default_rng(3).normal(size=(31, 6)).astype(np.float32)
   encode = lambda tokens_BT: jnp.maximum(table[tokens_BT.reshape(-1)], 0)
   chosen = tokens.choose(10, 400, seed=1)
-  codes = sparse_codes.collect(encode, tokens, chosen, 10, batch_contexts, "test")
-  return tokens, chosen, codes, np.asarray(encode(tokens.context(chosen, 10)))
+  codes = sparse_codes.collect(encode, text.batches(tokens, chosen, 10, batch_contexts), 400, "test")
+  return tokens, text.of_contexts(tokens, chosen, 10), codes, np.asarray(encode(tokens.context(chosen, 10)))
 
 
 @pytest.mark.parametrize("batch_contexts", [1, 7, 40, 64])
 def test_codes_are_the_dense_matrix(batch_contexts):
-  tokens, chosen, codes, dense_NF = collected(batch_contexts)
-  assert codes.n_rows == 400 and len(np.unique(chosen)) == 40
+  tokens, analysed, codes, dense_NF = collected(batch_contexts)
+  assert codes.n_rows == analysed.n_rows == 400
   rebuilt = np.zeros_like(dense_NF)
   for i in range(6):
     rows, values = codes.feature(i)
     assert np.all(np.diff(rows) > 0) and np.all(values > 0)
     rebuilt[rows, i] = values
   np.testing.assert_array_equal(rebuilt, dense_NF)
-  np.testing.assert_array_equal(tokens.tokens_N[codes.position_N], tokens.context(chosen, 10).reshape(-1))
+  np.testing.assert_array_equal(analysed.token_N, tokens.context(tokens.choose(10, 400, 1), 10).reshape(-1))
+  np.testing.assert_array_equal(analysed.context_N, np.repeat(np.arange(40), 10))
 
 
 def test_example_tables_by_brute_force():
-  tokens, _, codes, dense_NF = collected()
-  found = examples.example_tables(codes, tokens, tokens.domains, 0)
+  _, analysed, codes, dense_NF = collected()
+  found = examples.example_tables(codes, analysed, 2, 0)
   np.testing.assert_array_equal(found["n_fires_F"], (dense_NF > 0).sum(0))
   np.testing.assert_allclose(found["max_act_F"], dense_NF.max(0))
-  mass = np.stack([dense_NF[tokens.position_domain(codes.position_N) == d].sum(0) for d in (0, 1)], 1)
+  mass = np.stack([dense_NF[analysed.domain_N == d].sum(0) for d in (0, 1)], 1)
   np.testing.assert_allclose(found["domain_share_FD"], mass / mass.sum(1, keepdims=True), rtol=1e-5)
-  token_N = tokens.tokens_N[codes.position_N]
+  token_N = analysed.token_N
   for i in range(6):
     sizes = np.cumsum([0] + [size for _, size in tables.EXAMPLE_GROUPS])
     acts_EW, tokens_EW = found["example_acts_FEW"][i], found["example_tokens_FEW"][i]
@@ -221,8 +235,8 @@ def test_logit_weights_by_definition():
   W_dec, W_out, gain = rng.normal(size=(5, 7)), rng.normal(size=(7, 4)), rng.uniform(0.5, 2, 4)
   W_unembed, used = rng.normal(size=(4, 50)), np.arange(50) % 5 != 0
   single = [array.astype(np.float32) for array in (W_dec, W_out, gain)]
-  found = logits.logit_weights(*single, 1.7, W_unembed.astype(np.float32), used, n_listed=3,
-                               block_features=2)
+  path = LogitPath(single[1], "layer", single[2], W_unembed.astype(np.float32), "")
+  found = logits.logit_weights(single[0], path, 1.7, used, n_listed=3, block_features=2)
   residual = W_dec @ W_out
   weights = (residual - residual.mean(1, keepdims=True)) * gain / 1.7 @ W_unembed
   weights -= np.median(weights[:, used], axis=1, keepdims=True)
@@ -240,8 +254,8 @@ def test_logit_weights_by_definition():
 
 
 def test_tables_save_and_load(tmp_path):
-  tokens, _, codes, _ = collected()
-  columns = examples.example_tables(codes, tokens, tokens.domains, 0)
+  _, analysed, codes, _ = collected()
+  columns = examples.example_tables(codes, analysed, 2, 0)
   weights = {f.name: np.zeros((6, 2), np.float32) for f in tables.dataclasses.fields(tables.FeatureTables)
              if f.name not in columns and f.name not in ("token_strings", "domains", "summary")}
   made = tables.FeatureTables(**columns, **weights, token_strings=["a\n"], domains=["d"], summary={"n": 1})
@@ -258,13 +272,13 @@ def test_harvested_rows_are_the_subjects_activations(tmp_path, pair):
   from monojax.activations.config import HarvestConfig
   from monojax.activations.harvest import harvest
   from monojax.activations.store import ActivationStore
-  subject, params, _, _ = pair
+  subject, _ = pair
   tokens = fake_tokens()
   for per_context in (0, 3):
     config = HarvestConfig(dtype="float32", tokens_per_context=per_context, batch_contexts=8, shard_rows=256,
                            chunk_rows=64)
     directory = tmp_path / str(per_context)
-    meta = harvest(config, subject, params, tokens, directory, {"x": 1},
+    meta = harvest(config, subject, tokens, directory, {"x": 1},
                    mesh.make_mesh(mesh.MeshConfig(data=4)))
     store = ActivationStore.open(directory)
     rows, places = store.rows(0, store.n_rows), store.places(0, store.n_rows)
@@ -273,7 +287,7 @@ def test_harvested_rows_are_the_subjects_activations(tmp_path, pair):
     np.testing.assert_array_equal(places[:, 3], tokens.position_domain(positions))
     assert meta["n_rows"] == 130 * (per_context or 10) == len(np.unique(positions))
     assert np.all(np.bincount(positions // 10, minlength=130) == (per_context or 10))
-    sites = subject.apply({"params": params}, tokens.context(np.arange(130), 10))[1]
+    sites = subject.model.apply({"params": subject.params}, tokens.context(np.arange(130), 10))[1]
     expected = np.asarray(sites[SITE]).reshape(-1, 24)
     np.testing.assert_allclose(rows, expected[positions], atol=1e-5)
     assert np.mean(np.abs(np.diff(positions)) > 20) > 0.7, "neighbours on disk come from one context"
@@ -291,7 +305,7 @@ def test_a_part_of_the_text_is_a_random_part(tmp_path, pair):
   chosen_C = tokens.choose(10, 4000)
   assert len(chosen_C) == len(set(chosen_C)) == 400 and 0.4 < second(chosen_C * 10) < 0.6
   config = HarvestConfig(n_tokens=4000, batch_contexts=64, shard_rows=1024, chunk_rows=256)
-  harvest(config, *pair[:2], tokens, tmp_path / "a", {}, mesh.make_mesh(mesh.MeshConfig(data=1)))
+  harvest(config, pair[0], tokens, tmp_path / "a", {}, mesh.make_mesh(mesh.MeshConfig(data=1)))
   store = ActivationStore.open(tmp_path / "a")
   assert store.n_rows == 4000 and 0.4 < np.mean(store.places(0, 4000)[:, 3] == 1) < 0.6
 

@@ -5,8 +5,8 @@ from absl import flags
 
 from monojax import config as configs
 from monojax.config import InputError, option
+from monojax.pipeline.config import RunConfig
 from monojax.pipeline.presets import PRESETS, preset
-from monojax.pipeline.runs import RunConfig
 from monojax.sae.config import PUBLISHED, SAEConfig, SweepConfig
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 from tiny_run import ENVIRONMENT, EXPERIMENTS, TINY, command, contents, run, tiny
 
-from monojax.pipeline import runs
+from monojax.pipeline import folder
 
 
 def bad_inputs(finished, tmp_path):
@@ -19,16 +19,16 @@ def bad_inputs(finished, tmp_path):
   empty.write_text("")
   binary.write_text('{"body": "x"}\n' * 10)
   return {
-      "missing path": (["--text.paths=/no/such.jsonl", f"--workdir={tmp_path}/a"], "/no/such.jsonl"),
-      "empty corpus": ([f"--text.paths={empty}", f"--workdir={tmp_path}/b"], "empty.jsonl"),
-      "no such field": ([f"--text.paths={binary}", f"--workdir={tmp_path}/c"], "text"),
+      "missing path": (["--tokens.paths=/no/such.jsonl", f"--workdir={tmp_path}/a"], "/no/such.jsonl"),
+      "empty corpus": ([f"--tokens.paths={empty}", f"--workdir={tmp_path}/b"], "empty.jsonl"),
+      "no such field": ([f"--tokens.paths={binary}", f"--workdir={tmp_path}/c"], "text"),
       "wrong preset": (["--preset=huge", f"--workdir={tmp_path}/d"], "demo, small, paper"),
       "no workdir": ([], "workdir"),
       "unknown flag": (["--sae.n_feature=3", f"--workdir={tmp_path}/e"], "sae.n_feature"),
       "bad value": (["--sae.n_features=-3", f"--workdir={tmp_path}/f"], "sae.n_features=-3"),
       "changed config": ([f"--workdir={workdir}", *TINY, "--subject.learning_rate=0.5"],
                          "subject.*learning_rate: 0.004 -> 0.5"),
-      "vocabulary too big": ([f"--workdir={tmp_path}/g", "--text.max_bytes=20000", "--text.vocab_size=60000"],
+      "vocabulary too big": ([f"--workdir={tmp_path}/g", "--tokens.max_bytes=20000", "--tokens.vocab_size=60000"],
                              "vocab_size"),
       "stray argument": (["demo", f"--workdir={tmp_path}/h"], "demo"),
       "no such site": ([f"--workdir={tmp_path}/copy", *TINY, "--activations.site=layer.7.mlp.hidden"],
@@ -81,13 +81,13 @@ def test_a_damaged_store_is_checked_and_repaired(finished, tmp_path):
   assert repaired.returncode == 0, repaired.stderr[-3000:]
   assert check().returncode == 0 and contents(workdir) == contents(finished[0])
   result = run("monosemanticity", workdir, *TINY)
-  assert result.returncode == 0 and result.stdout.count("already done") == len(runs.INPUTS)
+  assert result.returncode == 0 and result.stdout.count("already done") == len(folder.STAGES)
 
 
 def test_a_refused_setting_can_be_corrected(tmp_path):
-  flags = ["--text.max_bytes=20000", "--text.val_fraction=0.2"]
-  assert run("prepare_text", tmp_path / "run", *flags, "--text.vocab_size=60000").returncode == 2
-  result = run("prepare_text", tmp_path / "run", *flags, "--text.vocab_size=300")
+  flags = ["--tokens.max_bytes=20000", "--tokens.val_fraction=0.2"]
+  assert run("prepare_text", tmp_path / "run", *flags, "--tokens.vocab_size=60000").returncode == 2
+  result = run("prepare_text", tmp_path / "run", *flags, "--tokens.vocab_size=300")
   assert result.returncode == 0, result.stderr[-3000:]
 
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from monojax import checkpoint
-from monojax.pipeline import runs
+from monojax.pipeline import folder
+from monojax.pipeline.folder import RunFolder
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 SETTINGS = [
-    "--text.max_bytes=300000", "--text.vocab_size=400", "--text.val_fraction=0.2",
-    "--subject.model.n_context=32", "--subject.model.d_model=32", "--subject.model.d_mlp=48",
+    "--tokens.max_bytes=300000", "--tokens.vocab_size=400", "--tokens.val_fraction=0.2",
+    "--subject.n_context=32", "--subject.model.d_model=32", "--subject.model.d_mlp=48",
     "--subject.n_steps=40", "--subject.checkpoint_every_steps=10", "--subject.batch_contexts=16",
     "--subject.sample_tokens=8",
     "--activations.shard_rows=8192", "--activations.chunk_rows=1024", "--sae.buffer_rows=4096",
@@ -57,7 +58,7 @@ def require_alike(workdir, expected):
   figures, wanted = (json.loads((path / "summary.json").read_text()) for path in (workdir, expected))
   for name in ("subject/val_loss", "activations/rows", "activations/mean_norm", "sae/l0", "sae/ce_recovered_zero"):
     assert figures[name] == pytest.approx(wanted[name], rel=1e-3), name
-  assert all(runs.Run(workdir).stage(name) for name in runs.INPUTS)
+  assert all(RunFolder(workdir).stage(name) for name in folder.STAGES)
 
 
 def _flat(tree, path=()):

@@ -12,9 +12,10 @@ from tiny_run import EXPERIMENTS, TINY, contents, run, tiny
 
 import monojax
 from monojax.config import InputError
-from monojax.pipeline import runs
+from monojax.pipeline import folder, load
+from monojax.pipeline.folder import RunFolder
 
-STAGES = [("prepare_text", "text"), ("train_subject", "subject"), ("harvest", "activations"),
+STAGES = [("prepare_text", "tokens"), ("train_subject", "subject"), ("harvest", "activations"),
           ("train_sae", "sae"), ("train_frontier", "frontier"), ("analyze", "analysis"),
           ("build_browser", "browser")]
 
@@ -27,7 +28,7 @@ def test_summary_holds_every_figure(finished):
                "sae/alive_fraction", "sae/ultralow_fraction", "sae/n_features"):
     assert np.isfinite(summary[name]), name
     assert name in printed
-  assert all(summary[f"{stage}/seconds"] >= 0 for stage in runs.INPUTS)
+  assert all(summary[f"{stage}/seconds"] >= 0 for stage in folder.STAGES)
   assert summary["sae/n_features"] == 64 and summary["subject/val_loss"] < summary["subject/unigram_loss"]
   assert (workdir / "browser" / "site" / "index.html").exists()
   assert (workdir / "frontier" / "frontier.csv").read_text().count("\n") == 3
@@ -39,7 +40,7 @@ def test_a_finished_run_is_not_done_again(finished):
   before = contents(workdir)
   started = time.time()
   result = run("monosemanticity", workdir, *TINY)
-  assert result.returncode == 0 and result.stdout.count("already done") == len(runs.INPUTS)
+  assert result.returncode == 0 and result.stdout.count("already done") == len(folder.STAGES)
   assert contents(workdir) == before
   assert not [p for p in workdir.rglob("*") if p.is_file() and p.stat().st_mtime > started
               and p.name != "summary.json"]
@@ -77,7 +78,7 @@ def test_examples_in_the_tables_are_what_the_model_computes(finished):
   features = loaded.features
   feature = int(np.argmax(features.max_act_F))
   np.testing.assert_allclose(features.example_acts_FEW[feature, 0, 4], features.max_act_F[feature])
-  tokens = runs.open_tokens(runs.Run(workdir), "train")
+  tokens = load.open_tokens(RunFolder(workdir), "train")
   from monojax.analysis.fidelity import make_encode
   encode = make_encode(loaded.subject, loaded.sae, loaded.reads)
   width = loaded.subject.config.n_context
@@ -145,7 +146,7 @@ def test_transcoders_and_crosscoders_read_the_sites_that_are_stored(finished, tm
                        ("crosscoder", ("--sae.reads=layer.0.mlp.out,layer.0.resid",))):
     result = run("train_sae", workdir, *tiny("sae"), f"--name={name}", "--sae.recipe=topk", "--sae.k=8", *wiring)
     assert result.returncode == 0, result.stderr[-3000:]
-    figures = runs.Run(workdir).stage(f"sweeps/{name}")["figures"]
+    figures = RunFolder(workdir).stage(f"sweeps/{name}")["figures"]
     scores = {key.rpartition("/")[2]: value for key, value in figures.items()}
     assert 0 < scores["l0"] <= 8 and scores["explained_variance"] > 0.1, (name, scores)
     (member,) = (workdir / "sweeps" / name / "dictionaries").iterdir()

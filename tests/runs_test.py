@@ -7,12 +7,13 @@ import pytest
 
 from monojax import files
 from monojax.config import InputError
-from monojax.pipeline import runs
+from monojax.pipeline import folder
+from monojax.pipeline.folder import RunFolder
 from monojax.text.config import TextConfig
 
 
 def test_a_stage_is_done_once_and_its_figures_reach_the_summary(tmp_path):
-  run, calls = runs.Run(tmp_path), []
+  run, calls = RunFolder(tmp_path), []
   work = lambda directory, identity: calls.append(identity) or {"tokens/n": 3}
   first = run.execute("tokens", TextConfig(), work)
   assert run.execute("tokens", TextConfig(), work) == first and len(calls) == 1
@@ -20,7 +21,7 @@ def test_a_stage_is_done_once_and_its_figures_reach_the_summary(tmp_path):
 
 
 def test_changed_settings_are_refused_by_name(tmp_path):
-  run = runs.Run(tmp_path)
+  run = RunFolder(tmp_path)
   run.execute("tokens", TextConfig(), lambda directory, identity: {})
   changed = dataclasses.replace(TextConfig(), vocab_size=999)
   with pytest.raises(InputError, match="vocab_size: 2048 -> 999"):
@@ -28,7 +29,7 @@ def test_changed_settings_are_refused_by_name(tmp_path):
 
 
 def test_a_stage_needs_those_before_it_and_notices_when_they_change(tmp_path):
-  run = runs.Run(tmp_path)
+  run = RunFolder(tmp_path)
   with pytest.raises(InputError, match="tokens is not finished"):
     run.execute("subject", TextConfig(), lambda directory, identity: {})
   run.execute("tokens", TextConfig(), lambda directory, identity: {})
@@ -40,7 +41,7 @@ def test_a_stage_needs_those_before_it_and_notices_when_they_change(tmp_path):
 
 
 def test_a_refused_stage_can_be_corrected_but_a_begun_one_is_kept(tmp_path):
-  run = runs.Run(tmp_path)
+  run = RunFolder(tmp_path)
 
   def refuse(directory, identity):
     raise InputError("no such thing")
@@ -59,7 +60,7 @@ def test_a_refused_stage_can_be_corrected_but_a_begun_one_is_kept(tmp_path):
 
 
 def test_time_adds_up_over_restarts(tmp_path):
-  run = runs.Run(tmp_path)
+  run = RunFolder(tmp_path)
   path = tmp_path / "tokens" / "stage.json"
 
   def interrupted(directory, identity):
@@ -76,7 +77,7 @@ def test_time_adds_up_over_restarts(tmp_path):
 
 def test_the_clock_keeps_the_time_of_a_stage_that_will_be_killed(tmp_path):
   path = tmp_path / "stage.json"
-  with runs._clock(path, {"complete": False}, 5.0, every_seconds=0.05):
+  with folder._clock(path, {"complete": False}, 5.0, every_seconds=0.05):
     time.sleep(0.3)
     seen = files.read_json(path)["seconds"]
   assert 5.05 < seen < 6 and files.read_json(path)["complete"] is False

@@ -19,27 +19,27 @@ CONTEXT, BATCH = 32, 64
 
 
 def small_job(text_tokens, width):
-  """(model, parameters, tokens, harvest settings) of a subject that runs fast."""
+  """(subject, tokens): a subject that runs fast, and text for it."""
   import jax
   import jax.numpy as jnp
 
   from monojax.subjects.config import TransformerConfig
+  from monojax.subjects.subject import LoadedSubject
   from monojax.subjects.transformer import Transformer
   from monojax.text.tokens import Tokens
-  config = TransformerConfig(n_layers=1, d_model=8, n_heads=1, d_mlp=width, n_context=CONTEXT, vocab_size=64)
+  config = TransformerConfig(n_layers=1, d_model=8, n_heads=1, d_mlp=width, vocab_size=64)
   model = Transformer(config)
   params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
   starts = np.arange(0, len(text_tokens), 250)
   tokens = Tokens("train", text_tokens, starts, np.zeros(len(starts), np.int32), ("a",), 64, 0, len(text_tokens))
-  return model, params, tokens
+  return LoadedSubject(model, params, CONTEXT), tokens
 
 
 def harvested(directory, text_tokens, width, **settings):
   from monojax.activations.config import HarvestConfig
   from monojax.activations.harvest import harvest
   from monojax.mesh import MeshConfig, make_mesh
-  model, params, tokens = small_job(text_tokens, width)
-  harvest(HarvestConfig(**settings), model, params, tokens, directory, {}, make_mesh(MeshConfig(data=1)))
+  harvest(HarvestConfig(**settings), *small_job(text_tokens, width), directory, {}, make_mesh(MeshConfig(data=1)))
 
 
 def do_harvest(directory, _):
@@ -50,6 +50,7 @@ def do_harvest(directory, _):
 def do_train(directory, store):
   """A dictionary from `store`, or from a stream where it is `None`."""
   from monojax.activations.config import HarvestConfig
+  from monojax.activations.origin import Order
   from monojax.activations.reader import ShuffledRows
   from monojax.activations.store import ActivationStore
   from monojax.activations.stream import Stream
@@ -62,7 +63,7 @@ def do_train(directory, store):
                      buffer_rows=4096, start_rows=1024, resample_every_steps=500, resample_rows=512).resolved()
   if store is None:
     text_tokens = np.random.default_rng(0).integers(0, 64, 100_000).astype(np.uint16)
-    source = Stream(HarvestConfig(batch_contexts=16), *small_job(text_tokens, 16), BATCH, 4096, 0, mesh)
+    source = Stream(HarvestConfig(batch_contexts=16), *small_job(text_tokens, 16), Order(BATCH, 4096, 0), mesh)
   else:
     source = ShuffledRows(ActivationStore.open(store), BATCH, 4096, 0)
   train_sae(config, source, source.width, directory, {}, mesh, MetricsConfig())

@@ -8,9 +8,11 @@ import pytest
 from monojax import mesh as meshes
 from monojax.activations.config import HarvestConfig
 from monojax.activations.harvest import sampled
+from monojax.activations.origin import Order
 from monojax.activations.stream import Stream
 from monojax.config import InputError
 from monojax.subjects.config import TransformerConfig
+from monojax.subjects.subject import LoadedSubject
 from monojax.subjects.transformer import Transformer
 from monojax.text.tokens import Tokens
 
@@ -21,7 +23,7 @@ SITE = "layer.0.mlp.hidden"
 @pytest.fixture(scope="module")
 def subject():
   """(model, parameters, tokens, its activations of every token (N, M))."""
-  model = Transformer(TransformerConfig(n_layers=1, d_model=16, n_heads=2, d_mlp=M, n_context=T, vocab_size=31))
+  model = Transformer(TransformerConfig(n_layers=1, d_model=16, n_heads=2, d_mlp=M, vocab_size=31))
   params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
   ids_N = np.random.default_rng(0).integers(0, 31, N_CONTEXTS * T + 3).astype(np.uint16)
   tokens = Tokens("train", ids_N, np.arange(0, len(ids_N), 37), np.zeros(36, np.int32), ("a",), 31, 0, len(ids_N))
@@ -32,7 +34,7 @@ def subject():
 def stream_of(subject, n_devices=1, buffer_rows=200, batch_rows=B, seed=0, **settings):
   config = HarvestConfig(source="stream", dtype="float32", **{"batch_contexts": 8, **settings})
   mesh = meshes.make_mesh(meshes.MeshConfig(data=n_devices))
-  return Stream(config, *subject[:3], batch_rows, buffer_rows, seed, mesh)
+  return Stream(config, LoadedSubject(*subject[:2], T), subject[2], Order(batch_rows, buffer_rows, seed), mesh)
 
 
 @pytest.mark.parametrize("n_devices, n_lanes, batch_rows, buffer_rows, per_context, batch_contexts", [
@@ -119,8 +121,7 @@ def test_settings_that_cannot_be_followed_are_named(subject):
 def test_the_subject_runs_no_further_than_the_site():
   """Operations of the compiled program: those up to the site, not the MLP's second matrix or the unembedding."""
   n_vocab, n_contexts, d_model = 5000, 4, 16
-  model = Transformer(TransformerConfig(n_layers=2, d_model=d_model, n_heads=2, d_mlp=M, n_context=T,
-                                        vocab_size=n_vocab))
+  model = Transformer(TransformerConfig(n_layers=2, d_model=d_model, n_heads=2, d_mlp=M, vocab_size=n_vocab))
   tokens_BT = jnp.zeros((n_contexts, T), jnp.int32)
   params = model.init(jax.random.key(0), tokens_BT)["params"]
 

@@ -11,12 +11,13 @@ import tempfile
 import numpy as np
 
 from monojax import checkpoint
-from monojax.pipeline import runs
+from monojax.pipeline import folder
+from monojax.pipeline.folder import RunFolder
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 TINY = [
-    "--text.max_bytes=400000", "--text.vocab_size=400", "--text.val_fraction=0.2",
-    "--subject.model.n_context=32", "--subject.model.d_model=32", "--subject.model.d_mlp=48",
+    "--tokens.max_bytes=400000", "--tokens.vocab_size=400", "--tokens.val_fraction=0.2",
+    "--subject.n_context=32", "--subject.model.d_model=32", "--subject.model.d_mlp=48",
     "--subject.model.vocab_size=448",  # more than the tokenizer has, as for a mesh that must divide it
     "--subject.n_steps=60", "--subject.checkpoint_every_steps=20", "--subject.sample_tokens=8",
     "--activations.shard_rows=16384", "--activations.chunk_rows=1024", "--sae.buffer_rows=4096",
@@ -64,8 +65,8 @@ def contents(workdir):
     params, _, step = checkpoint.load_params(directory)
     leaves = json.dumps({"step": step, "params": digests(params)}, sort_keys=True)
     found[directory.relative_to(workdir).as_posix()] = leaves
-  for stage in runs.INPUTS:
-    if record := runs.Run(workdir).stage(stage):
+  for stage in folder.STAGES:
+    if record := RunFolder(workdir).stage(stage):
       found[f"figures of {stage}"] = json.dumps(record["figures"])
   return found
 

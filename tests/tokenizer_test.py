@@ -141,7 +141,7 @@ def test_tokenizer_without_an_end_of_text_token(tmp_path):
 
 
 def test_too_little_text_says_how_many_tokens_it_yields():
-  with pytest.raises(InputError, match=r"text.vocab_size=2048: 24 bytes of text yield only (\d+) tokens"):
+  with pytest.raises(InputError, match=r"tokens.vocab_size=2048: 24 bytes of text yield only (\d+) tokens"):
     tokenizer.train([b"the cat and the cat says"], 2048)
 
 

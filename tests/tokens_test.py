@@ -142,7 +142,7 @@ def test_a_finished_folder_is_returned_and_another_configuration_refused(tmp_pat
 def test_a_failed_attempt_does_not_bind_the_folder(tmp_path):
   (tmp_path / "x.jsonl").write_text('{"text": "one two"}\n')
   config = TextConfig(paths=(str(tmp_path / "x.jsonl"),))
-  with pytest.raises(InputError, match="text.vocab_size=2048"):
+  with pytest.raises(InputError, match="tokens.vocab_size=2048"):
     prepare.prepare(config, tmp_path / "run", progress=False)
   config = TextConfig(paths=(str(tmp_path / "x.jsonl"),), vocab_size=257)
   assert prepare.prepare(config, tmp_path / "run", progress=False)["complete"]
@@ -242,8 +242,8 @@ def test_contexts_are_fixed_windows():
 
 def test_a_split_shorter_than_one_context():
   data = made(np.arange(93), split="val")
-  message = (r"val has 93 tokens, needs at least 129: give more text, a larger --text.val_fraction, or a "
-             r"smaller --subject.model.n_context")
+  message = (r"val has 93 tokens, needs at least 129: give more text, a larger --tokens.val_fraction, or a "
+             r"smaller --subject.n_context")
   with pytest.raises(InputError, match=message):
     data.batch(0, 2, 128, seed=0)
   with pytest.raises(InputError, match="needs at least 94"):

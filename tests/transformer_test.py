@@ -9,9 +9,11 @@ from monojax import mesh as meshes
 from monojax.subjects import loss, train
 from monojax.subjects.config import SubjectConfig, TransformerConfig
 from monojax.subjects.loss import next_token_loss
+from monojax.subjects.sample import sample
+from monojax.subjects.subject import LoadedSubject
 from monojax.subjects.transformer import Transformer
 
-CONFIG = TransformerConfig(n_layers=2, d_model=16, n_heads=2, d_mlp=24, n_context=12, vocab_size=32)
+CONFIG = TransformerConfig(n_layers=2, d_model=16, n_heads=2, d_mlp=24, vocab_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,7 @@ def test_edit_changes_what_follows_and_unknown_sites_are_named(subject):
 
 def test_sharded_training_equals_unsharded(monkeypatch):
   monkeypatch.setattr(loss, "MAX_LOGITS", 8 * 32 * 5)  # three chunks of positions
-  config = SubjectConfig(model=CONFIG, n_steps=10, warmup_steps=2)
+  config = SubjectConfig(model=CONFIG, n_context=12, n_steps=10, warmup_steps=2)
   tokens_SBU = np.random.default_rng(0).integers(0, 32, (3, 8, 13)).astype(np.int32)
   losses, params = [], []
   for data, width in ((1, 1), (4, 1), (2, 4), (1, 8)):
@@ -122,7 +124,7 @@ def test_sharded_training_equals_unsharded(monkeypatch):
 
 def test_training_learns_a_copied_sequence():
   """Each second half repeats the first: only attention can predict it."""
-  config = SubjectConfig(model=CONFIG, n_steps=400, learning_rate=1e-2, warmup_steps=20)
+  config = SubjectConfig(model=CONFIG, n_context=12, n_steps=400, learning_rate=1e-2, warmup_steps=20)
   init, step = train.make_step(Transformer(CONFIG), train.make_optimizer(config), meshes.make_mesh())
   rng = np.random.default_rng(0)
   half = rng.integers(0, 32, (400, 32, 6)).astype(np.int32)
@@ -135,7 +137,7 @@ def test_training_learns_a_copied_sequence():
 
 
 def test_sample_continues_its_prompt(subject):
-  model, params = subject
-  ids = train.sample(model, params, [3, 4], 6, jax.random.key(0))
+  subject = LoadedSubject(*subject, 12)
+  ids = sample(subject, [3, 4], 6, jax.random.key(0))
   assert ids[:2] == [3, 4] and len(ids) == 8 and all(0 <= i < 32 for i in ids)
-  assert ids != train.sample(model, params, [3, 4], 6, jax.random.key(1))
+  assert ids != sample(subject, [3, 4], 6, jax.random.key(1))
