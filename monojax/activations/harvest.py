@@ -9,7 +9,7 @@ from monojax import distributed, metrics
 from monojax import mesh as meshes
 from monojax.activations.layout import Layout
 from monojax.activations.visits import Visits
-from monojax.activations.writer import StoreWriter
+from monojax.activations.writer import ShardWriter
 from monojax.config import require
 
 
@@ -41,7 +41,7 @@ def harvest(config, model, params, tokens, place, identity, mesh):
   process, n_processes = jax.process_index(), jax.process_count()
   if process > 0:
     distributed.wait("the store is begun")
-  writer = StoreWriter(place, layout, identity, process, n_processes)
+  writer = ShardWriter(place, layout, identity, process, n_processes)
   if process == 0:
     distributed.wait("the store is begun")
   bar = metrics.progress(n_rows // n_processes, "rows", "harvest", scale=True,
