@@ -75,9 +75,9 @@ class Disk:
 
   def write(self, dtype="float16"):
     from monojax.activations.layout import Layout
-    from monojax.activations.writer import StoreWriter
+    from monojax.activations.writer import ShardWriter
     layout = Layout(self.n_rows, {"site": _WIDTH.value}, dtype, "none", _SHARD.value, _CHUNK.value)
-    writer = StoreWriter(self.directory / dtype, layout, {})
+    writer = ShardWriter(self.directory / dtype, layout, {})
     rows_RM = self.block_RM if dtype == "float16" else self.wide_RM
     for index in writer.todo:
       # A harvest writes a shard's rows, and so its documents, in random order.

@@ -19,7 +19,7 @@ from monojax.activations.folder import Folder
 from monojax.activations.layout import Layout, to_int8
 from monojax.activations.reader import ShuffledRows
 from monojax.activations.store import SAMPLE_ROWS, ActivationStore, faults, forget
-from monojax.activations.writer import StoreWriter
+from monojax.activations.writer import ShardWriter
 from monojax.config import InputError
 
 
@@ -299,7 +299,7 @@ def test_the_writer_refuses_what_does_not_belong(tmp_path):
     for index in (3, 4):
       write(index, rows_RM[:N - index * SHARD])
     writer.finish({})
-  resumed = StoreWriter(tmp_path, writer.layout, IDENTITY)
+  resumed = ShardWriter(tmp_path, writer.layout, IDENTITY)
   assert {2, 4} <= {*resumed.todo} <= {2, 3, 4}  # the third may have been under way already
   assert zarr.open_group(str(tmp_path), mode="r")[f"sites/{SITE}"][SHARD:2 * SHARD].min() == 60000
 

@@ -6,12 +6,13 @@ Axes: N rows of the store, R rows of one shard or chunk, M width of a site.
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import tensorstore as ts
 
 from monojax.activations.config import COMPRESSIONS, DTYPES
-from monojax.activations.folder import context
+from monojax.activations.folder import Folder, context
 from monojax.config import InputError, require, require_positive
 
 # What a row of "places" says of the token that the activations were taken at.
@@ -55,7 +56,8 @@ class Layout:
             f"must be a multiple of chunk_rows={self.chunk_rows}")
 
   @classmethod
-  def sized(cls, n_rows, sites, dtype, compression="none", shard_rows=0, chunk_rows=0):
+  def sized(cls, n_rows: int, sites: Mapping[str, int], dtype: str, compression: str = "none", shard_rows: int = 0,
+            chunk_rows: int = 0) -> "Layout":
     """A layout of shards of `shard_rows` and chunks of `chunk_rows`, where these are not 0.
 
     By default a shard has 1 GiB of the widest site in memory, or a sixteenth of the rows if that is less, in 64 chunks.
@@ -68,28 +70,28 @@ class Layout:
       shard_rows = max(1, min(_SHARD_BYTES // row_bytes, -(-n_rows // _MIN_SHARDS)))
       chunk_rows = chunk_rows or power_of_2(max(_MIN_CHUNK_ROWS, shard_rows // _CHUNKS))
       shard_rows = -(-shard_rows // chunk_rows) * chunk_rows
-    return cls(n_rows, sites, dtype, compression, shard_rows, chunk_rows)
+    return cls(n_rows, dict(sites), dtype, compression, shard_rows, chunk_rows)
 
   @classmethod
-  def of(cls, header):
-    """That which a header.json or meta.json describes."""
+  def of(cls, header: Mapping) -> "Layout":
+    """The layout that a header.json or meta.json describes."""
     return cls(**{field.name: header[field.name] for field in dataclasses.fields(cls)})
 
   @property
-  def n_shards(self):
+  def n_shards(self) -> int:
     return -(-self.n_rows // self.shard_rows)
 
   @property
-  def given_dtype(self):
+  def given_dtype(self) -> np.dtype:
     """The numpy dtype of the rows as they are given and read."""
     return given_dtype(self.dtype)
 
-  def shard_span(self, index):
+  def shard_span(self, index: int) -> tuple[int, int]:
     """(start, stop) of the rows in shard `index`; the last shard may be short."""
     return index * self.shard_rows, min((index + 1) * self.shard_rows, self.n_rows)
 
   @functools.cached_property
-  def arrays(self):
+  def arrays(self) -> dict[str, Array]:
     """{path below the store's folder: `Array`}."""
     by_row = lambda trailing, dtype, fill: Array(self.n_rows, trailing, dtype, fill, self.shard_rows, self.chunk_rows)
     found = {}
@@ -105,7 +107,7 @@ class Layout:
     found["places"] = by_row((len(PLACE),), "int32", -2)
     return found
 
-  def shard_files(self, index):
+  def shard_files(self, index: int) -> dict[str, int]:
     """{path below the store's folder: bytes} of the files that hold shard `index`, uncompressed."""
     start, stop = self.shard_span(index)
     found = {}
@@ -116,7 +118,7 @@ class Layout:
       found[name] = n_chunks * (chunk_bytes + 4) + 16 * (array.shard // array.chunk) + 4
     return found
 
-  def fault(self, folder, index):
+  def fault(self, folder: Folder, index: int) -> str | None:
     """What is wrong with the files of shard `index`, judged by their sizes; `None` if nothing is.
 
     In an object store, whose files are whole or not there, nothing is looked at.
@@ -129,8 +131,18 @@ class Layout:
         return f"{folder.named(name)} has {found:,} bytes instead of {n_bytes:,}"
     return None
 
-  def open_arrays(self, folder, create):
-    """{path: tensorstore handle} of all arrays."""
+  def open_arrays(self, folder: Folder, create: bool = False, described: bool = True) -> dict[str, ts.TensorStore]:
+    """{path: tensorstore handle} of all arrays.
+
+    Args:
+      folder: the store's.
+      create: makes the arrays that are not there.
+      described: each array has, or with `create` gets, its zarr.json. Without, that file is neither read nor written:
+        for a store that grows, whose arrays' shape is not known yet.
+
+    Raises:
+      InputError: they cannot be opened, or have another shape.
+    """
     opened = {}
     plain = [{"name": "bytes", "configuration": {"endian": "little"}}]
     packed = [{"name": "zstd", "configuration": {"level": 1}}] if self.compression == "zstd" else []
@@ -150,15 +162,15 @@ class Layout:
           "chunk_key_encoding": {"name": "default"},
           "codecs": [{"name": "sharding_indexed", "configuration": sharding}]},
       }
-      opened[path] = ts.open(spec, open=True, create=create, context=context())
+      opened[path] = ts.open(spec, open=True, create=create, assume_metadata=not described, context=context())
     try:
       return {path: future.result() for path, future in opened.items()}
     except (ValueError, OSError) as error:
       raise InputError(f"cannot open the arrays of {folder}: {error}; if nothing else mends it, delete that folder "
-                       "and run the harvest again") from error
+                       "and write it again") from error
 
 
-def given_dtype(dtype):
+def given_dtype(dtype: str) -> np.dtype:
   """The numpy dtype outside of a store of `dtype`: 8-bit numbers are float32 there."""
   return ts.dtype("float32" if dtype == "int8" else dtype).numpy_dtype
 
@@ -167,7 +179,7 @@ def _itemsize(dtype):
   return ts.dtype(dtype).numpy_dtype.itemsize
 
 
-def to_int8(x_RM):
+def to_int8(x_RM: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """A chunk's rows in 8 bits: (q_RM int8, row_R float32, column_M float32), x ~ q * row * column.
 
   Rows are first divided by their length, in which each column counts by its own size, (mean of sqrt|x|)^2,
@@ -200,7 +212,7 @@ def _or_1(x):
   return np.where(x > 0, x, 1).astype(np.float32)
 
 
-def from_int8(q_RM, row_R, column_M, out_RM):
+def from_int8(q_RM: np.ndarray, row_R: np.ndarray, column_M: np.ndarray, out_RM: np.ndarray) -> None:
   """Fills `out_RM`, float32, with what `to_int8` was given, to within half a step."""
   for start in range(0, len(out_RM), _BLOCK_ROWS):
     block = slice(start, start + _BLOCK_ROWS)

@@ -1,12 +1,17 @@
-"""Activations kept: a sharded zarr3 store, its reader, and what is wrong with one; `writer.py` fills it.
+"""Reads an activation store, a sharded zarr3 group, and finds what is wrong with one.
 
-`docs/store-format.md` specifies the format. Axes: N rows of the store, R rows of one shard, M width of the sites read.
+The documentation's page "The activation store" specifies the format; `writer.py` writes stores that are harvested,
+`own.py` those that are filled by a loop of the user's.
+
+Axes: N rows of the store, R rows of one shard, M width of the sites read.
 """
 
 import collections
 import concurrent.futures
 import functools
 import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorstore as ts
@@ -14,17 +19,20 @@ import tensorstore as ts
 from monojax.activations.chunks import local_chunks
 from monojax.activations.folder import IN_FLIGHT, Folder, context
 from monojax.activations.layout import PLACE, Layout, from_int8
-from monojax.config import InputError, differences, require
+from monojax.config import InputError, differences, fingerprint, require
 
 FORMAT, VERSION = "monojax-activations", 2
+OWN = "monojax.StoreWriter"  # in the identity of a store that a loop of the user's filled
+TOKEN_STRINGS = "token_strings.json"  # what each token id reads like, if the writer was told
 SAMPLE_ROWS = 1024  # of the whole store, kept with its statistics
 _LOOKED_AT = 1000  # shards whose sizes opening looks at: many would take long, and reading finds any damage
 SUMMED_ROWS = 16_384  # of a shard, for its sums: rows of a shard are in random order
 _SUM_ROWS = 256  # rows converted to float32 at once: stays in the cache
 _SAME = 1e-5  # sums of two machines agree to this
+MOST_ROWS = 2**50  # stands for the number of rows while it is not known
 
 
-def sums_of(rows_RM):
+def sums_of(rows_RM: np.ndarray) -> dict[str, np.ndarray | np.float64]:
   """Float64 sums over a shard's first rows: their number, of ||x||_2 and ||x||_2^2, shape (), and of x itself, (M,)."""
   norm, square, vector_M, n_rows = 0.0, 0.0, np.zeros(rows_RM.shape[1]), min(len(rows_RM), SUMMED_ROWS)
   for start in range(0, n_rows, _SUM_ROWS):
@@ -42,14 +50,14 @@ def _values(dtype):
   return np.arange(2**16, dtype=np.uint16).view(dtype).astype(np.float32)
 
 
-def widened(x):
+def widened(x: np.ndarray) -> np.ndarray:
   """An array as float32. For 16 bits a table is many times as fast as NumPy's conversion."""
   if x.dtype.itemsize != 2:
     return x.astype(np.float32)
   return np.take(_values(x.dtype), np.ascontiguousarray(x).view(np.uint16), mode="clip")
 
 
-def all_finite(rows_RM):
+def all_finite(rows_RM: np.ndarray) -> bool:
   """Whether no number is infinite or NaN. Of 16 bits the exponents are looked at, many times as fast as `isfinite`."""
   if rows_RM.dtype.itemsize != 2:
     return all(np.isfinite(rows_RM[i:i + _SUM_ROWS]).all() for i in range(0, len(rows_RM), _SUM_ROWS))
@@ -58,22 +66,23 @@ def all_finite(rows_RM):
   return all((bits_RM[i:i + _SUM_ROWS] & 0x7FFF).max() < infinite for i in range(0, len(rows_RM), _SUM_ROWS))
 
 
-def sums_name(index):
+def sums_name(index: int) -> str:
   """The file of a shard's sums; it is written last and says that the shard is durable."""
   return f"sums/{index}.npz"
 
 
-def missing_shards(folder, layout):
+def missing_shards(folder: Folder, layout: Layout) -> list[int]:
   """The shards that are not durable, or whose files are gone or cut short since."""
   durable = set(folder.names("sums"))
   return [index for index in range(layout.n_shards)
           if sums_name(index).removeprefix("sums/") not in durable or layout.fault(folder, index) is not None]
 
 
-def faults(place):
+def faults(place: str | os.PathLike) -> Iterator[tuple[int, str | None]]:
   """Reads every shard of a store, finished or not: yields (shard, what is wrong with it or `None`).
 
-  Sizes, each chunk's checksum, and the sums over the rows are compared with what the writer left.
+  Sizes, each chunk's checksum, and the sums over the rows are compared with what the writer left. Of a store that
+  still grows, only the shards that are written are looked at.
 
   Raises:
     InputError: there is no store.
@@ -81,17 +90,36 @@ def faults(place):
   folder = Folder(place)
   header = folder.read_json("header.json")
   if header is None:
-    raise InputError(f"there is no activation store in {folder}: run the harvest first")
-  store = ActivationStore(folder, header, list(header["sites"]))
+    raise _no_store(folder)
+  growing = header["n_rows"] is None
+  if growing:
+    header = {**header, "n_rows": durable_rows(folder, header)}
+    if not header["n_rows"]:
+      return
+  store = ActivationStore(folder, header, list(header["sites"]), described=not growing)
   for index in range(store.layout.n_shards):
     yield index, _fault_of(store, folder, index)
+
+
+def durable_rows(folder: Folder, header: dict) -> int:
+  """Rows of a store that still grows which need not be written again: those of its shards up to the first gap."""
+  durable, index = set(folder.names("sums")), 0
+  growing = Layout.of({**header, "n_rows": MOST_ROWS})
+  while sums_name(index).removeprefix("sums/") in durable and growing.fault(folder, index) is None:
+    index += 1
+  return index * growing.shard_rows
+
+
+def _no_store(folder):
+  return InputError(f"there is no activation store in {folder}: run the harvest first, or write one with "
+                    "monojax.StoreWriter")
 
 
 def _fault_of(store, folder, index):
   try:
     written = folder.read_npz(sums_name(index))
     if written is None:
-      return "it has not been harvested"
+      return "it has not been written"
     rows, _ = store.rows(*store.layout.shard_span(index)), store.places(*store.layout.shard_span(index))
   except ValueError as error:  # an InputError, too
     return str(error)
@@ -104,8 +132,8 @@ def _fault_of(store, folder, index):
   return None
 
 
-def forget(place, index):
-  """Has the next harvest make a shard again; the store is unfinished until then."""
+def forget(place: str | os.PathLike, index: int) -> None:
+  """Has the next run of what wrote the store write a shard again; the store is unfinished until then."""
   folder = Folder(place)
   folder.delete("meta.json")
   folder.delete(sums_name(index))
@@ -124,8 +152,8 @@ class ActivationStore:
     dtype: numpy dtype of the rows read; float32 for a store of 8-bit numbers.
   """
 
-  def __init__(self, folder, meta, sites):
-    """Use `ActivationStore.open`, which checks what it opens."""
+  def __init__(self, folder: Folder, meta: dict, sites: Sequence[str], described: bool = True) -> None:
+    """Use `ActivationStore.open`, which checks what it opens; `described`: see `Layout.open_arrays`."""
     self.meta, self.layout, self.sites = meta, Layout.of(meta), tuple(sites)
     for site in self.sites:
       require(site in self.layout.sites, "site", site, f"the store in {folder} has {', '.join(self.layout.sites)}")
@@ -134,12 +162,13 @@ class ActivationStore:
     self.n_rows, self.width, self.chunk_rows = self.layout.n_rows, sum(self.widths), self.layout.chunk_rows
     self.n_chunks = -(-self.n_rows // self.chunk_rows)
     self.dtype = self.layout.given_dtype
-    self._arrays = self.layout.open_arrays(folder, create=False)
+    self._arrays = self.layout.open_arrays(folder, described=described)
     self._local = local_chunks(folder, self.layout)
     self._readers = concurrent.futures.ThreadPoolExecutor(IN_FLIGHT, "chunk-reader")
 
   @classmethod
-  def open(cls, place, expected_identity=None, sites=None):
+  def open(cls, place: str | os.PathLike, expected_identity: dict | None = None,
+           sites: Sequence[str] | None = None) -> "ActivationStore":
     """Opens the store in `place`; on a disk it looks at the sizes of the first thousand shards, and reads none.
 
     Args:
@@ -154,7 +183,7 @@ class ActivationStore:
     folder = Folder(place)
     meta, header = folder.read_json("meta.json"), folder.read_json("header.json")
     if meta is None and header is None:
-      raise InputError(f"there is no activation store in {folder}: run the harvest first")
+      raise _no_store(folder)
     found = meta or header
     if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
       raise InputError(f"{folder} has format {found.get('format')!r} version {found.get('version')}, "
@@ -164,6 +193,9 @@ class ActivationStore:
       if changed:
         raise InputError(f"the store in {folder} was harvested from something else "
                          f"({'; '.join(changed)}): delete that folder and run the harvest again")
+    if meta is None and header["identity"].get("written_by") == OWN:
+      raise InputError(f"the store in {folder} is unfinished, {durable_rows(folder, header):,} rows are written: run "
+                       "again the loop that fills it, which can skip those, and have it call the writer's finish()")
     if meta is None:
       layout = Layout.of(header)
       n_done = layout.n_shards - len(missing_shards(folder, layout))
@@ -175,13 +207,24 @@ class ActivationStore:
         raise store._damaged(index, fault)
     return store
 
-  def statistics(self):
+  def statistics(self) -> dict[str, np.ndarray]:
     """{"SITE/mean_M": the mean row, "SITE/sample_RM": up to 1,024 rows from all over the store}."""
     return self._folder.read_npz("stats.npz")
 
+  def token_strings(self) -> list[str] | None:
+    """What each token id reads like, the string of id i at place i; `None` if the writer was not told."""
+    return self._folder.read_json(TOKEN_STRINGS)
+
+  def fingerprint(self) -> str:
+    """16 hexadecimal digits that stand for the rows: a hash of meta.json and the sites that are read."""
+    return fingerprint({"meta": self.meta, "sites": self.sites})
+
   def _damaged(self, index, reason):
-    return InputError(f"shard {index} of the store in {self._folder} is damaged ({reason}): "
-                      "experiments/check_store.py --repair finds all that are and harvests them again")
+    mend = "experiments/check_store.py --repair finds all that are and harvests them again"
+    if self.meta["identity"].get("written_by") == OWN:
+      mend = ("monojax.activations.store.faults(PATH) lists all that are; forget(PATH, SHARD) there and another run of "
+              "the loop that filled the store write them again")
+    return InputError(f"shard {index} of the store in {self._folder} is damaged ({reason}): {mend}")
 
   def _read(self, begin, spans, out):
     """Fills `out` with what `begin(start, stop, part of out)` starts to read for `spans`, several at a time.
@@ -248,7 +291,7 @@ class ActivationStore:
     self._read(begin, [(max(at, start), min(at + self.chunk_rows, stop)) for at in borders], out)
     return out
 
-  def rows(self, start, stop):
+  def rows(self, start: int, stop: int) -> np.ndarray:
     """(stop - start, M) rows, the sites side by side.
 
     Raises:
@@ -257,16 +300,19 @@ class ActivationStore:
     """
     return self._span(self._begin_rows, start, stop, (self.width,), self.dtype)
 
-  def places(self, start, stop):
-    """(stop - start, 4) int32: the id of each row's token, its document, its position there, the document's domain."""
+  def places(self, start: int, stop: int) -> np.ndarray:
+    """(stop - start, 4) int32: the id of each row's token, its document, its position there, the document's domain.
+
+    -1 where it is not known.
+    """
     begin = lambda first, last, out: self._begin_array("places", first, last, out)
     return self._span(begin, start, stop, (len(PLACE),), np.int32)
 
-  def chunk_span(self, chunk):
+  def chunk_span(self, chunk: int) -> tuple[int, int]:
     """(start, stop) of the rows in chunk number `chunk`."""
     return chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.n_rows)
 
-  def read_chunks(self, chunks, out):
+  def read_chunks(self, chunks: Iterable[int], out: np.ndarray) -> int:
     """Fills the leading rows of `out` with whole chunks, one after the other; returns their number.
 
     Args:

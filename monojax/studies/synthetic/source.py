@@ -116,7 +116,7 @@ class Synthetic:
 
   Attributes:
     planted: `Planted`.
-    width: M.
+    widths, width: (M,), as of one site, and M.
   """
 
   def __init__(self, planted, batch_rows, seed=0):
@@ -128,6 +128,7 @@ class Synthetic:
       seed: of the rows.
     """
     self.planted, self.width = planted, planted.config.width
+    self.widths = (self.width,)
     self._batch_rows, self._key = batch_rows, jax.random.key(seed)
 
   def batch(self, step):
