@@ -45,8 +45,6 @@ def site_of(rows: RowStore | Source) -> str:
 
 def fingerprint(rows: RowStore | Source) -> str:
   """16 hexadecimal digits by which other rows are noticed; of a source they are of a sample of its rows."""
-  if isinstance(rows, ActivationStore):
-    return configs.fingerprint({"identity": rows.meta["identity"], "scale": rows.meta["scale"], "rows": rows.n_rows})
   if isinstance(rows, Source):
     return configs.fingerprint({"sample": np.asarray(rows.sample(256, 0), np.float32).tolist()})
   return rows.fingerprint()

@@ -74,13 +74,12 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   detector_rows: list[dict] = []
   if classes := detectors.classes_of(config.detectors, train_tokens.domains):
     n_tokens = tokens_that_fit(min(config.n_detector_tokens or available, available), max(detecting.per_token))
-    pairs = [tuple(measured(function, tokens, n_tokens, f"{name}, {tokens.split}")
-                   for tokens in (train_tokens, val_tokens))
+    pairs = [[measured(function, tokens, n_tokens, f"{name}, {tokens.split}") for tokens in (train_tokens, val_tokens)]
              for name, function in (("features", detecting.features), ("neurons", detecting.neurons))]
     domain_N = [texts.of_contexts(tokens, chosen_C, subject.n_context).domain_N
                 for tokens, (_, chosen_C) in zip((train_tokens, val_tokens), pairs[0], strict=True)]
-    feature_codes, neuron_codes = ((choosing, testing) for (choosing, _), (testing, _) in pairs)
-    detector_rows = detectors.compare(feature_codes, neuron_codes, *domain_N, classes, detecting.n_neurons)
+    (features, neurons), (choose_N, test_N) = [(choosing[0], testing[0]) for choosing, testing in pairs], domain_N
+    detector_rows = detectors.compare(features, neurons, choose_N, test_N, classes, detecting.n_neurons)
   columns |= weight_columns(sae) | logit_columns(config, subject, sae, train_tokens, val_tokens)
   return _tables(config, columns, codes, detector_rows, token_strings, list(train_tokens.domains))
 
@@ -90,7 +89,8 @@ def _detecting(config, subject, sae, encode_both, tokens) -> _Detecting:
   chosen_C = tokens.choose(subject.n_context, config.batch_contexts * subject.n_context, config.seed)
   tokens_BT = tokens.context(np.resize(chosen_C, config.batch_contexts), subject.n_context)
   f_NF, x_NM = (np.asarray(part) for part in encode_both(subject.params, sae.params, tokens_BT))
-  per_token = tuple(float((x_NJ != 0).sum() / len(x_NJ)) for x_NJ in (f_NF, x_NM))
+  count = lambda x_NJ: float((x_NJ != 0).sum() / len(x_NJ))
+  per_token = count(f_NF), count(x_NM)
   features = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)[0]
   neurons = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)[1]
   if (x_NM >= 0).all():
@@ -126,10 +126,9 @@ def analyze_rows(config: AnalysisConfig, sae: SAE, store: ActivationStore) -> ta
   if classes := detectors.classes_of(config.detectors, domains):
     neurons = collect(lambda x_NM: detectors.both_signs(x_NM), batches(), n_rows, "neurons", rank_N)
     is_test_N = text.document_N % 2 == 1
-    feature_codes = tuple(_restricted(codes, rows_N) for rows_N in (~is_test_N, is_test_N))
-    neuron_codes = tuple(_restricted(neurons, rows_N) for rows_N in (~is_test_N, is_test_N))
-    detector_rows = detectors.compare(feature_codes, neuron_codes, text.domain_N[~is_test_N], text.domain_N[is_test_N],
-                                      classes, wiring.n_inputs)
+    halves = lambda codes: (_restricted(codes, ~is_test_N), _restricted(codes, is_test_N))
+    detector_rows = detectors.compare(halves(codes), halves(neurons), text.domain_N[~is_test_N],
+                                      text.domain_N[is_test_N], classes, wiring.n_inputs)
   n_known = int(text.token_N.max(initial=-1)) + 1
   token_strings = store.token_strings() or [f"#{token}" for token in range(n_known)]
   return _tables(config, columns, codes, detector_rows, token_strings, domains)

@@ -48,16 +48,18 @@ def remembered(folder: RunFolder | None, preset_name: str | None = None, diction
   """
   require(preset_name is None or preset_name in PRESETS, "--preset", preset_name, f"choose one of {', '.join(PRESETS)}")
   saved = files.read_json(folder.directory / "run.json") if folder else None
-  if saved and preset_name not in (None, saved["preset"]):
-    raise InputError(f"--preset={preset_name!r}: {folder.directory} was begun with --preset={saved['preset']}: leave "
-                     "the flag out, or use another --workdir")
   name = preset_name or (saved["preset"] if saved else DEFAULT_PRESET)
   config, sources = PRESETS[name], dict.fromkeys(configs.to_dict(PRESETS[name]), f"preset {name}")
+  if folder is None:
+    return Settings(name, config, sources)
   if saved:
+    if preset_name not in (None, saved["preset"]):
+      raise InputError(f"--preset={preset_name!r}: {folder.directory} was begun with --preset={saved['preset']}: leave "
+                       "the flag out, or use another --workdir")
     kept = {section: values for section, values in saved["config"].items() if section in _REMEMBERED}
     config = configs.from_dict(RunConfig, configs.to_dict(config) | kept)
     sources |= dict.fromkeys(kept, f"{folder.directory}")
-  for section in ("tokens", "subject", "activations", "sae", "frontier", "analysis", "browser") if folder else ():
+  for section in ("tokens", "subject", "activations", "sae", "frontier", "analysis", "browser"):
     stage = dictionary if section == "sae" and folder.begun(dictionary) else section
     if record := folder.begun(stage):
       found = configs.from_dict(type(getattr(config, section)), record["config"])

@@ -14,6 +14,7 @@ import numpy as np
 
 from monojax import checkpoint
 from monojax import config as configs
+from monojax.activations.arrays import as_numpy
 from monojax.config import require
 from monojax.sae.config import SAEConfig
 from monojax.sae.model import Dictionary, Wiring
@@ -95,10 +96,10 @@ class SAE:
       "mse", the mean of (y - y_hat)^2 over rows and columns; "dead_fraction", the features that fire on none of the
       rows; "density_F", the fraction of the rows on which each feature fires. Sums are in float64.
     """
-    x_NM = np.asarray(x_NM)
+    x_NM = as_numpy(x_NM, "x")
     require(y_NO is not None or self.model.wiring.autoencodes, "y", None,
             "this dictionary reconstructs other activations than it reads: give them, too")
-    y_NO = x_NM if y_NO is None else np.asarray(y_NO)
+    y_NO = x_NM if y_NO is None else as_numpy(y_NO, "y")
     require(len(x_NM) == len(y_NO) > 0, "y", y_NO.shape, f"must have a row for each of the {len(x_NM)} rows of x")
     total: dict[str, typing.Any] = {}
     for first in range(0, len(x_NM), _CHUNK_ROWS):
@@ -144,6 +145,7 @@ class SAE:
 
   def _by_chunks(self, function, x, width, name):
     """`function(params, x)` at once for a JAX array; otherwise chunk by chunk, on the host."""
+    x = x if isinstance(x, jax.Array) else as_numpy(x, name)
     require(x.ndim == 2 and x.shape[1] == width, f"{name}.shape", tuple(x.shape), f"needs rows of {width} numbers")
     if isinstance(x, jax.Array):
       return function(self.params, x)

@@ -45,7 +45,7 @@ class LogitPath:
   scale_site: str
 
 
-class Subject(typing.Protocol):
+class Subject(collections.abc.Hashable, typing.Protocol):
   """The network under study: from tokens to logits, with its inner activations on the way.
 
   Subjects are linen modules without state, so that functions of them can be compiled and cached by the subject itself.

@@ -18,7 +18,8 @@ from monojax.activations.generated import Generated
 from monojax.config import option, require, require_not_negative, require_positive
 from monojax.metrics import MetricsConfig
 from monojax.sae.config import PUBLISHED, SAEConfig
-from monojax.sae.recipes import make_recipe
+from monojax.sae.dictionary import SAE, saved
+from monojax.sae.model import Wiring
 from monojax.sae.sweep import name_of, train_sweep
 from monojax.sae.train import train_sae
 from monojax.studies.index import task as index_task
@@ -169,8 +170,8 @@ class Features:
   @classmethod
   def of_run(cls, run, config):
     """What the stage `sae` has left."""
-    params = checkpoint.load_params(run.directory / "sae" / "dictionary")[0]
-    return cls(make_recipe(config.seeded_sae, config.width, jnp.float32).model, params)
+    sae = SAE.load(run.directory / "sae" / "dictionary")
+    return cls(sae.model, sae.params)
 
   def encode(self, x_BM):
     """f_BF, on the host."""
@@ -194,9 +195,9 @@ def train_dictionary(run, config):
   sae = config.seeded_sae
 
   def work(directory, identity):
-    subject = Subject(run, config)
-    train_sae(sae, _source(config, subject), config.width, directory, {"identity": identity}, meshes.make_mesh(),
-              MetricsConfig())
+    subject, wiring = Subject(run, config), Wiring((config.width,))
+    train_sae(sae, _source(config, subject), wiring, directory, saved(sae, wiring, (SITE,), {"identity": identity}),
+              meshes.make_mesh(), MetricsConfig())
     scores = spliced_scores(config, subject, Features.of_run(run, config))
     return {f"index_arithmetic/{name}": value for name, value in scores.items()}
   return run.execute("sae", {"sae": sae, "seed": config.seed}, work)
@@ -233,8 +234,9 @@ def train_others(run, config):
 
   def work(directory, identity):
     subject = Subject(run, config)
-    identities = {name_of(sae): {"identity": identity} for sae in saes}
-    trained = train_sweep(saes, _source(config, subject), config.width, directory, identities, meshes.make_mesh(),
+    wiring = Wiring((config.width,))
+    kept = {name_of(sae): saved(sae, wiring, (SITE,), {"identity": identity}) for sae in saes}
+    trained = train_sweep(saes, _source(config, subject), wiring, directory, kept, meshes.make_mesh(),
                           MetricsConfig(), sample_seed=config.seed)
     points = []
     for sae, model, params in trained.values():

@@ -61,12 +61,15 @@ def train_main(run, config):
     from monojax import mesh as meshes
     from monojax.analysis.recovery import recovery
     from monojax.metrics import MetricsConfig
+    from monojax.sae.dictionary import saved
+    from monojax.sae.model import Wiring
     from monojax.sae.train import train_sae
     from monojax.studies.synthetic.source import Planted, Synthetic
     planted, sae = Planted.of(config.planted), config.sae.resolved()
     source = Synthetic(planted, sae.batch_rows, sae.seed)
-    model, params = train_sae(sae, source, source.width, directory, {"identity": identity}, meshes.make_mesh(),
-                              MetricsConfig(), "main")
+    wiring = Wiring((source.width,))
+    model, params = train_sae(sae, source, wiring, directory, saved(sae, wiring, ("planted",), {"identity": identity}),
+                              meshes.make_mesh(), MetricsConfig(), "main")
     scores = recovery(model, params, source, -(-_SCORED_ROWS // sae.batch_rows), _FIRST_SCORED)
     files.write_npz(directory / "scores.npz", {"best_N": scores.pop("best_N"),
                                                "probability_N": config.planted.probabilities()})
@@ -120,8 +123,10 @@ def _train_grid(run, name, config, planted, saes):
     from monojax.metrics import MetricsConfig
     from monojax.studies.synthetic.source import Planted, Synthetic
     source = Synthetic(Planted.of(planted), config.grid_batch_rows, planted.seed)
-    trained = train_sweep(saes, source, source.width, directory, {name_of(sae): {"identity": identity} for sae in saes},
-                          meshes.make_mesh(), MetricsConfig(), sample_seed=planted.seed)
+    wiring = Wiring((source.width,))
+    kept = {name_of(sae): saved(sae, wiring, ("planted",), {"identity": identity}) for sae in saes}
+    trained = train_sweep(saes, source, wiring, directory, kept, meshes.make_mesh(), MetricsConfig(),
+                          sample_seed=planted.seed)
     points, scored = [], (source, -(-_SCORED_ROWS // config.grid_batch_rows), _FIRST_SCORED)
     for sae, model, params in trained.values():
       scores = recovery(model, params, *scored)
