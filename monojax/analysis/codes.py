@@ -34,8 +34,9 @@ class Codes:
     return self.row_P[entries], self.value_P[entries]
 
 
-def collect(encode: typing.Callable[[typing.Any], jax.Array | np.ndarray], batches: typing.Iterable[tuple[typing.Any, int]],
-            n_rows: int, description: str, rank_N: np.ndarray | None = None) -> Codes:
+def collect(encode: typing.Callable[[typing.Any], jax.Array | np.ndarray],
+            batches: typing.Iterable[tuple[typing.Any, int]], n_rows: int, description: str,
+            rank_N: np.ndarray | None = None) -> Codes:
   """Encodes batches and keeps the activations that are not zero.
 
   Args:

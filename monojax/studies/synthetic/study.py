@@ -121,6 +121,8 @@ def _train_grid(run, name, config, planted, saes):
     from monojax import mesh as meshes
     from monojax.analysis.recovery import absorption, recovery
     from monojax.metrics import MetricsConfig
+    from monojax.sae.dictionary import saved
+    from monojax.sae.model import Wiring
     from monojax.studies.synthetic.source import Planted, Synthetic
     source = Synthetic(Planted.of(planted), config.grid_batch_rows, planted.seed)
     wiring = Wiring((source.width,))
