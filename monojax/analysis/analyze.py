@@ -50,7 +50,7 @@ def analyze(config, run, train_tokens, val_tokens):
     figures["detectors_tried"] = len(detector_rows)
   summary = {"figures": figures, "density_histogram": density_histogram(density_F),
              "detectors": detector_rows, "n_tokens": codes.n_rows}
-  return tables.FeatureTables(status_F=status_F, **columns, token_strings=run.tokenizer.token_strings(),
+  return tables.FeatureTables({"status_F": status_F, **columns}, token_strings=run.tokenizer.token_strings(),
                               domains=list(train_tokens.domains), summary=summary)
 
 
