@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import re
 
 import browser_fixture
@@ -194,6 +195,18 @@ def test_what_an_analysis_lacks_is_left_out(tables, tmp_path):
     assert set(listed_values(index)) == keys
     assert {entry["panel"] for entry in index["entries"]} == panels
     assert index["domains"] == [] and bool(index["summary"]) == (name == "unlabelled")
+
+
+def test_a_site_is_made_of_an_analysis_of_version_0_1(tmp_path):
+  old = pathlib.Path(__file__).parent / "data" / "run-0.1"
+  loaded = feature_tables.FeatureTables.load(old / "analysis")
+  _, (index,) = arguments(build_browser(loaded, tmp_path / "site", "x").parent / "data" / "index.js")
+  _, (then,) = arguments(old / "browser" / "site" / "data" / "index.js")
+  values = listed_values(index)
+  for key in ("status", "density", "max", "mean", "domain"):
+    assert values[key] == then["columns"][key]
+  assert [index["strings"][places[0]] for places in values["logit"]] == [
+      then["strings"][places[0]] for places in then["columns"]["logits"]]
 
 
 def test_a_sparkline_has_a_digit_for_each_bin():
