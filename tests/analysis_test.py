@@ -254,16 +254,17 @@ def test_logit_weights_by_definition():
 
 
 def test_tables_save_and_load(tmp_path):
-  _, analysed, codes, _ = collected()
-  columns = examples.example_tables(codes, analysed, 2, 0)
-  weights = {f.name: np.zeros((6, 2), np.float32) for f in tables.dataclasses.fields(tables.FeatureTables)
-             if f.name not in columns and f.name not in ("token_strings", "domains", "summary")}
-  made = tables.FeatureTables(**columns, **weights, token_strings=["a\n"], domains=["d"], summary={"n": 1})
+  """What is computed from activations alone makes tables; columns that need a subject or weights may be absent."""
+  tokens, analysed, codes, _ = collected()
+  columns = {**examples.example_tables(codes, analysed, 2, 0),
+             "status_F": np.zeros(6, np.int8), "encoder_bias_F": np.arange(6, dtype=np.float32)}
+  made = tables.FeatureTables(columns, ["a\n"], list(tokens.domains), {"n": 1})
   made.save(tmp_path)
   loaded = tables.FeatureTables.load(tmp_path)
+  assert set(loaded.columns) == set(columns)
   for name in columns:
     np.testing.assert_array_equal(getattr(loaded, name), columns[name])
-  assert loaded.summary == {"n": 1} and loaded.token_strings == ["a\n"]
+  assert loaded.summary == {"n": 1} and loaded.token_strings == ["a\n"] and loaded.domains == ["ab_one", "cd_two"]
 
 
 def test_harvested_rows_are_the_subjects_activations(tmp_path, pair):

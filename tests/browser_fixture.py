@@ -8,6 +8,7 @@ writes a picture of a site (the folder with its index.html), for instance of a r
 
 import argparse
 import contextlib
+import dataclasses
 import pathlib
 import shutil
 import tempfile
@@ -58,7 +59,7 @@ def make_tables(n_features, seed=0):
   logit_FV = np.sort(rng.normal(0, 0.12, (n_features, 40)), axis=1)
   order_FK = rng.permuted(np.tile(np.arange(len(token_strings)), (n_features, 1)), axis=1)[:, :20]
   neuron_FN = np.sort(rng.normal(0, 0.2, (n_features, 3)), axis=1)[:, ::-1]
-  return feature_tables.FeatureTables(
+  columns = dict(
       status_F=status_F,
       density_F=(n_fires_F / n_tokens).astype(np.float32),
       n_fires_F=n_fires_F,
@@ -78,10 +79,14 @@ def make_tables(n_features, seed=0):
       top_neuron_weights_FN=neuron_FN.astype(np.float32),
       top_neuron_l1_share_FN=np.abs(neuron_FN / 13.8).astype(np.float32),
       domain_share_FD=(share_FD / share_FD.sum(axis=1, keepdims=True) * fired_F[:, None]).astype(np.float32),
-      **examples,
-      token_strings=token_strings,
-      domains=domains,
-      summary=_summary(rng, n_fires_F / n_tokens))
+      **examples)
+  return feature_tables.FeatureTables(columns, token_strings, domains, _summary(rng, n_fires_F / n_tokens))
+
+
+def without(tables, *names, **changes):
+  """The tables without the columns of those names, or of names that begin so, and with other fields changed."""
+  kept = {name: array for name, array in tables.columns.items() if not name.startswith(names)}
+  return dataclasses.replace(tables, columns=kept, **changes)
 
 
 def _examples(rng, ids, home_F, favourites_F2, max_act_F, n_fires_F):
@@ -104,7 +109,7 @@ def _examples(rng, ids, home_F, favourites_F2, max_act_F, n_fires_F):
   acts_FEW[tokens_FEW < 0] = 0
   return {"example_tokens_FEW": tokens_FEW.astype(np.int32), "example_acts_FEW": acts_FEW.astype(np.float32),
           "example_domain_FE": np.where(missing_FE, -1, home_F[:, None]).astype(np.int32),
-          "example_document_FE": np.where(missing_FE, -1, document_FE)}
+          "example_document_FE": np.where(missing_FE, -1, document_FE).astype(np.int64)}
 
 
 def _summary(rng, density_F):
@@ -128,6 +133,14 @@ def missing_browser():
   """Why no browser can be driven here, or "" where one can."""
   missing = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
   return f"not on the PATH: {', '.join(missing)} (Debian: chromium, chromium-driver)" if missing else ""
+
+
+def require_browser():
+  """Skips the test where no browser can be driven."""
+  import pytest
+  if missing := missing_browser():
+    pytest.skip(missing)
+  pytest.importorskip("selenium")
 
 
 @contextlib.contextmanager

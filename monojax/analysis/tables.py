@@ -1,15 +1,15 @@
-"""What an analysis found out about a dictionary's features: plain arrays, saved and loaded whole.
-
-Letters: F features, H histogram bins, K listed logits, N listed neurons, D domains, E examples a
-feature, W tokens in an example's window.
-"""
+"""The result of an analysis: arrays with one entry for each feature of a dictionary, saved and loaded whole."""
 
 import dataclasses
+import os
 import pathlib
+import warnings
 
 import numpy as np
 
 from monojax import files
+from monojax.analysis.columns import COLUMNS, axes_of
+from monojax.config import InputError, require
 
 # The groups of examples on a feature's page, in order, and how many examples each holds: the paper's
 # published pages (Towards Monosemanticity, "Feature Activation Distributions").
@@ -18,77 +18,113 @@ EXAMPLE_GROUPS = (("Top activations", 20),
                   ("Bottom activations", 20))
 N_EXAMPLES = sum(size for _, size in EXAMPLE_GROUPS)
 
-ALIVE, ULTRALOW, DEAD = 0, 1, 2
+ALIVE, ULTRALOW, DEAD = 0, 1, 2  # the values of `status_F`; `columns.STATUSES` has their names
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureTables:
-  """Everything the browser shows and a notebook would want.
+  """What an analysis found out about each feature of a dictionary.
+
+  `tables.density_F` is the column of that name. `monojax.analysis.columns.COLUMNS` says what each column is, and which
+  of them an analysis may lack; `tables.has("top_logit_ids_FK")` says whether this one has it.
 
   Attributes:
-    status_F: int8, `ALIVE`, `ULTRALOW` (density below the configured bound) or `DEAD` (never fired).
-    density_F: float32, the fraction of the analysed tokens on which the feature fires.
-    n_fires_F: int64, that as a count.
-    max_act_F: float32, the largest activation seen; 0 where dead.
-    mean_act_F: float32, mean activation where it fires; 0 where dead.
-    encoder_bias_F: float32, `b_enc` with the pre-encoder bias as trained.
-    encoder_decoder_cosine_F: float32.
-    act_counts_FH: int32, histogram of the non-zero activations, H equal bins over (0, max_act_F].
-    logit_counts_FH: int32, histogram of the logit weights, H equal bins over logit_range_F2.
-    logit_range_F2: float32, smallest and largest logit weight.
-    top_logit_ids_FK, top_logit_values_FK: int32 token ids and float32 weights, largest first.
-    bottom_logit_ids_FK, bottom_logit_values_FK: likewise, smallest first.
-    top_neuron_ids_FN, top_neuron_weights_FN: the neurons with the largest absolute decoder weight,
-      and the signed weights.
-    top_neuron_l1_share_FN: float32, |weight| over the decoder row's L1 norm.
-    domain_share_FD: float32, the share of the feature's total activation in each domain; rows of
-      features that fired sum to 1. D may be 0 where the text has no labels.
-    example_tokens_FEW: int32 token ids, -1 where the window leaves its context or there is no example.
-    example_acts_FEW: float32, the feature's activation on those tokens.
-    example_domain_FE: int32 index into `domains`, -1 where unknown or no example.
-    example_document_FE: int64 number of the document, -1 where there is no example.
-    token_strings: a string for each token id; bytes that are not whole characters read like `\\xd8`.
-    domains: the D names.
-    summary: JSON-able dict for the page about the run: see `monojax.analysis.analyze`.
+    columns: the arrays by name. A column that `COLUMNS` does not describe is kept as it is.
+    token_strings: a string for each token id; bytes that are not whole characters read like `\\xd8`. Empty where the
+      analysis knows no tokens.
+    domains: names of the D domains of the analysed text; empty where it has no labels.
+    summary: facts about the whole dictionary for the page about the run, ready for JSON: see
+      `monojax.analysis.analyze`.
+
+  Raises:
+    InputError: a column that every analysis has is missing, one has another type than `COLUMNS` says, one lacks a
+      column that belongs to it, or axes of the same letter differ in length.
   """
-  status_F: np.ndarray
-  density_F: np.ndarray
-  n_fires_F: np.ndarray
-  max_act_F: np.ndarray
-  mean_act_F: np.ndarray
-  encoder_bias_F: np.ndarray
-  encoder_decoder_cosine_F: np.ndarray
-  act_counts_FH: np.ndarray
-  logit_counts_FH: np.ndarray
-  logit_range_F2: np.ndarray
-  top_logit_ids_FK: np.ndarray
-  top_logit_values_FK: np.ndarray
-  bottom_logit_ids_FK: np.ndarray
-  bottom_logit_values_FK: np.ndarray
-  top_neuron_ids_FN: np.ndarray
-  top_neuron_weights_FN: np.ndarray
-  top_neuron_l1_share_FN: np.ndarray
-  domain_share_FD: np.ndarray
-  example_tokens_FEW: np.ndarray
-  example_acts_FEW: np.ndarray
-  example_domain_FE: np.ndarray
-  example_document_FE: np.ndarray
-  token_strings: list
-  domains: list
+  columns: dict[str, np.ndarray]
+  token_strings: list[str]
+  domains: list[str]
   summary: dict
 
-  def save(self, directory):
+  def __post_init__(self) -> None:
+    _check_described(self.columns)
+    _check_axes(self.columns, len(self.domains))
+
+  def __getattr__(self, name: str) -> np.ndarray:
+    if name.startswith("__") or name == "columns":  # as when a copy asks an object that has no fields yet
+      raise AttributeError(name)
+    if name in self.columns:
+      return self.columns[name]
+    for column in COLUMNS:
+      if column.name == name:
+        raise AttributeError(f"this analysis has no {name}: an analysis lacks it where {column.absent_where}, or where "
+                             "the version of monojax that made it did not compute it")
+    raise AttributeError(f"there is no feature column {name}; this analysis has {', '.join(self.columns)}")
+
+  def __dir__(self) -> list[str]:
+    return [*super().__dir__(), *self.columns]
+
+  def has(self, name: str) -> bool:
+    """Whether this analysis has the column `name`."""
+    return name in self.columns
+
+  @property
+  def n_features(self) -> int:
+    """The number of features, F."""
+    return len(self.columns["status_F"])
+
+  def save(self, directory: str | os.PathLike) -> None:
     """Writes `features.npz` and `features.json` into `directory`, each whole or not at all."""
     directory = pathlib.Path(directory)
-    values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-    files.write_npz(directory / "features.npz", arrays)
-    files.write_json(directory / "features.json",
-                     {name: value for name, value in values.items() if name not in arrays})
+    files.write_npz(directory / "features.npz", self.columns)
+    files.write_json(directory / "features.json", {"token_strings": self.token_strings, "domains": self.domains,
+                                                   "summary": self.summary})
 
   @classmethod
-  def load(cls, directory):
-    """Reads what `save` wrote."""
+  def load(cls, directory: str | os.PathLike) -> "FeatureTables":
+    """Reads what `save` of this or an earlier version wrote; warns of columns and fields that are not known here.
+
+    Raises:
+      InputError: `directory` holds no analysis, or what it holds contradicts itself.
+    """
     directory = pathlib.Path(directory)
-    return cls(**files.read_npz(directory / "features.npz"),
-               **files.read_json(directory / "features.json"))
+    fields = files.read_json(directory / "features.json")
+    if fields is None or not (directory / "features.npz").is_file():
+      raise InputError(f"{directory} holds no analysis, which is features.npz and features.json: run the stage "
+                       "`analyze`, or give another folder")
+    columns = files.read_npz(directory / "features.npz")
+    known = {column.name for column in COLUMNS}
+    for kind, unknown in (("columns", sorted(set(columns) - known)),
+                          ("fields", sorted(set(fields) - {"token_strings", "domains", "summary"}))):
+      if unknown:
+        warnings.warn(f"the analysis in {directory} has {kind} that this version of monojax does not know: "
+                      f"{', '.join(unknown)}; " + ("they are kept as they are" if kind == "columns" else
+                                                   "they are left out"), stacklevel=2)
+    return cls(columns, fields.get("token_strings", []), fields.get("domains", []), fields.get("summary", {}))
+
+
+def _check_described(columns: dict[str, np.ndarray]) -> None:
+  """Raises `InputError` unless the columns that `COLUMNS` describes are as it says."""
+  missing = [column.name for column in COLUMNS if not column.absent_where and column.name not in columns]
+  if missing:
+    raise InputError(f"the feature columns {', '.join(missing)} are missing, which every analysis must have")
+  for column in COLUMNS:
+    if column.name in columns:
+      dtype = str(columns[column.name].dtype)
+      require(dtype == column.dtype, f"{column.name}.dtype", dtype, f"must be {column.dtype}")
+      absent = [name for name in column.beside if name not in columns]
+      if absent:
+        raise InputError(f"the feature column {column.name} needs {', '.join(absent)} beside it, which the tables lack")
+
+
+def _check_axes(columns: dict[str, np.ndarray], n_domains: int) -> None:
+  """Raises `InputError` where an array's shape is not what its name says, or axes of one letter differ in length."""
+  lengths = {"D": (n_domains, "the list of domains")}
+  known = {column.name for column in COLUMNS}
+  for name, array in columns.items():
+    axes = axes_of(name)
+    if axes[:1] != ("F",) and name not in known:
+      continue  # a later version's array, whose meaning is not known here
+    require(array.ndim == len(axes), f"{name}.shape", array.shape, f"must have the {len(axes)} axes of its name")
+    for axis, length in zip(axes, array.shape, strict=True):
+      wanted, source = lengths.setdefault(axis, (int(axis), "its name") if axis.isdigit() else (length, name))
+      require(length == wanted, f"{name}.shape", array.shape, f"axis {axis} must have length {wanted}, as {source} has")

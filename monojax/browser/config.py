@@ -7,9 +7,9 @@ from monojax.config import option, require
 
 @dataclasses.dataclass(frozen=True)
 class BrowserConfig:
-  """How the static site of a run's features is written."""
-  features_per_file: int = option(32, "features in one data file, which the page loads as a whole")
-  title: str = option("", "heading of the site; empty: the run folder's name")
+  """Settings for writing the static site that shows a dictionary's features."""
+  features_per_file: int = option(32, "how many features are in one data file, which a page loads as a whole")
+  title: str = option("", "heading of the site's pages; if it is empty, the name of the run's folder")
 
   def __post_init__(self):
     require(self.features_per_file >= 1, "browser.features_per_file", self.features_per_file,

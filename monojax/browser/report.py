@@ -1,12 +1,15 @@
 """A study's report: one page of text, tables and pictures that opens from disk and fetches nothing.
 
-Pictures are Plotly figures as plain dicts, {"data": [...], "layout": {...}}; Plotly's script is put beside the page.
+Pictures are Plotly figures, given as plain lists and dicts; Plotly's script is written beside the page.
 """
 
 import dataclasses
 import html
 import json
+import os
 import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +25,7 @@ text-align: left; } th { font-weight: 600; background: #f7f7f7; }
 _LAYOUT = {"font": {"family": "system-ui, sans-serif", "size": 13}, "paper_bgcolor": "white", "plot_bgcolor": "#fafafa",
            "margin": {"l": 70, "r": 30, "t": 50, "b": 60}, "colorway": ["#1f6fb4", "#d1662a", "#3a9a4b", "#b3364f",
                                                                         "#7a56b0", "#8a6d3b", "#c26bb0", "#666666"]}
-# Run once the page is there: each figure is drawn where its own box is.
+# The script at the end of the page, which draws each figure in its own box.
 _DRAW = """
 for (const box of document.querySelectorAll(".picture")) {
   const figure = JSON.parse(box.querySelector("script").textContent);
@@ -36,35 +39,38 @@ document.body.dataset.drawn = document.querySelectorAll(".picture .plot-containe
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """A paragraph."""
+  """A paragraph of the report."""
   text: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Rows of strings and numbers below a header, and a note."""
-  header: tuple
-  rows: list
+  """A table of the report: rows of strings and numbers (None is a dash) below a header, and a note below them."""
+  header: Sequence[str]
+  rows: Sequence[Sequence[Any]]
   note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """A Plotly figure of plain lists and arrays, and what is to be seen in it."""
-  data: list
-  layout: dict
+  """A Plotly figure of lists and NumPy arrays, and a note that says what is to be seen in it."""
+  data: list[dict[str, Any]]
+  layout: dict[str, Any]
   note: str = ""
 
 
-def write_report(directory, title, sections):
-  """Writes `index.html` into a directory, and Plotly's script if there are pictures.
+Block = Text | Table | Picture
 
-  Pictures need the extra `report`; without it the page says so in their place.
+
+def write_report(directory: str | os.PathLike, title: str, sections: Mapping[str, Iterable[Block]]) -> pathlib.Path:
+  """Writes a report as `index.html` into a directory, with Plotly's script beside it where Plotly is installed.
+
+  Pictures need Plotly, which `pip install 'monojax[report]'` installs; without it the page says so in their place.
 
   Args:
-    directory: made if need be.
-    title: of the page.
-    sections: {heading: list of `Text`, `Table`, `Picture`}.
+    directory: where the page goes; it is made if it does not exist.
+    title: the page's title.
+    sections: the page's text, tables and pictures by heading.
 
   Returns:
     The page's path.
@@ -86,8 +92,8 @@ def write_report(directory, title, sections):
   return directory / "index.html"
 
 
-def shown(value):
-  """A table's entry as text: numbers with four digits that count."""
+def shown(value: Any) -> str:
+  """An entry of a table as text: numbers with four significant digits, whole numbers with all, None as a dash."""
   if value is None:
     return "–"
   if isinstance(value, (bool, str)):
@@ -97,7 +103,8 @@ def shown(value):
   return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _plotly():
+def _plotly() -> str | None:
+  """The text of Plotly's script, or None where Plotly is not installed."""
   try:
     from plotly.offline import get_plotlyjs
   except ImportError:
@@ -105,12 +112,14 @@ def _plotly():
   return get_plotlyjs()
 
 
-def _links(sections):
+def _links(sections: Iterable[str]) -> str:
+  """The page's links to its sections."""
   links = "".join(f'<a href="#section-{number}">{html.escape(heading)}</a>' for number, heading in enumerate(sections))
   return f"<nav>{links}</nav>"
 
 
-def _block(block, drawn):
+def _block(block: Block, drawn: bool) -> str:
+  """The HTML of one paragraph, table or picture; `drawn` says whether there is a script to draw pictures."""
   note = f'<p class="note">{html.escape(block.note)}</p>' if not isinstance(block, Text) and block.note else ""
   if isinstance(block, Text):
     return f"<p>{html.escape(block.text)}</p>"
@@ -124,8 +133,8 @@ def _block(block, drawn):
   return f'<div class="picture"><script type="application/json">{figure}</script></div>{note}'
 
 
-def _plain(value):
-  """JSON of what numpy made: four digits are enough for a picture."""
+def _plain(value: Any) -> Any:
+  """A NumPy value as lists and numbers for JSON, at five significant digits, which is enough for a picture."""
   if isinstance(value, np.ndarray):
     return value.tolist() if value.dtype.kind in "iubU" else [_plain(item) for item in value] if value.ndim > 1 else [
         float(f"{item:.5g}") if np.isfinite(item) else None for item in value]

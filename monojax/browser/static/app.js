@@ -1,20 +1,31 @@
 "use strict";
 
-// Routes, keys, the tooltip. Routes: #/?FILTERS  #/feature/ID?FILTERS  #/about
+// Pages, keys, the tooltip. Each page is a script of its own, page_NAME.js, which calls app.page with
+//   path          the first part of its address: "about" for #/about, "" for the list
+//   nav           the text of its link at the top; without it there is no link
+//   order         where its link stands: the list's is 0, that of the page about the run 100
+//   takesArgument whether something follows the path, as in #/feature/12
+//   keepsList     whether its link keeps how the list is filtered and sorted
+//   isAvailable   () => whether this site has what the page shows; without it, always
+//   show          (main, route) => the document's title; fills the element `main`
+// where route has {path, argument, state, isNew, isCurrent}: `state` is how the list is filtered and sorted, `isNew`
+// whether another page was shown before, and isCurrent() says, once a page's data is here, whether the page is still
+// wanted. A page that shows a feature sets route.feature to its number, from which the keys go on.
 const app = (() => {
   const {element} = dom;
   const main = document.getElementById("main");
   const help = document.getElementById("help");
   const tooltip = document.getElementById("tooltip");
-  let route = {view: null, state: query.parse("")};
+  const pages = [];
+  let route = {path: null, state: query.parse("")};
   let nShown = 0;  // counts what was asked for, so that a slow load does not overwrite a later page
 
+  const available = () => pages.filter(({isAvailable}) => !isAvailable || isAvailable());
+
   function parseRoute() {
-    const [, path, text] = /^#?\/?([^?]*)\??(.*)$/s.exec(location.hash);
-    const state = query.parse(text);
-    const feature = /^feature\/(.*)$/.exec(path);
-    if (feature) return {view: "feature", given: feature[1], state};
-    return {view: path === "" ? "index" : path, state};
+    const [, path, slash, argument, text] = /^#?\/?([^/?]*)(\/?)([^?]*)\??(.*)$/s.exec(location.hash);
+    const page = available().find((other) => other.path === path && (other.takesArgument || !slash));
+    return {page, path, argument, state: query.parse(text)};
   }
 
   function message(target, title, text) {
@@ -22,56 +33,35 @@ const app = (() => {
       element("p", {}, text), element("p", {}, dom.link("#/", "All features"))));
   }
 
-  function featureId(text) {
-    return /^\d{1,9}$/.test(text) && Number(text) < data.index.n_features ? Number(text) : null;
-  }
-
-  function showFeature() {
-    const id = featureId(route.given);
-    if (id === null) {
-      message(main, `There is no feature ${decode(route.given)}`,
-        `This dictionary has the features 0 to ${data.index.n_features - 1}.`);
-      return "No such feature";
-    }
-    route.id = id;
-    const turn = nShown;
-    featureView.show(main, id, route.state, () => turn === nShown);
-    return `Feature ${id}`;
-  }
-
-  function decode(text) {
-    try {
-      return decodeURIComponent(text);
-    } catch {
-      return text;
-    }
-  }
-
   function show() {
     const before = route;
-    route = parseRoute();
-    nShown++;
+    const turn = ++nShown;
+    route = {...parseRoute(), isCurrent: () => turn === nShown};
+    route.isNew = route.page !== before.page;
     hideTooltip();
     delete main.dataset.feature;
-    let name = "Features";
-    if (route.view === "index") {
-      if (before.view !== "index") indexView.mount(main, openList);
-      indexView.update(route.state);
-    } else if (route.view === "feature") {
-      name = showFeature();
-    } else if (route.view === "about") {
-      aboutView.show(main);
-      name = "About the run";
-    } else {
-      message(main, "There is no such page", location.hash);
-    }
+    let name = "No such page";
+    if (route.page) name = route.page.show(main, route);
+    else message(main, "There is no such page", location.hash);
     document.title = `${name} – ${data.index.title}`;
-    for (const [id, view] of [["nav-features", "index"], ["nav-about", "about"]]) {
-      const link = document.getElementById(id);
-      if (route.view === view) link.setAttribute("aria-current", "page");
-      else link.removeAttribute("aria-current");
+    showLinks();
+  }
+
+  // The links to the pages, made from what the pages say of themselves.
+  function addLinks() {
+    const linked = available().filter(({nav}) => nav).sort((a, b) => (a.order ?? 50) - (b.order ?? 50));
+    document.getElementById("pages").replaceChildren(...linked.map((page) => {
+      page.link = dom.link(`#/${page.path}`, page.nav);
+      return page.link;
+    }));
+  }
+
+  function showLinks() {
+    for (const page of pages.filter(({link}) => link)) {
+      if (page === route.page) page.link.setAttribute("aria-current", "page");
+      else page.link.removeAttribute("aria-current");
+      if (page.keepsList) page.link.href = `#/${page.path}${query.format(route.state)}`;
     }
-    document.getElementById("nav-features").href = `#/${query.format(route.state)}`;
   }
 
   function openList(state, replace) {
@@ -85,15 +75,13 @@ const app = (() => {
   }
 
   function step(by) {
-    if (route.view === "feature" && route.id !== undefined) {
-      openFeature(query.neighbour(route.state, route.id, by));
-    }
+    if (route.feature !== undefined) openFeature(query.neighbour(route.state, route.feature, by));
   }
 
-  const random = () => openFeature(query.random(route.state, route.id));
+  const random = () => openFeature(query.random(route.state, route.feature));
 
   function search() {
-    if (route.view !== "index") {
+    if (route.path !== "") {
       location.hash = `#/${query.format(route.state)}`;
       addEventListener("hashchange", () => setTimeout(search), {once: true});
       return;
@@ -104,7 +92,7 @@ const app = (() => {
   }
 
   function toList() {
-    if (route.view !== "index") openList(route.state, false);
+    if (route.path !== "") openList(route.state, false);
   }
 
   const KEYS = {
@@ -122,6 +110,13 @@ const app = (() => {
     if (!action) return;
     event.preventDefault();
     action();
+  }
+
+  function showSearchHelp() {
+    const searched = data.cells.filter(({kind}) => kinds[kind].searched).map(({heading}) => `“${heading}”`);
+    if (!searched.length) return;
+    document.getElementById("help-search").textContent = "A search looks for its text in the columns " +
+      `${dom.listing(searched, "and")}; in quotes, it must be the whole token. `;
   }
 
   function hideTooltip() {
@@ -151,6 +146,8 @@ const app = (() => {
       message(main, "The data is missing", "data/index.js could not be read: build the site again.");
       return;
     }
+    addLinks();
+    showSearchHelp();
     const jump = document.getElementById("jump-id");
     jump.max = data.index.n_features - 1;
     jump.placeholder = `0 … ${data.index.n_features - 1}`;
@@ -172,7 +169,7 @@ const app = (() => {
     show();
   }
 
-  return {start, openFeature, step, random, message};
-})();
+  addEventListener("DOMContentLoaded", start);  // when the scripts of the pages are here
 
-app.start();
+  return {page: (page) => pages.push(page), openList, openFeature, step, random, message};
+})();

@@ -1,7 +1,7 @@
 "use strict";
 
 // The data files: each is a script that calls one of the two register functions, since a page opened from
-// disk may load scripts but not fetch files.
+// disk may load scripts but not fetch files. What is in them: monojax/browser/contents.py.
 const data = (() => {
   const MAX_BLOCKS = 48;
   const blocks = new Map();   // number -> content, the most recently used last
@@ -56,10 +56,18 @@ const data = (() => {
     loadBlock(Math.floor(id / index.features_per_file)).catch(() => {});
   }
 
+  // The list's columns: {key, heading, kind, help, sortable, filterable, wide_only, values, ...}, one value a feature.
+  const cells = () => (index ? index.cells : []);
+
+  // The name of a feature's status.
+  function status(id) {
+    const cell = cells().find(({kind}) => kind === "status");
+    return cell ? index.statuses[cell.values[id]] : "";
+  }
+
   return {
-    STATUSES: ["alive", "ultralow", "dead"],
     get index() { return index; },
-    get columns() { return index.columns; },
-    registerIndex, registerBlock, feature, prefetch,
+    get cells() { return cells(); },
+    status, registerIndex, registerBlock, feature, prefetch,
   };
 })();

@@ -95,5 +95,20 @@ const dom = (() => {
 
   const link = (href, ...children) => element("a", {href}, ...children);
 
-  return {element, svg, isNumber, number, fixed, signed, percent, log10, token, visible, link};
+  // "a, b or c" for ["a", "b", "c"] and "or".
+  function listing(names, last) {
+    const [end, ...others] = [...names].reverse();
+    return others.length ? `${others.reverse().join(", ")} ${last} ${end}` : end || "";
+  }
+
+  // A part of an address as it was before it was encoded, or as it is where that fails.
+  function decoded(text) {
+    try {
+      return decodeURIComponent(text);
+    } catch {
+      return text;
+    }
+  }
+
+  return {element, svg, decoded, listing, isNumber, number, fixed, signed, percent, log10, token, visible, link};
 })();

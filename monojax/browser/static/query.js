@@ -1,13 +1,21 @@
 "use strict";
 
 // What the list shows and in which order, as kept in the address: #/?q=...&status=...&sort=...
+// A column that is filtered by words or by choice keeps that under its own key; one that is filtered by a range keeps
+// its ends under KEY-min and KEY-max.
 const query = (() => {
-  const DEFAULTS = {q: "", status: "alive", domain: "", min: "", max: "", sort: "id", dir: "", page: "1"};
-  const TEXT_SORTS = new Set(["id", "domain", "token"]);  // these begin with the smallest
+  const filters = data.cells.filter((cell) => cell.filterable && kinds[cell.kind].filter);
+  const DEFAULTS = {
+    q: "", sort: "id", dir: "", page: "1",
+    ...Object.fromEntries(filters.flatMap(({key, kind}) => ({
+      words: () => [[key, kinds[kind].words()[0]]],
+      choice: () => [[key, ""]],
+      range: () => [[`${key}-min`, ""], [`${key}-max`, ""]],
+    })[kinds[kind].filter]())),
+  };
 
   let cached = {key: null, order: null, places: null};
   let searchable = null;  // the strings as a search sees them
-  let ranks = null;       // alphabetical rank of each string
 
   function parse(text) {
     const given = new URLSearchParams(text);
@@ -26,7 +34,13 @@ const query = (() => {
     return text ? `?${text}` : "";
   }
 
-  const direction = (state) => state.dir || (TEXT_SORTS.has(state.sort) ? "asc" : "desc");
+  const sortColumn = (key) => data.cells.find((cell) => cell.key === key && cell.sortable);
+
+  function direction(state) {
+    if (state.dir) return state.dir;
+    const column = sortColumn(state.sort);
+    return !column || kinds[column.kind].ascending ? "asc" : "desc";
+  }
 
   // 1 for each string that the search text matches.
   function matchingStrings(text) {
@@ -44,60 +58,38 @@ const query = (() => {
 
   // A test of a feature's id against the search text.
   function searchTest(text) {
-    const {domain, tokens, logits} = data.columns;
-    const matches = matchingStrings(text);
     const lower = text.toLowerCase();
-    const domains = data.index.domains.map((name) => name.toLowerCase().includes(lower));
-    const has = (i) => matches[i];
-    return (id) => tokens[id].some(has) || logits[id].some(has) ||
-      (domain[id] >= 0 && domains[domain[id]]) || String(id) === text;
+    const found = {
+      strings: matchingStrings(text),
+      domains: data.index.domains.map((name) => name.toLowerCase().includes(lower)),
+    };
+    const searched = data.cells.filter(({kind}) => kinds[kind].searched);
+    return (id) => String(id) === text ||
+      searched.some(({kind, values}) => kinds[kind].matches(values[id], found));
+  }
+
+  // Tests of a feature's id against the filter of one column; none where the filter lets everything through.
+  function filterTests({key, kind, values}, state) {
+    const {filter, words, scale} = kinds[kind];
+    if (filter !== "range") {
+      if (state[key] === (filter === "words" ? "all" : "")) return [];
+      const wanted = words().indexOf(state[key]);
+      return [(id) => values[id] === wanted];
+    }
+    const [low, high] = ["min", "max"].map((end) => scale(parseFloat(state[`${key}-${end}`])));
+    return [Number.isNaN(low) ? null : (id) => values[id] !== null && values[id] >= low,
+            Number.isNaN(high) ? null : (id) => values[id] !== null && values[id] <= high].filter(Boolean);
   }
 
   function tests(state) {
-    const {status, density, domain} = data.columns;
-    const kept = [];
-    if (state.status !== "all") {
-      const wanted = data.STATUSES.indexOf(state.status);
-      kept.push((id) => status[id] === wanted);
-    }
-    if (state.domain) {
-      const wanted = data.index.domains.indexOf(state.domain);
-      kept.push((id) => domain[id] === wanted);
-    }
-    const [low, high] = [parseFloat(state.min), parseFloat(state.max)];
-    if (Number.isFinite(low)) kept.push((id) => density[id] >= 10 ** low);
-    if (Number.isFinite(high)) kept.push((id) => density[id] <= 10 ** high);
     const text = state.q.trim();
-    if (text) kept.push(searchTest(text));
-    return kept;
+    return [...filters.flatMap((column) => filterTests(column, state)), ...(text ? [searchTest(text)] : [])];
   }
 
-  function stringRanks() {
-    if (!ranks) {
-      const keys = data.index.strings.map((string) => string.trim().toLowerCase());
-      const sorted = [...keys.keys()].sort((a, b) => (keys[a] < keys[b] ? -1 : keys[a] > keys[b] ? 1 : 0));
-      ranks = new Int32Array(keys.length);
-      sorted.forEach((string, place) => { ranks[string] = place; });
-    }
-    return ranks;
-  }
-
-  // A number for each feature to sort by; NaN where it has none, which sorts last either way.
-  function sortKey(name) {
-    const columns = data.columns;
-    if (name === "domain") {
-      const names = [...data.index.domains].sort();
-      const places = data.index.domains.map((domain) => names.indexOf(domain));
-      return (id) => places[columns.domain[id]] ?? NaN;
-    }
-    if (name === "token") {
-      const places = stringRanks();
-      return (id) => (columns.tokens[id].length ? places[columns.tokens[id][0]] : NaN);
-    }
-    if (["density", "max", "mean", "share", "logit", "status"].includes(name)) {
-      return (id) => columns[name][id] ?? NaN;
-    }
-    return (id) => id;
+  // A function from a feature's id to a number to sort by; NaN where it has none, which sorts last either way.
+  function sortKey(key) {
+    const column = sortColumn(key);
+    return column ? kinds[column.kind].sortKey(column) : (id) => id;
   }
 
   // The ids that the state lets through, in its order; `places` has each id's position, or -1.
@@ -142,5 +134,5 @@ const query = (() => {
     return choices.length ? choices[Math.floor(Math.random() * choices.length)] : null;
   }
 
-  return {DEFAULTS, parse, format, direction, run, neighbour, random};
+  return {DEFAULTS, filters, parse, format, direction, run, neighbour, random};
 })();

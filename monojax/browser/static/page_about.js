@@ -1,7 +1,7 @@
 "use strict";
 
 // The page about the run: its figures and what the terms mean. A section whose data is absent is left out.
-const aboutView = (() => {
+app.page((() => {
   const {element} = dom;
   const PAPER = {l0: 4.9, recovered: 0.79};  // A/1 of "Towards Monosemanticity"
   const TERMS = [
@@ -42,10 +42,11 @@ const aboutView = (() => {
   }
 
   function counts() {
-    const totals = [0, 0, 0];
-    for (const status of data.columns.status) totals[status]++;
-    return element("ul", {class: "tiles"}, data.STATUSES.map((name, i) => element("li", {},
-      dom.link(`#/${query.format({...query.DEFAULTS, status: name})}`,
+    const status = data.cells.find(({kind}) => kind === "status");
+    const totals = data.index.statuses.map(() => 0);
+    for (const value of status.values) totals[value]++;
+    return element("ul", {class: "tiles"}, data.index.statuses.map((name, i) => element("li", {},
+      dom.link(`#/${query.format({...query.DEFAULTS, [status.key]: name})}`,
         element("strong", {}, dom.number(totals[i])), ` ${name}`),
       element("span", {class: "quiet"}, ` ${dom.percent(totals[i] / data.index.n_features)}`))));
   }
@@ -109,7 +110,8 @@ const aboutView = (() => {
     main.replaceChildren(element("h1", {}, "About the run"), counts(),
       element("div", {class: "about"}, panels), terms());
     scrollTo(0, 0);
+    return "About the run";
   }
 
-  return {show};
-})();
+  return {path: "about", nav: "About the run", order: 100, show};
+})());

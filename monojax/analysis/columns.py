@@ -1,0 +1,297 @@
+"""The feature columns: one table that says what an analysis knows of each feature and how the pages show it.
+
+A column is an array with one entry (a number, or a small array) for each feature of a dictionary, such as `density_F`.
+Each has one row in `COLUMNS`, and everything that handles columns reads that row: `FeatureTables` checks arrays by it,
+the builder of the site writes it into the site's data, and the site's scripts take headings, help texts, sorting,
+filters and panels from there. A new number per feature is therefore computed wherever its data is, and described by one
+row here. For example, an analysis that computes the entropy of `domain_share_FD` adds
+
+    Column("domain_entropy_F", "float32",
+           "The entropy of the shares of the domains in the feature's total activation, in nats.",
+           cells=(Cell("Entropy", Kind.NUMBER, filterable=True),),
+           entry=Entry("Statistics", "Domain entropy", Kind.NUMBER),
+           absent_where="the text has no domain labels")
+
+Then `tables.domain_entropy_F` is in the saved tables, the list of features has a column "Entropy" that can be sorted by
+and filtered from a least to a largest value, and a feature's page shows the number among its statistics.
+
+Letters of the axes: F features, H histogram bins, K listed logits, N listed neurons, D domains, E examples of a
+feature, W tokens in an example's window; a digit is an axis of that length.
+"""
+
+import collections
+import dataclasses
+import enum
+import re
+from collections.abc import Iterable
+
+from monojax.config import InputError, require
+
+
+class Kind(enum.StrEnum):
+  """How the pages draw a column's values; `browser/static/kinds.js` and `panels.js` hold the drawings.
+
+  `CELL_KINDS` are those of the list of features, `ENTRY_KINDS` those of a feature's page. Where a kind draws more
+  columns than its own, the comment has them in parentheses, in the order of `Column.beside`.
+  """
+  NUMBER = "number"                  # four significant digits
+  ACTIVATION = "activation"          # an activation: two decimals in the list, four significant digits on the page
+  PERCENT = "percent"                # a fraction, shown as a percentage
+  LOG_DENSITY = "log_density"        # a fraction, as a percentage and as a base-10 logarithm, by which it is filtered
+  STATUS = "status"                  # a number that stands for a word of `STATUSES`
+  SPARKLINE = "sparkline"            # counts of a histogram, as a small picture
+  TOP_TOKENS = "top_tokens"          # examples' tokens: the tokens in the middle of the examples that fire most
+  WEIGHTED_TOKENS = "weighted_tokens"  # token ids (their weights); in the list sorted by the largest weight
+  TOP_DOMAIN = "top_domain"          # shares of the domains: the name of the domain with the largest
+  TOP_SHARE = "top_share"            # shares of the domains: the largest of them
+  DOMAINS = "domains"                # shares of the domains, as bars
+  ACTIVATION_HISTOGRAM = "activation_histogram"  # counts (the largest activation, where the last bin ends)
+  LOGIT_HISTOGRAM = "logit_histogram"  # counts (the smallest and largest logit weight, where the bins begin and end)
+  NEURONS = "neurons"                # numbers of neurons (their weights, their shares of the L1 norm)
+  EXAMPLES = "examples"              # examples' tokens (activations, domains, documents), at the right of the page
+
+
+ONE_NUMBER = frozenset({Kind.NUMBER, Kind.ACTIVATION, Kind.PERCENT, Kind.LOG_DENSITY, Kind.STATUS})
+CELL_KINDS = ONE_NUMBER | {Kind.SPARKLINE, Kind.TOP_TOKENS, Kind.WEIGHTED_TOKENS, Kind.TOP_DOMAIN, Kind.TOP_SHARE}
+ENTRY_KINDS = (ONE_NUMBER - {Kind.STATUS}) | {Kind.WEIGHTED_TOKENS, Kind.DOMAINS, Kind.ACTIVATION_HISTOGRAM,
+                                              Kind.LOGIT_HISTOGRAM, Kind.NEURONS, Kind.EXAMPLES}
+N_BESIDE = {Kind.WEIGHTED_TOKENS: 1, Kind.ACTIVATION_HISTOGRAM: 1, Kind.LOGIT_HISTOGRAM: 1, Kind.NEURONS: 2,
+            Kind.EXAMPLES: 3}  # how many columns beside its own a kind draws; the others draw none
+STATUSES = ("alive", "ultralow", "dead")  # what 0, 1 and 2 mean in `status_F`
+RESERVED_KEYS = frozenset({"id", "q", "sort", "dir", "page"})  # what the list's address uses for itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One column of the list of features.
+
+  Attributes:
+    heading: what stands above the column.
+    kind: how a value is drawn, sorted and filtered.
+    help: a sentence that explains the heading; by default the column's `what`.
+    key: short name in the page's address, as in `#/?sort=density`; by default the array's name without its axes.
+    sortable: whether a click on the heading sorts the list.
+    filterable: whether the list can be filtered by it: numbers by a least and a largest value, `Kind.STATUS` and
+      `Kind.TOP_DOMAIN` by choice.
+    hover: name of another column of numbers; the feature's is shown while the pointer rests on the value.
+    wide_only: whether the column is left out on a narrow screen, such as a telephone's.
+  """
+  heading: str
+  kind: Kind
+  help: str = ""
+  key: str = ""
+  sortable: bool = True
+  filterable: bool = False
+  hover: str = ""
+  wide_only: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """Where a feature's page shows a column.
+
+  Attributes:
+    panel: title of the panel; entries with the same title share one, and panels stand in the order of their first
+      entries.
+    label: what stands beside the value or above the table.
+    kind: how the value is drawn.
+    help: a sentence that explains the label; by default the column's `what`.
+  """
+  panel: str
+  label: str
+  kind: Kind
+  help: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+  """What is known of one array of `FeatureTables`.
+
+  Attributes:
+    name: the array's name, which ends in its axes: F first, then others (see the letters above).
+    dtype: NumPy name of its type.
+    what: one sentence that says what it is, with its unit.
+    cells: how the list of features shows it; empty where it does not.
+    entry: where a feature's page shows it; None where it does not.
+    absent_where: where an analysis has no such column, as a clause; empty if every analysis has it. An analysis that an
+      earlier version made may always lack a column that has such a clause.
+    beside: names of columns that belong to this one: an analysis that has this one must have them, and they are drawn
+      together with it.
+    refers_to: "token" where its entries are token ids, "domain" where they are places in the list of domains (-1 is
+      none), otherwise empty.
+
+  Raises:
+    InputError: the name has no axes, a kind is not one that the list or the page draws, a kind that draws one number a
+      feature is asked to draw an array, or columns are missing that a kind draws beside this one.
+  """
+  name: str
+  dtype: str
+  what: str
+  cells: tuple[Cell, ...] = ()
+  entry: Entry | None = None
+  absent_where: str = ""
+  beside: tuple[str, ...] = ()
+  refers_to: str = ""
+
+  def __post_init__(self) -> None:
+    axes = axes_of(self.name)
+    require(axes[:1] == ("F",), "the feature column", self.name, "its name must end in its axes, F first: density_F")
+    shown_by = [(cell.kind, CELL_KINDS, "the list") for cell in self.cells]
+    shown_by += [(self.entry.kind, ENTRY_KINDS, "a feature's page")] if self.entry else []
+    for kind, allowed, where in shown_by:
+      named = f"the kind of the feature column {self.name}"
+      require(kind in allowed, named, kind.value, f"{where} draws {', '.join(sorted(allowed))}")
+      require(kind not in ONE_NUMBER or len(axes) == 1, named, kind.value,
+              "draws one number a feature, and this column has more")
+      n_beside = N_BESIDE.get(kind, 0)
+      require(len(self.beside) >= n_beside, f"the columns beside the feature column {self.name}", self.beside,
+              f"{kind.value} draws {n_beside} more")
+
+  @property
+  def stem(self) -> str:
+    """The name without its axes, which is the column's name in the site's data."""
+    return self.name.rpartition("_")[0]
+
+
+def axes_of(name: str) -> tuple[str, ...]:
+  """The axes that an array's name ends in: ("F", "E", "W") for example_tokens_FEW, ("F", "2") for logit_range_F2.
+
+  Empty where the name ends in none.
+  """
+  match = re.fullmatch(r"[a-z][a-z0-9_]*_([A-Z][A-Z0-9]*)", name)
+  return tuple(re.findall(r"[A-Z]|[0-9]+", match[1])) if match else ()
+
+
+def check_described(described: Iterable[Column]) -> None:
+  """Raises `InputError` where two columns, or two cells of the list, have one name."""
+  described = tuple(described)
+  names = collections.Counter(column.stem for column in described)
+  keys = collections.Counter(cell.key or column.stem for column in described for cell in column.cells)
+  twice = sorted(name for counter in (names, keys) for name, count in counter.items() if count > 1)
+  if twice:
+    raise InputError(f"the feature columns' names {', '.join(twice)} are used twice: each column needs its own name, "
+                     "and each cell its own key")
+  taken = sorted(RESERVED_KEYS & set(keys))
+  if taken:
+    raise InputError(f"the keys {', '.join(taken)} of feature columns are used by the list itself: give the cells "
+                     "other keys")
+
+
+_NO_LOGITS = "the run has no subject, or the way from the dictionary's site to the subject's logits is not known"
+_NO_TOKENS = "the activations come without the tokens on which they were taken"
+_NO_NEURONS = "the dictionary writes to several sites"
+
+COLUMNS: tuple[Column, ...] = (
+    Column(
+        "status_F", "int8",
+        "Whether the feature is alive (0), ultralow (1: it fires, but on a smaller fraction of the analysed tokens "
+        "than the bound that was set) or dead (2: it fires on none of them).",
+        cells=(Cell("Status", Kind.STATUS, filterable=True, wide_only=True,
+                    help="Dead features never fired on the analysed text; ultralow ones fire very rarely."),)),
+    Column(
+        "density_F", "float32", "The fraction of the analysed tokens on which the feature fires.",
+        cells=(Cell("Density", Kind.LOG_DENSITY, filterable=True, hover="n_fires_F",
+                    help="The percentage of the analysed tokens on which the feature fires, and the base-10 logarithm "
+                         "of the fraction."),),
+        entry=Entry("Statistics", "Density", Kind.LOG_DENSITY)),
+    Column(
+        "n_fires_F", "int64", "The number of analysed tokens on which the feature fires.",
+        entry=Entry("Statistics", "Fires", Kind.NUMBER)),
+    Column(
+        "max_act_F", "float32",
+        "The feature's largest activation on the analysed tokens, in units of the subject's activations; 0 where it is "
+        "dead.",
+        cells=(Cell("Max", Kind.ACTIVATION, key="max"),),
+        entry=Entry("Statistics", "Max activation", Kind.ACTIVATION)),
+    Column(
+        "mean_act_F", "float32",
+        "The feature's mean activation on the tokens on which it fires, in units of the subject's activations; 0 where "
+        "it is dead.",
+        cells=(Cell("Mean", Kind.ACTIVATION, key="mean", wide_only=True),),
+        entry=Entry("Statistics", "Mean activation", Kind.ACTIVATION)),
+    Column(
+        "encoder_bias_F", "float32",
+        "The encoder's bias of the feature, in units of the subject's activations; the pre-encoder bias, which is "
+        "subtracted from the input first, is not part of it.",
+        entry=Entry("Statistics", "Encoder bias", Kind.NUMBER)),
+    Column(
+        "encoder_decoder_cosine_F", "float32",
+        "The cosine of the angle between the feature's encoder direction and its decoder direction.",
+        entry=Entry("Statistics", "Encoder · decoder", Kind.NUMBER),
+        absent_where="the dictionary writes to another site than it reads, as a transcoder does"),
+    Column(
+        "act_counts_FH", "int32",
+        "A histogram of the feature's non-zero activations: the number of tokens in each of H equal bins from 0 to its "
+        "largest activation.",
+        cells=(Cell("Activations", Kind.SPARKLINE, key="spark", sortable=False, wide_only=True,
+                    help="A histogram of the feature's non-zero activations, from 0 to its largest; the counts are "
+                         "drawn on a logarithmic scale."),),
+        entry=Entry("Activations", "activation", Kind.ACTIVATION_HISTOGRAM), beside=("max_act_F",)),
+    Column(
+        "example_tokens_FEW", "int32",
+        "The token ids in the window of each example; -1 where the window leaves its context and where there is no "
+        "example.",
+        cells=(Cell("Top token", Kind.TOP_TOKENS, key="token",
+                    help="The token on which the feature's largest activation was seen."),),
+        entry=Entry("Examples", "", Kind.EXAMPLES), absent_where=_NO_TOKENS, refers_to="token",
+        beside=("example_acts_FEW", "example_domain_FE", "example_document_FE")),
+    Column(
+        "example_acts_FEW", "float32",
+        "The feature's activation on each token of `example_tokens_FEW`, in units of the subject's activations.",
+        absent_where=_NO_TOKENS),
+    Column(
+        "example_domain_FE", "int32",
+        "The number of the domain that each example is from; -1 where it is not known and where there is no example.",
+        absent_where=_NO_TOKENS, refers_to="domain"),
+    Column(
+        "example_document_FE", "int64",
+        "The number of the document that each example is from; -1 where there is no example.", absent_where=_NO_TOKENS),
+    Column(
+        "logit_counts_FH", "int32",
+        "A histogram of the feature's logit weights: the number of tokens of the vocabulary in each of H equal bins "
+        "over `logit_range_F2`.",
+        entry=Entry("Logit weights", "logit weight", Kind.LOGIT_HISTOGRAM), absent_where=_NO_LOGITS,
+        beside=("logit_range_F2",)),
+    Column(
+        "logit_range_F2", "float32",
+        "The feature's smallest and largest logit weight, in logits per unit of activation.", absent_where=_NO_LOGITS),
+    Column(
+        "top_logit_ids_FK", "int32",
+        "The ids of the K tokens whose logits the feature raises most, the largest weight first.",
+        cells=(Cell("Top logits", Kind.WEIGHTED_TOKENS, key="logit",
+                    help="The tokens that the feature makes most likely; sorted by the largest logit weight."),),
+        entry=Entry("Logit weights", "Raised", Kind.WEIGHTED_TOKENS), absent_where=_NO_LOGITS, refers_to="token",
+        beside=("top_logit_values_FK",)),
+    Column(
+        "top_logit_values_FK", "float32",
+        "The logit weights of `top_logit_ids_FK`, in logits per unit of activation.", absent_where=_NO_LOGITS),
+    Column(
+        "bottom_logit_ids_FK", "int32",
+        "The ids of the K tokens whose logits the feature lowers most, the smallest weight first.",
+        entry=Entry("Logit weights", "Lowered", Kind.WEIGHTED_TOKENS), absent_where=_NO_LOGITS, refers_to="token",
+        beside=("bottom_logit_values_FK",)),
+    Column(
+        "bottom_logit_values_FK", "float32",
+        "The logit weights of `bottom_logit_ids_FK`, in logits per unit of activation.", absent_where=_NO_LOGITS),
+    Column(
+        "domain_share_FD", "float32",
+        "The share of the feature's total activation in each domain; the shares of a feature that fired sum to 1.",
+        cells=(Cell("Top domain", Kind.TOP_DOMAIN, key="domain", filterable=True,
+                    help="The domain, or kind of text, that holds the largest share of the feature's total "
+                         "activation."),
+               Cell("Share", Kind.TOP_SHARE, key="share",
+                    help="The share of the feature's total activation in its top domain.")),
+        entry=Entry("Domains", "", Kind.DOMAINS), absent_where="the text has no domain labels"),
+    Column(
+        "top_neuron_ids_FN", "int32",
+        "The numbers of the N neurons with the largest absolute weight in the feature's decoder direction.",
+        entry=Entry("Largest neurons", "", Kind.NEURONS), absent_where=_NO_NEURONS,
+        beside=("top_neuron_weights_FN", "top_neuron_l1_share_FN")),
+    Column(
+        "top_neuron_weights_FN", "float32", "The decoder weights of `top_neuron_ids_FN`, with their signs.",
+        absent_where=_NO_NEURONS),
+    Column(
+        "top_neuron_l1_share_FN", "float32",
+        "The absolute values of `top_neuron_weights_FN` as fractions of the L1 norm of the decoder direction.",
+        absent_where=_NO_NEURONS),
+)

@@ -1,0 +1,195 @@
+"""What the data files of a feature browser hold: feature tables as values for JSON.
+
+The index has what the list of features shows, with a description of its columns; a block has what the pages of some
+features show. Both are made from the rows of `monojax.analysis.columns`, so that the pages' scripts show a column
+because it is described, not because they know it.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from monojax.analysis import columns as feature_columns
+from monojax.analysis import tables as feature_tables
+from monojax.analysis.columns import Cell, Column, Kind
+from monojax.analysis.tables import FeatureTables
+from monojax.config import require
+
+N_SPARK_BINS = 20       # bins of the small activation histogram
+N_LISTED_TOKENS = 8     # distinct top activating tokens that a search looks at
+SUMMARY_KEYS = ("figures", "density_histogram", "detectors", "frontier", "config")
+
+
+class Strings:
+  """The token strings that one data file needs, each once; the file names a token by its place among them."""
+
+  def __init__(self, token_strings: Sequence[str]):
+    self.used: list[str] = []
+    self._token_strings = token_strings
+    self._places: dict[int, int] = {}
+
+  def place(self, token_id: int) -> int:
+    """Where the token's string is in `used`; -1 for token -1, which is none."""
+    if token_id < 0:
+      return -1
+    if token_id not in self._places:
+      self._places[token_id] = len(self.used)
+      self.used.append(self._token_strings[token_id])
+    return self._places[token_id]
+
+  def places(self, token_ids: np.ndarray) -> list[int]:
+    """`place` of each of a vector of token ids."""
+    return [self.place(token_id) for token_id in token_ids.tolist()]
+
+
+def shown_columns(tables: FeatureTables, described: Iterable[Column]) -> list[Column]:
+  """The described columns that `tables` has something of: an array, and none of its axes empty."""
+  return [column for column in described if tables.has(column.name) and 0 not in getattr(tables, column.name).shape[1:]]
+
+
+def check(tables: FeatureTables, described: Iterable[Column]) -> None:
+  """Raises `InputError` where a list of the tables is too short for what the columns refer to."""
+  lists = {"token": ("token_strings", tables.token_strings), "domain": ("domains", tables.domains)}
+  for column in described:
+    if column.refers_to and tables.has(column.name):
+      name, values = lists[column.refers_to]
+      largest = int(getattr(tables, column.name).max(initial=-1))
+      require(largest < len(values), column.name, largest, f"must be below the {len(values)} {name}")
+  if tables.has("example_tokens_FEW"):
+    n_examples = tables.example_tokens_FEW.shape[1]
+    require(n_examples == feature_tables.N_EXAMPLES, "example_tokens_FEW.shape[1]", n_examples,
+            f"must be the {feature_tables.N_EXAMPLES} examples of EXAMPLE_GROUPS")
+
+
+def index(tables: FeatureTables, described: Iterable[Column], title: str, features_per_file: int) -> dict[str, Any]:
+  """What the site loads first: the run, the columns' descriptions, and the values of the list of features."""
+  strings = Strings(tables.token_strings)
+  columns = shown_columns(tables, described)
+  labels = {column.name: column.entry.label.lower() for column in columns if column.entry}
+  return {
+      "title": title,
+      "n_features": tables.n_features,
+      "features_per_file": features_per_file,
+      "domains": list(tables.domains),
+      "statuses": list(feature_columns.STATUSES),
+      "groups": [name for name, _ in feature_tables.EXAMPLE_GROUPS],
+      "cells": [_cell(tables, column, cell, labels, strings) for column in columns for cell in column.cells],
+      "entries": [{"name": column.stem, "panel": column.entry.panel, "label": column.entry.label,
+                   "kind": column.entry.kind, "help": column.entry.help or column.what,
+                   "beside": [_stem(name) for name in column.beside]}
+                  for column in columns if column.entry],
+      "strings": strings.used,
+      "summary": {key: _finite(tables.summary[key]) for key in SUMMARY_KEYS if tables.summary.get(key)},
+  }
+
+
+def block(tables: FeatureTables, described: Iterable[Column], features: Iterable[int]) -> dict[str, Any]:
+  """What the pages of the features whose numbers are in `features` show beyond the index."""
+  strings = Strings(tables.token_strings)
+  refers_to = {column.name: column.refers_to for column in described}
+  entries = [column for column in shown_columns(tables, described) if column.entry]
+  return {"features": [_feature(tables, i, entries, refers_to, strings) for i in features], "strings": strings.used}
+
+
+def _stem(name: str) -> str:
+  """An array's name without its axes, which is its name in the data files."""
+  return name.rpartition("_")[0]
+
+
+def rounded(values: np.ndarray) -> Any:
+  """An array of any shape as nested lists at four significant digits, None where not finite."""
+  def at_four_digits(value: Any) -> Any:
+    if isinstance(value, list):
+      return [at_four_digits(item) for item in value]
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+  if values.ndim == 1:  # most arrays by far, and most of their entries are zeros
+    return [at_four_digits(value) if value else 0 for value in values.tolist()]
+  return at_four_digits(values.tolist())
+
+
+def _plain(values: np.ndarray) -> Any:
+  """Integers as they are, other numbers rounded."""
+  return values.tolist() if values.dtype.kind in "iub" else rounded(values)
+
+
+def _finite(value: Any) -> Any:
+  """A value for JSON with None in place of infinities and NaN, which JSON lacks."""
+  if isinstance(value, dict):
+    return {str(key): _finite(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(item) for item in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(tables: FeatureTables, column: Column, cell: Cell, labels: dict[str, str],
+          strings: Strings) -> dict[str, Any]:
+  """A column of the list: its description and a value for each feature; `labels` are by array."""
+  description = {"key": cell.key or column.stem, "heading": cell.heading, "kind": cell.kind,
+                 "help": cell.help or column.what, "sortable": cell.sortable, "filterable": cell.filterable,
+                 "wide_only": cell.wide_only, "values": _cell_values(tables, column, cell.kind, strings)}
+  if cell.kind == Kind.WEIGHTED_TOKENS:
+    description["order"] = rounded(getattr(tables, column.beside[0]).max(axis=1, initial=0))
+  if cell.hover and tables.has(cell.hover):
+    description["hover"] = {"label": labels.get(cell.hover, ""), "values": _plain(getattr(tables, cell.hover))}
+  return description
+
+
+def _cell_values(tables: FeatureTables, column: Column, kind: Kind, strings: Strings) -> list[Any]:
+  """The list's value of each feature, as the drawing of `kind` in `static/kinds.js` takes it."""
+  array = getattr(tables, column.name)
+  if kind == Kind.SPARKLINE:
+    return _sparks(array)
+  if kind == Kind.TOP_TOKENS:
+    centre, n_top = array.shape[2] // 2, feature_tables.EXAMPLE_GROUPS[0][1]
+    return [strings.places(np.array(_distinct(row_E.tolist()), int)) for row_E in array[:, :n_top, centre]]
+  if kind == Kind.WEIGHTED_TOKENS:
+    return [strings.places(ids_K) for ids_K in array]
+  if kind == Kind.TOP_DOMAIN:
+    return np.where(array.max(axis=1) > 0, array.argmax(axis=1), -1).tolist()
+  if kind == Kind.TOP_SHARE:
+    return [share or None for share in rounded(array.max(axis=1))]
+  return _plain(array)
+
+
+def _distinct(token_ids: Iterable[int]) -> list[int]:
+  """The first `N_LISTED_TOKENS` distinct ids, in order, without -1."""
+  return list(dict.fromkeys(token_id for token_id in token_ids if token_id >= 0))[:N_LISTED_TOKENS]
+
+
+def _sparks(counts_FH: np.ndarray) -> list[str]:
+  """For each feature a digit 0 to 9 for each of `N_SPARK_BINS` bins: the logarithm of its count."""
+  n_bins = counts_FH.shape[1]
+  starts = np.unique(np.arange(N_SPARK_BINS) * n_bins // N_SPARK_BINS)
+  log_FS = np.log1p(np.add.reduceat(counts_FH, starts, axis=1, dtype=np.float64))
+  levels_FS = np.ceil(9 * log_FS / np.maximum(log_FS.max(axis=1, keepdims=True), 1e-9)).astype(int)
+  levels_FS = np.minimum(levels_FS, 9)  # 9 * x / x can be a little above 9
+  return ["".join(map(str, row_S)) if any(row_S) else "" for row_S in levels_FS.tolist()]
+
+
+def _feature(tables: FeatureTables, i: int, entries: Sequence[Column], refers_to: dict[str, str],
+             strings: Strings) -> dict[str, Any]:
+  """Feature i's entries by the names of their columns, each with the columns beside it."""
+  values: dict[str, Any] = {"id": i}
+  for column in entries:
+    if column.entry and column.entry.kind == Kind.EXAMPLES:
+      acts_EW, domain_E, document_E = (getattr(tables, name)[i] for name in column.beside[:3])
+      values[column.stem] = _groups(getattr(tables, column.name)[i], acts_EW, domain_E, document_E, strings)
+      continue
+    for name in (column.name, *column.beside):
+      array = getattr(tables, name)[i]
+      values[_stem(name)] = strings.places(array) if refers_to.get(name) == "token" else _plain(array)
+  return values
+
+
+def _groups(tokens_EW: np.ndarray, acts_EW: np.ndarray, domain_E: np.ndarray, document_E: np.ndarray,
+            strings: Strings) -> list[list[list[Any]]]:
+  """For each of `EXAMPLE_GROUPS` a feature's examples: [document, domain, tokens, activations]."""
+  centre = tokens_EW.shape[1] // 2
+  groups, start = [], 0
+  for _, size in feature_tables.EXAMPLE_GROUPS:
+    groups.append([[int(document_E[e]), int(domain_E[e]), strings.places(tokens_EW[e]), rounded(acts_EW[e])]
+                   for e in range(start, start + size) if tokens_EW[e, centre] >= 0])
+    start += size
+  return groups
