@@ -258,6 +258,8 @@ def test_tables_save_and_load(tmp_path):
   tokens, analysed, codes, _ = collected()
   columns = {**examples.example_tables(codes, analysed, 2, 0),
              "status_F": np.zeros(6, np.int8), "encoder_bias_F": np.arange(6, dtype=np.float32)}
+  columns["top_neuron_ids_FN"] = np.zeros((6, 3), np.int32)
+  columns["top_neuron_weights_FN"] = columns["top_neuron_l1_share_FN"] = np.zeros((6, 3), np.float32)
   made = tables.FeatureTables(columns, ["a\n"], list(tokens.domains), {"n": 1})
   made.save(tmp_path)
   loaded = tables.FeatureTables.load(tmp_path)

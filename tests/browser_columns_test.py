@@ -127,8 +127,7 @@ LACKING = {
     "logits": (("logit", "top_logit", "bottom_logit"), {}, "Logit weights"),
     "domains": (("domain",), {}, "Domains"),
     "examples": (("example",), {}, None),
-    "neurons": (("top_neuron", "encoder_decoder"), {}, "Largest neurons"),
-    "everything": (("logit", "top_", "bottom_logit", "domain", "example", "encoder_decoder"),
+    "everything": (("logit", "top_logit", "bottom_logit", "domain", "example", "encoder_decoder"),
                    {"token_strings": [], "summary": {}}, "Domains"),
 }
 
@@ -150,7 +149,7 @@ def test_an_analysis_that_lacks_columns_gives_whole_pages(tables, tmp_path, visi
   assert listed(driver)[1] == N_FEATURES
   assert not {"undefined", "null", "NaN"} & set(texts(driver, "#features td"))
   placeholder = {"logits": "token or domain", "domains": "token or logit", "examples": "logit or domain",
-                 "neurons": "token, logit or domain", "everything": "number of a feature"}[case]
+                 "everything": "number of a feature"}[case]
   assert find(driver, "#filter-q").get_attribute("placeholder").startswith(placeholder)
   find(driver, "#filter-q").send_keys("17")
   wait(driver, lambda: 17 in listed(driver)[0] and listed(driver)[1] < N_FEATURES)

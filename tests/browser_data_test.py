@@ -181,14 +181,15 @@ def test_names_what_contradicts_itself(tables, tmp_path):
 
 
 def test_what_an_analysis_lacks_is_left_out(tables, tmp_path):
-  bare = browser_fixture.without(tables, "domain", "example", "top_logit", "bottom_logit", "logit", "top_neuron",
+  bare = browser_fixture.without(tables, "domain", "example", "top_logit", "bottom_logit", "logit",
                                  "encoder_decoder", token_strings=[], domains=[], summary={})
   unlabelled = dataclasses.replace(tables, domains=[], columns={
       **tables.columns, "domain_share_FD": np.zeros((N_FEATURES, 0), np.float32),
       "example_domain_FE": np.full_like(tables.example_domain_FE, -1)})
   everything = {"status", "density", "max", "mean", "spark", "token", "logit", "domain", "share"}
   for name, given, keys, panels in (
-      ("bare", bare, everything - {"token", "logit", "domain", "share"}, {"Statistics", "Activations"}),
+      ("bare", bare, everything - {"token", "logit", "domain", "share"},
+       {"Statistics", "Activations", "Largest neurons"}),
       ("unlabelled", unlabelled, everything - {"domain", "share"},
        {"Statistics", "Activations", "Examples", "Logit weights", "Largest neurons"})):
     _, (index,) = arguments(build_browser(given, tmp_path / name, "x").parent / "data" / "index.js")

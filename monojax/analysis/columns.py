@@ -177,9 +177,9 @@ def check_described(described: Iterable[Column]) -> None:
                      "other keys")
 
 
-_NO_LOGITS = "the run has no subject, or the way from the dictionary's site to the subject's logits is not known"
+_NO_LOGITS = ("the run has no subject, or what the dictionary writes reaches the subject's logits only through later "
+              "computation")
 _NO_TOKENS = "the activations come without the tokens on which they were taken"
-_NO_NEURONS = "the dictionary writes to several sites"
 
 COLUMNS: tuple[Column, ...] = (
     Column(
@@ -284,14 +284,13 @@ COLUMNS: tuple[Column, ...] = (
         entry=Entry("Domains", "", Kind.DOMAINS), absent_where="the text has no domain labels"),
     Column(
         "top_neuron_ids_FN", "int32",
-        "The numbers of the N neurons with the largest absolute weight in the feature's decoder direction.",
-        entry=Entry("Largest neurons", "", Kind.NEURONS), absent_where=_NO_NEURONS,
+        "The numbers of the N neurons with the largest absolute weight in the feature's decoder direction; where the "
+        "dictionary writes several sites, the second's neurons are numbered on from the first's, and so on.",
+        entry=Entry("Largest neurons", "", Kind.NEURONS),
         beside=("top_neuron_weights_FN", "top_neuron_l1_share_FN")),
     Column(
-        "top_neuron_weights_FN", "float32", "The decoder weights of `top_neuron_ids_FN`, with their signs.",
-        absent_where=_NO_NEURONS),
+        "top_neuron_weights_FN", "float32", "The decoder weights of `top_neuron_ids_FN`, with their signs."),
     Column(
         "top_neuron_l1_share_FN", "float32",
-        "The absolute values of `top_neuron_weights_FN` as fractions of the L1 norm of the decoder direction.",
-        absent_where=_NO_NEURONS),
+        "The absolute values of `top_neuron_weights_FN` as fractions of the L1 norm of the decoder direction."),
 )
