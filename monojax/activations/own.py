@@ -3,8 +3,8 @@
 Letters: N rows of the store, R rows of one shard, M width of a site, P what a row of `places` says.
 
   import monojax
-  with monojax.StoreWriter("runs/mine/acts", widths={"layer.6": 768}, about={"model": "gpt2"}) as writer:
-    layer.register_forward_hook(lambda module, inputs, output: writer.add({"layer.6": output}))
+  writer = monojax.StoreWriter("acts", widths={"layer.6": 768}, about={"model": "gpt2", "text": "wiki"})
+  with writer, layer.register_forward_hook(lambda module, inputs, output: writer.add({"layer.6": output})):
     for tokens in batches:
       model(tokens)
 """
@@ -117,8 +117,9 @@ class StoreWriter:
         else:
           n_rows = min(n_rows, found["n_rows"] // layout.shard_rows * layout.shard_rows)
       self._first = n_rows // self._layout.shard_rows
-      print(f"the store in {self._folder} is finished: {n_rows:,} rows" if self.finished else
-            f"the store in {self._folder} has {n_rows:,} rows already: go on with the row after them", flush=True)
+      if n_rows:
+        print(f"the store in {self._folder} " + (f"is finished, with {n_rows:,} rows" if self.finished else
+              f"has {n_rows:,} rows already: go on with the row after them"), flush=True)
     self._next, self._unverified = self._first, self._first > 0 and not self.finished
 
   @property
@@ -353,7 +354,7 @@ def _column(name, value, leading):
   if value is None:
     return np.full(leading, UNKNOWN, np.int32)
   array = as_numpy(value if hasattr(value, "__array__") or hasattr(value, "__dlpack__") else np.asarray(value), name)
-  require(array.dtype.kind in "iu", f"dtype of {name}", str(array.dtype), "must be integers")
+  require(array.dtype.kind in "iu" or not array.size, f"dtype of {name}", str(array.dtype), "must be integers")
   fits = array.ndim in (0, len(leading)) and all(n in (1, m) for n, m in zip(array.shape, leading, strict=False))
   require(fits, f"shape of {name}", array.shape, f"must be that of the rows without their last axis, {leading}")
   require(not array.size or UNKNOWN <= array.min() and array.max() < 2**31, name, "out of range",
