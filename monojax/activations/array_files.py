@@ -106,8 +106,8 @@ def _open_npy_at(path, offset, name):
     shape, in_columns, dtype = _HEADER_READERS[version](file)
     offset = file.tell()
   require(not in_columns, f"shape of {name}", shape,
-          "is kept in Fortran order, in which it cannot be read row by row: save it as np.ascontiguousarray(x), or give "
-          "the array itself if it fits in memory")
+          "is kept in Fortran order, in which it cannot be read row by row: save it as np.ascontiguousarray(x), or "
+          "give the array itself if it fits in memory")
   return _stored(path, offset, shape, dtype, name)
 
 

@@ -54,9 +54,6 @@ class StoreWriter:
         writer.add({"layer.6": activations_of(tokens)}, first_row=i * 4096)
 
   One process at a time writes a store, and one thread gives it rows.
-
-  Attributes:
-    finished: whether the store is finished; it then takes no more rows.
   """
 
   def __init__(self, path: str | os.PathLike, widths: Mapping[str, int], dtype: str = "float16",
@@ -124,7 +121,7 @@ class StoreWriter:
 
   @property
   def finished(self) -> bool:
-    """Whether the store is finished."""
+    """Whether the store is finished; it then takes no more rows."""
     return self._meta is not None
 
   @property
@@ -198,12 +195,12 @@ class StoreWriter:
 
   def _places(self, leading, columns):
     """(N, P) int32: the columns of `places`, of each name in its order or `None`."""
+    found = {name: _column(name, value, leading).reshape(-1) for name, value in columns.items()}
     for name, names in (("tokens", self._token_strings), ("domains", self._domains)):
-      if names is not None and columns[name] is not None:
-        most = int(np.max(_column(name, columns[name], leading), initial=UNKNOWN))
-        require(most < len(names), name, most, f"the writer was given {len(names)} of them, which count from 0")
-    found = [_column(name, value, leading).reshape(-1) for name, value in columns.items()]
-    return np.stack(found, axis=1)
+      most = int(np.max(found[name], initial=UNKNOWN))
+      require(names is None or most < len(names), name, most,
+              f"the writer was given {len(names or ())} of them, which count from 0")
+    return np.stack(list(found.values()), axis=1)
 
   def _converted(self, x, site):
     with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes infinite, and is found
@@ -261,9 +258,10 @@ class StoreWriter:
     n_compared, sites = min(_COMPARED_ROWS, self._layout.shard_rows), list(self._rows)
     header = {**header_of(self._layout, self._identity), "n_rows": self._first * self._layout.shard_rows}
     store = ActivationStore(self._folder, header, sites, described=False)
-    order_R = _order(0, self._layout.shard_rows)[:n_compared]
-    kept_RM, kept_RP = store.rows(0, n_compared)[order_R < self._filled], store.places(0, n_compared)
-    order_R, kept_RP = order_R[order_R < self._filled], kept_RP[order_R < self._filled]
+    order_R = _order(0, self._layout.shard_rows)[:n_compared]  # which of the given rows are the first on the disk
+    there_R = order_R < self._filled
+    kept_RM, kept_RP = store.rows(0, n_compared)[there_R], store.places(0, n_compared)[there_R]
+    order_R = order_R[there_R]
     given_RM = np.concatenate([self._rows[site][order_R] for site in sites], axis=1).astype(np.float32)
     far = np.linalg.norm(kept_RM.astype(np.float32) - given_RM) > 0.05 * np.linalg.norm(given_RM)  # int8 is not exact
     distinct = len(np.unique(given_RM, axis=0)) >= min(_FEWEST_COMPARED, self._layout.shard_rows)
