@@ -4,10 +4,11 @@ Letters: N rows, M numbers in a row.
 """
 
 import dataclasses
+import json
 import math
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -76,11 +77,11 @@ def _chosen(path, names, key):
 
 def _open_npy(path, key):
   require(key is None, "key", key, f"{path} holds one array, which has no name")
-  return _open_mapped(path, 0, str(path))
+  return _open_npy_at(path, 0, str(path))
 
 
 def _open_npz(path, key):
-  """An array in a zip archive: stored as it is, it can be mapped like a .npy file that begins further on."""
+  """An array in a zip archive: stored as it is, it is a .npy file that begins further on."""
   with zipfile.ZipFile(path) as archive:
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()
                if info.filename.endswith(".npy")}
@@ -93,10 +94,10 @@ def _open_npz(path, key):
     file.seek(info.header_offset)
     header = file.read(_LOCAL_HEADER)
   lengths = np.frombuffer(header, "<u2", 2, 26)  # of the name and of the extra field, which follow
-  return _open_mapped(path, info.header_offset + _LOCAL_HEADER + int(lengths.sum()), f"{name} in {path}")
+  return _open_npy_at(path, info.header_offset + _LOCAL_HEADER + int(lengths.sum()), f"{name} in {path}")
 
 
-def _open_mapped(path, offset, name):
+def _open_npy_at(path, offset, name):
   """The array of a .npy file that begins at byte `offset` of another."""
   with open(path, "rb") as file:
     file.seek(offset)
@@ -104,49 +105,44 @@ def _open_mapped(path, offset, name):
     require(version in _HEADER_READERS, f"version of {name}", version, "save it with a plain numeric type")
     shape, in_columns, dtype = _HEADER_READERS[version](file)
     offset = file.tell()
-  served = rows_dtype(dtype, name)
-  require_rows(shape, name)
-  needed, found = offset + math.prod(shape) * dtype.itemsize, path.stat().st_size
-  if found < needed:
-    raise InputError(f"{name} is cut short: {path} has {found:,} bytes, and the array ends at {needed:,}")
-  n_rows, width = math.prod(shape[:-1]), shape[-1]
-  if in_columns:
-    require(len(shape) == 2, f"shape of {name}", shape,
-            "is kept in Fortran order, in which it cannot be read row by row: save it as np.ascontiguousarray(x)")
-    read = lambda start, stop: np.memmap(path, dtype, "r", offset, shape, "F")[start:stop]
-  else:  # only what is read is mapped, and only while it is read
-    read = lambda start, stop: np.memmap(path, dtype, "r", offset + start * width * dtype.itemsize,
-                                         (stop - start, width))
-  return Part(name, n_rows, width, served, read)
+  require(not in_columns, f"shape of {name}", shape,
+          "is kept in Fortran order, in which it cannot be read row by row: save it as np.ascontiguousarray(x), or "
+          "give the array itself if it fits in memory")
+  return _stored(path, offset, shape, dtype, name)
 
 
 def _open_safetensors(path, key):
   from safetensors import safe_open
-  with safe_open(path, "np") as file:
+  with safe_open(path, "np") as file:  # which also checks the header
     key = _chosen(path, file.keys(), key)
     entry = file.get_slice(key)
     shape, kind = tuple(entry.get_shape()), entry.get_dtype()
   name = f"{key} in {path}"
   require(kind in _SAFETENSORS_DTYPES, f"dtype of {name}", kind, f"choose one of {', '.join(_SAFETENSORS_DTYPES)}")
-  dtype = rows_dtype(np.dtype(_SAFETENSORS_DTYPES[kind]), name)
+  with open(path, "rb") as file:
+    header_bytes = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(header_bytes))
+  offset = 8 + header_bytes + header[key]["data_offsets"][0]
+  return _stored(path, offset, shape, np.dtype(_SAFETENSORS_DTYPES[kind]).newbyteorder("<"), name)
+
+
+def _stored(path: pathlib.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype, name: str) -> Part:
+  """The part whose rows lie one after the other in a file, from byte `offset` on.
+
+  What is asked for is read and nothing else. Pages of a memory map would bring their neighbours along, on some disks
+  megabytes of them for each chunk of an array.
+  """
+  served = rows_dtype(dtype, name)
   require_rows(shape, name)
+  needed, found = offset + math.prod(shape) * dtype.itemsize, path.stat().st_size
+  if found < needed:
+    raise InputError(f"{name} is cut short: {path} has {found:,} bytes, and the array ends at {needed:,}")
+  width = shape[-1]
 
   def read(start, stop):
-    with safe_open(path, "np") as file:
-      entry = file.get_slice(key)
-      found = [entry[index].reshape(-1, shape[-1]) for index in _slices(shape[:-1], start, stop)]
-    return found[0] if len(found) == 1 else np.concatenate(found)
-  return Part(name, math.prod(shape[:-1]), shape[-1], dtype, read)
-
-
-def _slices(leading: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[slice, ...]]:
-  """Indices of an array whose axes `leading` count rows, which together give rows start..stop-1.
-
-  For instance rows 3..8 of a (2, 5, M) array are [0:1, 3:5] and [1:2, 0:4].
-  """
-  *outer, inner = leading
-  while start < stop:
-    block, first = divmod(start, inner)
-    last = min(inner, first + stop - start)
-    yield (*(slice(int(i), int(i) + 1) for i in np.unravel_index(block, outer)), slice(first, last))
-    start += last - first
+    with open(path, "rb", buffering=0) as file:
+      found = np.fromfile(file, dtype, (stop - start) * width, offset=offset + start * width * dtype.itemsize)
+    if len(found) != (stop - start) * width:
+      raise InputError("the file has become shorter since it was opened")
+    return found.reshape(-1, width)
+  return Part(name, math.prod(shape[:-1]), width, served, read)

@@ -3,8 +3,8 @@
 Letters: N rows of the store, R rows of one shard, M width of a site, P what a row of `places` says.
 
   import monojax
-  with monojax.StoreWriter("runs/mine/acts", widths={"layer.6": 768}, about={"model": "gpt2"}) as writer:
-    layer.register_forward_hook(lambda module, inputs, output: writer.add({"layer.6": output}))
+  writer = monojax.StoreWriter("acts", widths={"layer.6": 768}, about={"model": "gpt2", "text": "wiki"})
+  with writer, layer.register_forward_hook(lambda module, inputs, output: writer.add({"layer.6": output})):
     for tokens in batches:
       model(tokens)
 """
@@ -54,9 +54,6 @@ class StoreWriter:
         writer.add({"layer.6": activations_of(tokens)}, first_row=i * 4096)
 
   One process at a time writes a store, and one thread gives it rows.
-
-  Attributes:
-    finished: whether the store is finished; it then takes no more rows.
   """
 
   def __init__(self, path: str | os.PathLike, widths: Mapping[str, int], dtype: str = "float16",
@@ -117,13 +114,14 @@ class StoreWriter:
         else:
           n_rows = min(n_rows, found["n_rows"] // layout.shard_rows * layout.shard_rows)
       self._first = n_rows // self._layout.shard_rows
-      print(f"the store in {self._folder} is finished: {n_rows:,} rows" if self.finished else
-            f"the store in {self._folder} has {n_rows:,} rows already: go on with the row after them", flush=True)
+      if n_rows:
+        print(f"the store in {self._folder} " + (f"is finished, with {n_rows:,} rows" if self.finished else
+              f"has {n_rows:,} rows already: go on with the row after them"), flush=True)
     self._next, self._unverified = self._first, self._first > 0 and not self.finished
 
   @property
   def finished(self) -> bool:
-    """Whether the store is finished."""
+    """Whether the store is finished; it then takes no more rows."""
     return self._meta is not None
 
   @property
@@ -197,12 +195,12 @@ class StoreWriter:
 
   def _places(self, leading, columns):
     """(N, P) int32: the columns of `places`, of each name in its order or `None`."""
+    found = {name: _column(name, value, leading).reshape(-1) for name, value in columns.items()}
     for name, names in (("tokens", self._token_strings), ("domains", self._domains)):
-      if names is not None and columns[name] is not None:
-        most = int(np.max(_column(name, columns[name], leading), initial=UNKNOWN))
-        require(most < len(names), name, most, f"the writer was given {len(names)} of them, which count from 0")
-    found = [_column(name, value, leading).reshape(-1) for name, value in columns.items()]
-    return np.stack(found, axis=1)
+      most = int(np.max(found[name], initial=UNKNOWN))
+      require(names is None or most < len(names), name, most,
+              f"the writer was given {len(names or ())} of them, which count from 0")
+    return np.stack(list(found.values()), axis=1)
 
   def _converted(self, x, site):
     with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes infinite, and is found
@@ -260,9 +258,10 @@ class StoreWriter:
     n_compared, sites = min(_COMPARED_ROWS, self._layout.shard_rows), list(self._rows)
     header = {**header_of(self._layout, self._identity), "n_rows": self._first * self._layout.shard_rows}
     store = ActivationStore(self._folder, header, sites, described=False)
-    order_R = _order(0, self._layout.shard_rows)[:n_compared]
-    kept_RM, kept_RP = store.rows(0, n_compared)[order_R < self._filled], store.places(0, n_compared)
-    order_R, kept_RP = order_R[order_R < self._filled], kept_RP[order_R < self._filled]
+    order_R = _order(0, self._layout.shard_rows)[:n_compared]  # which of the given rows are the first on the disk
+    there_R = order_R < self._filled
+    kept_RM, kept_RP = store.rows(0, n_compared)[there_R], store.places(0, n_compared)[there_R]
+    order_R = order_R[there_R]
     given_RM = np.concatenate([self._rows[site][order_R] for site in sites], axis=1).astype(np.float32)
     far = np.linalg.norm(kept_RM.astype(np.float32) - given_RM) > 0.05 * np.linalg.norm(given_RM)  # int8 is not exact
     distinct = len(np.unique(given_RM, axis=0)) >= min(_FEWEST_COMPARED, self._layout.shard_rows)
@@ -353,7 +352,7 @@ def _column(name, value, leading):
   if value is None:
     return np.full(leading, UNKNOWN, np.int32)
   array = as_numpy(value if hasattr(value, "__array__") or hasattr(value, "__dlpack__") else np.asarray(value), name)
-  require(array.dtype.kind in "iu", f"dtype of {name}", str(array.dtype), "must be integers")
+  require(array.dtype.kind in "iu" or not array.size, f"dtype of {name}", str(array.dtype), "must be integers")
   fits = array.ndim in (0, len(leading)) and all(n in (1, m) for n, m in zip(array.shape, leading, strict=False))
   require(fits, f"shape of {name}", array.shape, f"must be that of the rows without their last axis, {leading}")
   require(not array.size or UNKNOWN <= array.min() and array.max() < 2**31, name, "out of range",

@@ -32,7 +32,8 @@ def open_rows(x: object, key: str | None = None) -> RowStore:
     x: one of
       an array of NumPy, JAX or PyTorch, or anything with `__array__` or `__dlpack__`: (N, M), or with more leading
         axes, for instance (sequences, positions, M), all of which count rows;
-      the path of a .npy, .npz or .safetensors file, of which never more than a few rows are in memory;
+      the path of a .npy, .npz or .safetensors file, of which only the rows that are asked for are read (from a memory
+        map of the file, some disks read far more);
       a folder of such files, whose rows follow each other in the order of the files' names;
       the folder or URL of a finished activation store;
       a `RowStore`, which is returned as it is.
