@@ -175,6 +175,7 @@ def feeds(disk, buffer_rows, scan=8):
   from monojax.activations.stream import Stream
   from monojax.sae import recipes
   from monojax.sae.config import SAEConfig
+  from monojax.sae.model import Wiring
   from monojax.sae.step import make_step
   from monojax.sae.train import make_batches, use_sparse
   from monojax.subjects.config import TransformerConfig
@@ -184,7 +185,7 @@ def feeds(disk, buffer_rows, scan=8):
   from monojax.training import compute_dtype
   mesh = meshes.make_mesh(meshes.MeshConfig(data=1))
   config = SAEConfig(n_features=_FEATURES.value, batch_rows=_BATCH.value, warmup_steps=10**9).resolved()
-  recipe = recipes.make_recipe(config, _WIDTH.value, compute_dtype("auto"), mesh)
+  recipe = recipes.make_recipe(config, Wiring((_WIDTH.value,)), compute_dtype("auto"))
   init, step = make_step(recipe, mesh, config.window_steps, use_sparse(config, recipe, mesh, "step"))
   model = Transformer(TransformerConfig(n_layers=1, d_model=_WIDTH.value // 4, n_heads=4, d_mlp=_WIDTH.value,
                                         vocab_size=8192), compute_dtype("auto"))

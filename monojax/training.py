@@ -4,6 +4,7 @@ import dataclasses
 import math
 import pathlib
 import time
+from collections.abc import Callable
 
 import flax
 import jax
@@ -64,6 +65,7 @@ class Run:
     unit: what the progress bar's rate counts, "tokens" or "rows".
     units_per_step: how many of them one step uses.
     name: the progress bar's label.
+    upgrade: (state, version of its checkpoint) -> state, for states that an older version of monojax left.
   """
   directory: pathlib.Path
   config: dict
@@ -74,6 +76,7 @@ class Run:
   unit: str
   units_per_step: int
   name: str
+  upgrade: Callable[[TrainState, int], TrainState] = lambda state, version: state
 
   def next_cut(self, step):
     """Where the call that starts at `step` must end: a function of `step` and the settings alone.
@@ -109,7 +112,7 @@ def train(state, step, batches, run, metrics_config, intervene=None):
   checkpoints = Checkpoints(pathlib.Path(run.directory) / "checkpoints", run.config)
   done = checkpoints.latest_step() or 0
   if done:
-    state = checkpoints.restore(state)
+    state = run.upgrade(checkpoints.restore(state), checkpoints.version())
   log = metrics.MetricsLog(pathlib.Path(run.directory) / "metrics.jsonl", metrics_config, done + 1)
   bar = metrics.progress(run.n_steps * run.units_per_step, run.unit, run.name,
                          initial=done * run.units_per_step, scale=True)

@@ -57,6 +57,7 @@ def do_train(directory, store):
   from monojax.mesh import MeshConfig, make_mesh
   from monojax.metrics import MetricsConfig
   from monojax.sae.config import SAEConfig
+  from monojax.sae.model import Wiring
   from monojax.sae.train import train_sae
   mesh = make_mesh(MeshConfig(data=1))
   config = SAEConfig(n_features=32, batch_rows=BATCH, n_steps=1200, checkpoint_every_steps=60, scan_steps=10,
@@ -66,7 +67,7 @@ def do_train(directory, store):
     source = Stream(HarvestConfig(batch_contexts=16), *small_job(text_tokens, 16), Order(BATCH, 4096, 0), mesh)
   else:
     source = ShuffledRows(ActivationStore.open(store), BATCH, 4096, 0)
-  train_sae(config, source, source.width, directory, {}, mesh, MetricsConfig())
+  train_sae(config, source, Wiring((source.width,)), directory, {}, mesh, MetricsConfig())
 
 
 def job(function, directory, cache, *given):

@@ -11,6 +11,7 @@ from monojax import checkpoint, mesh
 from monojax.config import InputError
 from monojax.metrics import MetricsConfig, MetricsLog
 from monojax.sae.config import SAEConfig
+from monojax.sae.model import Wiring
 from monojax.sae.train import train_sae
 from monojax.training import Run, TrainState, train
 
@@ -40,7 +41,7 @@ CONFIG = SAEConfig(n_features=24, batch_rows=32, n_steps=37, scan_steps=4, check
 
 
 def fit(directory, source, shape=(1, 1), config=CONFIG):
-  return train_sae(config, source, M, directory, {"identity": "x"},
+  return train_sae(config, source, Wiring((M,)), directory, {"identity": "x"},
                    mesh.make_mesh(mesh.MeshConfig(*shape)), MetricsConfig())
 
 
@@ -82,9 +83,9 @@ def test_a_checkpoint_restores_on_another_mesh(tmp_path):
 def test_parameters_load_alone_as_numpy(tmp_path):
   _, expected = fit(tmp_path, Rows())
   training, config, step = checkpoint.load_params(tmp_path / "checkpoints")
-  assert step == 37 and config == {"identity": "x"}
-  params, config, _ = checkpoint.load_params(tmp_path / "dictionary")
-  assert config == {"identity": "x"} and set(params) == set(training)
+  assert step == 37 and config["identity"] == "x" and config["sae"]["n_features"] == 24
+  params, beside, _ = checkpoint.load_params(tmp_path / "dictionary")
+  assert beside == config and set(params) == set(training)
   assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves((params, training)))
   jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(expected))
 

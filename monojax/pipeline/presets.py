@@ -6,6 +6,7 @@ from monojax.activations.config import HarvestConfig
 from monojax.analysis.config import AnalysisConfig
 from monojax.pipeline.config import FrontierConfig, RunConfig
 from monojax.sae.config import SAEConfig
+from monojax.sae.recipes import recipe_of
 from monojax.subjects.config import SubjectConfig
 from monojax.text.config import TextConfig
 
@@ -60,37 +61,29 @@ PAPER = RunConfig(
 
 PRESETS = {"demo": DEMO, "small": SMALL, "paper": PAPER}
 
-# What the other recipes need for a run of some hundred steps, where their publications take hundreds of thousands:
-# higher rates, shorter memories, thresholds that start near where they end. In `paper` they are as published.
-_IN_MINUTES = {
-    "apr2024": {"sparsity_coefficient": 4.0, "learning_rate": 3e-3},
-    "gated": {"sparsity_coefficient": 6.0, "learning_rate": 5e-3, "beta1": 0.9},
-    "jumprelu": {"sparsity_coefficient": 2.0, "learning_rate": 5e-3, "beta1": 0.9, "threshold": 1.0, "bandwidth": 1.0,
-                 "encoder_init": "decoder_transpose"},
-    "jan2025": {"sparsity_coefficient": 0.5, "learning_rate": 3e-3, "pull_coefficient": 1e-3},
-    "topk": {"k": 12, "learning_rate": 3e-3, "ema_decay": 0.99},
-    "batchtopk": {"k": 12, "learning_rate": 3e-3},
-    "matryoshka": {"k": 12, "learning_rate": 3e-3},
-}
 # Settings of a preset's dictionary that hold for any recipe.
 SHARED = ("n_features", "batch_rows", "buffer_rows", "n_steps", "warmup_steps", "scan_steps", "checkpoint_every_steps",
            "val_tokens")
 
 
-def preset(name, recipe=None):
+def preset(name: str, recipe: str | None = None) -> RunConfig:
   """The preset of that name, its dictionary by another recipe if one is given.
 
-  The preset's own penalty, groups and resampling belong to its recipe and are left behind; its frontier is at the
-  same multiples of the other recipe's sparsity.
+  The preset's own penalty, groups and resampling belong to its recipe and are left behind. In `paper` the other recipe
+  is as published, in the shorter presets it has the quick values of its record. The frontier is at the same multiples
+  of its sparsity.
+
+  Raises:
+    InputError: there is no such recipe.
   """
   config = PRESETS[name]
   if recipe in (None, config.sae.recipe):
     return config
-  more = {}
+  record, more = recipe_of(recipe), {}
   if name != "paper":
-    more = {"decay_fraction": config.sae.decay_fraction, "dead_window_steps": 50, **_IN_MINUTES[recipe]}
+    more = {"decay_fraction": config.sae.decay_fraction, "dead_window_steps": 50, **record.quick}
   shared = {field: getattr(config.sae, field) for field in SHARED}
   sae = SAEConfig(recipe=recipe, **shared, **more)
-  kind = round if sae.knob == "k" else float
+  kind = round if record.knob == "k" else float
   sparsities = tuple(kind(sae.sparsity * value / config.sae.sparsity) for value in config.frontier.sparsities)
   return dataclasses.replace(config, sae=sae, frontier=dataclasses.replace(config.frontier, sparsities=sparsities))

@@ -1,93 +1,127 @@
-"""Settings of a dictionary: its recipe, its size and its training."""
+"""Settings of a dictionary: its recipe, its size and its training; and the grid of a sweep."""
+
+from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 from monojax.config import option, require, require_choices, require_not_negative, require_positive
+from monojax.sae.recipes import RECIPES, Recipe, recipe_of
 
-# What each recipe's publication sets, where the settings say nothing. Steps are fractions of the run.
-PUBLISHED = {
-    "tm2023": {"sparsity_coefficient": 4e-3, "learning_rate": 1e-3},
-    "apr2024": {"sparsity_coefficient": 5.0, "learning_rate": 5e-5, "decay_fraction": 0.2, "clip_norm": 1.0,
-                "penalty_warmup": 0.05},
-    "gated": {"sparsity_coefficient": 0.1, "learning_rate": 5e-5, "beta1": 0.0},
-    "topk": {"learning_rate": 1e-4, "adam_epsilon": 6.25e-10, "ema_decay": 0.999},
-    "batchtopk": {"learning_rate": 3e-4, "beta2": 0.99},
-    "matryoshka": {"learning_rate": 3e-4, "beta2": 0.99},
-    "jumprelu": {"sparsity_coefficient": 1e-2, "learning_rate": 7e-5, "beta1": 0.0, "threshold": 1e-3,
-                 "bandwidth": 1e-3},
-    "jan2025": {"sparsity_coefficient": 20.0, "learning_rate": 2e-4, "decay_fraction": 0.2, "clip_norm": 1.0,
-                "penalty_warmup": 1.0, "threshold": 1.10517, "bandwidth": 2.0},
-}
-_DEFAULT = {"sparsity_coefficient": 0.0, "beta1": 0.9, "beta2": 0.999, "adam_epsilon": 1e-8, "decay_fraction": 0.0,
-            "clip_norm": 0.0, "ema_decay": 0.0, "threshold": 0.0, "bandwidth": 0.0}
+# What settings that are None take where the recipe's publication does not say. "penalty_warmup" is a part of the steps.
+_DEFAULT = {"sparsity_coefficient": 0.0, "learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "adam_epsilon": 1e-8,
+            "decay_fraction": 0.0, "clip_norm": 0.0, "ema_decay": 0.0, "penalty_warmup": 0.0, "threshold": 0.0,
+            "bandwidth": 0.0}
+
+
+def recipes_with(field: str) -> list[str]:
+  """Names of the recipes that a setting means something to, where it does not to all."""
+  return [recipe.name for recipe in RECIPES.values() if field == recipe.knob or field in recipe.uses]
+
+
+def only(field: str, default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
+  """An `option` that only some recipes use; its help begins with their names, as the recipes' records say."""
+  return option(default, f"[{', '.join(recipes_with(field))}] {help}", choices)
 
 
 @dataclasses.dataclass(frozen=True)
 class SAEConfig:
-  """One sparse autoencoder and how it is trained.
+  """One dictionary (a sparse autoencoder, transcoder or crosscoder) and how it is trained.
 
-  Settings that are None take the value of the recipe's publication.
+  Settings that are None take the value of the recipe's publication, see `resolved`.
   """
-  recipe: str = option("tm2023", "the published method to follow", tuple(PUBLISHED))
+  # What is trained.
+  recipe: str = option("tm2023", "the published recipe to follow. " + ". ".join(
+      f"{recipe.name}: {recipe.about}" for recipe in RECIPES.values()))
   n_features: int = option(4096, "features in the dictionary")
-  sparsity_coefficient: float | None = option(None, "weight of the recipe's sparsity penalty; higher means sparser")
-  k: int = option(32, "features kept of each row, on average over a batch for batchtopk and matryoshka")
-  reads: tuple[str, ...] = option((), "sites that are read, of those stored; default: activations.site")
-  writes: tuple[str, ...] = option((), "sites that are reconstructed: default those that are read (an autoencoder of "
-                                       "one, a crosscoder of several); others make a transcoder")
-  batch_rows: int = option(8192, "activation vectors in a step")
-  buffer_rows: int = option(262_144, "rows of the window in which rows are shuffled when read; a multiple of "
-                                     "activations.chunk_rows; two windows are held in memory")
-  n_steps: int = option(1000, "optimiser steps")
-  learning_rate: float | None = option(None, "Adam's learning rate")
-  beta1: float | None = option(None, "Adam's first-moment decay")
-  beta2: float | None = option(None, "Adam's second-moment decay")
-  adam_epsilon: float | None = option(None, "Adam's epsilon")
-  clip_norm: float | None = option(None, "gradients are scaled down to this global norm; 0 never")
-  ema_decay: float | None = option(None, "decay of a running mean of the weights, kept instead of the last ones; "
-                                         "0 keeps the last")
-  warmup_steps: int = option(0, "steps over which the learning rate rises linearly")
-  penalty_warmup_steps: int | None = option(None, "steps over which the penalty rises linearly")
-  decay_fraction: float | None = option(None, "last part of the steps over which the learning rate falls linearly "
-                                              "to 0")
-  group_sizes: tuple[int, ...] = option((), "for each size, the first so many features must also "
-                                            "reconstruct alone (Matryoshka), which keeps broad features "
-                                            "from splitting; the recipe matryoshka has sizes of its own")
-  group_weight: float = option(1.0, "weight of each such group's loss beside the whole dictionary's")
-  encoder_init: str = option("kaiming", "start the encoder at random (tm2023) or as the decoder's "
-                                        "transpose, where the recipe leaves a choice", ("kaiming", "decoder_transpose"))
-  start_rows: int = option(32_768, "rows that the decoder bias (their geometric median) and the data's scale come from")
-  threshold: float | None = option(None, "where JumpReLU's thresholds start")
-  bandwidth: float | None = option(None, "width of the band in which JumpReLU's thresholds learn")
-  pull_coefficient: float = option(3e-6, "jan2025: weight of the pull on silent features")
-  aux_coefficient: float = option(1 / 32, "TopK family: weight of the loss that revives dead features; 0 drops it")
-  aux_k: int = option(0, "TopK family: dead features used for it; 0 takes a power of two near half the width")
-  multi_k_coefficient: float = option(0.0, "topk: weight of the loss with four times as many features kept, so that "
-                                           "the dictionary works with more than k; Multi-TopK's is 1/8, 0 drops it")
-  orthogonality_coefficient: float = option(0.0, "weight of the squared products of different features' directions")
+  reads: tuple[str, ...] = option((), "sites of the subject that are read, of those stored; activations.site if none "
+                                      "are named")
+  writes: tuple[str, ...] = option((), "sites that are reconstructed, by default those that are read: one makes an "
+                                       "autoencoder, several make a crosscoder. Others than are read make a transcoder")
   skip: bool = option(False, "also map the input to the output by a matrix of its own (skip transcoders)")
-  resample_every_steps: int = option(0, "steps between resamplings of dead features; 0 never resamples. "
-                                        "tm2023's is 25,000")
-  resample_times: int = option(4, "how often to resample in all")
-  dead_window_steps: int = option(0, "a feature is dead if it did not fire in so many steps before; 0 takes "
-                                     "half of resample_every_steps, as tm2023 does, or 10 million rows")
-  resample_rows: int = option(819_200, "inputs whose squared loss weighs the draw of new directions")
-  resample_encoder_scale: float = option(0.2, "norm of a resampled encoder row over the mean alive norm")
-  code: str = option("auto", "whether a step computes every feature of each row after the encoder, or only those "
-                             "that fire; the result is the same", ("auto", "dense", "sparse"))
-  slots: int = option(0, "features a row, on average over a batch, that a sparse code has room for; a batch with more "
-                         "is computed densely. 0 takes k for topk, 192 for jan2025, twice k but at least 64 for "
-                         "topk's relatives, 64 otherwise")
-  accumulate: int = option(1, "parts in which a batch is computed, one after the other, to save memory")
-  compute_dtype: str = option("auto", "of the matrix products; auto is bfloat16 on an accelerator and "
-                                      "float32 on a CPU; master weights are float32",
-                              ("auto", "float32", "bfloat16"))
-  scan_steps: int = option(8, "steps in one compiled call")
-  checkpoint_every_steps: int = option(500, "steps between checkpoints")
-  val_tokens: int = option(262_144, "held-out tokens for L0, variance and cross-entropy recovered; 0 = all")
-  seed: int = option(0, "of the initial weights, the order of the rows and resampling")
+  start_from: str = option("", "folder of a finished dictionary whose parameters are the start, instead of random ones")
+  seed: int = option(0, "seed of the initial weights, of the order of the rows and of resampling")
 
-  def __post_init__(self):
+  # How sparse it gets: each recipe has one of these two.
+  k: int = only("k", 32, "features of a row that are kept: exactly for topk, on average over a batch for the others")
+  sparsity_coefficient: float | None = only(
+      "sparsity_coefficient", None, "weight of the recipe's sparsity penalty: the higher, the fewer features fire. Its "
+      "scale differs from recipe to recipe")
+  penalty_warmup_steps: int | None = only(
+      "sparsity_coefficient", None, "steps over which the penalty rises linearly from 0 to that weight")
+
+  # The data of a step, and the optimiser.
+  n_steps: int = option(1000, "optimiser steps")
+  batch_rows: int = option(8192, "activation vectors (rows) in a step")
+  buffer_rows: int = option(262_144, "rows of the window within which rows are shuffled when a store is read, a "
+                                     "multiple of activations.chunk_rows; two windows are held in memory")
+  start_rows: int = option(32_768, "rows of the sample that the start is measured on: the decoder's bias begins at "
+                                   "their geometric median, and their norms set the scale of the data")
+  learning_rate: float | None = option(None, "Adam's learning rate at its peak")
+  warmup_steps: int = option(0, "first steps, over which the learning rate rises linearly from 0")
+  decay_fraction: float | None = option(None, "last part of the steps, 0 to 1, over which the learning rate falls "
+                                              "linearly to 0")
+  beta1: float | None = option(None, "decay of Adam's running mean of gradients")
+  beta2: float | None = option(None, "decay of Adam's running mean of squared gradients")
+  adam_epsilon: float | None = option(None, "Adam's epsilon")
+  clip_norm: float | None = option(None, "norm, over all parameters, to which larger gradients are scaled down; 0 for "
+                                         "no limit")
+  ema_decay: float | None = option(None, "decay of a running mean of the weights, which is what is kept in the end. It "
+                                         "never spans more than about the last tenth of the steps. 0 keeps the last "
+                                         "weights")
+
+  # What can be added to a recipe's loss.
+  group_sizes: tuple[int, ...] = option((), "sizes n of leading groups: the first n features must also reconstruct "
+                                            "alone (Matryoshka), which keeps broad features from splitting. The recipe "
+                                            "matryoshka has sizes of its own if none are named")
+  group_weight: float = option(1.0, "weight of each group's loss beside the whole dictionary's")
+  orthogonality_coefficient: float = option(
+      0.0, "weight of a penalty on directions that overlap: the squared products of different features' directions; 0 "
+      "drops it")
+
+  # Settings of single recipes.
+  encoder_init: str = only("encoder_init", "kaiming", "start the encoder at random or as the decoder's transpose",
+                           ("kaiming", "decoder_transpose"))
+  threshold: float | None = only("threshold", None, "where the features' thresholds start")
+  bandwidth: float | None = only("bandwidth", None, "width of the band around a threshold in which it learns")
+  pull_coefficient: float = only(
+      "pull_coefficient", 3e-6, "weight of the pull that draws silent features to their thresholds")
+  aux_coefficient: float = only(
+      "aux_coefficient", 1 / 32, "weight of the loss that revives dead features by fitting them to what the others "
+      "leave (AuxK); 0 drops it")
+  aux_k: int = only("aux_k", 0, "dead features of a row used for that; 0 takes a power of two near half the width")
+  multi_k_coefficient: float = only(
+      "multi_k_coefficient", 0.0, "weight of a second loss, with four times as many features kept, so that the "
+      "dictionary also works with more than k; Multi-TopK takes 1/8, 0 drops it")
+
+  # Resampling: dead features are given new directions, those of rows that are reconstructed badly.
+  resample_every_steps: int = option(0, "steps between resamplings of dead features; 0 for none. The publication of "
+                                        "tm2023 takes 25,000")
+  resample_times: int = option(4, "resamplings in all")
+  resample_rows: int = option(819_200, "rows of each of them that new directions are drawn from")
+  resample_encoder_scale: float = option(0.2, "norm of a resampled encoder row, over the mean norm of the alive ones")
+  dead_window_steps: int = option(0, "steps without firing after which a feature counts as dead; 0 takes half of "
+                                     "resample_every_steps or, without resampling, 10 million rows")
+
+  # How a step is computed: none of these changes what a step means.
+  code: str = option("auto", "whether a step computes, after the encoder, every feature of a row (dense) or only those "
+                             "that fire (sparse). The result is the same; auto takes what is faster here",
+                     ("auto", "dense", "sparse"))
+  slots: int = option(0, "number of firing features a row, on average over a batch, that a sparse code sets memory "
+                         "aside for. A batch in which more fire is computed densely instead, which is slower and gives "
+                         "the same result. 0 takes what the recipe usually needs: k for topk, about 64 for most")
+  accumulate: int = option(1, "parts in which a batch is computed one after the other, to save memory")
+  compute_dtype: str = option("auto", "dtype of the matrix products; auto is bfloat16 on an accelerator and float32 on "
+                                      "a CPU. Weights are always float32", ("auto", "float32", "bfloat16"))
+  scan_steps: int = option(8, "steps in one call of the compiled function, and between lines of metrics")
+  checkpoint_every_steps: int = option(500, "steps between checkpoints, from which an interrupted run goes on")
+
+  # How it is judged afterwards.
+  val_tokens: int = option(262_144, "held-out tokens on which L0, explained variance and recovered cross-entropy are "
+                                    "measured; 0 for all")
+
+  def __post_init__(self) -> None:
     require_choices(self, "sae.")
     require_positive(self, "sae.", "n_features", "batch_rows", "buffer_rows", "n_steps", "scan_steps",
                      "checkpoint_every_steps", "start_rows", "resample_rows", "k", "accumulate")
@@ -99,60 +133,81 @@ class SAEConfig:
             f"must divide sae.batch_rows={self.batch_rows}")
     require(self.learning_rate is None or self.learning_rate > 0, "sae.learning_rate", self.learning_rate,
             "must be positive")
-    require(self.knob != "k" or self.k <= self.n_features, "sae.k", self.k,
-            f"must not exceed sae.n_features={self.n_features}")
     require(all(0 < n < self.n_features for n in self.group_sizes)
             and list(self.group_sizes) == sorted(set(self.group_sizes)), "sae.group_sizes",
             ",".join(map(str, self.group_sizes)), "must rise between 0 and sae.n_features")
     require(0 <= (self.decay_fraction or 0) <= 1, "sae.decay_fraction", self.decay_fraction, "must lie in 0..1")
     for name in ("beta1", "beta2", "ema_decay"):
       require(0 <= (getattr(self, name) or 0) < 1, f"sae.{name}", getattr(self, name), "must be at least 0 and below 1")
-    for name in ("threshold", "bandwidth") if self.recipe in ("jumprelu", "jan2025") else ():
-      require(getattr(self, name) != 0, f"sae.{name}", getattr(self, name), f"must be positive for {self.recipe}")
-    require(self.knob != "k" or not self.sparsity_coefficient, "sae.sparsity_coefficient", self.sparsity_coefficient,
-            f"{self.recipe} has no such penalty; sae.k makes it sparser or denser")
-    require(not self.multi_k_coefficient or self.recipe == "topk", "sae.multi_k_coefficient", self.multi_k_coefficient,
-            "is for the recipe topk")
+    if "." not in self.recipe:  # a recipe of one's own is checked where its record is given
+      self._require_fits(recipe_of(self.recipe))
 
-  def resolved(self):
-    """These settings with the recipe's published values where they say nothing."""
-    published = _DEFAULT | PUBLISHED[self.recipe]
-    published["penalty_warmup_steps"] = round(published.pop("penalty_warmup", 0.0) * self.n_steps)
-    return dataclasses.replace(self, **{name: value for name, value in published.items()
-                                        if getattr(self, name) is None})
+  def _require_fits(self, recipe: Recipe) -> None:
+    """Raises `InputError` for a setting that the recipe cannot follow."""
+    for name in ("threshold", "bandwidth"):
+      require(name not in recipe.uses or getattr(self, name) != 0, f"sae.{name}", getattr(self, name),
+              f"must be positive for {self.recipe}")
+    if recipe.knob == "k":
+      require(self.k <= self.n_features, "sae.k", self.k, f"must not exceed sae.n_features={self.n_features}")
+      require(not self.sparsity_coefficient, "sae.sparsity_coefficient", self.sparsity_coefficient,
+              f"{self.recipe} has no such penalty; sae.k makes it sparser or denser")
+    require(not self.multi_k_coefficient or "multi_k_coefficient" in recipe.uses, "sae.multi_k_coefficient",
+            self.multi_k_coefficient, f"is for the recipe {', '.join(recipes_with('multi_k_coefficient'))}")
+
+  def resolved(self, recipe: Recipe | None = None) -> SAEConfig:
+    """These settings with the recipe's published values in place of None.
+
+    Args:
+      recipe: the record, for a recipe that is not part of monojax.
+
+    Raises:
+      InputError: there is no such recipe, or it cannot follow these settings.
+    """
+    record = recipe_of(self.recipe, recipe)
+    self._require_fits(record)
+    unknown = sorted(set(record.published) - set(_DEFAULT))
+    require(not unknown, f"{record.name}.published", unknown, f"can set {', '.join(_DEFAULT)}")
+    values: dict[str, Any] = {**_DEFAULT, **record.published}
+    values["penalty_warmup_steps"] = round(values.pop("penalty_warmup") * self.n_steps)
+    return dataclasses.replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
 
   @property
-  def knob(self):
-    """The field that makes this recipe's dictionaries sparser or denser."""
-    return "k" if self.recipe in ("topk", "batchtopk", "matryoshka") else "sparsity_coefficient"
+  def knob(self) -> str:
+    """The setting that makes this recipe's dictionaries sparser or denser."""
+    return recipe_of(self.recipe).knob
 
   @property
-  def sparsity(self):
-    """That field's value."""
+  def sparsity(self) -> float:
+    """The value of the setting that `knob` names."""
     return getattr(self.resolved(), self.knob)
 
-  def at_sparsities(self, values):
-    """These settings at each of some sparsities."""
+  def at_sparsities(self, values: Sequence[float]) -> list[SAEConfig]:
+    """These settings at each of some values of the setting that `knob` names."""
     if self.knob == "k":
       for value in values:
         require(value == int(value) and value >= 1, "sae.k", value, f"{self.recipe} keeps a whole number of features")
       values = [int(value) for value in values]
     return [dataclasses.replace(self, **{self.knob: value}) for value in values]
 
+  def at_grid(self) -> list[SAEConfig]:
+    """These settings at the recipe's own grid of sparsities, without values of k that exceed the features."""
+    grid = recipe_of(self.recipe).grid
+    return self.at_sparsities([value for value in grid if self.knob != "k" or value <= self.n_features])
+
   @property
-  def window_steps(self):
+  def window_steps(self) -> int:
     """Steps without firing after which a feature counts as dead."""
     if self.dead_window_steps:
       return self.dead_window_steps
     return max(1, self.resample_every_steps // 2) if self.resample_every_steps else -(-10_000_000 // self.batch_rows)
 
-  def wired(self, site):
+  def wired(self, site: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(sites read, sites written), where `site` is what a dictionary is of unless it names others."""
     reads = self.reads or (site,)
     return reads, self.writes or reads
 
   @property
-  def resample_steps(self):
+  def resample_steps(self) -> tuple[int, ...]:
     """The steps after which dead features are resampled."""
     times = range(1, self.resample_times + 1) if self.resample_every_steps else ()
     return tuple(i * self.resample_every_steps for i in times if i * self.resample_every_steps < self.n_steps)
@@ -160,18 +215,25 @@ class SAEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-  """A grid of dictionaries trained on one pass over the data; an empty axis stays as --sae says."""
+  """A grid of dictionaries trained on one pass over the data; what is left empty stays as --sae says.
+
+  With nothing named at all, the grid is that of sparsities which the recipe's record holds.
+  """
   name: str = option("sweep", "folder of this sweep in the run's sweeps/")
-  sparsities: tuple[float, ...] = option((), "values of sae.sparsity_coefficient, or of sae.k in the TopK family")
+  sparsities: tuple[float, ...] = option(
+      (), f"values of what makes the recipe sparser or denser: sae.k for {', '.join(recipes_with('k'))}, "
+      "sae.sparsity_coefficient for the others. The recipe's own grid if no axis of the sweep is named")
   learning_rates: tuple[float, ...] = option((), "values of sae.learning_rate")
   n_features: tuple[int, ...] = option((), "values of sae.n_features")
-  seeds: tuple[int, ...] = option((), "values of sae.seed, for weights; the order of the rows is sae.seed's")
+  seeds: tuple[int, ...] = option((), "values of sae.seed for the weights; the order of the rows is that of sae.seed")
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     require(self.name.strip(".") and "/" not in self.name, "sweep.name", self.name, "must be a folder's name")
 
-  def configs(self, base):
+  def configs(self, base: SAEConfig) -> list[SAEConfig]:
     """Every combination, as resolved `SAEConfig`s."""
+    if not (self.sparsities or self.learning_rates or self.n_features or self.seeds):
+      return [config.resolved() for config in base.at_grid() or [base]]
     found = [base]
     for field, values in (("n_features", self.n_features), ("learning_rate", self.learning_rates),
                           ("seed", self.seeds)):

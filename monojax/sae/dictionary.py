@@ -16,13 +16,13 @@ from monojax import checkpoint
 from monojax import config as configs
 from monojax.activations.arrays import as_numpy
 from monojax.config import require
+from monojax.sae.begin import settings_of
 from monojax.sae.config import SAEConfig
 from monojax.sae.model import Dictionary, Wiring
-from monojax.sae.recipes import make_recipe
+from monojax.sae.recipes import Recipe, make_recipe
 from monojax.training import compute_dtype
 
-VERSION = 2  # of what is saved beside the parameters; version 0.1 of monojax wrote none
-_OWN = ("version", "sae", "wiring", "sites")  # what `saved` writes itself
+_OWN = ("sae", "wiring", "sites")  # what is kept beside the parameters in any case
 _CHUNK_ROWS = 8192  # rows of a NumPy array that are computed at a time
 Array = np.ndarray | jax.Array
 
@@ -122,15 +122,17 @@ class SAE:
 
     The folder is an orbax checkpoint of the parameters. The configuration is its metadata.
     """
-    checkpoint.save_params(directory, self.params, saved(self.config, self.model.wiring, self.sites, self.about))
+    about = {**self.about, "sites": list(self.sites)}
+    checkpoint.save_params(directory, self.params, settings_of(self.config, self.model.wiring, about))
 
   @classmethod
-  def load(cls, directory: str | pathlib.Path, sites: tuple[str, ...] = ()) -> "SAE":
+  def load(cls, directory: str | pathlib.Path, sites: tuple[str, ...] = (), recipe: Recipe | None = None) -> "SAE":
     """Reads a dictionary that `save` wrote, or one that a run trained, from `RUN/sae/dictionary` for instance.
 
     Args:
       directory: the folder.
       sites: names of its sites, for dictionaries of version 0.1, which were saved without.
+      recipe: the record of its recipe, if that is not part of monojax.
 
     Raises:
       InputError: the folder holds no dictionary.
@@ -139,7 +141,7 @@ class SAE:
     require("sae" in kept and "wiring" in kept, "directory", str(directory),
             "holds parameters without a dictionary's configuration")
     config, wiring = configs.from_dict(SAEConfig, kept["sae"]), configs.from_dict(Wiring, kept["wiring"])
-    model = make_recipe(config, wiring, compute_dtype(config.compute_dtype)).model
+    model = make_recipe(config, wiring, compute_dtype(config.compute_dtype), recipe).model
     about = {name: value for name, value in kept.items() if name not in _OWN}
     return cls(config, model, jax.tree.map(jnp.asarray, params), tuple(kept.get("sites", sites)), about)
 
@@ -171,9 +173,3 @@ class SAE:
     n = self.n_features
     return jax.jit(lambda params, both: self.model.apply({"params": params}, both[:, :n], None, both[:, n:],
                                                          method="decode"))
-
-
-def saved(config: SAEConfig, wiring: Wiring, sites: tuple[str, ...], about: dict) -> dict:
-  """What is kept beside a dictionary's parameters: enough to rebuild it, and what it was made from."""
-  return {"version": VERSION, "sae": configs.to_dict(config), "wiring": configs.to_dict(wiring), "sites": list(sites),
-          **about}

@@ -1,18 +1,21 @@
-"""Dictionaries: activations to features and back.
+"""The model of a dictionary: activations to features and back, and which sites it reads and writes.
 
-Letters: B batch, M width read, O width written, F features.
+Letters: B rows of a batch, M numbers read of a row, O numbers written, F features.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from monojax.linear import matmul
-from monojax.sae.nonlinearity import ReLU
-from monojax.sae.sparse.code import decode
+from monojax.sae.nonlinearity import Nonlinearity, ReLU
+from monojax.sae.sparse.code import Places, decode
 
 # Where a dictionary's parameters (and their optimiser moments and counters) live on the mesh.
 _BY_FEATURE = ("b_enc_F", "log_threshold_F", "r_F", "b_mag_F", "last_fired_F")
@@ -25,59 +28,60 @@ class Wiring:
   """Which sites of a batch a dictionary reads, and which it reconstructs.
 
   A batch holds the activations of its sites side by side. An autoencoder reads and writes its one site, a
-  transcoder reads one and writes another, a crosscoder reads and writes all.
+  transcoder reads one and writes another, a crosscoder reads and writes several. `Wiring((512,))` is an
+  autoencoder of one site of width 512.
 
   Attributes:
-    widths: the sites' widths; they add up to the batch's.
-    reads: numbers of the sites read.
-    writes: numbers of the sites written.
+    widths: the widths of the batch's sites; they add up to the batch's.
+    reads: positions in `widths` of the sites that are read.
+    writes: positions of the sites that are reconstructed.
   """
   widths: tuple[int, ...]
   reads: tuple[int, ...] = (0,)
   writes: tuple[int, ...] = (0,)
 
   @property
-  def n_inputs(self):
-    """M."""
+  def n_inputs(self) -> int:
+    """M, the numbers that are read of a row."""
     return sum(self.widths[i] for i in self.reads)
 
   @property
-  def n_outputs(self):
-    """O."""
+  def n_outputs(self) -> int:
+    """O, the numbers that are written."""
     return sum(self.widths[i] for i in self.writes)
 
   @property
-  def autoencodes(self):
+  def autoencodes(self) -> bool:
     """Whether what is written is what is read."""
     return self.reads == self.writes
 
-  def inputs(self, x):
-    """The columns that are read, of an array whose last axis holds the sites."""
+  def inputs(self, x: Any) -> Any:
+    """The columns that are read, of an array whose last axis holds the sites side by side."""
     return self._columns(x, self.reads)
 
-  def targets(self, x):
-    """The columns that are written."""
+  def targets(self, x: Any) -> Any:
+    """The columns that are to be reconstructed, of an array whose last axis holds the sites side by side."""
     return self._columns(x, self.writes)
 
-  def written(self):
-    """(first, last) column of each written site among the outputs."""
+  def written(self) -> list[tuple[int, int]]:
+    """(first, last) column of each written site among the O outputs."""
     ends = [sum(self.widths[i] for i in self.writes[:n]) for n in range(len(self.writes) + 1)]
     return list(zip(ends[:-1], ends[1:], strict=True))
 
-  def _columns(self, x, sites):
+  def _columns(self, x: Any, sites: Sequence[int]) -> Any:
     if sites == tuple(range(len(self.widths))):
       return x
     starts = [sum(self.widths[:i]) for i in sites]
     return jnp.concatenate([x[..., s:s + self.widths[i]] for s, i in zip(starts, sites, strict=True)], axis=-1)
 
 
-def kaiming_uniform(key, shape, fan_in):
+def kaiming_uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
   """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), what a linear layer starts from in PyTorch."""
   bound = fan_in ** -0.5
   return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
-def unit_rows(W_dec_FO):
+def unit_rows(W_dec_FO: jax.Array) -> jax.Array:
   """Each feature's direction scaled to unit L2 norm."""
   return W_dec_FO / jnp.linalg.norm(W_dec_FO, axis=1, keepdims=True)
 
@@ -85,8 +89,9 @@ def unit_rows(W_dec_FO):
 class Dictionary(nn.Module):
   """A one-hidden-layer map from activations to features and on to what they reconstruct.
 
-  f = nonlinearity(W_enc (x - b_dec) + b_enc),  y_hat = W_dec f + b_dec (+ W_skip x),
-  where the subtraction of b_dec is the choice of Towards Monosemanticity and of the TopK family, and needs
+  f = nonlinearity(W_enc (x - b_dec) + b_enc),  y_hat = W_dec f + b_dec (+ W_skip x).
+
+  Subtracting b_dec from the input is the choice of Towards Monosemanticity and of the TopK family. It needs
   that what is written is what is read.
 
   Attributes:
@@ -96,18 +101,18 @@ class Dictionary(nn.Module):
     pre_bias: whether b_dec is subtracted before encoding.
     skip: whether the input also reaches the output through a matrix of its own (skip transcoders,
       arXiv 2501.18823), which starts at 0.
-    encoder_init: "kaiming" or "decoder_transpose".
-    dtype: of the matrix products; they accumulate in float32.
+    encoder_init: "kaiming" starts the encoder at random, "decoder_transpose" as the decoder's transpose.
+    dtype: the dtype of the matrix products' operands; they accumulate in float32.
   """
   wiring: Wiring
   n_features: int
-  nonlinearity: ReLU = ReLU()
+  nonlinearity: Nonlinearity = ReLU()
   pre_bias: bool = True
   skip: bool = False
   encoder_init: str = "kaiming"
-  dtype: jnp.dtype = jnp.float32
+  dtype: Any = jnp.float32
 
-  def setup(self):
+  def setup(self) -> None:
     m, o, f = self.wiring.n_inputs, self.wiring.n_outputs, self.n_features
     self.W_dec_FO = self.param("W_dec_FO", lambda key: unit_rows(kaiming_uniform(key, (f, o), f)))
     transpose = self.encoder_init == "decoder_transpose" and self.wiring.autoencodes
@@ -115,42 +120,44 @@ class Dictionary(nn.Module):
         "W_enc_MF", lambda key: self.W_dec_FO.T if transpose else kaiming_uniform(key, (m, f), m))
     self.b_enc_F = self.param("b_enc_F", nn.initializers.zeros, (f,))
     self.b_dec_O = self.param("b_dec_O", nn.initializers.zeros, (o,))
-    for name, value in self.nonlinearity.own(f).items():
+    for name, value in {**self.nonlinearity.per_feature(f), **self.nonlinearity.overall()}.items():
       setattr(self, name, self.param(name, lambda key, value=value: value))
     if self.skip:
       self.W_skip_MO = self.param("W_skip_MO", nn.initializers.zeros, (m, o))
 
-  def centred(self, x_BM):
+  def centred(self, x_BM: jax.Array) -> jax.Array:
     """What the encoder multiplies, shape (B, M): x - b_dec, through which b_dec gets no gradient, or x."""
     return x_BM - jax.lax.stop_gradient(self.b_dec_O)[None] if self.pre_bias else x_BM
 
-  def encoder_bias(self):
+  def encoder_bias(self) -> jax.Array:
     """What is added to the product of the centred inputs, shape (F,): b_enc, with b_dec's gradient.
 
-    Differentiating (x - b_dec) W_enc would cost a sixth matrix product of the batch only to sum it into b_dec.
+    The value is b_enc. The gradient by b_dec, which `centred` leaves out, comes from a product of one row with W_enc
+    whose value is 0: differentiating (x - b_dec) W_enc instead would cost a sixth matrix product of the whole batch.
     """
     if not self.pre_bias:
       return self.b_enc_F
     nothing_M = jax.lax.stop_gradient(self.b_dec_O) - self.b_dec_O
     return self.b_enc_F + jnp.matmul(nothing_M, self.W_enc_MF, precision=jax.lax.Precision.HIGHEST)
 
-  def pre_activations(self, x_BM):
+  def pre_activations(self, x_BM: jax.Array) -> jax.Array:
     """W_enc (x - b_dec) + b_enc, shape (B, F)."""
     return matmul(self.centred(x_BM), self.W_enc_MF, self.dtype) + self.encoder_bias()[None]
 
-  def encode(self, x_BM):
-    """Features f_BF of activations x_BM, as used outside of training."""
-    return self.nonlinearity.encode(self.pre_activations(x_BM), self.variables["params"])
+  def encode(self, x_BM: jax.Array, mesh: Mesh | None = None) -> jax.Array:
+    """Features f_BF of activations x_BM, as used outside of training; `mesh` is what they are spread over, if any."""
+    return self.nonlinearity.encode(self.pre_activations(x_BM), self.variables["params"], mesh)
 
-  def decode(self, f, places=None, x_BM=None):
+  def decode(self, f: jax.Array, places: Places | None = None, x_BM: jax.Array | None = None) -> jax.Array:
     """Reconstructions of shape (B, O) from features (see `monojax.sae.sparse.code`); a skip needs the inputs, too."""
     return decode(f, places, self.W_dec_FO, self.dtype)[0] + self.offset(x_BM)
 
-  def offset(self, x_BM):
-    """What a reconstruction holds besides its features: b_dec, and W_skip x; (1, O) or (B, O)."""
+  def offset(self, x_BM: jax.Array | None) -> jax.Array:
+    """What a reconstruction holds besides its features: b_dec, shape (1, O), or b_dec + W_skip x, shape (B, O)."""
     b_dec_1O = self.b_dec_O[None]
     return b_dec_1O + matmul(x_BM, self.W_skip_MO, self.dtype) if self.skip else b_dec_1O
 
-  def __call__(self, x_BM):
-    f_BF = self.encode(x_BM)
+  def __call__(self, x_BM: jax.Array, mesh: Mesh | None = None) -> tuple[jax.Array, jax.Array]:
+    """(reconstruction y_BO, features f_BF) of activations x_BM."""
+    f_BF = self.encode(x_BM, mesh)
     return self.decode(f_BF, None, x_BM), f_BF

@@ -1,84 +1,114 @@
-"""What recipes minimise: a reconstruction error and terms beside it, each a published formula.
+"""What recipes minimise: the error of a reconstruction and terms beside it, each a published formula.
 
-A term is a function of one `Pass`, a batch's way through a dictionary. Terms read dense and sparse codes
-alike, so that a recipe is written once for both.
+A term is a function of one `Pass`, a batch's way through a dictionary. Terms read dense and sparse codes alike, so
+that a recipe is written once for both. A loss that changes in the course of training reads `Pass.step`, as this L1
+does that falls to 0 over some steps:
+
+  def annealed_l1(n_steps):
+    return lambda p: jnp.maximum(0.0, 1 - p.step / n_steps) * p.penalty * p.f.sum() / p.x_BM.shape[0]
 """
 
 import itertools
+from collections.abc import Callable, Sequence
 
 import flax
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from monojax.linear import matmul
+from monojax.sae.model import Dictionary
+from monojax.sae.nonlinearity import JumpReLU, Params, TopK
 from monojax.sae.sparse.code import Places, at, decode, pre_activations_at
 from monojax.sae.sparse.select import top_k
 
 
 @flax.struct.dataclass
-class Pass:
-  """A batch's way through a dictionary.
+class Given:
+  """What a step gives to a loss, besides the parameters and the code.
+
+  Attributes:
+    x_BM, y_BO: what is read, and what is to be reconstructed.
+    step: int32, the optimiser steps done before this one, for losses that follow a schedule of their own.
+    penalty: the sparsity penalty's coefficient, as its schedule has it at this step.
+    dead_F: bool, the features that have not fired of late.
+    model: `Dictionary`.
+    mesh: the device mesh that the batch is spread over, or None for one device.
+  """
+  x_BM: jax.Array
+  y_BO: jax.Array
+  step: jax.Array
+  penalty: jax.Array
+  dead_F: jax.Array
+  model: Dictionary = flax.struct.field(pytree_node=False)
+  mesh: Mesh | None = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
+class Pass(Given):
+  """A batch's way through a dictionary: all that a published loss may depend on.
 
   Attributes:
     params: the dictionary's parameters.
-    x_BM, y_BO: what is read, and what is to be reconstructed.
     places: what the entries of h and f stand for, or None for all (see `monojax.sae.sparse.code`).
     h, f: pre-activations and features, (B, F) or (V, K).
     norm_F: the features' decoder norms, summed over the sites written.
     error_BO: reconstruction minus target, by the whole dictionary.
-    penalty: the sparsity penalty's coefficient, as the schedule has it at this step.
-    dead_F: the features that have not fired of late.
   """
-  params: dict
-  x_BM: jax.Array
-  y_BO: jax.Array
-  places: Places
+  params: Params
+  places: Places | None
   h: jax.Array
   f: jax.Array
   norm_F: jax.Array
   error_BO: jax.Array
-  penalty: jax.Array
-  dead_F: jax.Array
 
 
-def make_objective(model, error, terms, group_sizes=(), group_weight=1.0):
+Error = Callable[[jax.Array, jax.Array], jax.Array]  # (target y_BO, error e_BO) -> scalar
+Term = Callable[[Pass], jax.Array]
+SparseCode = tuple[jax.Array, Places]  # (h_VK, the places of its entries)
+Objective = Callable[..., tuple[jax.Array, Pass]]
+
+
+def make_objective(error: Error, terms: Sequence[Term], group_sizes: Sequence[int] = (),
+                   group_weight: float = 1.0) -> Objective:
   """The function that a step differentiates.
 
   With `group_sizes`, the first n features must also do as a dictionary of their own, for each n: the error
   of that part's reconstruction is added, `group_weight` times (Matryoshka, arXiv 2503.17547).
 
   Args:
-    model: `Dictionary`.
     error: (y_BO, e_BO) -> the scalar that stands for a reconstruction's error e.
     terms: functions of a `Pass`, each a scalar to add.
     group_sizes: sizes of leading groups of features, rising.
     group_weight: weight of each group's error.
 
   Returns:
-    objective: (params, x_BM, y_BO, penalty, dead_F, sparse=None) -> (loss, Pass), where `sparse` is
-      None or (h_VK, `Places`) for a code of few features a row, all of which are kept.
+    objective: (params, `Given`, code=None) -> (loss, `Pass`), where `code` is None for a dense code, or
+      (h_VK, `Places`) for one of few features a row, all of which are kept.
   """
-  def objective(params, x_BM, y_BO, penalty, dead_F, sparse=None):
+  def objective(params: Params, given: Given, code: SparseCode | None = None) -> tuple[jax.Array, Pass]:
+    model, x_BM, y_BO = given.model, given.x_BM, given.y_BO
     bound = model.bind({"params": params})
-    if sparse is None:
+    if code is None:
       places, h = None, bound.pre_activations(x_BM)
     else:
-      h_VK, places = sparse
+      h_VK, places = code
       h = pre_activations_at(bound.centred(x_BM), params["W_enc_MF"], bound.encoder_bias(), h_VK, places)
-    keep = model.nonlinearity.keep(jax.lax.stop_gradient(h), jax.lax.stop_gradient(params), places)
+    keep = model.nonlinearity.keep(jax.lax.stop_gradient(h), jax.lax.stop_gradient(params), places, given.mesh)
     f = model.nonlinearity.value(h, params, places)
     f = f if keep is None else jnp.where(keep, f, 0.0)
     parts = group_reconstructions(model, params, f, places, x_BM, group_sizes)
-    passed = Pass(params, x_BM, y_BO, places, h, f, decoder_norms(model, params), parts[-1] - y_BO,
-                  penalty, dead_F)
+    passed = Pass(**vars(given), params=params, places=places, h=h, f=f, norm_F=decoder_norms(model, params),
+                  error_BO=parts[-1] - y_BO)
     loss = error(y_BO, passed.error_BO) + sum(term(passed) for term in terms)
     loss += group_weight * sum(error(y_BO, part - y_BO) for part in parts[:-1])
     return loss, passed
   return objective
 
 
-def group_reconstructions(model, params, f, places, x_BM, group_sizes):
-  """Reconstructions by the first n features, for n of `group_sizes`, and by all.
+def group_reconstructions(model: Dictionary, params: Params, f: jax.Array, places: Places | None, x_BM: jax.Array,
+                          group_sizes: Sequence[int]) -> list[jax.Array]:
+  """Reconstructions by the first n features, for each n of `group_sizes`, and by all.
 
   Each adds its own features to the one before, so that all of them cost what the last alone would.
   """
@@ -87,7 +117,7 @@ def group_reconstructions(model, params, f, places, x_BM, group_sizes):
   return list(itertools.accumulate(own, initial=offset))[1:]
 
 
-def decoder_norms(model, params):
+def decoder_norms(model: Dictionary, params: Params) -> jax.Array:
   """The L2 norm of each feature's direction, summed over the sites it writes to, shape (F,)."""
   return sum(jnp.linalg.norm(params["W_dec_FO"][:, first:last], axis=1)
              for first, last in model.wiring.written())
@@ -95,60 +125,60 @@ def decoder_norms(model, params):
 
 # Errors of a reconstruction.
 
-def mean_square(y_BO, e_BO):
-  """Mean over elements and rows: Towards Monosemanticity."""
+def mean_square(y_BO: jax.Array, e_BO: jax.Array) -> jax.Array:
+  """The squared error's mean over elements and rows: Towards Monosemanticity."""
   return jnp.square(e_BO).mean()
 
 
-def summed_square(y_BO, e_BO):
-  """Sum over elements, mean over rows: from February 2024 on."""
+def summed_square(y_BO: jax.Array, e_BO: jax.Array) -> jax.Array:
+  """The squared error's sum over elements, mean over rows: from February 2024 on."""
   return jnp.square(e_BO).sum() / e_BO.shape[0]
 
 
-def unexplained(y_BO, e_BO):
-  """Summed square over that of the targets around their batch's mean: the TopK family."""
+def unexplained(y_BO: jax.Array, e_BO: jax.Array) -> jax.Array:
+  """The squared error over that of the batch's mean, the fraction of variance unexplained: the TopK family."""
   return jnp.square(e_BO).sum() / jnp.square(y_BO - y_BO.mean(0, keepdims=True)).sum()
 
 
 # Terms.
 
-def l1(weight_F=None):
-  """penalty * sum of features, mean over rows; `weight_F` weighs each feature's."""
-  def term(p):
+def l1(weight_F: jax.Array | None = None) -> Term:
+  """penalty * sum of features, mean over rows; `weight_F`, if given, weighs each feature's."""
+  def term(p: Pass) -> jax.Array:
     f = p.f if weight_F is None else p.f * at(weight_F, p.places)
     return p.penalty / p.x_BM.shape[0] * f.sum()
   return term
 
 
-def l1_of_norms(p):
+def l1_of_norms(p: Pass) -> jax.Array:
   """penalty * sum of f |d| (Anthropic, April 2024); a crosscoder's |d| is a sum over its sites."""
   return p.penalty / p.x_BM.shape[0] * (p.f * at(p.norm_F, p.places)).sum()
 
 
-def l0(nonlinearity):
+def l0(nonlinearity: JumpReLU) -> Term:
   """penalty * number of features above their thresholds (arXiv 2407.14435)."""
-  def term(p):
+  def term(p: Pass) -> jax.Array:
     active = nonlinearity.active(jax.lax.stop_gradient(p.h), p.params, p.places)
     return p.penalty / p.x_BM.shape[0] * active.sum()
   return term
 
 
-def tanh_of_norms(c):
+def tanh_of_norms(c: float) -> Term:
   """penalty * sum of tanh(c f |d|) (Anthropic, January 2025)."""
   return lambda p: p.penalty / p.x_BM.shape[0] * jnp.tanh(c * p.f * at(p.norm_F, p.places)).sum()
 
 
-def pre_activation_pull(coefficient, model):
+def pre_activation_pull(coefficient: float) -> Term:
   """coefficient * sum of ReLU(theta - h) |d|, which draws silent features to their threshold.
 
   Anthropic, January 2025, with the pre-activation h where the page prints f: by f, a silent feature's
   encoder would get no gradient. All features but the active ones take part, so what is summed is the
   linear sum over all of them less its part over the active ones, which a sparse code names.
   """
-  def term(p):
+  def term(p: Pass) -> jax.Array:
     norm_F = p.norm_F
     theta_F = jnp.exp(p.params["log_threshold_F"])
-    bound = model.bind({"params": p.params})
+    bound = p.model.bind({"params": p.params})
     mean_h_F = bound.centred(p.x_BM).mean(0) @ p.params["W_enc_MF"] + bound.encoder_bias()
     everywhere = (norm_F * (theta_F - mean_h_F)).sum()
     short = at(theta_F, p.places) - p.h
@@ -157,22 +187,20 @@ def pre_activation_pull(coefficient, model):
   return term
 
 
-def gate(model):
+def gate(p: Pass) -> jax.Array:
   """penalty * L1 of the gates, and the error of reconstructing from them by a frozen decoder.
 
   With pi the gate's pre-activation: penalty * sum ReLU(pi) + |x - x_hat_frozen(ReLU(pi))|^2
   (arXiv 2404.16014).
   """
-  def term(p):
-    open_ = jax.nn.relu(p.h)
-    fixed = jax.lax.stop_gradient(p.params)
-    y_BO = decode(open_, p.places, fixed["W_dec_FO"], model.dtype)[0] + model.bind({"params": fixed}).offset(p.x_BM)
-    return (p.penalty / p.x_BM.shape[0] * open_.sum()
-            + summed_square(p.y_BO, y_BO - p.y_BO))
-  return term
+  open_ = jax.nn.relu(p.h)
+  fixed = jax.lax.stop_gradient(p.params)
+  y_BO = decode(open_, p.places, fixed["W_dec_FO"], p.model.dtype)[0] + p.model.bind({"params": fixed}).offset(p.x_BM)
+  return (p.penalty / p.x_BM.shape[0] * open_.sum()
+          + summed_square(p.y_BO, y_BO - p.y_BO))
 
 
-def auxk(coefficient, k, model, n_compact=512):
+def auxk(coefficient: float, k: int, n_few: int = 512) -> Term:
   """Dead features reconstruct what is left: coefficient * |e - e_hat|^2 / |e - mean e|^2 (arXiv 2406.04093).
 
   e is the residual, held constant; e_hat comes from the k largest of the dead features, without bias.
@@ -181,10 +209,14 @@ def auxk(coefficient, k, model, n_compact=512):
   Args:
     coefficient: 1/32 in the paper.
     k: dead features used in each row, at most.
-    model: `Dictionary`.
-    n_compact: so many dead features or fewer count as few.
+    n_few: so many dead features or fewer count as few.
   """
-  n_compact = min(n_compact, model.n_features)
+  return lambda p: coefficient * _dead_error(p, k, min(n_few, p.model.n_features))
+
+
+def _dead_error(p: Pass, k: int, n_few: int) -> jax.Array:
+  """|e - e_hat|^2 / |e - mean e|^2 of a pass; see `auxk`."""
+  model = p.model
 
   def unexplained_by(params, columns_D, dead_D, x_BM, e_BO, mesh):
     of = lambda a, axis: a if columns_D is None else jnp.take(a, columns_D, axis)
@@ -200,12 +232,12 @@ def auxk(coefficient, k, model, n_compact=512):
     return jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
 
   def few(params, x_BM, e_BO, dead_F):
-    columns_D = jnp.nonzero(dead_F, size=n_compact, fill_value=0)[0]
-    dead_D = jnp.arange(n_compact) < dead_F.sum()
+    columns_D = jnp.nonzero(dead_F, size=n_few, fill_value=0)[0]
+    dead_D = jnp.arange(n_few) < dead_F.sum()
     return jax.value_and_grad(unexplained_by)(params, columns_D, dead_D, x_BM, e_BO, None)
 
   def many(params, x_BM, e_BO, dead_F):
-    return jax.value_and_grad(unexplained_by)(params, None, dead_F, x_BM, e_BO, model.nonlinearity.mesh)
+    return jax.value_and_grad(unexplained_by)(params, None, dead_F, x_BM, e_BO, p.mesh)
 
   # The gradient is made where the value is: carried out of a branch, what it needs would be as large for no dead
   # features as for many.
@@ -215,31 +247,36 @@ def auxk(coefficient, k, model, n_compact=512):
 
   def forward(params, x_BM, e_BO, dead_F):
     n_dead = dead_F.sum()
-    case = (n_dead > 0).astype(jnp.int32) + (n_dead > n_compact)
+    case = (n_dead > 0).astype(jnp.int32) + (n_dead > n_few)
     return jax.lax.switch(case, (nothing, few, many), params, x_BM, e_BO, dead_F)
 
   def backward(gradients, g):
     return jax.tree.map(lambda leaf: g * leaf, gradients), None, None, None
   value.defvjp(forward, backward)
-  return lambda p: coefficient * value(p.params, p.x_BM, jax.lax.stop_gradient(-p.error_BO), p.dead_F)
+  return value(p.params, p.x_BM, jax.lax.stop_gradient(-p.error_BO), p.dead_F)
 
 
-def multi_topk(coefficient, n, model):
+def multi_topk(coefficient: float, n: int, nonlinearity: TopK) -> Term:
   """coefficient * unexplained variance with the n largest features of a row (Multi-TopK, arXiv 2406.04093).
 
   The paper adds 1/8 of it with n = 4 k, so that the dictionary still works with more features than k.
+
+  Args:
+    coefficient: 1/8 in the paper.
+    n: features of a row, at most `nonlinearity.n_sparse`.
+    nonlinearity: the model's.
   """
-  def term(p):
-    largest = model.nonlinearity.largest(jax.lax.stop_gradient(p.h), p.places, n)
+  def term(p: Pass) -> jax.Array:
+    largest = nonlinearity.largest(jax.lax.stop_gradient(p.h), p.places, n, p.mesh)
     f = jnp.where(largest, jax.nn.relu(p.h), 0.0)
-    y_hat_BO = decode(f, p.places, p.params["W_dec_FO"], model.dtype)[0]
-    return coefficient * unexplained(p.y_BO, y_hat_BO + model.bind({"params": p.params}).offset(p.x_BM) - p.y_BO)
+    y_hat_BO = decode(f, p.places, p.params["W_dec_FO"], p.model.dtype)[0]
+    return coefficient * unexplained(p.y_BO, y_hat_BO + p.model.bind({"params": p.params}).offset(p.x_BM) - p.y_BO)
   return term
 
 
-def orthogonality(coefficient):
-  """coefficient * sum over pairs i != j of (d_i . d_j)^2, from the M x M product of the decoder with itself."""
-  def term(p):
+def orthogonality(coefficient: float) -> Term:
+  """coefficient * sum over pairs i != j of (d_i . d_j)^2, from the O x O product of the decoder with itself."""
+  def term(p: Pass) -> jax.Array:
     W_FO = p.params["W_dec_FO"]
     gram_OO = jnp.matmul(W_FO.T, W_FO, precision=jax.lax.Precision.HIGHEST)
     return coefficient * (jnp.square(gram_OO).sum() - jnp.square(jnp.square(W_FO).sum(1)).sum())

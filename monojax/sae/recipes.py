@@ -1,279 +1,240 @@
-"""Recipes: a published method is a model, an objective, an optimiser, a constraint, a start and a schedule."""
+"""Recipes: published ways to train a dictionary, one record each.
+
+A `Recipe` holds everything that monojax knows of one: what it is, the values that its publication sets, those that a
+short run needs, the setting that makes it sparser and a grid of it to sweep, and a function that builds it. Flags,
+help texts, presets, sweeps and studies read these records, so that a recipe made of existing parts is added here and
+nowhere else. A recipe of your own need not be in this file: give its record to `make_recipe` or
+`monojax.sae.train.train_sae`, with a name that has a dot in it, such as "mylab.annealed".
+
+This file loads no jax: a builder gets the parts, the module `monojax.sae.parts`, as an argument.
+"""
+
+from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-
-import jax
-import jax.numpy as jnp
-import optax
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from monojax.config import require
-from monojax.sae import objectives
-from monojax.sae.model import Dictionary, Wiring, kaiming_uniform, unit_rows
-from monojax.sae.nonlinearity import BatchTopK, Gated, JumpReLU, ReLU, TopK
+
+if TYPE_CHECKING:
+  from monojax.sae.config import SAEConfig
+  from monojax.sae.model import Wiring
+  from monojax.sae.nonlinearity import Nonlinearity
+  from monojax.sae.parts import MadeRecipe
+
+# (`monojax.sae.parts`, resolved settings, sites read and written, dtype of the matrix products) -> the recipe made
+Build = Callable[[ModuleType, "SAEConfig", "Wiring", Any], "MadeRecipe"]
+KNOBS = ("k", "sparsity_coefficient")
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """The parts that the training step composes.
+  """All that is known of a recipe.
 
   Attributes:
-    model: `Dictionary`.
-    objective: from `objectives.make_objective`.
-    row_loss: (params, x_BW) -> loss of each row, which weighs the draw of resampled directions.
-    tx: optax transformation of the gradients, to be multiplied by the learning rate at its peak.
-    start: (key, params, sample x_NM, y_NO) -> params: what the initial ones are made, given some of the data.
-    constrain: params -> params, applied after each update.
-    observe: (params, `Pass`) -> new values of the parameters that are not learned by gradient.
-    penalty_scale: step -> factor of the sparsity penalty.
-    peaks: {"penalty", "learning_rate"}: the settings that a step reads from its state, so that dictionaries
-      that differ in nothing else share one compiled step.
-    normalised: whether each site is scaled by one constant to E|x| = sqrt(width); raw data otherwise.
-    slots: features a row, on average, that a sparse code has room for.
-    ema_decay: of the weights' running mean, which is what is kept in the end; 0 keeps the last weights.
+    name: the value of `--sae.recipe`. One that is not part of monojax is named OWNER.NAME.
+    about: what it is, in a sentence, with its publication.
+    build: makes it for given settings and sites.
+    knob: the setting that makes its dictionaries sparser or denser, "k" or "sparsity_coefficient".
+    grid: values of the knob that a sweep takes where none are named, from small to large.
+    published: the publication's values of settings that are None by default in `SAEConfig`, and "penalty_warmup",
+      the part of the steps over which the penalty rises. Settings that it does not name take `SAEConfig`'s defaults.
+    quick: values that a run of some hundred steps needs, where publications take hundreds of thousands: higher
+      learning rates, shorter memories, thresholds that start near where they end.
+    uses: settings that mean something to this recipe and not to every other.
   """
-  model: Dictionary
-  objective: Callable
-  row_loss: Callable
-  tx: optax.GradientTransformation
-  start: Callable
-  constrain: Callable
-  observe: Callable
-  penalty_scale: Callable
-  peaks: dict
-  normalised: bool
-  slots: int
-  ema_decay: float = 0.0
+  name: str
+  about: str
+  build: Build
+  knob: str
+  grid: tuple[float, ...]
+  published: Mapping[str, float]
+  quick: Mapping[str, Any]
+  uses: tuple[str, ...] = ()
+
+  def __post_init__(self) -> None:
+    require(self.knob in KNOBS, f"{self.name}.knob", self.knob, f"choose one of {', '.join(KNOBS)}")
+    require(self.grid and all(value > 0 for value in self.grid), f"{self.name}.grid", self.grid,
+            "needs values of the knob, all of them positive")
 
 
-def make_recipe(config, wiring, dtype, mesh=None):
-  """The recipe that `config.recipe` names.
+def recipe_of(name: str, own: Recipe | None = None) -> Recipe:
+  """The record of a recipe.
 
   Args:
-    config: `SAEConfig`.
-    wiring: `Wiring`, or the width of the one site that an autoencoder reads.
-    dtype: of the matrix products.
-    mesh: that training codes are spread over, if they are.
+    name: of the recipe, as settings hold it.
+    own: the record, for a recipe that is not part of monojax.
+
+  Raises:
+    InputError: there is no such recipe, or `own` is another one.
   """
-  config = config.resolved()
-  wiring = wiring if isinstance(wiring, Wiring) else Wiring((wiring,))
+  if own is None or RECIPES.get(name) == own:
+    require(name in RECIPES, "sae.recipe", name, f"choose one of {', '.join(RECIPES)}" + (
+        "; a recipe of your own is named OWNER.NAME" if "." not in name else ", or give its record (recipe=...)"))
+    return RECIPES[name]
+  require("." in own.name, "recipe", own.name, "must be named OWNER.NAME, with a dot, to tell it from monojax's own")
+  require(own.name == name, "sae.recipe", name, f"is not the recipe that was given: set it to {own.name!r}")
+  return own
+
+
+def make_recipe(config: SAEConfig, wiring: Wiring, dtype: Any, recipe: Recipe | None = None) -> MadeRecipe:
+  """The recipe that `config.recipe` names, made for given settings and sites.
+
+  Args:
+    config: `SAEConfig`, resolved or not.
+    wiring: which sites are read and written.
+    dtype: the dtype of the matrix products.
+    recipe: the record, for a recipe that is not part of monojax.
+
+  Raises:
+    InputError: there is no such recipe, or it cannot follow these settings.
+  """
+  from monojax.sae import parts
+  config = config.resolved(recipe)
   require(not (config.skip and set(wiring.reads) & set(wiring.writes)), "sae.skip", True,
           "needs a dictionary that writes only what it does not read (a transcoder): others would only copy")
-
-  def build(nonlinearity, pre_bias, encoder_init):
-    nonlinearity = dataclasses.replace(nonlinearity, mesh=mesh)
-    return Dictionary(wiring, config.n_features, nonlinearity, pre_bias, config.skip, encoder_init, dtype)
-  make = {"tm2023": tm2023, "apr2024": apr2024, "jumprelu": jumprelu, "jan2025": jan2025, "gated": gated,
-          "topk": topk, "batchtopk": batchtopk, "matryoshka": matryoshka}[config.recipe]
-  return make(config, wiring, build)
+  return recipe_of(config.recipe, recipe).build(parts, config, wiring, dtype)
 
 
-def tm2023(config, wiring, build):
-  """Towards Monosemanticity (2023): ReLU, L1, unit decoder columns, mean squared error.
-
-  The decoder gradient's part along each column is removed before Adam, so that its moments do not see
-  it, and the columns are scaled back to unit norm after the step. Groups, none by default, add to the
-  published loss.
-  """
-  model = build(ReLU(), wiring.autoencodes, config.encoder_init)
-  penalty = objectives.l1(group_weights(config))
-  return compose(config, model, objectives.mean_square, [penalty], unit_decoder=True,
-                 row_penalty=lambda f_BF: config.sparsity_coefficient * f_BF.sum(1))
+def _tm2023(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> MadeRecipe:
+  """Mean squared error and L1; groups, none by default, add to the published loss."""
+  model = parts.dictionary(config, wiring, dtype, parts.nonlinearities.ReLU(), wiring.autoencodes, config.encoder_init)
+  return parts.compose(
+      config, model, error=parts.objectives.mean_square, terms=[parts.objectives.l1(parts.group_weights(config))],
+      unit_decoder=True, row_penalty=lambda f_BF: config.sparsity_coefficient * f_BF.sum(1))
 
 
-def apr2024(config, wiring, build):
-  """Anthropic, April 2024: L1 of features times decoder norms, free decoder norms, no pre-encoder bias.
-
-  The decoder starts at random directions of norm 0.1 and the encoder as its transpose.
-  """
-  model = build(ReLU(), False, "decoder_transpose")
-
-  def start(key, params, x_NM, y_NO):
-    W_dec_FO = 0.1 * unit_rows(params["W_dec_FO"])
-    return {**params, "W_dec_FO": W_dec_FO, "W_enc_MF": transposed_or(params["W_enc_MF"], W_dec_FO, wiring)}
-  return compose(config, model, objectives.summed_square,
-                 [objectives.l1_of_norms], start=start, normalised=True)
+def _apr2024(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> MadeRecipe:
+  """L1 of features times decoder norms, free decoder norms, no bias subtracted before the encoder."""
+  model = parts.dictionary(config, wiring, dtype, parts.nonlinearities.ReLU(), False, "decoder_transpose")
+  return parts.compose(config, model, error=parts.objectives.summed_square, terms=[parts.objectives.l1_of_norms],
+                       start=parts.starts.small_directions(wiring), normalised=True)
 
 
-def jumprelu(config, wiring, build):
-  """JumpReLU with an L0 penalty (arXiv 2407.14435): learned thresholds, unit decoder columns."""
-  model = build(JumpReLU(math.log(config.threshold), config.bandwidth), wiring.autoencodes, config.encoder_init)
-  return compose(config, model, objectives.summed_square,
-                 [objectives.l0(model.nonlinearity)], unit_decoder=True, normalised=True)
+def _gated(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> MadeRecipe:
+  """One encoder decides which features fire, and the same one rescaled says how much."""
+  model = parts.dictionary(config, wiring, dtype, parts.nonlinearities.Gated(), wiring.autoencodes,
+                           "decoder_transpose")
+  return parts.compose(config, model, error=parts.objectives.summed_square, terms=[parts.objectives.gate],
+                       unit_decoder=True, normalised=True)
 
 
-def jan2025(config, wiring, build):
-  """Anthropic, January 2025: JumpReLU with a tanh penalty and a pull on silent features.
-
-  The penalty rises over the whole run. Encoder biases start where each feature fires on a fraction
-  10,000 / F of a sample (of a tenth at most, for dictionaries too small for the published rule).
-  """
-  model = build(JumpReLU(math.log(config.threshold), config.bandwidth, through_input=True, per_log=True), False,
-                "kaiming")
-  m, f = wiring.n_inputs, config.n_features
-
-  def start(key, params, x_NM, y_NO):
-    decoder_key, encoder_key = jax.random.split(key)
-    W_dec_FO = kaiming_uniform(decoder_key, params["W_dec_FO"].shape, m)
-    W_enc_MF = (m / f * W_dec_FO.T if wiring.autoencodes
-                else kaiming_uniform(encoder_key, params["W_enc_MF"].shape, f))
-    level_F = jax.lax.map(lambda w_M: jnp.quantile(x_NM[:8192] @ w_M, 1 - min(10_000 / f, 0.1)), W_enc_MF.T,
-                          batch_size=256)
-    b_enc_F = config.threshold - level_F
-    return {**params, "W_dec_FO": W_dec_FO, "W_enc_MF": W_enc_MF, "b_enc_F": b_enc_F}
-  terms = [objectives.tanh_of_norms(4.0),
-           objectives.pre_activation_pull(config.pull_coefficient, model)]
-  return compose(config, model, objectives.summed_square, terms, start=start, normalised=True)
+def _jumprelu(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> MadeRecipe:
+  """An L0 penalty, which only the learned thresholds feel."""
+  jump = parts.nonlinearities.JumpReLU(math.log(config.threshold), config.bandwidth)
+  model = parts.dictionary(config, wiring, dtype, jump, wiring.autoencodes, config.encoder_init)
+  return parts.compose(config, model, error=parts.objectives.summed_square, terms=[parts.objectives.l0(jump)],
+                       unit_decoder=True, normalised=True)
 
 
-def gated(config, wiring, build):
-  """Gated SAE (arXiv 2404.16014): one encoder decides which features fire, the same one rescaled how much."""
-  model = build(Gated(), wiring.autoencodes, "decoder_transpose")
-  return compose(config, model, objectives.summed_square,
-                 [objectives.gate(model)], unit_decoder=True, normalised=True)
+def _jan2025(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> MadeRecipe:
+  """A tanh penalty that rises over the whole run, and a pull on silent features."""
+  jump = parts.nonlinearities.JumpReLU(math.log(config.threshold), config.bandwidth, through_input=True, per_log=True)
+  model = parts.dictionary(config, wiring, dtype, jump, False, "kaiming")
+  terms = [parts.objectives.tanh_of_norms(4.0), parts.objectives.pre_activation_pull(config.pull_coefficient)]
+  return parts.compose(config, model, error=parts.objectives.summed_square, terms=terms, normalised=True,
+                       start=parts.starts.at_density(wiring, config.n_features, config.threshold))
 
 
-def topk(config, wiring, build):
-  """TopK with AuxK (arXiv 2406.04093): the k largest features of a row, dead ones fitted to what is left."""
-  more = min(4 * config.k, config.n_features) if config.multi_k_coefficient else 0
-  return _topk_family(config, wiring, build, TopK(config.k, more), config.group_sizes)
+def _topk(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> MadeRecipe:
+  """The k largest of a row; with `multi_k_coefficient` also a loss with four times as many."""
+  n_more = min(4 * config.k, config.n_features) if config.multi_k_coefficient else 0
+  nonlinearity = parts.nonlinearities.TopK(config.k, n_more)
+  more = [parts.objectives.multi_topk(config.multi_k_coefficient, n_more, nonlinearity)] if n_more else []
+  return _topk_family(parts, config, wiring, dtype, nonlinearity, config.group_sizes, more)
 
 
-def batchtopk(config, wiring, build):
-  """BatchTopK (arXiv 2412.06410): the B k largest features of a batch, a constant threshold afterwards."""
-  return _topk_family(config, wiring, build, BatchTopK(config.k), config.group_sizes)
+def _batchtopk(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> MadeRecipe:
+  """The B k largest of a batch, a constant threshold afterwards."""
+  return _topk_family(parts, config, wiring, dtype, parts.nonlinearities.BatchTopK(config.k), config.group_sizes)
 
 
-def matryoshka(config, wiring, build):
-  """Matryoshka (arXiv 2503.17547): BatchTopK whose leading groups of features reconstruct alone, too.
-
-  Groups of 1/16, 1/16, 1/8, 1/4 and 1/2 of the features unless the settings say otherwise.
-  """
-  parts = tuple(config.n_features // n for n in (16, 8, 4, 2) if config.n_features >= n)
-  return _topk_family(config, wiring, build, BatchTopK(config.k), config.group_sizes or parts)
+def _matryoshka(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> MadeRecipe:
+  """Groups of 1/16, 1/16, 1/8, 1/4 and 1/2 of the features, unless the settings say otherwise."""
+  sizes = tuple(config.n_features // n for n in (16, 8, 4, 2) if config.n_features >= n)
+  return _topk_family(parts, config, wiring, dtype, parts.nonlinearities.BatchTopK(config.k),
+                      config.group_sizes or sizes)
 
 
-def _topk_family(config, wiring, build, nonlinearity, group_sizes):
-  """Unit columns, pre-encoder bias, AuxK, the encoder started as the decoder's transpose.
-
-  The encoder is divided once so that unit inputs around the bias reconstruct with norm 1, which a sample of
-  directions around it measures.
-  """
-  model = build(nonlinearity, wiring.autoencodes, "decoder_transpose")
-  k_aux = config.aux_k or 2 ** round(math.log2(max(wiring.n_inputs / 2, 1)))
-  terms = [objectives.auxk(config.aux_coefficient, k_aux, model)] if config.aux_coefficient else []
-  if getattr(nonlinearity, "more", 0):
-    terms.append(objectives.multi_topk(config.multi_k_coefficient, nonlinearity.more, model))
-
-  def start(key, params, x_NM, y_NO):
-    if not wiring.autoencodes:
-      return params
-    unit_NM = unit_rows(jax.random.normal(key, (256, wiring.n_inputs)))
-    f_NF = jax.nn.relu(unit_NM @ params["W_enc_MF"])
-    kept_NF = jnp.where(f_NF >= jax.lax.top_k(f_NF, config.k)[0][:, -1:], f_NF, 0.0)
-    norm = jnp.linalg.norm(kept_NF @ params["W_dec_FO"], axis=1).mean()
-    return {**params, "W_enc_MF": params["W_enc_MF"] / norm}
-  observe = follow_threshold if isinstance(nonlinearity, BatchTopK) else None
-  return compose(config, model, objectives.unexplained, terms, start=start, unit_decoder=True, normalised=True,
-                 observe=observe, group_sizes=group_sizes)
+def _topk_family(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any, nonlinearity: Nonlinearity,
+                 group_sizes: tuple[int, ...], more_terms: list = ()) -> MadeRecipe:
+  """Unit directions, a bias subtracted before the encoder, AuxK, the encoder started as the decoder's transpose."""
+  model = parts.dictionary(config, wiring, dtype, nonlinearity, wiring.autoencodes, "decoder_transpose")
+  aux_k = config.aux_k or parts.starts.default_aux_k(wiring)
+  aux = [parts.objectives.auxk(config.aux_coefficient, aux_k)] if config.aux_coefficient else []
+  return parts.compose(config, model, error=parts.objectives.unexplained, terms=[*aux, *more_terms],
+                       start=parts.starts.scaled_encoder(wiring, config.k), unit_decoder=True, normalised=True,
+                       group_sizes=group_sizes)
 
 
-def compose(config, model, error, terms, start=None, unit_decoder=False, normalised=False, observe=None,
-            group_sizes=None, row_penalty=None):
-  """A recipe from its parts and the settings that every recipe has."""
-  wiring = model.wiring
-
-  def row_loss(params, x_BW):
-    y_BO, f_BF = model.apply({"params": params}, wiring.inputs(x_BW))
-    error_B = jnp.square(y_BO - wiring.targets(x_BW)).mean(1)
-    return error_B + row_penalty(f_BF) if row_penalty else error_B
-  terms = terms + ([objectives.orthogonality(config.orthogonality_coefficient)]
-                   if config.orthogonality_coefficient else [])
-  group_sizes = config.group_sizes if group_sizes is None else group_sizes
-  steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-  steps += [remove_parallel_gradient()] if unit_decoder else []
-  tx = optax.chain(*steps, optax.scale_by_adam(config.beta1, config.beta2, config.adam_epsilon),
-                   optax.scale_by_learning_rate(learning_rate_schedule(config)))
-
-  def begin(key, params, x_NM, y_NO):
-    """The bias at the targets' geometric median where it is subtracted, and in transcoders; then the recipe's start."""
-    if model.pre_bias or not wiring.autoencodes:
-      params = {**params, "b_dec_O": geometric_median(y_NO)}
-    params = start(key, params, x_NM, y_NO) if start else params
-    return with_unit_decoder(params) if unit_decoder else params
-  return Recipe(model, objectives.make_objective(model, error, terms, group_sizes, config.group_weight),
-                row_loss, tx, begin, with_unit_decoder if unit_decoder else (lambda params: params),
-                observe or (lambda params, passed: {}), linear_warmup(config.penalty_warmup_steps),
-                {"penalty": config.sparsity_coefficient, "learning_rate": config.learning_rate}, normalised,
-                min(model.nonlinearity.room(config.slots), config.n_features), config.ema_decay)
-
-
-def group_weights(config):
-  """How often each feature's L1 counts: once, and `group_weight` times more for each group it is in."""
-  if not config.group_sizes:
-    return None
-  number_F = jnp.arange(config.n_features)
-  return 1.0 + config.group_weight * sum((number_F < n).astype(jnp.float32) for n in config.group_sizes)
-
-
-def follow_threshold(params, passed, rate=0.1):
-  """BatchTopK's threshold follows the smallest value kept in a batch, from the first batch's on."""
-  smallest = jnp.min(jnp.where(passed.f > 0, passed.f, jnp.inf))
-  old = params["threshold"]
-  new = jnp.where(old < 0, smallest, old + rate * (smallest - old))
-  return {"threshold": jnp.where(jnp.isfinite(smallest), new, old)}
-
-
-def transposed_or(W_enc_MF, W_dec_FO, wiring):
-  """The decoder's transpose where the dictionary reads what it writes, otherwise the encoder given."""
-  return W_dec_FO.T if wiring.autoencodes else W_enc_MF
-
-
-def linear_warmup(n_steps):
-  """step -> min(1, (step + 1) / n_steps); 1 where n_steps is 0."""
-  return lambda step: jnp.minimum(1.0, (step + 1.0) / max(n_steps, 1))
-
-
-def learning_rate_schedule(config):
-  """Linear warm-up to 1, constant, linear decay to 0 over the last `decay_fraction` of the steps."""
-  warmup = linear_warmup(config.warmup_steps)
-  n_decay = config.decay_fraction * config.n_steps
-
-  def schedule(step):
-    left = (config.n_steps - step) / max(n_decay, 1.0)
-    return warmup(step) * jnp.clip(left, 0.0, 1.0)
-  return schedule
-
-
-def remove_parallel_gradient():
-  """Removes from the decoder's gradient its component along each (unit) decoder column."""
-  def update(gradients, state, params):
-    W_dec_FO, gradient_FM = params["W_dec_FO"], gradients["W_dec_FO"]
-    along_F = jnp.sum(gradient_FM * W_dec_FO, axis=1, keepdims=True)
-    return {**gradients, "W_dec_FO": gradient_FM - along_F * W_dec_FO}, state
-  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def with_unit_decoder(params):
-  """The parameters with every decoder column at unit norm."""
-  return {**params, "W_dec_FO": unit_rows(params["W_dec_FO"])}
-
-
-def geometric_median(x_NM, n_iterations=100):
-  """The point with the smallest summed distance to the rows, by Weiszfeld's iteration from the mean.
-
-  Args:
-    x_NM: rows, any float dtype.
-    n_iterations: 100 are ample (`dictionary_learning` takes as many).
-
-  Returns:
-    float32 array of shape (M,).
-  """
-  x_NM = jnp.asarray(x_NM, jnp.float32)
-
-  def improve(_, median_M):
-    distance_N = jnp.linalg.norm(x_NM - median_M[None], axis=1)
-    weight_N = 1.0 / jnp.maximum(distance_N, 1e-8)
-    return weight_N @ x_NM / weight_N.sum()
-  return jax.lax.fori_loop(0, n_iterations, improve, x_NM.mean(0))
+_ALL = (
+    Recipe(
+        "tm2023",
+        "ReLU features with an L1 penalty and unit directions, dead ones resampled if asked for "
+        "(Towards Monosemanticity, Anthropic, October 2023)",
+        _tm2023, "sparsity_coefficient", (0.002, 0.004, 0.007, 0.012),
+        published={"sparsity_coefficient": 4e-3, "learning_rate": 1e-3},
+        quick={"learning_rate": 4e-3, "beta2": 0.99, "encoder_init": "decoder_transpose"},
+        uses=("encoder_init",)),
+    Recipe(
+        "apr2024",
+        "ReLU features with an L1 penalty on features times the norms of their directions, which are free "
+        "(Anthropic, April 2024 update)",
+        _apr2024, "sparsity_coefficient", (1.0, 2.0, 4.0, 8.0),
+        published={"sparsity_coefficient": 5.0, "learning_rate": 5e-5, "decay_fraction": 0.2, "clip_norm": 1.0,
+                   "penalty_warmup": 0.05},
+        quick={"sparsity_coefficient": 4.0, "learning_rate": 3e-3}),
+    Recipe(
+        "gated",
+        "a gate decides which features fire and a second scale of the same encoder how much, so that the L1 penalty "
+        "does not shrink them (arXiv 2404.16014)",
+        _gated, "sparsity_coefficient", (3.0, 6.0, 10.0, 16.0),
+        published={"sparsity_coefficient": 0.1, "learning_rate": 5e-5, "beta1": 0.0},
+        quick={"sparsity_coefficient": 6.0, "learning_rate": 5e-3, "beta1": 0.9}),
+    Recipe(
+        "topk",
+        "the k largest features of each row, with dead ones fitted to what is left (TopK with AuxK, arXiv 2406.04093)",
+        _topk, "k", (6, 12, 24, 48),
+        published={"learning_rate": 1e-4, "adam_epsilon": 6.25e-10, "ema_decay": 0.999},
+        quick={"k": 12, "learning_rate": 3e-3, "ema_decay": 0.99},
+        uses=("aux_coefficient", "aux_k", "multi_k_coefficient")),
+    Recipe(
+        "batchtopk",
+        "the largest features of a whole batch, k a row on average, and one threshold in use (BatchTopK, "
+        "arXiv 2412.06410)",
+        _batchtopk, "k", (6, 12, 24, 48),
+        published={"learning_rate": 3e-4, "beta2": 0.99},
+        quick={"k": 12, "learning_rate": 3e-3},
+        uses=("aux_coefficient", "aux_k")),
+    Recipe(
+        "matryoshka",
+        "BatchTopK whose leading groups of features must also reconstruct alone, which keeps broad features whole "
+        "(arXiv 2503.17547)",
+        _matryoshka, "k", (6, 12, 24, 48),
+        published={"learning_rate": 3e-4, "beta2": 0.99},
+        quick={"k": 12, "learning_rate": 3e-3},
+        uses=("aux_coefficient", "aux_k")),
+    Recipe(
+        "jumprelu",
+        "features count above a threshold that each learns under a penalty on how many fire (JumpReLU, "
+        "arXiv 2407.14435)",
+        _jumprelu, "sparsity_coefficient", (0.1, 0.5, 2.0, 8.0),
+        published={"sparsity_coefficient": 1e-2, "learning_rate": 7e-5, "beta1": 0.0, "threshold": 1e-3,
+                   "bandwidth": 1e-3},
+        quick={"sparsity_coefficient": 2.0, "learning_rate": 5e-3, "beta1": 0.9, "threshold": 1.0, "bandwidth": 1.0,
+               "encoder_init": "decoder_transpose"},
+        uses=("threshold", "bandwidth", "encoder_init")),
+    Recipe(
+        "jan2025",
+        "JumpReLU features with a tanh penalty that rises over the run, silent ones pulled to their thresholds "
+        "(Anthropic, January 2025 update)",
+        _jan2025, "sparsity_coefficient", (0.125, 0.25, 0.5, 1.0),
+        published={"sparsity_coefficient": 20.0, "learning_rate": 2e-4, "decay_fraction": 0.2, "clip_norm": 1.0,
+                   "penalty_warmup": 1.0, "threshold": 1.10517, "bandwidth": 2.0},
+        quick={"sparsity_coefficient": 0.5, "learning_rate": 3e-3, "pull_coefficient": 1e-3},
+        uses=("threshold", "bandwidth", "pull_coefficient")),
+)
+RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}

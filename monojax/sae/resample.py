@@ -4,19 +4,26 @@ Each dead feature takes the direction of an input drawn with probability proport
 the dictionary's loss on it. The draw is made in one pass over a large sample, in memory of one batch.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from monojax.sae.finish import ema_weight
 from monojax.sae.model import unit_rows
+from monojax.sae.nonlinearity import Params
+from monojax.sae.parts import MadeRecipe
+from monojax.training import TrainState
+
+Draw = dict[str, jax.Array]
 
 
-def start_draw(n_features, n_columns):
+def start_draw(n_features: int, n_columns: int) -> Draw:
   """An empty draw: a candidate row for each feature and the total weight seen."""
   return {"candidate_FW": jnp.zeros((n_features, n_columns)), "weight": jnp.zeros(())}
 
 
-def make_absorb(row_loss, n_parts=1):
+def make_absorb(row_loss: Callable[[Params, jax.Array], jax.Array], n_parts: int = 1) -> Callable[..., Draw]:
   """The compiled function that adds a batch to a draw.
 
   Weighted reservoir sampling with one slot a feature: after the last batch each slot holds, independently,
@@ -30,7 +37,7 @@ def make_absorb(row_loss, n_parts=1):
     (draw, params, x_BW, scale_W, key) -> draw, where scale_W is what the batch's columns are multiplied by.
   """
   @jax.jit
-  def absorb(draw, params, x_BW, scale_W, key):
+  def absorb(draw: Draw, params: Params, x_BW: jax.Array, scale_W: jax.Array, key: jax.Array) -> Draw:
     x_BW = x_BW.astype(jnp.float32) * scale_W[None]
     x_PBW = x_BW.reshape(n_parts, -1, x_BW.shape[1])
     weight_B = jnp.square(jax.lax.map(lambda part_BW: row_loss(params, part_BW), x_PBW)).reshape(-1)
@@ -46,14 +53,16 @@ def make_absorb(row_loss, n_parts=1):
   return absorb
 
 
-def resample(state, candidate_FW, recipe, window_steps, encoder_scale):
+def resample(state: TrainState, candidate_FW: jax.Array, recipe: MadeRecipe, window_steps: int,
+             encoder_scale: float) -> tuple[TrainState, jax.Array]:
   """Gives every dead feature its candidate's direction and forgets its past.
 
   A feature is dead if it did not fire in the last `window_steps` steps. Its decoder column becomes the
   candidate at unit norm, its encoder row the same direction with `encoder_scale` times the mean norm
-  of the alive rows, its encoder bias 0, what its non-linearity has of its own what it started from, and the
-  optimiser moments of just these entries 0. The weights' running mean forgets it, too. Alive features are left
-  as they are, bit for bit, and so is a dead one whose candidate has no direction, being 0.
+  of the alive rows, and its encoder bias 0. Parameters that its non-linearity adds for each feature get their initial
+  values again, the optimiser's moments of just these entries become 0, and the weights' running mean begins anew at
+  the new values. Alive features are left as they are, bit for bit, and so is a dead one whose candidate is 0 and has
+  no direction.
 
   Args:
     state: `TrainState` of a dictionary.
@@ -74,21 +83,18 @@ def resample(state, candidate_FW, recipe, window_steps, encoder_scale):
   # With nothing alive there is no norm to match; the mean of all rows keeps the scale of the weights.
   mean_norm = jnp.where(n_alive > 0, jnp.sum(jnp.where(dead_F, 0.0, norm_F)) / jnp.maximum(n_alive, 1),
                         norm_F.mean())
-  own = {name: value for name, value in recipe.model.nonlinearity.own(len(dead_F)).items() if value.ndim}
   fresh = {"W_dec_FO": unit_rows(written_FO), "W_enc_MF": encoder_scale * mean_norm * unit_rows(read_FM).T,
-           "b_enc_F": jnp.zeros_like(norm_F), **own}
+           "b_enc_F": jnp.zeros_like(norm_F), **recipe.model.nonlinearity.per_feature(len(dead_F))}
   dead = {name: {"W_dec_FO": dead_F[:, None], "W_enc_MF": dead_F[None]}.get(name, dead_F) for name in fresh}
-  params = {**state.params, **{name: jnp.where(dead[name], fresh[name], state.params[name]) for name in fresh}}
+  remade = lambda params: {**params, **{name: jnp.where(dead[name], fresh[name], params[name]) for name in fresh}}
 
-  def forget(path, leaf):
-    name = getattr(path[-1], "key", None)
+  def forget(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    name = jax.tree_util.keystr(path[-1:], simple=True)  # moments bear their parameters' names
     return jnp.where(dead[name], jnp.zeros((), leaf.dtype), leaf) if name in dead else leaf
 
   counters = {**state.counters,
               "last_fired_F": jnp.where(dead_F, state.step, state.counters["last_fired_F"])}
-  if "ema" in counters:
-    weight = ema_weight(recipe.ema_decay, state.step)
-    counters["ema"] = {**counters["ema"], **{name: jnp.where(dead[name], weight * fresh[name], counters["ema"][name])
-                                             for name in fresh}}
-  return state.replace(params=params, opt_state=jax.tree.map_with_path(forget, state.opt_state),
+  if recipe.ema_decay:
+    counters["ema"] = remade(counters["ema"])
+  return state.replace(params=remade(state.params), opt_state=jax.tree.map_with_path(forget, state.opt_state),
                        counters=counters), dead_F.sum()

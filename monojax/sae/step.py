@@ -1,26 +1,37 @@
 """The training step of a dictionary: one compiled, donated, scanned function for every recipe."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from monojax import mesh as meshes
+from monojax.sae.finish import kept_params
 from monojax.sae.model import SHARDING_RULES
+from monojax.sae.objectives import Given
+from monojax.sae.parts import MadeRecipe
 from monojax.sae.sparse.code import count_F
 from monojax.training import TrainState
 
 # Steps that stay with a dense code after a batch that a sparse one had no room for.
 RETRY_STEPS = 16
+# Rows of a call's last batch on which the weights that will be kept are judged.
+_KEPT_ROWS = 1024
+
+Init = Callable[[jax.Array, Any], TrainState]  # (key, sample x_NW) -> state
+Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]  # (state, x_SBW) -> (state, metrics)
 
 
-def make_init(recipe, mesh):
+def make_init(recipe: MadeRecipe, mesh: Mesh) -> Init:
   """The function (key, sample x_NW) -> `TrainState` of a recipe, born on the mesh; see `make_step`."""
   model, wiring = recipe.model, recipe.model.wiring
 
-  def init(key, sample_NW):
-    def make(sample_NW):
+  def init(key: jax.Array, sample_NW: Any) -> TrainState:
+    def make(sample_NW: jax.Array) -> TrainState:
       scale_W = site_scales(sample_NW, wiring.widths) if recipe.normalised else jnp.ones((sum(wiring.widths),))
       x_NW = sample_NW * scale_W[None]
       init_key, start_key = jax.random.split(key)
@@ -37,7 +48,7 @@ def make_init(recipe, mesh):
   return init
 
 
-def make_gradients(recipe, window_steps, sparse):
+def make_gradients(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool) -> Callable[..., tuple]:
   """The function of (state, part of a batch x_BW) that a step updates the parameters by; see `make_step`.
 
   It returns (gradients, parameters observed instead of learned, metrics, fired_F).
@@ -45,17 +56,18 @@ def make_gradients(recipe, window_steps, sparse):
   model, wiring = recipe.model, recipe.model.wiring
   graded = jax.value_and_grad(recipe.objective, has_aux=True)
 
-  def gradients_of(state, x_BW):
+  def gradients_of(state: TrainState, x_BW: jax.Array) -> tuple:
     x_BM, y_BO = wiring.inputs(x_BW), wiring.targets(x_BW)
     dead_F = state.step - state.counters["last_fired_F"] >= window_steps
-    given = x_BM, y_BO, recipe.penalty_scale(state.step) * state.counters["penalty"], dead_F
+    penalty = recipe.penalty_scale(state.step) * state.counters["penalty"]
+    given = Given(x_BM=x_BM, y_BO=y_BO, step=state.step, penalty=penalty, dead_F=dead_F, model=model, mesh=mesh)
 
     def graded_by(params, code, is_sparse):
-      (loss, passed), gradients = graded(params, *given, code)
+      (loss, passed), gradients = graded(params, given, code)
       values = {"loss": loss, "l1": passed.f.sum() / x_BM.shape[0],
                 **reconstruction_metrics(y_BO, passed.error_BO, wiring.targets(state.counters["scale_W"])),
                 "dead_fraction": dead_F.mean(), "sparse_fraction": jnp.float32(is_sparse)}
-      return (gradients, recipe.observe(params, passed), values,
+      return (gradients, model.nonlinearity.observe(params, passed.f), values,
               count_F(passed.f > 0, passed.places, model.n_features))
 
     densely = lambda params: graded_by(params, None, False)
@@ -64,20 +76,21 @@ def make_gradients(recipe, window_steps, sparse):
 
     def if_it_fits(params):
       h_BF = model.apply({"params": params}, x_BM, method="pre_activations")
-      h_VK, places, fits = model.nonlinearity.narrow(h_BF, params, recipe.slots)
+      h_VK, places, fits = model.nonlinearity.narrow(h_BF, params, recipe.slots, mesh)
       return jax.lax.cond(fits, lambda params: graded_by(params, (h_VK, places), True), densely, params)
     return jax.lax.cond(state.step >= state.counters["dense_until"], if_it_fits, densely, state.params)
   return gradients_of
 
 
-def make_step(recipe, mesh, window_steps, sparse=False, n_parts=1, n_members=0):
+def make_step(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool = False, n_parts: int = 1,
+              n_members: int = 0) -> tuple[Init, Step]:
   """The step of a recipe on a mesh.
 
-  In each scanned batch: encode, penalty, decode, gradients, removal of the decoder gradient's parallel
-  part, Adam, renormalisation of the decoder's columns, and the record of which features fired.
+  For each batch of a call: encode, penalty, decode, gradients, the update, the recipe's constraint on the decoder, the
+  weights' running mean where the recipe keeps one, and the record of which features fired.
 
   Args:
-    recipe: `monojax.sae.recipes.Recipe`.
+    recipe: from `monojax.sae.recipes.make_recipe`.
     mesh: device mesh; rows are split over "data", features over "model".
     window_steps: a feature that has not fired for so many steps is dead.
     sparse: whether to compute only the features that fire, wherever they fit into `recipe.slots`.
@@ -87,19 +100,21 @@ def make_step(recipe, mesh, window_steps, sparse=False, n_parts=1, n_members=0):
       leading axis for them, and each metric is a list. `init` still makes one.
 
   Returns:
-    init: (key, sample x_NW) -> `TrainState` born on the mesh. Its counter `last_fired_F` is the step count
-      after which each feature last fired, `scale_W` what each column of a batch is multiplied by, `penalty`
-      and `learning_rate` the peaks of their schedules, `dense_until` the step before which no sparse code is
-      tried, and `ema` the sum behind the weights' running mean.
+    init: (key, sample x_NW) -> `TrainState` born on the mesh. Its counters: `last_fired_F`, the step count
+      after which each feature last fired; `scale_W`, what each column of a batch is multiplied by; `penalty`
+      and `learning_rate`, the peaks of their schedules; `dense_until`, the step before which no sparse code is
+      tried; and, where the recipe keeps one, `ema`, the weights' running mean.
     step: (state, x_SBW of any float dtype) -> (state, metrics averaged over the S batches). The
       state is donated. Metrics: loss, mse (mean over elements), l1 and l0 (per row),
       explained_variance (of the batch), fired_fraction (features that fired in the call), dead_fraction,
-      sparse_fraction (of the batches, those computed with a sparse code).
+      sparse_fraction (of the batches, those computed with a sparse code). Recipes that keep a running mean add
+      kept_explained_variance, that of the mean as it is used outside of training, on up to 1,024 rows of the last
+      batch.
   """
   n_columns = sum(recipe.model.wiring.widths)
-  init, gradients_of = make_init(recipe, mesh), make_gradients(recipe, window_steps, sparse)
+  init, gradients_of = make_init(recipe, mesh), make_gradients(recipe, mesh, window_steps, sparse)
 
-  def one_step(state, x_BW):
+  def one_step(state: TrainState, x_BW: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
     x_BW = x_BW.astype(jnp.float32) * state.counters["scale_W"][None]
     if n_parts == 1:
       gradients, observed, values, fired_F = gradients_of(state, x_BW)
@@ -119,18 +134,21 @@ def make_step(recipe, mesh, window_steps, sparse=False, n_parts=1, n_members=0):
                 "dense_until": jnp.where(tried & (values["sparse_fraction"] < 1), n_done + RETRY_STEPS,
                                          state.counters["dense_until"])}
     if recipe.ema_decay:
-      counters["ema"] = jax.tree.map(lambda mean, new: recipe.ema_decay * mean + (1 - recipe.ema_decay) * new,
-                                     counters["ema"], params)
+      decay = mean_decay(recipe.ema_decay, state.step)
+      counters["ema"] = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, counters["ema"], params)
     return (TrainState(n_done, params, opt_state, counters),
             {**values, "l0": fired_F.sum() / x_BW.shape[0]})
 
-  def scan_steps(state, x_SBW):
+  def scan_steps(state: TrainState, x_SBW: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
     before = state.step
     state, values = jax.lax.scan(one_step, state, x_SBW)
     values = jax.tree.map(lambda value: value.mean(0), values)
-    return state, {**values, "fired_fraction": jnp.mean(state.counters["last_fired_F"] > before)}
+    values["fired_fraction"] = jnp.mean(state.counters["last_fired_F"] > before)
+    if recipe.ema_decay:
+      values["kept_explained_variance"] = kept_explained_variance(recipe, state, x_SBW[-1, :_KEPT_ROWS], mesh)
+    return state, values
 
-  def scan_members(states, x_SBW):
+  def scan_members(states: TrainState, x_SBW: jax.Array) -> tuple[TrainState, dict[str, list[jax.Array]]]:
     # A member's loop over the batches is compiled as that of a dictionary by itself is, to the last bit.
     states, values = jax.lax.map(lambda state: scan_steps(state, x_SBW), states)
     return states, {name: [value[i] for i in range(n_members)] for name, value in values.items()}
@@ -145,7 +163,26 @@ def make_step(recipe, mesh, window_steps, sparse=False, n_parts=1, n_members=0):
   return init, jax.jit(scan_members if n_members else scan_steps, donate_argnums=0, out_shardings=out_shardings)
 
 
-def site_scales(sample_NW, widths):
+def mean_decay(decay: float, step: jax.Array) -> jax.Array:
+  """The decay of the weights' running mean at the step after `step` others: min(decay, step / (step + 9)).
+
+  A mean of constant decay .999 still holds a third of the first weights after 1,000 steps. With this one the mean is
+  what the first step made (decay 0), and later spans about the last tenth of the steps, until the decay asked for
+  spans less.
+  """
+  return jnp.minimum(decay, step / (step + 9.0))
+
+
+def kept_explained_variance(recipe: MadeRecipe, state: TrainState, x_BW: jax.Array, mesh: Mesh) -> jax.Array:
+  """Explained variance of raw rows by the weights that are kept of a state, as they are used outside of training."""
+  wiring = recipe.model.wiring
+  x_BW = x_BW.astype(jnp.float32) * state.counters["scale_W"][None]
+  y_BO = wiring.targets(x_BW)
+  found_BO, _ = recipe.model.apply({"params": kept_params(recipe, state)}, wiring.inputs(x_BW), mesh)
+  return explained_variance(y_BO, found_BO - y_BO)
+
+
+def site_scales(sample_NW: jax.Array, widths: tuple[int, ...]) -> jax.Array:
   """For each column the factor that gives its site a mean norm of sqrt(width) over the sample."""
   scales, first = [], 0
   for width in widths:
@@ -155,8 +192,13 @@ def site_scales(sample_NW, widths):
   return jnp.concatenate(scales)
 
 
-def reconstruction_metrics(y_BO, error_BO, scale_O):
+def reconstruction_metrics(y_BO: jax.Array, error_BO: jax.Array, scale_O: jax.Array) -> dict[str, jax.Array]:
   """Mean squared error over elements in the data's own units, and explained variance within the batch."""
   mse = (jnp.square(error_BO).mean(0) / jnp.square(scale_O)).mean()
+  return {"mse": mse, "explained_variance": explained_variance(y_BO, error_BO)}
+
+
+def explained_variance(y_BO: jax.Array, error_BO: jax.Array) -> jax.Array:
+  """1 - the mean squared error over the targets' variance, both over all elements of the batch."""
   variance = (jnp.square(y_BO).mean(0) - jnp.square(y_BO.mean(0))).mean()
-  return {"mse": mse, "explained_variance": 1.0 - jnp.square(error_BO).mean() / variance}
+  return 1.0 - jnp.square(error_BO).mean() / variance

@@ -1,72 +1,105 @@
 """Training a dictionary on a source of activations."""
 
 import functools
+import os
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from monojax import checkpoint
 from monojax import mesh as meshes
-from monojax.sae import finish, recipes, resample
-from monojax.sae.model import SHARDING_RULES
+from monojax.metrics import MetricsConfig
+from monojax.sae import begin, finish, resample
+from monojax.sae.config import SAEConfig
+from monojax.sae.model import SHARDING_RULES, Dictionary, Wiring
+from monojax.sae.parts import MadeRecipe
+from monojax.sae.recipes import Recipe, make_recipe
 from monojax.sae.step import make_step
-from monojax.training import Run, compute_dtype, train
+from monojax.training import Run, TrainState, compute_dtype, train
 
-# Features for each place of a sparse code from which on it is the faster one on a CPU (docs/performance.md).
+# A sparse code is the faster one on a CPU where the dictionary has so many features for each place of it
+# (docs/performance.md).
 SPARSE_FROM = 16
 
 
-def train_sae(config, source, wiring, directory, identity, mesh, metrics_config, name="sae"):
+class Rows(Protocol):
+  """What training asks of a source of activations."""
+
+  def batch(self, step: int) -> jax.Array | np.ndarray:
+    """The rows x_BW of a step, on the host or on the mesh: a pure function of the step."""
+
+  def sample(self, n_rows: int, seed: int) -> jax.Array | np.ndarray:
+    """Rows x_NW that stand for all: a pure function of its arguments."""
+
+
+def train_sae(config: SAEConfig, source: Rows, wiring: Wiring, directory: str | os.PathLike[str],
+              identity: Mapping[str, Any], mesh: Mesh, metrics_config: MetricsConfig, name: str = "sae",
+              extend: bool = False, recipe: Recipe | None = None) -> tuple[Dictionary, Any]:
   """Trains (or goes on training) a dictionary in `directory`.
 
+  A finished dictionary is loaded, an interrupted one goes on from its last checkpoint, and a folder that was begun with
+  other settings is refused before any work.
+
+  With `extend`, a folder that was begun with fewer steps goes on from its last checkpoint to `config.n_steps`, and its
+  finished parameters are replaced. Schedules are those of the larger number: the learning rate, if it falls at the end,
+  is as high again as it is there in a run of that many steps, and a penalty that rises over a part of the steps is that
+  much lower. The optimiser's state, the order of the rows and the weights' running mean go on where they stopped.
+
   Args:
-    config: `SAEConfig`.
-    source: has `batch(step) -> x_BW`, a pure function of the step, on the host or on the mesh, and
-      `sample(n_rows, seed) -> x_NW`.
-    wiring: `Wiring`, or the width of the one site that an autoencoder reads.
+    config: the settings.
+    source: where the rows come from.
+    wiring: which of their columns are read and written.
     directory: receives `checkpoints/` and `metrics.jsonl`, and in the end `dictionary/`: the parameters for use
-      on raw activations.
-    identity: JSON-able dict kept with the checkpoints.
+      on raw activations. The settings and the wiring are kept with both.
+    identity: JSON-able dict that is kept with them, for instance what the source is.
     mesh: device mesh.
-    metrics_config: `MetricsConfig`.
+    metrics_config: where metrics go besides `metrics.jsonl`.
     name: the progress bar's label.
+    extend: whether to go on beyond the steps that the folder was begun with.
+    recipe: the record of a recipe that is not part of monojax, which `config.recipe` must name.
 
   Returns:
     (model, parameters for use on raw activations).
+
+  Raises:
+    InputError: the settings do not fit each other, the devices or what is in the folder.
+    FloatingPointError: training diverged.
   """
   meshes.require_divides(mesh, "data", config.batch_rows)
-  recipe = recipes.make_recipe(config, wiring, compute_dtype(config.compute_dtype), mesh)
-  init, step = make_step(recipe, mesh, config.window_steps, use_sparse(config, recipe, mesh, name), config.accumulate)
+  config, directory = config.resolved(recipe), pathlib.Path(directory)
+  made = make_recipe(config, wiring, compute_dtype(config.compute_dtype), recipe)
+  saved = begin.settings_of(config, wiring, identity)
+  goes_on = begin.require_same(directory, saved, extend)
+  init, step = make_step(made, mesh, config.window_steps, use_sparse(config, made, mesh, name), config.accumulate)
   key = jax.random.key(config.seed)
 
-  run = Run(directory, identity, config.n_steps, config.scan_steps, config.checkpoint_every_steps,
-            config.resample_steps, "rows", config.batch_rows, name)
-  intervene = make_resampling(config, recipe, source, mesh, jax.random.fold_in(key, 1))
+  run = Run(directory, saved, config.n_steps, config.scan_steps, config.checkpoint_every_steps,
+            config.resample_steps, "rows", config.batch_rows, name, begin.upgrading(made))
+  intervene = make_resampling(config, made, source, mesh, jax.random.fold_in(key, 1))
   state = init(key, source.sample(config.start_rows, config.seed))
+  if config.start_from and not goes_on:
+    state = state.replace(params=begin.start_params(config, made, state, recipe))
   state = train(state, step, make_batches(source, mesh), run, metrics_config, intervene)
-  params = meshes.to_host(finish.finished_params(recipe, state))
-  checkpoint.save_params(pathlib.Path(directory) / "dictionary", params, identity)
-  return recipe.model, params
+  params = meshes.to_host(finish.finished_params(made, state))
+  checkpoint.save_params(directory / "dictionary", params, saved)
+  return made.model, params
 
 
-def make_batches(source, mesh):
+def make_batches(source: Rows, mesh: Mesh) -> Callable[[int, int], jax.Array]:
   """The function (first step, last step) -> x_SBW on the mesh, of a source whose batches are on the host or on it."""
-  def batches(first, last):
+  def batches(first: int, last: int) -> jax.Array:
     rows = [source.batch(step) for step in range(first, last)]
-    stack = jnp.stack if isinstance(rows[0], jax.Array) else np.stack
-    return meshes.on_mesh(stack(rows), mesh, P(None, "data", None))
+    # NumPy stacks rows of the host, jax those of devices, which thus need not leave them.
+    return meshes.on_mesh(rows[0].__array_namespace__().stack(rows), mesh, P(None, "data", None))
   return batches
 
 
-def placed_like(params, existing):
-  """Parameters on the devices where the existing ones are."""
-  return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, existing)
-
-
-def use_sparse(config, recipe, mesh, name):
+def use_sparse(config: SAEConfig, recipe: MadeRecipe, mesh: Mesh, name: str) -> bool:
   """Whether steps compute only the features that fire, as `config.code` says; prints which, after `name`.
 
   "auto" does where that was measured to be faster: on one CPU device, in dictionaries with many features for
@@ -82,23 +115,24 @@ def use_sparse(config, recipe, mesh, name):
   return sparse
 
 
-def make_resampling(config, recipe, source, mesh, key):
+def make_resampling(config: SAEConfig, recipe: MadeRecipe, source: Rows, mesh: Mesh,
+                    key: jax.Array) -> Callable[[TrainState, int], tuple[TrainState, dict[str, float]]]:
   """The intervention (state, steps done) -> (state, report) that resamples dead features.
 
   The inputs are those of the next `resample_rows / batch_rows` steps: the source is shuffled, so they
   are a random subset, and a pure function of the step.
   """
-  absorb = resample.make_absorb(recipe.row_loss, config.accumulate)
+  absorb = resample.make_absorb(functools.partial(recipe.row_loss, mesh=mesh), config.accumulate)
   n_batches = -(-config.resample_rows // config.batch_rows)
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def apply(state, candidate_FW):
+  def apply(state: TrainState, candidate_FW: jax.Array) -> tuple[TrainState, jax.Array]:
     new_state, n_resampled = resample.resample(state, candidate_FW, recipe, config.window_steps,
                                                config.resample_encoder_scale)
     placed = jax.lax.with_sharding_constraint(new_state, meshes.shardings(new_state, mesh, SHARDING_RULES))
     return placed, n_resampled
 
-  def intervene(state, done):
+  def intervene(state: TrainState, done: int) -> tuple[TrainState, dict[str, float]]:
     draw = resample.start_draw(config.n_features, sum(recipe.model.wiring.widths))
     for i in range(n_batches):
       x_BW = meshes.on_mesh(source.batch(done + i), mesh, P("data", None))

@@ -43,12 +43,12 @@ def train_sae(run: RunFolder, config: RunConfig, stage: str = OWN_DICTIONARY, ex
   def work(directory, identity):
     from monojax.analysis.pictures import draw_curves
     from monojax.mesh import make_mesh
-    from monojax.sae.dictionary import SAE, saved
+    from monojax.sae.dictionary import SAE
     from monojax.sae.train import train_sae as fit
     mesh = make_mesh(config.mesh)
     source, wiring, sites = _source(run, settings, mesh, rows)
-    kept = saved(settings, wiring, sites, {"identity": identity})
-    model, params = fit(settings, source, wiring, directory, kept, mesh, config.metrics, extend=extend)
+    about = {"identity": identity, "sites": list(sites)}
+    model, params = fit(settings, source, wiring, directory, about, mesh, config.metrics, extend=extend)
     draw_curves(directory / "metrics.jsonl", directory / "curves.png")
     return _measure(run, SAE(settings, model, params, sites), stage, source)
   if extend:
@@ -161,14 +161,14 @@ def _sweep(run, config, base, members, directory, identity, start=None) -> list[
   """Trains dictionaries in one pass over a run's activations, in `base`'s order, and measures each: their points."""
   from monojax.analysis.pictures import draw_curves
   from monojax.mesh import make_mesh
-  from monojax.sae.dictionary import SAE, saved
+  from monojax.sae.dictionary import SAE
   from monojax.sae.sweep import name_of, train_sweep
   if not members:
     return []
   mesh = make_mesh(config.mesh)
   source, wiring, sites = _source(run, base, mesh)
-  kept = {name_of(member): saved(member, wiring, sites, {"identity": identity}) for member in members}
-  found = train_sweep(members, source, wiring, directory, kept, mesh, config.metrics, start, base.seed)
+  about = {name_of(member): {"identity": identity, "sites": list(sites)} for member in members}
+  found = train_sweep(members, source, wiring, directory, about, mesh, config.metrics, start, base.seed)
   draw_curves(directory / "metrics.jsonl", directory / "curves.png")
   points, figures = [], None
   for name, (member, model, params) in found.items():

@@ -17,9 +17,10 @@ from monojax import mesh as meshes
 from monojax.activations.generated import Generated
 from monojax.config import option, require, require_not_negative, require_positive
 from monojax.metrics import MetricsConfig
-from monojax.sae.config import PUBLISHED, SAEConfig
-from monojax.sae.dictionary import SAE, saved
+from monojax.sae.config import SAEConfig
+from monojax.sae.dictionary import SAE
 from monojax.sae.model import Wiring
+from monojax.sae.recipes import RECIPES, recipe_of
 from monojax.sae.sweep import name_of, train_sweep
 from monojax.sae.train import train_sae
 from monojax.studies.index import task as index_task
@@ -29,7 +30,8 @@ SITE = "layer.1.mlp.hidden"
 INPUTS = {"mlp": (), "sae": ("mlp",), "features": ("mlp", "sae"), "sweep": ("mlp",)}
 _USES = ("learned", "moments", "tested", "spliced", "tied", "patched", "ablated", "coded")  # of rows; each has its own
 _TEST_ROWS, _COUNTED_ROWS, _SPLICED_ROWS = 100_000, 131_072, 32_768
-# What makes the sweep's recipes sparse on this layer, and what they need to converge in about a thousand steps.
+# Penalties that suit this layer (of a recipe that is not here, those of its record), and what recipes need to converge
+# in about a thousand steps.
 _PENALTIES = {"tm2023": (1e-4, 3e-4), "apr2024": (0.3, 1.0), "gated": (0.3, 1.0), "jumprelu": (0.3, 1.0),
               "jan2025": (0.5, 2.0)}
 _FAST = {"gated": {"beta1": 0.9}, "jumprelu": {"beta1": 0.9, "threshold": 0.3, "bandwidth": 0.3},
@@ -60,8 +62,8 @@ class IndexStudyConfig:
             self.variable_features, f"must lie between readout_features={self.readout_features} and half of "
                                     f"sae.n_features={self.sae.n_features}")
     require(min(self.sweep_sizes, default=0) > 0, "sweep_sizes", self.sweep_sizes, "needs positive sizes")
-    require(all(name in PUBLISHED for name in self.sweep_recipes), "sweep_recipes", ",".join(self.sweep_recipes),
-            f"choose among {', '.join(PUBLISHED)}")
+    require(all(name in RECIPES for name in self.sweep_recipes), "sweep_recipes", ",".join(self.sweep_recipes),
+            f"choose among {', '.join(RECIPES)}")
     require(len(self.mlp.hidden) == 3 and self.mlp.n_inputs == index_task.WIDTH and self.mlp.n_outputs == 1,
             "mlp.hidden", self.mlp.hidden, "the study is of ten numbers, three hidden layers and one output")
     require(self.readout_features <= self.width, "readout_features", self.readout_features,
@@ -195,9 +197,10 @@ def train_dictionary(run, config):
   sae = config.seeded_sae
 
   def work(directory, identity):
-    subject, wiring = Subject(run, config), Wiring((config.width,))
-    train_sae(sae, _source(config, subject), wiring, directory, saved(sae, wiring, (SITE,), {"identity": identity}),
-              meshes.make_mesh(), MetricsConfig())
+    subject = Subject(run, config)
+    about = {"identity": identity, "sites": [SITE]}
+    train_sae(sae, _source(config, subject), Wiring((config.width,)), directory, about, meshes.make_mesh(),
+              MetricsConfig())
     scores = spliced_scores(config, subject, Features.of_run(run, config))
     return {f"index_arithmetic/{name}": value for name, value in scores.items()}
   return run.execute("sae", {"sae": sae, "seed": config.seed}, work)
@@ -234,10 +237,9 @@ def train_others(run, config):
 
   def work(directory, identity):
     subject = Subject(run, config)
-    wiring = Wiring((config.width,))
-    kept = {name_of(sae): saved(sae, wiring, (SITE,), {"identity": identity}) for sae in saes}
-    trained = train_sweep(saes, _source(config, subject), wiring, directory, kept, meshes.make_mesh(),
-                          MetricsConfig(), sample_seed=config.seed)
+    identities = {name_of(sae): {"identity": identity, "sites": [SITE]} for sae in saes}
+    trained = train_sweep(saes, _source(config, subject), Wiring((config.width,)), directory, identities,
+                          meshes.make_mesh(), MetricsConfig(), sample_seed=config.seed)
     points = []
     for sae, model, params in trained.values():
       scores = spliced_scores(config, subject, Features(model, params))
@@ -255,5 +257,6 @@ def sweep_configs(config):
       given = {} if recipe == config.sae.recipe else {"sparsity_coefficient": None}  # another recipe's, otherwise
       base = dataclasses.replace(config.sae, seed=config.seeded_sae.seed, recipe=recipe, n_features=n_features,
                                  **given, **_FAST.get(recipe, {}))
-      found += base.at_sparsities(_PENALTIES[recipe]) if recipe in _PENALTIES else [base]
+      record = recipe_of(recipe)
+      found += [base] if record.knob == "k" else base.at_sparsities(_PENALTIES.get(recipe, record.grid))
   return [sae.resolved() for sae in found]

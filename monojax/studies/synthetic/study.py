@@ -9,10 +9,12 @@ import math
 
 from monojax import files
 from monojax.config import nested, option, require, require_positive
-from monojax.sae.config import PUBLISHED, SAEConfig
+from monojax.sae.config import SAEConfig
+from monojax.sae.recipes import RECIPES, recipe_of
 from monojax.studies.synthetic.planted import SYNTH_SAE_BENCH, PlantedConfig
 
-# What makes each recipe sparser, from dense to sparse; for the others it is k, the number of features that fire.
+# Penalties of the grid, from dense to sparse; of a recipe that is not here those of its record. Where it is k that
+# makes a recipe sparse, k is the number of features that fire.
 PENALTIES = {"tm2023": (0.003, 0.01, 0.03), "apr2024": (0.5, 2.0, 8.0), "gated": (1.0, 4.0, 16.0),
              "jumprelu": (0.5, 2.0, 8.0), "jan2025": (0.3, 1.2, 4.8)}
 # What recipes need to converge in some thousand steps, where their publications take hundreds of thousands.
@@ -37,8 +39,8 @@ class SyntheticStudyConfig:
 
   def __post_init__(self):
     require_positive(self, "", "grid_features", "grid_width", "grid_steps", "grid_batch_rows")
-    require(all(name in PUBLISHED for name in self.recipes) and self.recipes, "recipes", ",".join(self.recipes),
-            f"choose among {', '.join(PUBLISHED)}")
+    require(all(name in RECIPES for name in self.recipes) and self.recipes, "recipes", ",".join(self.recipes),
+            f"choose among {', '.join(RECIPES)}")
     require(all(0 < level < self.grid_features for level in self.levels), "levels", self.levels,
             f"must lie between 0 and grid_features={self.grid_features}")
     require(all(size * self.grid_features >= 1 for size in self.sizes), "sizes", self.sizes, "must be positive")
@@ -61,14 +63,12 @@ def train_main(run, config):
     from monojax import mesh as meshes
     from monojax.analysis.recovery import recovery
     from monojax.metrics import MetricsConfig
-    from monojax.sae.dictionary import saved
     from monojax.sae.model import Wiring
     from monojax.sae.train import train_sae
     from monojax.studies.synthetic.source import Planted, Synthetic
     planted, sae = Planted.of(config.planted), config.sae.resolved()
     source = Synthetic(planted, sae.batch_rows, sae.seed)
-    wiring = Wiring((source.width,))
-    model, params = train_sae(sae, source, wiring, directory, saved(sae, wiring, ("planted",), {"identity": identity}),
+    model, params = train_sae(sae, source, Wiring((source.width,)), directory, {"identity": identity},
                               meshes.make_mesh(), MetricsConfig(), "main")
     scores = recovery(model, params, source, -(-_SCORED_ROWS // sae.batch_rows), _FIRST_SCORED)
     files.write_npz(directory / "scores.npz", {"best_N": scores.pop("best_N"),
@@ -90,7 +90,8 @@ def grid_configs(config, level, n_steps=None):
       if recipe == "matryoshka":
         groups = tuple(n_features // part for part in (8, 4, 2) if n_features >= part)
         base = dataclasses.replace(base, group_sizes=groups)
-      found += base.at_sparsities(PENALTIES[recipe]) if recipe in PENALTIES else [base]
+      record = recipe_of(recipe)
+      found += [base] if record.knob == "k" else base.at_sparsities(PENALTIES.get(recipe, record.grid))
   return found
 
 
@@ -113,6 +114,7 @@ def train_trees(run, config):
 
 def _train_grid(run, name, config, planted, saes):
   """Trains dictionaries on one pass over planted rows, and writes the scores of each."""
+  from monojax.sae.model import Wiring
   from monojax.sae.sweep import name_of, train_sweep
 
   def work(directory, identity):
@@ -121,14 +123,11 @@ def _train_grid(run, name, config, planted, saes):
     from monojax import mesh as meshes
     from monojax.analysis.recovery import absorption, recovery
     from monojax.metrics import MetricsConfig
-    from monojax.sae.dictionary import saved
-    from monojax.sae.model import Wiring
     from monojax.studies.synthetic.source import Planted, Synthetic
     source = Synthetic(Planted.of(planted), config.grid_batch_rows, planted.seed)
-    wiring = Wiring((source.width,))
-    kept = {name_of(sae): saved(sae, wiring, ("planted",), {"identity": identity}) for sae in saes}
-    trained = train_sweep(saes, source, wiring, directory, kept, meshes.make_mesh(), MetricsConfig(),
-                          sample_seed=planted.seed)
+    identities = {name_of(sae): {"identity": identity} for sae in saes}
+    trained = train_sweep(saes, source, Wiring((source.width,)), directory, identities, meshes.make_mesh(),
+                          MetricsConfig(), sample_seed=planted.seed)
     points, scored = [], (source, -(-_SCORED_ROWS // config.grid_batch_rows), _FIRST_SCORED)
     for sae, model, params in trained.values():
       scores = recovery(model, params, *scored)

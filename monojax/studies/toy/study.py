@@ -269,7 +269,6 @@ def recover(run, config):
     from monojax.analysis.recovery import direction_scores
     from monojax.metrics import MetricsConfig
     from monojax.sae.config import SAEConfig
-    from monojax.sae.dictionary import saved
     from monojax.sae.model import Wiring
     from monojax.sae.train import train_sae
     from monojax.studies.synthetic.planted import PlantedConfig
@@ -285,9 +284,8 @@ def recover(run, config):
     planted = PlantedConfig(*W_NM.shape, frequency="equal", mean_active=density * len(W_NM), seed=config.seed)
     source = Synthetic(Planted.of(planted, W_NM), sae.batch_rows, config.seed)
     mesh = meshes.make_mesh(meshes.MeshConfig(data=1))
-    wiring = Wiring((W_NM.shape[1],))
-    kept = saved(sae.resolved(), wiring, ("hidden",), {"identity": identity})
-    _, params = train_sae(sae, source, wiring, directory, kept, mesh, MetricsConfig(), "sae")
+    _, params = train_sae(sae, source, Wiring((W_NM.shape[1],)), directory, {"identity": identity}, mesh,
+                          MetricsConfig(), "sae")
     scores = direction_scores(params["W_dec_FO"], W_NM[represented_N])
     files.write_npz(directory / "models.npz", {"W_dec_FO": params["W_dec_FO"], "W_NM": W_NM[represented_N]})
     return {"toy/recovery_features": n_represented, "toy/recovery_mcc": scores["mcc"],

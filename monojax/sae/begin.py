@@ -1,0 +1,144 @@
+"""Where training begins: in a folder that may hold something already, from nothing or from a finished dictionary."""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+
+from monojax import checkpoint
+from monojax import config as configs
+from monojax.config import InputError, require
+from monojax.sae.config import SAEConfig
+from monojax.sae.finish import training_params
+from monojax.sae.model import Wiring
+from monojax.sae.nonlinearity import Params
+from monojax.sae.parts import MadeRecipe
+from monojax.sae.recipes import Recipe, make_recipe
+from monojax.training import TrainState
+
+# Settings that may differ where training is extended: the steps, what follows from them, and the caller's fingerprint
+# of everything, in which they are.
+_EXTENDED = ("sae.n_steps", "sae.penalty_warmup_steps", "identity")
+
+
+def settings_of(config: SAEConfig, wiring: Wiring, identity: Mapping[str, Any]) -> dict[str, Any]:
+  """What is kept beside a dictionary's parameters: enough to make its model again, and what the caller adds."""
+  return {**identity, "sae": configs.to_dict(config), "wiring": configs.to_dict(wiring)}
+
+
+def require_same(directory: pathlib.Path, wanted: Mapping[str, Any], extend: bool = False) -> bool:
+  """Checks that the dictionary in a folder was begun with the same settings.
+
+  Args:
+    directory: where it is trained.
+    wanted: the settings, from `settings_of`.
+    extend: whether more steps may be taken than it was begun with.
+
+  Returns:
+    Whether there is a checkpoint to go on from.
+
+  Raises:
+    InputError: the folder holds a dictionary made with other settings.
+  """
+  checkpoints = checkpoint.saved_config(directory / "checkpoints")
+  found = checkpoints or checkpoint.saved_config(directory / "dictionary")
+  if found is None:
+    return False
+  changes = _changes(*found, wanted)
+  old_steps, new_steps = found[0].get("sae", wanted["sae"])["n_steps"], wanted["sae"]["n_steps"]
+  extends = new_steps > old_steps and all(line.partition(":")[0] in _EXTENDED for line in changes)
+  if changes and not (extends and extend):
+    _refuse(directory, changes, "go on to more steps with extend=True" if extends else "delete it")
+  return checkpoints is not None
+
+
+def require_same_sweep(directory: pathlib.Path, wanted: Mapping[str, Mapping[str, Any]]) -> bool:
+  """Checks that the dictionaries of a sweep in a folder were begun with the same settings.
+
+  Args:
+    directory: where they are trained.
+    wanted: {name: settings, from `settings_of`}.
+
+  Returns:
+    Whether there is a checkpoint to go on from.
+
+  Raises:
+    InputError: the folder holds a sweep of others, or one of them was made with other settings.
+  """
+  found = checkpoint.saved_config(directory / "checkpoints")
+  if found is not None and set(found[0]) != set(wanted):
+    _refuse(directory, [f"dictionaries: {', '.join(sorted(found[0]))} -> {', '.join(sorted(wanted))}"])
+  for name, settings in wanted.items():
+    one = checkpoint.saved_config(directory / "dictionaries" / name) if found is None else (found[0][name], found[1])
+    if one is not None and (changes := _changes(*one, settings)):
+      _refuse(directory, [f"{name}: {line}" for line in changes])
+  return found is not None
+
+
+def _changes(found: Mapping[str, Any], version: int, wanted: Mapping[str, Any]) -> list[str]:
+  """Lines "name: old -> new" for the settings in which what is found differs from what is wanted.
+
+  Settings that did not exist yet when a folder was begun had the value that is their default now. Version 1 kept only
+  what its caller gave, so that the rest cannot be compared.
+  """
+  old, new = dict(found), configs.to_dict(dict(wanted))
+  if "sae" in old:
+    old["sae"] = {**configs.to_dict(SAEConfig()), **old["sae"]}
+  return configs.differences(old, {name: value for name, value in new.items() if version > 1 or name in old})
+
+
+def _refuse(directory: pathlib.Path, changes: list[str], remedy: str = "delete it") -> NoReturn:
+  raise InputError(f"{directory} was begun with other settings ({'; '.join(changes)}): use another folder, give the "
+                   f"old settings, or {remedy}")
+
+
+def start_params(config: SAEConfig, recipe: MadeRecipe, state: TrainState, own: Recipe | None = None) -> Params:
+  """The parameters to start training from, where `config.start_from` names a finished dictionary.
+
+  Args:
+    config: the settings.
+    recipe: the recipe made for them.
+    state: the training state that the recipe would start from.
+    own: the record of a recipe that is not part of monojax, if it is one.
+
+  Returns:
+    Training parameters, placed where those of `state` are, that compute what the finished dictionary does.
+
+  Raises:
+    InputError: there is no finished dictionary, or it does not fit.
+  """
+  place = config.start_from
+  finished, saved, step = checkpoint.load_params(place)
+  require(step == 0, "sae.start_from", place, "holds checkpoints of training; name the folder of the finished "
+          "parameters beside it, dictionary/")
+  require("sae" in saved and "wiring" in saved, "sae.start_from", place, "does not say which recipe it was trained by")
+  before = configs.from_dict(SAEConfig, {**configs.to_dict(SAEConfig()), **saved["sae"]})
+  same = own if own is not None and own.name == before.recipe else None
+  theirs = make_recipe(before, configs.from_dict(Wiring, saved["wiring"]), recipe.model.dtype, same).model
+  shift_F = finished["b_dec_O"] @ finished["W_enc_MF"] if theirs.pre_bias != recipe.model.pre_bias else 0.0
+  # Where b_dec is not subtracted before the encoder, the encoder's bias has to do the same.
+  finished = {**finished, "b_enc_F": finished["b_enc_F"] + (shift_F if recipe.model.pre_bias else -shift_F)}
+  return placed_like(training_params(recipe, finished, state.params, state.counters["scale_W"]), state.params)
+
+
+def placed_like(params: Params, existing: Params) -> Params:
+  """Parameters on the devices where the existing ones are."""
+  return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, existing)
+
+
+def upgrading(recipe: MadeRecipe) -> Callable[[TrainState, int], TrainState]:
+  """The function (state, version of its checkpoint) -> state that makes up for what older versions did otherwise.
+
+  Version 1 began the weights' running mean at 0 and divided by the sum of its coefficients only in the end. The state
+  is that of one dictionary, or of several of the same recipe with a leading axis for them.
+  """
+  def upgrade(state: TrainState, version: int) -> TrainState:
+    if version > 1 or not recipe.ema_decay:
+      return state
+    weight = 1.0 - recipe.ema_decay ** state.step.astype(jnp.float32)
+    beside = lambda leaf: weight.reshape(weight.shape + (1,) * (leaf.ndim - weight.ndim))
+    ema = jax.tree.map(lambda leaf: leaf / beside(leaf), state.counters["ema"])
+    return state.replace(counters={**state.counters, "ema": ema})
+  return upgrade
