@@ -62,11 +62,11 @@ def test_load_gives_everything_for_a_notebook(finished):
   features = loaded.features
   assert features.density_F.shape == (64,)
   np.testing.assert_allclose(np.mean(features.status_F != 2), summary["sae/alive_fraction"])
-  strings, f_TF = loaded.activations("In the beginning God created the heaven and the earth.")
+  strings, f_TF = loaded.encode("In the beginning God created the heaven and the earth.")
   assert f_TF.shape == (len(strings), 64) and "".join(strings[1:]).startswith("In the beginning")
   x_BM = np.random.default_rng(0).exponential(size=(5, 48)).astype(np.float32)
-  f_BF = loaded.sae.apply({"params": loaded.sae_params}, x_BM, method="encode")
-  p = loaded.sae_params
+  f_BF = loaded.sae.encode(x_BM)
+  p = {name: np.asarray(value) for name, value in loaded.sae.params.items()}
   np.testing.assert_allclose(
       f_BF, np.maximum((x_BM - p["b_dec_O"]) @ p["W_enc_MF"] + p["b_enc_F"], 0), atol=1e-4)
 
@@ -80,12 +80,12 @@ def test_examples_in_the_tables_are_what_the_model_computes(finished):
   np.testing.assert_allclose(features.example_acts_FEW[feature, 0, 4], features.max_act_F[feature])
   tokens = load.open_tokens(RunFolder(workdir), "train")
   from monojax.analysis.fidelity import make_encode
-  encode = make_encode(loaded.subject, loaded.sae, loaded.reads)
-  width = loaded.subject.config.n_context
+  encode = make_encode(loaded.subject, loaded.sae.model, loaded.reads)
+  width = loaded.n_context
   best, analysed_C = 0.0, tokens.choose(width, 20_000, 0)  # TINY's analysis.n_tokens, and its seed
   for first in range(0, len(analysed_C), 64):
     index_B = analysed_C[first:first + 64]
-    f_NF, _ = encode(loaded.subject_params, loaded.sae_params, tokens.context(index_B, width))
+    f_NF, _ = encode(loaded.subject_params, loaded.sae.params, tokens.context(index_B, width))
     best = max(best, float(np.max(f_NF[:, feature])))
   np.testing.assert_allclose(features.max_act_F[feature], best, atol=1e-4)
 
@@ -103,16 +103,31 @@ def test_dictionaries_beside_the_run_share_a_table_and_load(finished, tmp_path):
   assert [point["recipe"] for point in points] == ["tm2023", "tm2023", "topk"] and points[2]["l0"] <= 4
   assert points[0]["l0"] < points[1]["l0"] and all(0 < point["train_seconds"] < 300 for point in points)
   assert (workdir / "sweeps" / "all.csv").read_text().count("\n") == 4
-  for picture in ("frontier.png", "l1/curves.png", "four/curves.png"):
+  for picture in ("frontier.png", "l1/curves.png", "../dictionaries/four/curves.png"):
     assert (workdir / "sweeps" / picture).stat().st_size > 10_000
-  loaded = monojax.load(workdir, dictionary=f"sweeps/four/dictionaries/{points[2]['name']}")
-  _, f_TF = loaded.activations("In the beginning God created the heaven and the earth.")
+  loaded = monojax.load(workdir, dictionary="four")
+  _, f_TF = loaded.encode("In the beginning God created the heaven and the earth.")
   assert f_TF.shape[1] == 64 and 0 < (f_TF > 0).sum(1).max() <= 4
-  with pytest.raises(InputError, match="no analysis"):
+  member = f"sweeps/l1/dictionaries/{points[0]['name']}"
+  assert monojax.load(workdir, member).sae.n_features == monojax.load(workdir, points[0]["name"]).sae.n_features == 64
+  with pytest.raises(InputError, match="monojax analyze .*--dictionary=dictionaries/four"):
     _ = loaded.features
-  with pytest.raises(InputError, match="sweeps/five"):
+  with pytest.raises(InputError, match="sweeps/five.*dictionaries/four"):
     monojax.load(workdir, dictionary="sweeps/five")
-  assert {name: digest for name, digest in contents(workdir).items() if not name.startswith("sweeps")} == before
+  for dictionary in ("four", member):
+    analysed(workdir, dictionary)
+    loaded = monojax.load(workdir, dictionary)
+    assert loaded.features.n_fires_F.sum() > 0 and len(loaded.examples(int(loaded.features.max_act_F.argmax()), 3)) == 3
+    assert (workdir / loaded.dictionary / "browser" / "site" / "index.html").exists()
+  beside = ("sweeps", "dictionaries")
+  assert {name: digest for name, digest in contents(workdir).items() if not name.startswith(beside)} == before
+
+
+def analysed(workdir, dictionary):
+  """Makes the tables and the pages of one of a run's dictionaries."""
+  for script in ("analyze", "build_browser"):
+    result = run(script, workdir, f"--dictionary={dictionary}")
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def test_every_script_explains_itself():
@@ -146,12 +161,14 @@ def test_transcoders_and_crosscoders_read_the_sites_that_are_stored(finished, tm
                        ("crosscoder", ("--sae.reads=layer.0.mlp.out,layer.0.resid",))):
     result = run("train_sae", workdir, *tiny("sae"), f"--name={name}", "--sae.recipe=topk", "--sae.k=8", *wiring)
     assert result.returncode == 0, result.stderr[-3000:]
-    figures = RunFolder(workdir).stage(f"sweeps/{name}")["figures"]
-    scores = {key.rpartition("/")[2]: value for key, value in figures.items()}
+    scores = {key.removeprefix("sae/"): value for key, value in
+              RunFolder(workdir).stage(f"dictionaries/{name}")["figures"].items()}
     assert 0 < scores["l0"] <= 8 and scores["explained_variance"] > 0.1, (name, scores)
-    (member,) = (workdir / "sweeps" / name / "dictionaries").iterdir()
-    loaded = monojax.load(workdir, member.relative_to(workdir).as_posix())
-    assert loaded.activations("the")[1].shape[1] == 64
+    loaded = monojax.load(workdir, name)
+    assert loaded.encode("the").f_TF.shape[1] == 64
     assert loaded.writes == (("layer.0.mlp.out",) if name == "transcoder" else loaded.reads)
+    analysed(workdir, name)
+    assert loaded.features.has("top_logit_ids_FK")
+    assert loaded.features.has("encoder_decoder_cosine_F") == (name == "crosscoder")
   result = run("train_sae", workdir, *tiny("sae"), "--name=missing", "--sae.reads=layer.0.attn.out")
   assert result.returncode == 2 and "layer.0.attn.out" in result.stderr and "layer.0.mlp.in" in result.stderr

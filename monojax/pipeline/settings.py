@@ -6,7 +6,6 @@ So a stage's script that is called alone does what the whole run would have done
 """
 
 import dataclasses
-import json
 import typing
 
 from monojax import config as configs
@@ -91,11 +90,14 @@ def remember(folder: RunFolder, settings: Settings, config: RunConfig, sections:
     config: what the flags made of it.
     sections: those that the command knows; the others stay as `settings` has them.
   """
-  kept = configs.to_dict(settings.config) | {section: configs.to_dict(getattr(config, section)) for section in sections}
+  path = folder.directory / "run.json"
+  saved = files.read_json(path)
+  kept = saved["config"] if saved else configs.to_dict(settings.config)
+  kept = {**kept, **{section: configs.to_dict(getattr(config, section)) for section in sections
+                     if not folder.begun(section)}}
   value = {"version": VERSION, "preset": settings.preset,
            "config": {section: kept[section] for section in _REMEMBERED}}
-  path = folder.directory / "run.json"
-  if distributed.is_first() and files.read_json(path) != json.loads(json.dumps(value)):
+  if distributed.is_first() and saved != value:
     files.write_json(path, value)
 
 
