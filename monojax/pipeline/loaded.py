@@ -86,13 +86,24 @@ class LoadedRun:
   def __repr__(self) -> str:
     return f"LoadedRun({str(self.directory)!r}, dictionary={self.dictionary!r}, {self.sae.n_features:,} features)"
 
+  def _require_subject(self) -> None:
+    given = load.activations_config(self._folder).source == "given"
+    require(not given, "run", str(self.directory),
+            "was given its activations and has no subject or tokenizer: use run.sae on rows of activations")
+
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:
-    """The run's tokenizer."""
+    """The run's tokenizer.
+
+    Raises:
+      InputError: the run has none, having been given its activations.
+    """
+    self._require_subject()
     return load.load_tokenizer(self._folder)
 
   @functools.cached_property
   def _subject(self) -> LoadedSubject:
+    self._require_subject()
     return load.load_subject(self._folder)
 
   @property

@@ -6,6 +6,7 @@ import pathlib
 import tempfile
 import typing
 
+from monojax import config as configs
 from monojax.activations.config import HarvestConfig
 from monojax.config import InputError, require
 from monojax.pipeline import load
@@ -43,7 +44,8 @@ def train(x: typing.Any, recipe: str = "batchtopk", n_features: int | None = Non
     workdir: the folder that keeps checkpoints, metrics and the result. Without one, a temporary folder is used and
       nothing is kept but what is returned.
     key: the array's name, in a file that holds several.
-    extend: whether a finished dictionary is to be trained further, to a larger `n_steps`.
+    extend: whether the finished dictionary in `workdir` is to be trained further, to a larger `n_steps`; its other
+      settings stay.
     **settings: any other setting of `SAEConfig` by name, for instance `n_steps`, `learning_rate`,
       `sparsity_coefficient`, `batch_rows` or `seed`.
 
@@ -59,11 +61,16 @@ def train(x: typing.Any, recipe: str = "batchtopk", n_features: int | None = Non
   rows = x if isinstance(x, Source) else open_rows(x, key)
   if k is not None:
     settings["k"] = k
-  sae = _settings(rows, recipe, n_features, settings)
+  run = RunFolder(workdir) if workdir is not None else None
+  record = run.begun(OWN_DICTIONARY) if run and extend else None
+  if record:  # what the call does not name stays as the dictionary was begun
+    sae = dataclasses.replace(configs.from_dict(SAEConfig, record["config"]), **settings)
+  else:
+    sae = _settings(rows, recipe, n_features, settings)
   url = str(x) if isinstance(x, str | os.PathLike) else ""
   config = RunConfig(activations=HarvestConfig(source="given", site=site_of(rows), url=url), sae=sae)
   with tempfile.TemporaryDirectory() as temporary:
-    run = RunFolder(temporary if workdir is None else workdir)
+    run = run or RunFolder(temporary)
     harvest(run, config, rows)
     train_sae(run, config, OWN_DICTIONARY, extend, rows)
     return load.load_sae(run)
