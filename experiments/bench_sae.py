@@ -62,8 +62,9 @@ def steps(name, x_BM, sparse, dtype, n_members=0):
   import jax.numpy as jnp
 
   from monojax import mesh as meshes
-  from monojax.sae import recipes
   from monojax.sae.config import SAEConfig
+  from monojax.sae.model import Wiring
+  from monojax.sae.recipes import make_recipe
   from monojax.sae.step import make_step
   from monojax.sae.sweep import stacked
   mesh = meshes.make_mesh(meshes.MeshConfig(data=1))
@@ -71,7 +72,7 @@ def steps(name, x_BM, sparse, dtype, n_members=0):
   # fires, jan2025's band holds four, as in a dictionary of 4,096 features trained to an L0 of 33.
   config = SAEConfig(recipe=name, n_features=_FEATURES.value, batch_rows=_BATCH.value, k=_ACTIVE.value,
                      warmup_steps=10**9)
-  recipe = recipes.make_recipe(config, _WIDTH.value, dtype, mesh)
+  recipe = make_recipe(config, Wiring((_WIDTH.value,)), dtype)
   init, step = make_step(recipe, mesh, config.window_steps, sparse, 1, n_members)
   state = init(jax.random.key(0), x_BM[:4096])
   h_BF = recipe.model.apply({"params": state.params}, x_BM[:1024] * state.counters["scale_W"][None],
@@ -120,10 +121,10 @@ def main():
   import jax
   import jax.numpy as jnp
 
-  from monojax.sae.config import PUBLISHED
+  from monojax.sae.recipes import RECIPES
   b, m, f = _BATCH.value, _WIDTH.value, _FEATURES.value
   x_BM = jax.nn.relu(jax.random.normal(jax.random.key(0), (b, m)))
-  chosen = _RECIPES.value or (("tm2023", "topk") if _QUICK.value else tuple(PUBLISHED))
+  chosen = _RECIPES.value or (("tm2023", "topk") if _QUICK.value else tuple(RECIPES))
   figures = {"shape/batch_rows": b, "shape/width": m, "shape/n_features": f, "shape/active": _ACTIVE.value}
   for dtype_name in _DTYPES.value:
     figures |= measure(x_BM, chosen, dtype_name, jnp.dtype(dtype_name), 5 * 2 * b * m * f / 1e9)

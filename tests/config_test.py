@@ -7,7 +7,8 @@ from monojax import config as configs
 from monojax.config import InputError, option
 from monojax.pipeline.config import RunConfig
 from monojax.pipeline.presets import PRESETS, preset
-from monojax.sae.config import PUBLISHED, SAEConfig, SweepConfig
+from monojax.sae.config import SAEConfig, SweepConfig
+from monojax.sae.recipes import RECIPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ def test_another_recipe_leaves_the_presets_own_behind():
   assert (sae.group_sizes, sae.resample_every_steps, sae.sparsity_coefficient) == ((), 0, None)
   assert preset("demo", "tm2023") is preset("demo") is PRESETS["demo"]
   assert preset("paper", "apr2024").sae.resolved().learning_rate == 5e-5
-  for recipe in PUBLISHED:
+  for recipe in RECIPES:
     assert all(preset(name, recipe).sae.recipe == recipe for name in PRESETS)
   assert preset("small", "topk").frontier.sparsities == (6, 9, 24)  # half, 3/4 and twice its k
   assert preset("small", "apr2024").frontier.sparsities == (2.0, 3.0, 8.0)
@@ -63,6 +64,19 @@ def test_another_recipe_leaves_the_presets_own_behind():
 def test_settings_that_a_recipe_cannot_follow_are_named(settings, field):
   with pytest.raises(InputError, match=field):
     SAEConfig(**settings)
+
+
+def test_a_sweep_that_names_nothing_takes_the_recipes_own_grid():
+  sparsities = lambda **settings: [config.sparsity for config in SweepConfig().configs(SAEConfig(**settings))]
+  assert sparsities(recipe="topk") == list(RECIPES["topk"].grid)
+  assert sparsities(recipe="topk", n_features=32) == [6, 12, 24]  # k does not exceed the features
+  assert sparsities(recipe="gated") == list(RECIPES["gated"].grid)
+  assert len(SweepConfig(seeds=(0, 1)).configs(SAEConfig(recipe="topk"))) == 2
+
+
+def test_a_preset_of_a_recipe_that_is_not_known_is_refused():
+  with pytest.raises(InputError, match="sae.recipe='tm2024': choose one of tm2023"):
+    preset("demo", "tm2024")
 
 
 def test_a_grid_is_checked_where_it_is_whole():
@@ -79,10 +93,11 @@ def test_json_round_trip(preset):
 
 
 def test_saved_by_another_version():
-  values = configs.to_dict(SAEConfig())
+  values = configs.to_dict(SAEConfig(n_features=77))
   del values["seed"]
-  with pytest.raises(InputError, match="another version|version that wrote it"):
-    configs.from_dict(SAEConfig, values)
+  assert configs.from_dict(SAEConfig, values) == SAEConfig(n_features=77)
+  with pytest.raises(InputError, match="settings moods, new_ones, which this version"):
+    configs.from_dict(SAEConfig, {**values, "new_ones": 1, "moods": 2})
 
 
 def test_every_setting_has_help_and_every_rule_names_its_field():

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from recipes_test import B, F, M, example, graded
 
-from monojax.sae import recipes
 from monojax.sae.config import SAEConfig
+from monojax.sae.model import Wiring
+from monojax.sae.recipes import make_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +36,7 @@ def recipe_and_rows(name, **settings):
   """(recipe, parameters that are no special case, rows)."""
   _, params, x_BM = example(name)
   config = SAEConfig(recipe=name, n_features=F, batch_rows=B, **settings)
-  return recipes.make_recipe(config, M, jnp.float32), params, x_BM
+  return make_recipe(config, Wiring((M,)), jnp.float32), params, x_BM
 
 
 SAE_LENS = {"W_enc": ("W_enc_MF", False), "W_dec": ("W_dec_FO", False), "b_enc": ("b_enc_F", False),

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from monojax import mesh as meshes
-from monojax.sae import finish, recipes
-from monojax.sae.config import PUBLISHED, SAEConfig
+from monojax.sae import finish
+from monojax.sae.config import SAEConfig
+from monojax.sae.model import Wiring
+from monojax.sae.recipes import RECIPES, make_recipe
 from monojax.sae.step import make_step
 
 N_PLANTED, M, B, SCAN = 256, 64, 1024, 20
@@ -41,13 +43,13 @@ def planted():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("name", sorted(RECIPES))
 def test_planted_features_are_found(name, planted):
   direction_NM, batches = planted
   config = SAEConfig(**{"recipe": name, "n_features": 512, "batch_rows": B, "n_steps": 3000, "learning_rate": 3e-3,
                         "warmup_steps": 100, "decay_fraction": 0.2, **SETTINGS[name]})
   mesh = meshes.make_mesh(meshes.MeshConfig(1, 1))
-  recipe = recipes.make_recipe(config, M, jnp.float32, mesh)
+  recipe = make_recipe(config, Wiring((M,)), jnp.float32)
   init, step = make_step(recipe, mesh, config.window_steps)
   state = init(jax.random.key(0), batches[0].reshape(-1, M)[:8192])
   for i in range(config.n_steps // SCAN):

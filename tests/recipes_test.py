@@ -1,14 +1,22 @@
 """Each recipe's loss and gradients against its published formula, differentiated by hand in NumPy."""
 
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from monojax import mesh as meshes
 from monojax.config import InputError
-from monojax.sae import recipes
-from monojax.sae.config import PUBLISHED, SAEConfig
+from monojax.sae.config import SAEConfig
 from monojax.sae.model import Wiring
+from monojax.sae.objectives import Given
+from monojax.sae.recipes import RECIPES, Recipe, make_recipe
+from monojax.sae.step import make_step
 
 M, F, B, K = 10, 32, 48, 4
 SETTINGS = {
@@ -28,7 +36,7 @@ DEAD_F = np.isin(np.arange(F), (3, 8, 9, 20, 31))
 def example(name, n_slots=0, wiring=None):
   """(recipe, parameters that are no special case, rows)."""
   config = SAEConfig(recipe=name, n_features=F, batch_rows=B, slots=n_slots, **SETTINGS[name])
-  recipe = recipes.make_recipe(config, wiring or M, jnp.float32)
+  recipe = make_recipe(config, wiring or Wiring((M,)), jnp.float32)
   rng = np.random.default_rng(0)
   x_BW = rng.exponential(size=(B, sum(recipe.model.wiring.widths))).astype(np.float32)
   params = recipe.model.init(jax.random.key(1), jnp.zeros((1, recipe.model.wiring.n_inputs)))["params"]
@@ -42,13 +50,14 @@ def graded(recipe, params, x_BW, sparse=False):
   """((loss, pass), gradients) of a recipe's objective."""
   wiring = recipe.model.wiring
   x_BM, y_BO = wiring.inputs(x_BW), wiring.targets(x_BW)
-  given = None
+  code = None
   if sparse:
     h_BF = recipe.model.apply({"params": params}, x_BM, method="pre_activations")
-    *given, fits = recipe.model.nonlinearity.narrow(h_BF, params, recipe.slots)
+    *code, fits = recipe.model.nonlinearity.narrow(h_BF, params, recipe.slots)
     assert fits
-  penalty = SCALE * recipe.peaks["penalty"]
-  return jax.jit(jax.value_and_grad(recipe.objective, has_aux=True))(params, x_BM, y_BO, penalty, DEAD_F, given)
+  given = Given(x_BM=x_BM, y_BO=y_BO, step=np.int32(7), penalty=SCALE * recipe.peaks["penalty"], dead_F=DEAD_F,
+                model=recipe.model, mesh=None)
+  return jax.jit(jax.value_and_grad(recipe.objective, has_aux=True))(params, given, code)
 
 
 class Reference:
@@ -227,7 +236,7 @@ BY_HAND = {"tm2023": tm2023, "apr2024": apr2024, "gated": gated, "topk": topk, "
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("name", sorted(RECIPES))
 def test_loss_and_gradients_are_the_published_ones(name, sparse):
   recipe, params, x_BW = example(name, 0 if name == "topk" else F - 1)
   (loss, _), gradients = graded(recipe, params, x_BW, sparse)
@@ -256,7 +265,71 @@ def test_crosscoders_and_transcoders_are_the_same_formulas_on_other_columns(name
 
 def test_a_skip_that_would_copy_is_refused():
   config = SAEConfig(recipe="topk", n_features=F, k=K, skip=True)
-  assert recipes.make_recipe(config, Wiring((4, 6), (0,), (1,)), jnp.float32).model.skip
+  assert make_recipe(config, Wiring((4, 6), (0,), (1,)), jnp.float32).model.skip
   for wiring in (Wiring((4,)), Wiring((4, 6), (0, 1), (0, 1)), Wiring((4, 6), (0,), (0, 1))):
     with pytest.raises(InputError, match="skip"):
-      recipes.make_recipe(config, wiring, jnp.float32)
+      make_recipe(config, wiring, jnp.float32)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
+def test_a_record_says_all_that_there_is_to_say(recipe):
+  fields = {field.name: field for field in dataclasses.fields(SAEConfig)}
+  assert len(recipe.about) > 40 and set(recipe.uses) <= set(fields)
+  quick = SAEConfig(recipe=recipe.name, **recipe.quick).resolved()
+  assert quick.learning_rate >= 1e-3, "a short run needs a rate above the publication's"
+  values = [config.sparsity for config in quick.at_grid()]
+  assert values == sorted(recipe.grid) and len(values) >= 3
+  published = SAEConfig(recipe=recipe.name, n_steps=200).resolved()
+  for name, value in recipe.published.items():
+    assert getattr(published, name.replace("warmup", "warmup_steps")) == (200 * value if "warmup" in name else value)
+  for name in (recipe.knob, *recipe.uses):
+    assert recipe.name in fields[name].metadata["help"].partition("]")[0], "help names the recipes that use a setting"
+  (page,) = (pathlib.Path(__file__).parent.parent / "docs").rglob("recipes.md")
+  assert f"`{recipe.name}`" in page.read_text("utf-8")
+
+
+def test_records_and_settings_load_no_jax():
+  program = "import sys, monojax.sae.config, monojax.sae.recipes; print('jax' in sys.modules)"
+  assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
+
+
+def build_scheduled(parts, config, wiring, dtype):
+  """ReLU features and a term that grows by 1 a step, from 100."""
+  model = parts.dictionary(config, wiring, dtype, parts.nonlinearities.ReLU(), True, "kaiming")
+  return parts.compose(config, model, error=parts.objectives.mean_square, terms=[lambda p: 100.0 + p.step],
+                       unit_decoder=True)
+
+
+SCHEDULED = Recipe("test.scheduled", "A term of the loss that follows a schedule of its own, to test that it can.",
+                   build_scheduled, "sparsity_coefficient", (1.0,), {"learning_rate": 1e-3}, {})
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_a_recipe_of_ones_own_with_a_scheduled_loss_needs_no_other_change(sparse):
+  config = SAEConfig(recipe="test.scheduled", n_features=F, batch_rows=B, slots=F - 1)
+  recipe = make_recipe(config, Wiring((M,)), jnp.float32, SCHEDULED)
+  init, step = make_step(recipe, meshes.make_mesh(meshes.MeshConfig(1, 1)), 10, sparse)
+  x_BM = np.random.default_rng(0).exponential(size=(B, M)).astype(np.float32)
+  state = init(jax.random.key(0), x_BM)
+  for t in range(4):
+    state, values = step(state, x_BM[None])
+    np.testing.assert_allclose(values["loss"] - values["mse"], 100 + t, rtol=1e-6)
+    assert values["sparse_fraction"] == sparse
+
+
+@pytest.mark.parametrize("config, recipe, message", [
+    ({"recipe": "topkk"}, None, "sae.recipe='topkk': choose one of tm2023, .*named OWNER.NAME"),
+    ({"recipe": "test.scheduled"}, None, "give its record"),
+    ({"recipe": "topk"}, SCHEDULED, "is not the recipe that was given: set it to 'test.scheduled'"),
+    ({"recipe": "topk"}, dataclasses.replace(RECIPES["topk"], grid=(1, 2)), "must be named OWNER.NAME"),
+    ({"recipe": "test.scheduled"}, dataclasses.replace(SCHEDULED, published={"k": 3}), r"published=\['k'\]: can set"),
+    ({"recipe": "test.scheduled", "multi_k_coefficient": 0.1}, SCHEDULED, "is for the recipe topk")])
+def test_recipes_that_are_not_known_are_named(config, recipe, message):
+  with pytest.raises(InputError, match=message):
+    make_recipe(SAEConfig(**config), Wiring((M,)), jnp.float32, recipe)
+
+
+def test_a_record_is_checked():
+  for change in ({"knob": "threshold"}, {"grid": ()}, {"grid": (0.0, 1.0)}):
+    with pytest.raises(InputError, match=f"topk.{next(iter(change))}"):
+      dataclasses.replace(RECIPES["topk"], **change)

@@ -9,25 +9,27 @@ import pytest
 
 from monojax import mesh as meshes
 from monojax.metrics import MetricsConfig
-from monojax.sae import finish, recipes
-from monojax.sae.config import PUBLISHED, SAEConfig
+from monojax.sae import finish
+from monojax.sae.config import SAEConfig
 from monojax.sae.model import Wiring
 from monojax.sae.nonlinearity import BatchTopK
+from monojax.sae.recipes import RECIPES, make_recipe
 from monojax.sae.sparse import code
 from monojax.sae.sparse.select import cut_at, places_of, top_k_above_0
 from monojax.sae.step import make_step
 from monojax.sae.train import train_sae
 
 M, F, B = 16, 64, 32
+ONE_SITE = Wiring((M,))
 
 
 def recipes_but_slow(*fast):
   """Every recipe, those not named in the slow suite."""
-  return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in sorted(PUBLISHED)]
+  return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in sorted(RECIPES)]
 
 
 def config_of(name, **more):
-  knob = {"k": 4} if name in ("topk", "batchtopk", "matryoshka") else {"sparsity_coefficient": 0.05}
+  knob = {"k": 4} if RECIPES[name].knob == "k" else {"sparsity_coefficient": 0.05}
   return SAEConfig(**{"recipe": name, "n_features": F, "batch_rows": B, "n_steps": 40, "learning_rate": 1e-2,
                       "dead_window_steps": 3, "start_rows": 256, **knob, **more})
 
@@ -36,11 +38,11 @@ def rows(seed, n=4, width=M):
   return np.random.default_rng(seed).exponential(size=(n, B, width)).astype(np.float32)
 
 
-def trained(name, mesh_shape=(1, 1), n_calls=2, wiring=M, **more):
+def trained(name, mesh_shape=(1, 1), n_calls=2, wiring=ONE_SITE, **more):
   """(recipe, state after some calls of the step, metrics of the last) on the same rows every time."""
   config = config_of(name, **more)
   mesh = meshes.make_mesh(meshes.MeshConfig(*mesh_shape))
-  recipe = recipes.make_recipe(config, wiring, jnp.float32, mesh)
+  recipe = make_recipe(config, wiring, jnp.float32)
   width = sum(recipe.model.wiring.widths)
   init, step = make_step(recipe, mesh, config.window_steps, config.code == "sparse", config.accumulate)
   state = init(jax.random.key(0), rows(99, 8, width).reshape(-1, width))
@@ -99,7 +101,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(name, tmp_path):
   # Every call scans four steps, so that there is one program to compile.
   config = config_of(name, scan_steps=4, checkpoint_every_steps=8, resample_every_steps=12, resample_rows=64,
                      dead_window_steps=2)
-  fit = lambda directory, source: train_sae(config, source, M, directory, {},
+  fit = lambda directory, source: train_sae(config, source, Wiring((M,)), directory, {},
                                             meshes.make_mesh(meshes.MeshConfig(1, 1)), MetricsConfig())
   _, expected = fit(tmp_path / "whole", Source())
   for fail_at in (11, 27):  # before and after resamplings, in the middle of a call
@@ -116,7 +118,7 @@ def test_a_finished_dictionary_reconstructs_raw_activations(name):
   raw = rows(7)[0]
   scale_W = np.asarray(state.counters["scale_W"])
   assert recipe.normalised == bool(np.any(scale_W != 1))
-  training = finish.averaged(recipe, state)
+  training = finish.kept_params(recipe, state)
   expected, expected_f = recipe.model.apply({"params": training}, raw * scale_W)
   finished = finish.finished_params(recipe, state)
   found, f = recipe.model.apply({"params": finished}, raw)
@@ -189,7 +191,7 @@ def test_no_device_sees_the_whole_code(name):
   """Of the features sharded over devices only the candidates for the largest are gathered."""
   config = config_of(name, n_features=1024)
   mesh = meshes.make_mesh(meshes.MeshConfig(1, 8))
-  init, step = make_step(recipes.make_recipe(config, M, jnp.float32, mesh), mesh, config.window_steps)
+  init, step = make_step(make_recipe(config, Wiring((M,)), jnp.float32), mesh, config.window_steps)
   state = init(jax.random.key(0), rows(0, 1)[0])
   text = step.lower(state, rows(0)).compile().as_text()
   gathered = [np.prod([int(n) for n in shape.split(",") if n]) for line in text.splitlines()

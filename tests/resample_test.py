@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from monojax import mesh as meshes
-from monojax.sae import finish, recipes, resample
+from monojax.sae import finish, resample
 from monojax.sae.config import SAEConfig
+from monojax.sae.model import Wiring
+from monojax.sae.recipes import make_recipe
 from monojax.sae.step import make_step
 
 M, F, B = 6, 20, 32
@@ -18,7 +20,7 @@ DEAD = np.array([2, 5, 19])
 
 
 def trained_state(dead, **settings):
-  recipe = recipes.make_recipe(dataclasses.replace(CONFIG, **settings), M, jnp.float32)
+  recipe = make_recipe(dataclasses.replace(CONFIG, **settings), Wiring((M,)), jnp.float32)
   init, step = make_step(recipe, meshes.make_mesh(meshes.MeshConfig(1, 1)), CONFIG.window_steps)
   x = np.random.default_rng(0).exponential(size=(10, B, M)).astype(np.float32)
   state, _ = step(init(jax.random.key(0), x[0]), x)
@@ -59,7 +61,7 @@ def test_what_a_nonlinearity_has_of_its_own_is_forgotten(recipe, own):
   new, _ = resample.resample(state, candidates(), recipe, 6, 0.2)
   alive = np.setdiff1d(np.arange(F), DEAD)
   for name in own:
-    start_F = np.asarray(recipe.model.nonlinearity.own(F)[name])
+    start_F = np.asarray(recipe.model.nonlinearity.per_feature(F)[name])
     assert np.any(np.asarray(state.params[name]) != start_F)
     np.testing.assert_array_equal(new.params[name][DEAD], start_F[DEAD])
     np.testing.assert_array_equal(new.params[name][alive], state.params[name][alive])
@@ -68,7 +70,7 @@ def test_what_a_nonlinearity_has_of_its_own_is_forgotten(recipe, own):
 def test_the_mean_of_the_weights_forgets_dead_features():
   recipe, state = trained_state(DEAD, ema_decay=0.9)
   new, _ = resample.resample(state, candidates(), recipe, 6, 0.2)
-  averaged, before = finish.averaged(recipe, new), finish.averaged(recipe, state)
+  averaged, before = finish.kept_params(recipe, new), finish.kept_params(recipe, state)
   alive = np.setdiff1d(np.arange(F), DEAD)
   np.testing.assert_allclose(averaged["W_dec_FO"][DEAD], new.params["W_dec_FO"][DEAD], rtol=1e-5)
   np.testing.assert_allclose(averaged["W_enc_MF"][:, DEAD], new.params["W_enc_MF"][:, DEAD], rtol=1e-5)

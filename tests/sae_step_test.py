@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from monojax import mesh as meshes
-from monojax.sae import objectives, recipes
+from monojax.sae import objectives, starts
 from monojax.sae.config import SAEConfig
 from monojax.sae.model import Dictionary, Wiring
+from monojax.sae.recipes import make_recipe
 from monojax.sae.step import make_step
 from monojax.training import compute_dtype
 
@@ -22,7 +23,7 @@ def rows(seed, n=3):
 
 
 def make(config=CONFIG, mesh=None, width=M):
-  recipe = recipes.make_recipe(config, width, jnp.float32)
+  recipe = make_recipe(config, Wiring((width,)), jnp.float32)
   return recipe, *make_step(recipe, mesh or meshes.make_mesh(meshes.MeshConfig(1, 1)), config.window_steps)
 
 
@@ -71,9 +72,10 @@ def test_first_three_updates_agree_with_numpy(encoder_init):
 def test_loss_reductions_convert_as_published():
   """Mean-MSE with summed L1 is sum-MSE with M times the coefficient, over M."""
   model, x_BM, params, f_BF = biased(1)
-  terms = [objectives.l1()]
-  mean, _ = objectives.make_objective(model, objectives.mean_square, terms)(params, x_BM, x_BM, 0.004, None)
-  total, _ = objectives.make_objective(model, objectives.summed_square, terms)(params, x_BM, x_BM, 0.004 * M, None)
+  given = lambda penalty: objectives.Given(x_BM=x_BM, y_BO=x_BM, step=0, penalty=penalty, dead_F=None, model=model,
+                                           mesh=None)
+  mean, _ = objectives.make_objective(objectives.mean_square, [objectives.l1()])(params, given(0.004))
+  total, _ = objectives.make_objective(objectives.summed_square, [objectives.l1()])(params, given(0.004 * M))
   np.testing.assert_allclose(mean * M, total, rtol=1e-5)
   error = f_BF @ params["W_dec_FO"] + params["b_dec_O"] - x_BM
   row_B = np.square(error).mean(1) + CONFIG.sparsity_coefficient * f_BF.sum(1)
@@ -148,7 +150,7 @@ def test_state_is_donated_and_compiled_once(caplog):
 
 def test_low_precision_rows_and_compute():
   config = SAEConfig(**{**CONFIG.__dict__, "compute_dtype": "bfloat16"})
-  recipe = recipes.make_recipe(config, M, compute_dtype("bfloat16"))
+  recipe = make_recipe(config, Wiring((M,)), compute_dtype("bfloat16"))
   init, step = make_step(recipe, meshes.make_mesh(meshes.MeshConfig(1, 1)), config.window_steps)
   state, values = step(init(jax.random.key(0), np.zeros((2, M))), rows(0).astype(np.float16))
   assert np.isfinite(values["loss"]) and state.params["W_enc_MF"].dtype == np.float32
@@ -159,13 +161,13 @@ def test_low_precision_rows_and_compute():
 
 def test_geometric_median_minimises_the_summed_distance():
   x_NM = np.random.default_rng(0).exponential(size=(501, 3)).astype(np.float32)
-  median = np.asarray(recipes.geometric_median(x_NM))
+  median = np.asarray(starts.geometric_median(x_NM))
   cost = lambda point: np.linalg.norm(x_NM - point, axis=1).sum()
   for direction in np.concatenate([np.eye(3), -np.eye(3)]):
     assert cost(median) < cost(median + 0.01 * direction)
   assert cost(median) < cost(x_NM.mean(0))
   line = np.array([[0.0], [1.0], [2.0], [3.0], [100.0]], np.float32)
-  np.testing.assert_allclose(recipes.geometric_median(line), [2.0], atol=1e-2)
+  np.testing.assert_allclose(starts.geometric_median(line), [2.0], atol=1e-2)
 
 
 def test_a_planted_dictionary_is_recovered():

@@ -8,6 +8,7 @@ from monojax import checkpoint, mesh
 from monojax.config import InputError
 from monojax.metrics import MetricsConfig
 from monojax.sae.config import SAEConfig, SweepConfig
+from monojax.sae.model import Wiring
 from monojax.sae.sweep import groups_of, name_of, train_sweep
 from monojax.sae.train import train_sae
 
@@ -45,8 +46,8 @@ def members():
 
 
 def sweep(directory, source, configs):
-  return train_sweep(configs, source, M, directory, {name_of(config): {"name": name_of(config)} for config in configs},
-                     one_mesh(), MetricsConfig())
+  identities = {name_of(config): {"name": name_of(config)} for config in configs}
+  return train_sweep(configs, source, Wiring((M,)), directory, identities, one_mesh(), MetricsConfig())
 
 
 def test_members_are_bit_for_bit_what_runs_of_their_own_give(tmp_path):
@@ -57,11 +58,11 @@ def test_members_are_bit_for_bit_what_runs_of_their_own_give(tmp_path):
   drawn = [step for step in source.asked if step < BASE.n_steps]
   assert len(found) == 6 and drawn.count(0) == 1, "the data is read once"
   for name, (config, _, params) in found.items():
-    _, alone = train_sae(config, Rows(), M, tmp_path / name, {}, one_mesh(), MetricsConfig())
+    _, alone = train_sae(config, Rows(), Wiring((M,)), tmp_path / name, {}, one_mesh(), MetricsConfig())
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), jax.device_get(alone))
     kept, saved, _ = checkpoint.load_params(tmp_path / "sweep" / "dictionaries" / name)
     jax.tree.map(np.testing.assert_array_equal, kept, jax.device_get(alone))
-    assert saved == {"name": name}
+    assert saved["name"] == name and saved["sae"]["seed"] == config.seed
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path):

@@ -107,9 +107,7 @@ def make_step(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool = 
     step: (state, x_SBW of any float dtype) -> (state, metrics averaged over the S batches). The
       state is donated. Metrics: loss, mse (mean over elements), l1 and l0 (per row),
       explained_variance (of the batch), fired_fraction (features that fired in the call), dead_fraction,
-      sparse_fraction (of the batches, those computed with a sparse code). Recipes that keep a running mean add
-      kept_explained_variance, that of the mean as it is used outside of training, on up to 1,024 rows of the last
-      batch.
+      sparse_fraction (of the batches, those computed with a sparse code).
   """
   n_columns = sum(recipe.model.wiring.widths)
   init, gradients_of = make_init(recipe, mesh), make_gradients(recipe, mesh, window_steps, sparse)
@@ -143,10 +141,7 @@ def make_step(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool = 
     before = state.step
     state, values = jax.lax.scan(one_step, state, x_SBW)
     values = jax.tree.map(lambda value: value.mean(0), values)
-    values["fired_fraction"] = jnp.mean(state.counters["last_fired_F"] > before)
-    if recipe.ema_decay:
-      values["kept_explained_variance"] = kept_explained_variance(recipe, state, x_SBW[-1, :_KEPT_ROWS], mesh)
-    return state, values
+    return state, {**values, "fired_fraction": jnp.mean(state.counters["last_fired_F"] > before)}
 
   def scan_members(states: TrainState, x_SBW: jax.Array) -> tuple[TrainState, dict[str, list[jax.Array]]]:
     # A member's loop over the batches is compiled as that of a dictionary by itself is, to the last bit.
@@ -173,13 +168,38 @@ def mean_decay(decay: float, step: jax.Array) -> jax.Array:
   return jnp.minimum(decay, step / (step + 9.0))
 
 
-def kept_explained_variance(recipe: MadeRecipe, state: TrainState, x_BW: jax.Array, mesh: Mesh) -> jax.Array:
-  """Explained variance of raw rows by the weights that are kept of a state, as they are used outside of training."""
+def judging_what_is_kept(recipe: MadeRecipe, mesh: Mesh, step: Step, n_members: int = 0) -> Step:
+  """A step that also says how good the weights are that will be kept, where those are a running mean.
+
+  It adds the metric kept_explained_variance: that of the mean as it is used outside of training, on up to 1,024 rows
+  of the call's last batch. Where the last weights are kept, the step's own metrics are about them.
+
+  Args:
+    recipe, mesh, n_members: as for `make_step`.
+    step: from `make_step`.
+  """
+  if not recipe.ema_decay:
+    return step
   wiring = recipe.model.wiring
-  x_BW = x_BW.astype(jnp.float32) * state.counters["scale_W"][None]
-  y_BO = wiring.targets(x_BW)
-  found_BO, _ = recipe.model.apply({"params": kept_params(recipe, state)}, wiring.inputs(x_BW), mesh)
-  return explained_variance(y_BO, found_BO - y_BO)
+
+  def judge(state: TrainState, x_BW: jax.Array) -> jax.Array:
+    x_BW = x_BW.astype(jnp.float32) * state.counters["scale_W"][None]
+    y_BO = wiring.targets(x_BW)
+    found_BO, _ = recipe.model.apply({"params": kept_params(recipe, state)}, wiring.inputs(x_BW), mesh)
+    return explained_variance(y_BO, found_BO - y_BO)
+
+  def judge_last(state: TrainState, x_SBW: jax.Array) -> Any:
+    x_BW = x_SBW[-1, :_KEPT_ROWS]
+    if not n_members:
+      return judge(state, x_BW)
+    values = jax.lax.map(lambda one: judge(one, x_BW), state)
+    return [values[i] for i in range(n_members)]
+  judged = jax.jit(judge_last, out_shardings=NamedSharding(mesh, P()))
+
+  def step_and_judge(state: TrainState, x_SBW: Any) -> tuple[TrainState, dict[str, Any]]:
+    state, values = step(state, x_SBW)
+    return state, {**values, "kept_explained_variance": judged(state, x_SBW)}
+  return step_and_judge
 
 
 def site_scales(sample_NW: jax.Array, widths: tuple[int, ...]) -> jax.Array:

@@ -27,7 +27,7 @@ from monojax.sae.model import Dictionary, Wiring
 from monojax.sae.nonlinearity import Params
 from monojax.sae.parts import MadeRecipe
 from monojax.sae.recipes import make_recipe
-from monojax.sae.step import Step, make_step
+from monojax.sae.step import Step, judging_what_is_kept, make_step
 from monojax.sae.train import Rows, make_batches, make_resampling, use_sparse
 from monojax.training import Run, TrainState, compute_dtype, train
 
@@ -159,6 +159,7 @@ def make_group(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, mesh:
   members = [make_recipe(config, wiring, dtype) for config in configs]
   sparse = use_sparse(first, members[0], mesh, f"{len(configs)} of {first.recipe}, {first.n_features:,} features")
   init, step = make_step(members[0], mesh, first.window_steps, sparse, first.accumulate, len(configs))
+  step = judging_what_is_kept(members[0], mesh, step, len(configs))
   resamplings = [make_resampling(config, recipe, source, mesh, jax.random.fold_in(jax.random.key(config.seed), 1))
                  for config, recipe in zip(configs, members, strict=True)]
 

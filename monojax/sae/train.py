@@ -19,7 +19,7 @@ from monojax.sae.config import SAEConfig
 from monojax.sae.model import SHARDING_RULES, Dictionary, Wiring
 from monojax.sae.parts import MadeRecipe
 from monojax.sae.recipes import Recipe, make_recipe
-from monojax.sae.step import make_step
+from monojax.sae.step import judging_what_is_kept, make_step
 from monojax.training import Run, TrainState, compute_dtype, train
 
 # A sparse code is the faster one on a CPU where the dictionary has so many features for each place of it
@@ -76,6 +76,7 @@ def train_sae(config: SAEConfig, source: Rows, wiring: Wiring, directory: str | 
   saved = begin.settings_of(config, wiring, identity)
   goes_on = begin.require_same(directory, saved, extend)
   init, step = make_step(made, mesh, config.window_steps, use_sparse(config, made, mesh, name), config.accumulate)
+  step = judging_what_is_kept(made, mesh, step)
   key = jax.random.key(config.seed)
 
   run = Run(directory, saved, config.n_steps, config.scan_steps, config.checkpoint_every_steps,
