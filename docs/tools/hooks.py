@@ -1,0 +1,119 @@
+"""What MkDocs does beside rendering: tables of flags, parts of CONTRIBUTING.md, notebooks without a network.
+
+In a page, a comment of the form `<!-- make: NAME ARGUMENT -->` on a line of its own is replaced by what the function
+`make_NAME` returns.
+"""
+
+import os
+import pathlib
+import re
+import sys
+
+sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parent.parent.parent)]
+
+import flags as flag_tables  # noqa: E402
+
+ROOT = flag_tables.ROOT
+MARKER = re.compile(r"^<!-- make: (\w+) ?(.*?) -->$", re.M)
+MATHJAX = re.compile(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", re.S)
+MERMAID = re.compile(r"<script type=\"module\">.{0,400}?mermaid.*?</script>", re.S)
+
+
+def on_page_markdown(markdown, page, config, files):
+  """Replaces the markers of a page."""
+  return MARKER.sub(lambda found: globals()[f"make_{found[1]}"](found[2], page), markdown)
+
+
+def on_page_content(html, page, config, files):
+  """Takes the scripts out of a rendered notebook that would be fetched from the network; no page needs them."""
+  if page.file.src_uri.endswith(".ipynb"):
+    html = MERMAID.sub("", MATHJAX.sub("", html))
+  return html
+
+
+def make_include(source, page):
+  """A file of the repository, or with FILE#NAME its part between the comments `<!-- part: NAME -->` and the next."""
+  name, _, part = source.partition("#")
+  text = (ROOT / name).read_text()
+  if part:
+    text = re.search(rf"<!-- part: {part} -->\n(.*?)(?=<!-- part: |\Z)", text, re.S)[1]
+  text = re.sub(r"<!-- part: .*? -->\n", "", text)
+  here = (pathlib.Path("docs") / page.file.src_uri).parent
+  relative = lambda found: f"]({os.path.relpath(found[1], here)}"
+  return re.sub(r"\]\((docs/[^)#]+)", relative, text)
+
+
+def make_run_flags(stage, page):
+  """The flags of one stage: their meaning, and their values in each preset."""
+  from monojax.pipeline.presets import PRESETS
+  tables = {name: {flag.name: flag for flag in flag_tables.run_settings(config)[stage]}
+            for name, config in PRESETS.items()}
+  rows = []
+  for name, flag in tables["demo"].items():
+    rows.append((f"`--{name}`", *(_code(table[name].default) for table in tables.values()), _help(flag)))
+  return _table(("flag", *(f"`{name}`" for name in tables), "meaning"), rows)
+
+
+def make_recipe_flags(preset, page):
+  """The settings that differ between recipes, with the values that hold in a preset if none is given."""
+  from monojax.pipeline.presets import preset as preset_of
+  recipes = flag_tables.run_settings(preset_of(preset))["sae"][0].choices
+  columns = {recipe: {flag.name: flag.default for flag in flag_tables.settings(
+      preset_of(preset, recipe).sae.resolved(), "sae.")} for recipe in recipes}
+  first = columns[recipes[0]]
+  rows = [(f"`--{name}`", *(_code(column[name]) for column in columns.values())) for name in first
+          if name != "sae.recipe" and len({column[name] for column in columns.values()}) > 1]
+  return _table(("flag", *(f"`{recipe}`" for recipe in recipes)), rows)
+
+
+def make_script_flags(name, page):
+  """The flags that a script has besides those of a run's stages."""
+  of_a_run = {flag.name for flags in flag_tables.run_settings(_run_config()).values() for flag in flags}
+  rows = [(f"`--{flag.name}`", _code(flag.default), _help(flag))
+          for flag in flag_tables.script_flags(flag_tables.EXPERIMENTS / f"{name}.py")
+          if flag.name not in of_a_run and flag.name not in COMMON]
+  return _table(("flag", "default", "meaning"), rows)
+
+
+COMMON = ("workdir", "preset", "coordinator", "num_processes", "process_id")
+
+
+def make_common_flags(_, page):
+  """The flags that every script of a run has."""
+  found = {flag.name: flag for flag in flag_tables.script_flags(flag_tables.EXPERIMENTS / "monosemanticity.py")}
+  return _table(("flag", "default", "meaning"),
+                [(f"`--{name}`", _code(found[name].default), _help(found[name])) for name in COMMON])
+
+
+def make_scripts(_, page):
+  """Every script of experiments/, what it is for, and the groups of flags that it takes."""
+  groups = flag_tables.run_settings(_run_config())
+  rows = []
+  for path in flag_tables.scripts():
+    names = {flag.name for flag in flag_tables.script_flags(path)}
+    taken = [f"[`{group}`](#{group})" for group, flags in groups.items() if {flag.name for flag in flags} <= names]
+    first = re.match(r'"""(.*?)(\n|""")', path.read_text())[1]
+    rows.append((f"`{path.stem}`", first, ", ".join(taken)))
+  return _table(("script", "what it does", "groups of settings"), rows)
+
+
+def _run_config():
+  from monojax.pipeline.presets import PRESETS
+  return PRESETS["demo"]
+
+
+def _code(value):
+  return f"`{value}`" if value else ""
+
+
+def _help(flag):
+  """A flag's meaning as a sentence, with its choices."""
+  text = re.sub(r" \(default: .*?; a preset may differ\)$", "", flag.help)
+  text = text[:1].upper() + text[1:].rstrip(".") + "."
+  return text + (f" One of {', '.join(f'`{choice}`' for choice in flag.choices)}." if flag.choices else "")
+
+
+def _table(heads, rows):
+  cell = lambda text: " ".join(str(text).split()).replace("|", "\\|")
+  lines = ["| " + " | ".join(map(cell, row)) + " |" for row in (heads, *rows)]
+  return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
