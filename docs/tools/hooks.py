@@ -46,7 +46,7 @@ def make_include(source, page):
 def make_run_flags(stage, page):
   """The flags of one stage: their meaning, and their values in each preset."""
   from monojax.pipeline.presets import PRESETS
-  tables = {name: {flag.name: flag for flag in flag_tables.run_settings(config)[stage]}
+  tables = {name: {flag.name: flag for flag in flag_tables.run_settings(config).get(stage) or flag_tables.run_settings(config)["text"]}
             for name, config in PRESETS.items()}
   rows = []
   for name, flag in tables["demo"].items():
@@ -95,6 +95,16 @@ def make_scripts(_, page):
     first = re.match(r'"""(.*?)(\n|""")', path.read_text())[1]
     rows.append((f"`{path.stem}`", first, ", ".join(taken)))
   return _table(("script", "what it does", "groups of settings"), rows)
+
+
+def make_modules(folders, page):
+  """The API of every module in some folders: of `monojax` itself only what lies directly in it."""
+  found = []
+  for folder in folders.split():
+    paths = sorted((ROOT / folder).glob("*.py" if folder == "monojax" else "**/*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    found += [f"::: {name}\n" for name in names if not name.rpartition(".")[2].startswith("__")]
+  return "\n".join(found)
 
 
 def _run_config():
