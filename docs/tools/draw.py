@@ -8,28 +8,33 @@ Each function below draws one file of docs/pictures/. `browser.png` is a screens
 is `sweeps/frontier.png` of the run, made by the commands in docs/results/recipes.md.
 """
 
+import argparse
+import dataclasses
 import pathlib
 import re
 
+import jax
 import matplotlib
 import numpy as np
-from absl import app, flags
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 
+import monojax  # noqa: E402
+from monojax.studies.toy.model import ToyConfig, draw, forward, inputs_of, train_toys  # noqa: E402
+
 PICTURES = pathlib.Path(__file__).parent.parent / "pictures"
 RESULTS = PICTURES.parent / "results"
 BLUE, ORANGE, GREEN, RED, VIOLET, GREY = "#1f6fb4", "#d1662a", "#3a9a4b", "#b3364f", "#7a56b0", "#8a8a8a"
-_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "a finished run of the preset demo")
 
 
-def main(_):
-  import monojax
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--workdir", default="runs/demo", help="a finished run of the preset demo")
   plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 130,
                        "axes.titlesize": 9.5, "legend.frameon": False})
-  run = monojax.load(_WORKDIR.value)
+  run = monojax.load(parser.parse_args().workdir)
   draw_one_token(run)
   draw_densities(run)
   draw_measures()
@@ -47,10 +52,10 @@ def save(figure, name):
 def draw_one_token(run, text="TGACGCGGGAAATCAACATTCCG", token=6):
   """One row of activations, the features that fire on it, and the sum of their directions."""
   tokens, f_TF = run.encode(text)
-  _, sites = run.subject.apply({"params": run.subject_params}, np.asarray([_ids(run, text)], np.int32))
-  x_M = np.asarray(sites[run.site])[0, token].astype(np.float32)
-  f_F = np.asarray(f_TF)[token]
-  y_M = np.asarray(run.sae.decode(f_F[None]))[0]
+  _, sites = run.subject.apply({"params": run.subject_params}, np.asarray([run.token_ids(text)], np.int32))
+  x_M = np.asarray(sites[run.reads[0]])[0, token].astype(np.float32)
+  f_F = f_TF[token]
+  y_M = run.sae.decode(f_F[None])[0]
   fires = np.flatnonzero(f_F)[np.argsort(-f_F[np.flatnonzero(f_F)])]
   tables = run.features
   figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(8, 5.6), height_ratios=(1, 1.4, 1))
@@ -67,10 +72,6 @@ def draw_one_token(run, text="TGACGCGGGAAATCAACATTCCG", token=6):
   middle.set_xticks(np.arange(len(fires)), [f"{i}\n{domain_F[i]}" for i in fires], fontsize=6.5, rotation=30)
   middle.set_title(f"the {len(fires)} of {len(f_F)} features that fire there; below each, the domain where it is active most")
   save(figure, "one_token")
-
-
-def _ids(run, text):
-  return [run.tokenizer.eot_id, *run.tokenizer.encode_batch([text])[0]]
 
 
 def draw_densities(run, strong=0.5):
@@ -118,9 +119,7 @@ def draw_measures():
 
 
 def draw_superposition():
-  """Five features in two dimensions at three densities, and the five that an SAE finds in the last of them."""
-  import monojax
-  from monojax.studies.toy.model import ToyConfig, draw, forward, inputs_of, train_toys
+  """Five features in two dimensions at three densities, and what an SAE of eight features finds in the last of them."""
   densities = (1.0, 0.2, 0.05)
   toy = ToyConfig(n_features=5, n_hidden=2, n_steps=4000, batch_rows=1024, learning_rate=5e-3)
   n_restarts = 8
@@ -132,20 +131,17 @@ def draw_superposition():
   for axis, W_NM, density in zip(axes, best.params["W_NM"], densities, strict=False):
     for direction_M, colour in zip(W_NM, colours, strict=True):
       axis.annotate("", direction_M, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2})
-    axis.set_title("all five fire on every row" if density == 1 else f"each fires on {density:.0%} of the rows")
-  import dataclasses
-
-  import jax
+    axis.set_title("all five fire\non every row" if density == 1 else f"each fires on\n{density:.0%} of the rows")
   rows = dataclasses.replace(toy, batch_rows=20_000, seed=1)
   W_NM = best.params["W_NM"][-1]
   x_NB = inputs_of(rows, draw(rows, jax.random.key(1)), np.full(5, densities[-1], np.float32))
   x_NB = x_NB[:, np.asarray(x_NB).any(0)]
   h_BM = np.asarray(forward("relu", {"W_NM": W_NM, "b_N": best.params["b_N"][-1]}, x_NB)[1]).T
-  sae = monojax.train(h_BM, recipe="topk", n_features=5, k=1)
+  sae = monojax.train(h_BM, recipe="topk", n_features=8, k=1, n_steps=1500)
   axes[3].scatter(*h_BM[:3000].T, s=1, color="#bbbbbb")
   for direction_M in np.asarray(sae.params["W_dec_FO"]):
     axes[3].annotate("", direction_M, (0, 0), arrowprops={"arrowstyle": "-|>", "color": "black", "linewidth": 2})
-  axes[3].set_title("what an SAE of five features\nfinds in the last one's rows")
+  axes[3].set_title("what an SAE of eight features\nfinds in those rows")
   for axis in axes:
     axis.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal", xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
@@ -155,4 +151,4 @@ def draw_superposition():
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main()

@@ -9,7 +9,7 @@ import pathlib
 import re
 import sys
 
-sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parent.parent.parent)]
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import flags as flag_tables  # noqa: E402
 
@@ -17,6 +17,12 @@ ROOT = flag_tables.ROOT
 MARKER = re.compile(r"^<!-- make: (\w+) ?(.*?) -->$", re.M)
 MATHJAX = re.compile(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", re.S)
 MERMAID = re.compile(r"<script type=\"module\">.{0,400}?mermaid.*?</script>", re.S)
+
+
+def on_config(config):
+  """Has the hooks import this checkout's monojax, whether or not one is installed."""
+  if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
 
 
 def on_page_markdown(markdown, page, config, files):
@@ -46,7 +52,7 @@ def make_include(source, page):
 def make_run_flags(stage, page):
   """The flags of one stage: their meaning, and their values in each preset."""
   from monojax.pipeline.presets import PRESETS
-  tables = {name: {flag.name: flag for flag in flag_tables.run_settings(config).get(stage) or flag_tables.run_settings(config)["text"]}
+  tables = {name: {flag.name: flag for flag in flag_tables.run_settings(config)[stage]}
             for name, config in PRESETS.items()}
   rows = []
   for name, flag in tables["demo"].items():
@@ -85,16 +91,15 @@ def make_common_flags(_, page):
                 [(f"`--{name}`", _code(found[name].default), _help(found[name])) for name in COMMON])
 
 
-def make_scripts(_, page):
-  """Every script of experiments/, what it is for, and the groups of flags that it takes."""
-  groups = flag_tables.run_settings(_run_config())
+def make_commands(_, page):
+  """Every command, what it does, and the groups of settings that are its flags."""
+  from monojax.commands import COMMANDS
   rows = []
-  for path in flag_tables.scripts():
-    names = {flag.name for flag in flag_tables.script_flags(path)}
-    taken = [f"[`{group}`](#{group})" for group, flags in groups.items() if {flag.name for flag in flags} <= names]
-    first = re.match(r'"""(.*?)(\n|""")', path.read_text())[1]
-    rows.append((f"`{path.stem}`", first, ", ".join(taken)))
-  return _table(("script", "what it does", "groups of settings"), rows)
+  for name, command in COMMANDS.items():
+    groups = [f"[`{group}`](#{group})" + (f" ({', '.join(command.only[group])})" if group in command.only else "")
+              for group in command.sections]
+    rows.append((f"`{name}`", command.what, ", ".join(groups)))
+  return _table(("command", "what it does", "groups of settings"), rows)
 
 
 def make_modules(folders, page):
