@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import traceback
 
 import pytest
 
@@ -91,7 +92,8 @@ def test_blocks_are_found_with_their_lines_and_reasons():
 def test_blocks_share_a_namespace_and_errors_have_the_pages_line():
   with pytest.raises(ZeroDivisionError) as error:
     execute(blocks_of("```python\na = 0\n```\n\ntext\n```python\nb = 1\n1 / a\n```\n"), "page.md")
-  assert error.traceback[-1].path.name == "page.md" and error.traceback[-1].lineno + 1 == 8
+  frame = traceback.extract_tb(error.value.__traceback__)[-1]
+  assert (frame.filename, frame.lineno) == ("page.md", 8)
 
 
 @pytest.mark.parametrize("page", [page for page in EXECUTED if "```python" in page.read_text()],
@@ -185,12 +187,12 @@ def flags_in(text):
   commands = [line for block in blocks_of(text) for line in re.sub(r"\\\n", " ", block.code).split("\n")]
   prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
   for code in commands + re.findall(r"`([^`]+)`", prose):
-    for name in re.findall(r"(?<![\w-])--([a-z][\w.]*\w)", OTHER_PROGRAMS.sub("", code)):
-      yield name
+    yield from re.findall(r"(?<![\w-])--([a-z][\w.]*\w)", OTHER_PROGRAMS.sub("", code))
 
 
 def test_flags_are_found_in_code_and_only_in_monojaxs_commands():
-  text = "--no `--sae.k=3` and `--mesh.data`\n```\nsrun --nodes=4 python experiments/x.py --workdir=a \\\n  --tokens.paths=b\npip install --upgrade x\n```\n"
+  text = ("--no `--sae.k=3` and `--mesh.data`\n```\nsrun --nodes=4 python experiments/x.py --workdir=a \\\n"
+          "  --tokens.paths=b\npip install --upgrade x\n```\n")
   assert list(flags_in(text)) == ["workdir", "tokens.paths", "sae.k", "mesh.data"]
 
 

@@ -50,14 +50,17 @@ def make_include(source, page):
 
 
 def make_run_flags(stage, page):
-  """The flags of one stage: their meaning, and their values in each preset."""
+  """The flags of one stage: their defaults, by preset where presets differ, and their meaning."""
   from monojax.pipeline.presets import PRESETS
   tables = {name: {flag.name: flag for flag in flag_tables.run_settings(config)[stage]}
             for name, config in PRESETS.items()}
   rows = []
   for name, flag in tables["demo"].items():
-    rows.append((f"`--{name}`", *(_code(table[name].default) for table in tables.values()), _help(flag)))
-  return _table(("flag", *(f"`{name}`" for name in tables), "meaning"), rows)
+    values = {preset: table[name].default for preset, table in tables.items()}
+    shown = (_code(flag.default) if len(set(values.values())) == 1 else
+             "<br>".join(f"{preset}:&nbsp;{_code(value) or 'empty'}" for preset, value in values.items()))
+    rows.append((f"`--{name}`", shown, _help(flag)))
+  return _table(("flag", "default", "meaning"), rows)
 
 
 def make_recipe_flags(preset, page):
