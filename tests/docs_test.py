@@ -46,7 +46,8 @@ class Block:
 
 def blocks_of(text):
   """The fenced blocks of a page, in order."""
-  pattern = re.compile(r"(?:<!-- not executed: (?P<reason>.+?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
+  pattern = re.compile(r"(?:<!-- not executed: (?P<reason>.+?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
+                       re.M | re.S)
   return [Block(found["language"], text[:found.start("code")].count("\n") + 1, found["code"], found["reason"] or "")
           for found in pattern.finditer(text)]
 

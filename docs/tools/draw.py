@@ -70,7 +70,8 @@ def draw_one_token(run, text="TGACGCGGGAAATCAACATTCCG", token=6):
   domain_F = [tables.domains[i] for i in tables.domain_share_FD.argmax(1)]
   middle.bar(np.arange(len(fires)), f_F[fires], color=VIOLET, width=0.7)
   middle.set_xticks(np.arange(len(fires)), [f"{i}\n{domain_F[i]}" for i in fires], fontsize=6.5, rotation=30)
-  middle.set_title(f"the {len(fires)} of {len(f_F)} features that fire there; below each, the domain where it is active most")
+  middle.set_title(f"the {len(fires)} of {len(f_F)} features that fire there; below each, the domain where it is most "
+                   "active")
   save(figure, "one_token")
 
 

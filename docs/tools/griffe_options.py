@@ -1,8 +1,8 @@
 """How the API reference reads the code.
 
 A setting is shown by its default and its help, in place of the call that makes it: the field
-`n_steps: int = option(1000, "optimiser steps")` as `n_steps: int = 1000`, with its help as docstring. Lines of a docstring
-that are indented after an empty line are code, as they are in Markdown where four spaces are.
+`n_steps: int = option(1000, "optimiser steps")` as `n_steps: int = 1000`, with its help as docstring. Lines of a
+docstring that are indented after an empty line are code, as in Markdown those are that have four spaces.
 """
 
 import ast
