@@ -66,13 +66,13 @@ def make_run_flags(stage, page):
 def make_recipe_flags(preset, page):
   """The settings that differ between recipes, with the values that hold in a preset if none is given."""
   from monojax.pipeline.presets import preset as preset_of
-  recipes = flag_tables.run_settings(preset_of(preset))["sae"][0].choices
+  from monojax.sae.recipes import RECIPES
   columns = {recipe: {flag.name: flag.default for flag in flag_tables.settings(
-      preset_of(preset, recipe).sae.resolved(), "sae.")} for recipe in recipes}
-  first = columns[recipes[0]]
+      preset_of(preset, recipe).sae.resolved(), "sae.")} for recipe in RECIPES}
+  first = next(iter(columns.values()))
   rows = [(f"`--{name}`", *(_code(column[name]) for column in columns.values())) for name in first
           if name != "sae.recipe" and len({column[name] for column in columns.values()}) > 1]
-  return _table(("flag", *(f"`{recipe}`" for recipe in recipes)), rows)
+  return _table(("flag", *(f"`{recipe}`" for recipe in columns)), rows)
 
 
 def make_script_flags(name, page):

@@ -35,7 +35,7 @@ dictionary (`run.sae`), and the tables of the analysis (`run.features`), whose a
 ## Which features there are
 
 A feature's *density* is the fraction of tokens on which it fires. The histogram of its logarithm is the first thing
-to look at: features at the left fire on a few tokens of the whole text, features at the right on every tenth token."""),
+to look at: features at the left fire on a few tokens of the whole text, those at the right on every tenth."""),
     ("code", """\
 tables = run.features
 fires_F = tables.density_F > 0
