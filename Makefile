@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow docs lint clean
 
 # What is installed is written down last, so that an interrupted install is done again.
 $(VENV)/run.stamp: pyproject.toml
@@ -24,6 +24,9 @@ test: $(VENV)/test.stamp  ## the tests that CI runs
 
 slow: $(VENV)/test.stamp  ## the tests that take longer, for instance killing the pipeline 20 times
 	$(BIN)/python -m pytest -m slow
+
+docs: $(VENV)/test.stamp  ## the documentation, into build/docs; needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/test.stamp
 	$(BIN)/python -m ruff check .
