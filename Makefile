@@ -20,6 +20,7 @@ demo: $(VENV)/run.stamp  ## text to a browsable dictionary of features, in minut
 
 test: $(VENV)/test.stamp  ## the tests that CI runs
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
 
 slow: $(VENV)/test.stamp  ## the tests that take longer, for instance killing the pipeline 20 times
@@ -30,6 +31,7 @@ docs: $(VENV)/test.stamp  ## the documentation, into build/docs; needs no networ
 
 lint: $(VENV)/test.stamp
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -14,6 +14,8 @@ import traceback
 
 import pytest
 
+import monojax.pipeline.train
+
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
@@ -104,6 +106,8 @@ def test_python_blocks_run(page, beside_a_run, monkeypatch):
   if any("import torch" in block.code for block in blocks):
     pytest.importorskip("torch")
   monkeypatch.setitem(os.environ, "MPLBACKEND", "Agg")
+  monkeypatch.setattr(monojax.pipeline.train, "ROWS_SEEN", 50_000)  # so that what pages train takes seconds here
+  monkeypatch.setattr(monojax.pipeline.train, "MIN_STEPS", 50)
   execute(blocks, str(page))
 
 
