@@ -3,7 +3,7 @@
   python tests/browser_fixture.py SITE IMAGE [ROUTE] [--dark] [--width=1360] [--height=900]
 
 writes a picture of a site (the folder with its index.html), for instance of a run's:
-`python tests/browser_fixture.py runs/demo/browser/site docs/browser.png '#/feature/12'`.
+`python tests/browser_fixture.py runs/demo/browser/site docs/pictures/browser.png '#/feature/12'`.
 """
 
 import argparse

@@ -87,7 +87,7 @@ def test_holds_the_rows_that_were_given(tmp_path, dtype, compression):
   else:
     kept = np.dtype(dtype)
     np.testing.assert_array_equal(x_NM, expected_NM.astype(kept).astype(np.float32))
-  for shard in range(4):  # the order that docs/store-format.md states: mixed, within each shard
+  for shard in range(4):  # the order that docs/reference/store-format.md states: mixed, within each shard
     here = row_N[shard * SHARD:(shard + 1) * SHARD]
     np.testing.assert_array_equal(
         here, shard * SHARD + np.random.default_rng([0, shard]).permutation(len(here)))

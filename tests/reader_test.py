@@ -27,7 +27,7 @@ def shuffled(directory, n_rows, shard_rows, chunk_rows, batch_rows, buffer_rows,
 
 
 def reference_order(n_rows, chunk_rows, buffer_rows, batch_rows, seed, n_epochs):
-  """The sequence of some epochs, as docs/store-format.md defines it, row by row."""
+  """The sequence of some epochs, as docs/reference/store-format.md defines it, row by row."""
   n_full, window_chunks = n_rows // chunk_rows, buffer_rows // chunk_rows
   n_lanes = math.gcd(window_chunks, batch_rows)
   sequence = []
@@ -106,7 +106,7 @@ def test_epochs_and_seeds_differ(tmp_path):
 
 
 def test_the_order_never_changes(tmp_path):
-  """The worked example of docs/store-format.md."""
+  """The worked example of docs/reference/store-format.md."""
   source = shuffled(tmp_path, 10, 4, 2, 4, 4)[2]
   batches = [source.indices(step).tolist() for step in range(4)]
   assert batches == [[1, 0, 6, 7], [2, 3, 4, 5], [9, 5, 8, 0], [4, 2, 1, 6]]

@@ -1,4 +1,4 @@
-"""What a store consists of: its arrays, their shards, and numbers in 8 bits; specified in docs/store-format.md.
+"""What a store consists of: its arrays, their shards, numbers in 8 bits (docs/reference/store-format.md).
 
 Axes: N rows of the store, R rows of one shard or chunk, M width of a site.
 """

@@ -23,7 +23,7 @@ from monojax.sae.step import judging_what_is_kept, make_step
 from monojax.training import Run, TrainState, compute_dtype, train
 
 # A sparse code is the faster one on a CPU where the dictionary has so many features for each place of it
-# (docs/performance.md).
+# (docs/results/performance.md).
 SPARSE_FROM = 16
 
 
