@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow docs lint clean
+.PHONY: demo test newest slow docs lint clean
 
 # What is installed is written down last, so that an interrupted install is done again.
 $(VENV)/run.stamp: pyproject.toml
@@ -23,6 +23,14 @@ test: $(VENV)/test.stamp  ## the tests that CI runs
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
 
+NEWEST ?= python3.13
+FAST := config settings runs layers tokenizer tokens recipes sae_step tables rows store transformer analysis versions
+
+newest:  ## the fast part of the tests on another Python, with the newest jax that is allowed: make newest NEWEST=python3.13
+	test -x $(VENV)-newest/bin/python || $(NEWEST) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --editable '.[test]'
+	$(VENV)-newest/bin/python -m pytest $(FAST:%=tests/%_test.py)
+
 slow: $(VENV)/test.stamp  ## the tests that take longer, for instance killing the pipeline 20 times
 	$(BIN)/python -m pytest -m slow
 
@@ -34,4 +42,4 @@ lint: $(VENV)/test.stamp
 	$(BIN)/python -m mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-newest build *.egg-info
