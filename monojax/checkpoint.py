@@ -5,6 +5,7 @@ folder of finished parameters holds `params` alone. Each checkpoint carries the 
 version of its format in its metadata, so that a model can be rebuilt from its folder and nothing else.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -71,7 +72,7 @@ class Checkpoints:
     loaded = self._checkpointer.load_checkpointables(
         None, _renamed({"params": abstract.params, "rest": rest}, _old_names(stored)))
     loaded = _renamed(loaded, _RENAMED)
-    return state.replace(params=loaded["params"], **loaded["rest"])
+    return dataclasses.replace(state, params=loaded["params"], **loaded["rest"])
 
   def close(self) -> None:
     """Waits for writes under way."""
@@ -169,9 +170,9 @@ def _holds(directory: pathlib.Path, params: Any, config: dict[str, Any]) -> bool
   """Whether a folder holds just these parameters and settings."""
   if saved_config(directory) != (config, VERSION):
     return False
-  found, _, _ = load_params(directory)
-  return (jax.tree.structure(found) == jax.tree.structure(params)
-          and all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(params))))
+  by_path = lambda tree: {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+  found, given = by_path(load_params(directory)[0]), by_path(params)
+  return set(found) == set(given) and all(np.array_equal(found[path], given[path]) for path in found)
 
 
 def _put_in_place(aside: pathlib.Path, directory: pathlib.Path) -> None:

@@ -252,3 +252,17 @@ def test_codes_too_large_to_be_sorted_at_once_are_sorted_in_parts(monkeypatch):
     monkeypatch.setattr(code, "_SORTED", at_once)
     found = code.scattered_rows(jnp.asarray(f_VK), jnp.asarray(row_VK), places, jnp.asarray(table_BO), 50)
     np.testing.assert_allclose(found, expected[:50], atol=1e-5)
+
+
+def test_the_worked_examples_in_the_kernels_docstrings_are_true(monkeypatch):
+  mask_BF = np.zeros((3, 6), bool)
+  mask_BF[0, [1, 4]] = mask_BF[1, [0, 2, 5]] = True
+  places, _ = places_of(jnp.asarray(mask_BF), 4)
+  np.testing.assert_array_equal(places.index_VK[:4], [[1, 4], [0, 2], [6, 6], [5, 6]])
+  assert int(places.extra_row[0]) == 1 and places.n_extra(6) == 1
+  places, _ = places_of(jnp.isin(jnp.arange(64), jnp.array([3, 10, 40]))[None], 6)
+  np.testing.assert_array_equal(places.index_VK[0], [10, 40, 3])
+  monkeypatch.setattr(code, "_BLOCK", 2)
+  feature_N, entry_NJ, n_used = code.feature_blocks(jnp.array([[1, 4], [1, 2], [1, 6]]), 6)
+  assert n_used == 4 and list(feature_N[:5]) == [1, 1, 2, 4, 6]
+  np.testing.assert_array_equal(entry_NJ[:5], [[0, 2], [4, -1], [3, -1], [1, -1], [-1, -1]])

@@ -1,5 +1,6 @@
 """Where training begins: in a folder that may hold something already, from nothing or from a finished dictionary."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -46,8 +47,9 @@ def require_same(directory: pathlib.Path, wanted: Mapping[str, Any], extend: boo
   found = checkpoints or checkpoint.saved_config(directory / "dictionary")
   if found is None:
     return False
-  changes = _changes(*found, wanted)
-  old_steps, new_steps = found[0].get("sae", wanted["sae"])["n_steps"], wanted["sae"]["n_steps"]
+  settings, version = found
+  changes = _changes(settings, version, wanted)
+  old_steps, new_steps = settings.get("sae", wanted["sae"])["n_steps"], wanted["sae"]["n_steps"]
   extends = new_steps > old_steps and all(line.partition(":")[0] in _EXTENDED for line in changes)
   if changes and not (extends and extend):
     _refuse(directory, changes, "go on to more steps with extend=True" if extends else "delete it")
@@ -72,7 +74,7 @@ def require_same_sweep(directory: pathlib.Path, wanted: Mapping[str, Mapping[str
     _refuse(directory, [f"dictionaries: {', '.join(sorted(found[0]))} -> {', '.join(sorted(wanted))}"])
   for name, settings in wanted.items():
     one = checkpoint.saved_config(directory / "dictionaries" / name) if found is None else (found[0][name], found[1])
-    if one is not None and (changes := _changes(*one, settings)):
+    if one is not None and (changes := _changes(one[0], one[1], settings)):
       _refuse(directory, [f"{name}: {line}" for line in changes])
   return found is not None
 
@@ -140,5 +142,5 @@ def upgrading(recipe: MadeRecipe) -> Callable[[TrainState, int], TrainState]:
     weight = 1.0 - recipe.ema_decay ** state.step.astype(jnp.float32)
     beside = lambda leaf: weight.reshape(weight.shape + (1,) * (leaf.ndim - weight.ndim))
     ema = jax.tree.map(lambda leaf: leaf / beside(leaf), state.counters["ema"])
-    return state.replace(counters={**state.counters, "ema": ema})
+    return dataclasses.replace(state, counters={**state.counters, "ema": ema})
   return upgrade

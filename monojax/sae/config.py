@@ -25,6 +25,10 @@ def only(field: str, default: Any, help: str, choices: Sequence[str] | None = No
   return option(default, f"[{', '.join(recipes_with(field))}] {help}", choices)
 
 
+# An `SAEConfig` in which no setting is None, which Python's types cannot tell from others.
+Resolved = Any
+
+
 @dataclasses.dataclass(frozen=True)
 class SAEConfig:
   """One dictionary (a sparse autoencoder, transcoder or crosscoder) and how it is trained.
@@ -154,7 +158,7 @@ class SAEConfig:
     require(not self.multi_k_coefficient or "multi_k_coefficient" in recipe.uses, "sae.multi_k_coefficient",
             self.multi_k_coefficient, f"is for the recipe {', '.join(recipes_with('multi_k_coefficient'))}")
 
-  def resolved(self, recipe: Recipe | None = None) -> SAEConfig:
+  def resolved(self, recipe: Recipe | None = None) -> Resolved:
     """These settings with the recipe's published values in place of None.
 
     Args:
@@ -169,7 +173,8 @@ class SAEConfig:
     require(not unknown, f"{record.name}.published", unknown, f"can set {', '.join(_DEFAULT)}")
     values: dict[str, Any] = {**_DEFAULT, **record.published}
     values["penalty_warmup_steps"] = round(values.pop("penalty_warmup") * self.n_steps)
-    return dataclasses.replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
+    unset: dict[str, Any] = {name: value for name, value in values.items() if getattr(self, name) is None}
+    return dataclasses.replace(self, **unset)
 
   @property
   def knob(self) -> str:
@@ -187,7 +192,8 @@ class SAEConfig:
       for value in values:
         require(value == int(value) and value >= 1, "sae.k", value, f"{self.recipe} keeps a whole number of features")
       values = [int(value) for value in values]
-    return [dataclasses.replace(self, **{self.knob: value}) for value in values]
+    changes: list[dict[str, Any]] = [{self.knob: value} for value in values]
+    return [dataclasses.replace(self, **change) for change in changes]
 
   def at_grid(self) -> list[SAEConfig]:
     """These settings at the recipe's own grid of sparsities, without values of k that exceed the features."""
@@ -235,8 +241,8 @@ class SweepConfig:
     if not (self.sparsities or self.learning_rates or self.n_features or self.seeds):
       return [config.resolved() for config in base.at_grid() or [base]]
     found = [base]
-    for field, values in (("n_features", self.n_features), ("learning_rate", self.learning_rates),
-                          ("seed", self.seeds)):
+    axes: dict[str, Any] = {"n_features": self.n_features, "learning_rate": self.learning_rates, "seed": self.seeds}
+    for field, values in axes.items():
       found = [dataclasses.replace(config, **{field: value}) for config in found
                for value in values or (getattr(config, field),)]
     found = [denser for config in found for denser in config.at_sparsities(self.sparsities) or [config]]

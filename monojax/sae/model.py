@@ -146,7 +146,7 @@ class Dictionary(nn.Module):
 
   def encode(self, x_BM: jax.Array, mesh: Mesh | None = None) -> jax.Array:
     """Features f_BF of activations x_BM, as used outside of training; `mesh` is what they are spread over, if any."""
-    return self.nonlinearity.encode(self.pre_activations(x_BM), self.variables["params"], mesh)
+    return self.nonlinearity.encode(self.pre_activations(x_BM), dict(self.variables["params"]), mesh)
 
   def decode(self, f: jax.Array, places: Places | None = None, x_BM: jax.Array | None = None) -> jax.Array:
     """Reconstructions of shape (B, O) from features (see `monojax.sae.sparse.code`); a skip needs the inputs, too."""

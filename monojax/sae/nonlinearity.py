@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from monojax.sae.sparse.code import SILENT, Places, at, entries
 from monojax.sae.sparse.select import SMALLEST, cut_at, places_of, top_k, top_k_above_0
 
-Params = dict[str, jax.Array]
+Params = dict[str, jax.Array]  # a dictionary's parameters by name
 
 # Features a row, on average, that a sparse code has room for, unless the settings or the non-linearity say how many.
 _ROOM = 64
@@ -245,7 +245,7 @@ class BatchTopK(Nonlinearity):
              mesh: Mesh | None = None) -> tuple[jax.Array, Places, jax.Array]:
     h_VK, places, found, cut = self._candidates(h_BF, slots)
     kept_VK = h_VK >= cut
-    places = places.replace(index_VK=jnp.where(kept_VK, places.index_VK, h_BF.shape[1]))
+    places = Places(jnp.where(kept_VK, places.index_VK, h_BF.shape[1]), places.extra_row)
     return jnp.where(kept_VK, h_VK, SILENT), places, found
 
   def _cut(self, h_BF: jax.Array, mesh: Mesh | None) -> jax.Array:

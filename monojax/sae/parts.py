@@ -7,7 +7,7 @@ everything with an optimiser to what the training step runs.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from monojax.sae import nonlinearity as nonlinearities
 from monojax.sae import objectives, starts
-from monojax.sae.config import SAEConfig
+from monojax.sae.config import Resolved
 from monojax.sae.model import Dictionary, Wiring, unit_rows
 from monojax.sae.nonlinearity import Params
 
@@ -52,13 +52,13 @@ class MadeRecipe:
   ema_decay: float
 
 
-def dictionary(config: SAEConfig, wiring: Wiring, dtype: Any, nonlinearity: nonlinearities.Nonlinearity, pre_bias: bool,
+def dictionary(config: Resolved, wiring: Wiring, dtype: Any, nonlinearity: nonlinearities.Nonlinearity, pre_bias: bool,
                encoder_init: str) -> Dictionary:
   """A recipe's model, with the size and the skip that the settings ask for; see `Dictionary`."""
   return Dictionary(wiring, config.n_features, nonlinearity, pre_bias, config.skip, encoder_init, dtype)
 
 
-def compose(config: SAEConfig, model: Dictionary, *, error: objectives.Error, terms: Sequence[objectives.Term],
+def compose(config: Resolved, model: Dictionary, *, error: objectives.Error, terms: Sequence[objectives.Term],
             start: starts.Start | None = None, unit_decoder: bool = False, normalised: bool = False,
             group_sizes: Sequence[int] | None = None,
             row_penalty: Callable[[jax.Array], jax.Array] | None = None) -> MadeRecipe:
@@ -79,7 +79,7 @@ def compose(config: SAEConfig, model: Dictionary, *, error: objectives.Error, te
   wiring = model.wiring
 
   def row_loss(params: Params, x_BW: jax.Array, mesh: Mesh | None = None) -> jax.Array:
-    y_BO, f_BF = model.apply({"params": params}, wiring.inputs(x_BW), mesh)
+    y_BO, f_BF = cast(Any, model.apply({"params": params}, wiring.inputs(x_BW), mesh))
     error_B = jnp.square(y_BO - wiring.targets(x_BW)).mean(1)
     return error_B + row_penalty(f_BF) if row_penalty else error_B
 
@@ -101,7 +101,7 @@ def compose(config: SAEConfig, model: Dictionary, *, error: objectives.Error, te
       slots=min(model.nonlinearity.room(config.slots), config.n_features), ema_decay=config.ema_decay)
 
 
-def optimiser(config: SAEConfig, unit_decoder: bool) -> optax.GradientTransformation:
+def optimiser(config: Resolved, unit_decoder: bool) -> optax.GradientTransformation:
   """Clipping, the removal of the decoder's parallel gradient, Adam and the learning rate's schedule."""
   steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
   steps += [remove_parallel_gradient()] if unit_decoder else []
@@ -109,12 +109,13 @@ def optimiser(config: SAEConfig, unit_decoder: bool) -> optax.GradientTransforma
                      optax.scale_by_learning_rate(learning_rate_schedule(config)))
 
 
-def group_weights(config: SAEConfig) -> jax.Array | None:
+def group_weights(config: Resolved) -> jax.Array | None:
   """How often each feature's L1 counts: once, and `group_weight` times more for each group it is in."""
   if not config.group_sizes:
     return None
   number_F = jnp.arange(config.n_features)
-  return 1.0 + config.group_weight * sum((number_F < n).astype(jnp.float32) for n in config.group_sizes)
+  n_groups_F = jnp.stack([(number_F < n).astype(jnp.float32) for n in config.group_sizes]).sum(0)
+  return 1.0 + config.group_weight * n_groups_F
 
 
 def linear_warmup(n_steps: int) -> Callable[[jax.Array], jax.Array]:
@@ -122,7 +123,7 @@ def linear_warmup(n_steps: int) -> Callable[[jax.Array], jax.Array]:
   return lambda step: jnp.minimum(1.0, (step + 1.0) / max(n_steps, 1))
 
 
-def learning_rate_schedule(config: SAEConfig) -> Callable[[jax.Array], jax.Array]:
+def learning_rate_schedule(config: Resolved) -> Callable[[jax.Array], jax.Array]:
   """Linear warm-up to 1, constant, linear decay to 0 over the last `decay_fraction` of the steps."""
   warmup = linear_warmup(config.warmup_steps)
   n_decay = config.decay_fraction * config.n_steps

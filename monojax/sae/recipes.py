@@ -13,20 +13,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from monojax.config import require
 
 if TYPE_CHECKING:
-  from monojax.sae.config import SAEConfig
+  from monojax.sae.config import Resolved, SAEConfig
   from monojax.sae.model import Wiring
   from monojax.sae.nonlinearity import Nonlinearity
+  from monojax.sae.objectives import Term
   from monojax.sae.parts import MadeRecipe
 
 # (`monojax.sae.parts`, resolved settings, sites read and written, dtype of the matrix products) -> the recipe made
-Build = Callable[[ModuleType, "SAEConfig", "Wiring", Any], "MadeRecipe"]
+Build = Callable[[ModuleType, "Resolved", "Wiring", Any], "MadeRecipe"]
 KNOBS = ("k", "sparsity_coefficient")
 
 
@@ -93,13 +94,13 @@ def make_recipe(config: SAEConfig, wiring: Wiring, dtype: Any, recipe: Recipe | 
     InputError: there is no such recipe, or it cannot follow these settings.
   """
   from monojax.sae import parts
-  config = config.resolved(recipe)
+  resolved = config.resolved(recipe)
   require(not (config.skip and set(wiring.reads) & set(wiring.writes)), "sae.skip", True,
           "needs a dictionary that writes only what it does not read (a transcoder): others would only copy")
-  return recipe_of(config.recipe, recipe).build(parts, config, wiring, dtype)
+  return recipe_of(config.recipe, recipe).build(parts, resolved, wiring, dtype)
 
 
-def _tm2023(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> MadeRecipe:
+def _tm2023(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
   """Mean squared error and L1; groups, none by default, add to the published loss."""
   model = parts.dictionary(config, wiring, dtype, parts.nonlinearities.ReLU(), wiring.autoencodes, config.encoder_init)
   return parts.compose(
@@ -107,14 +108,14 @@ def _tm2023(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) ->
       unit_decoder=True, row_penalty=lambda f_BF: config.sparsity_coefficient * f_BF.sum(1))
 
 
-def _apr2024(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> MadeRecipe:
+def _apr2024(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
   """L1 of features times decoder norms, free decoder norms, no bias subtracted before the encoder."""
   model = parts.dictionary(config, wiring, dtype, parts.nonlinearities.ReLU(), False, "decoder_transpose")
   return parts.compose(config, model, error=parts.objectives.summed_square, terms=[parts.objectives.l1_of_norms],
                        start=parts.starts.small_directions(wiring), normalised=True)
 
 
-def _gated(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> MadeRecipe:
+def _gated(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
   """One encoder decides which features fire, and the same one rescaled says how much."""
   model = parts.dictionary(config, wiring, dtype, parts.nonlinearities.Gated(), wiring.autoencodes,
                            "decoder_transpose")
@@ -122,7 +123,7 @@ def _gated(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> 
                        unit_decoder=True, normalised=True)
 
 
-def _jumprelu(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> MadeRecipe:
+def _jumprelu(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
   """An L0 penalty, which only the learned thresholds feel."""
   jump = parts.nonlinearities.JumpReLU(math.log(config.threshold), config.bandwidth)
   model = parts.dictionary(config, wiring, dtype, jump, wiring.autoencodes, config.encoder_init)
@@ -130,7 +131,7 @@ def _jumprelu(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) 
                        unit_decoder=True, normalised=True)
 
 
-def _jan2025(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> MadeRecipe:
+def _jan2025(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
   """A tanh penalty that rises over the whole run, and a pull on silent features."""
   jump = parts.nonlinearities.JumpReLU(math.log(config.threshold), config.bandwidth, through_input=True, per_log=True)
   model = parts.dictionary(config, wiring, dtype, jump, False, "kaiming")
@@ -139,7 +140,7 @@ def _jan2025(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -
                        start=parts.starts.at_density(wiring, config.n_features, config.threshold))
 
 
-def _topk(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> MadeRecipe:
+def _topk(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
   """The k largest of a row; with `multi_k_coefficient` also a loss with four times as many."""
   n_more = min(4 * config.k, config.n_features) if config.multi_k_coefficient else 0
   nonlinearity = parts.nonlinearities.TopK(config.k, n_more)
@@ -147,20 +148,20 @@ def _topk(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> M
   return _topk_family(parts, config, wiring, dtype, nonlinearity, config.group_sizes, more)
 
 
-def _batchtopk(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> MadeRecipe:
+def _batchtopk(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
   """The B k largest of a batch, a constant threshold afterwards."""
   return _topk_family(parts, config, wiring, dtype, parts.nonlinearities.BatchTopK(config.k), config.group_sizes)
 
 
-def _matryoshka(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any) -> MadeRecipe:
+def _matryoshka(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
   """Groups of 1/16, 1/16, 1/8, 1/4 and 1/2 of the features, unless the settings say otherwise."""
   sizes = tuple(config.n_features // n for n in (16, 8, 4, 2) if config.n_features >= n)
   return _topk_family(parts, config, wiring, dtype, parts.nonlinearities.BatchTopK(config.k),
                       config.group_sizes or sizes)
 
 
-def _topk_family(parts: ModuleType, config: SAEConfig, wiring: Wiring, dtype: Any, nonlinearity: Nonlinearity,
-                 group_sizes: tuple[int, ...], more_terms: list = ()) -> MadeRecipe:
+def _topk_family(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any, nonlinearity: Nonlinearity,
+                 group_sizes: Sequence[int], more_terms: Sequence[Term] = ()) -> MadeRecipe:
   """Unit directions, a bias subtracted before the encoder, AuxK, the encoder started as the decoder's transpose."""
   model = parts.dictionary(config, wiring, dtype, nonlinearity, wiring.autoencodes, "decoder_transpose")
   aux_k = config.aux_k or parts.starts.default_aux_k(wiring)

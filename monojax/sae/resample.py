@@ -4,6 +4,7 @@ Each dead feature takes the direction of an input drawn with probability proport
 the dictionary's loss on it. The draw is made in one pass over a large sample, in memory of one batch.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -96,5 +97,5 @@ def resample(state: TrainState, candidate_FW: jax.Array, recipe: MadeRecipe, win
               "last_fired_F": jnp.where(dead_F, state.step, state.counters["last_fired_F"])}
   if recipe.ema_decay:
     counters["ema"] = remade(counters["ema"])
-  return state.replace(params=remade(state.params), opt_state=jax.tree.map_with_path(forget, state.opt_state),
-                       counters=counters), dead_F.sum()
+  opt_state = jax.tree.map_with_path(forget, state.opt_state)
+  return dataclasses.replace(state, params=remade(state.params), opt_state=opt_state, counters=counters), dead_F.sum()

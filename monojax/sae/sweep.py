@@ -168,11 +168,11 @@ def make_group(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, mesh:
     for config, recipe in zip(configs, members, strict=True):
       state = init(jax.random.key(config.seed), sample_NW)
       peaks = {name: jnp.asarray(value, jnp.float32) for name, value in recipe.peaks.items()}
-      state = state.replace(counters={**state.counters, **peaks})
+      state = dataclasses.replace(state, counters={**state.counters, **peaks})
       if params is not None:
-        state = state.replace(params=begin.placed_like(params, state.params))
+        state = dataclasses.replace(state, params=begin.placed_like(params, state.params))
       elif config.start_from and from_finished:
-        state = state.replace(params=begin.start_params(config, recipe, state))
+        state = dataclasses.replace(state, params=begin.start_params(config, recipe, state))
       states.append(state)
     return stacked(states)
 
@@ -193,11 +193,12 @@ def stacked(states: Sequence[TrainState]) -> TrainState:
 
 def pack(states: Mapping[str, TrainState]) -> TrainState:
   """The groups' states as one `TrainState`."""
-  return TrainState(*({name: getattr(state, part) for name, state in states.items()}
-                      for part in ("step", "params", "opt_state", "counters")))
+  parts: list[Any] = [{name: getattr(state, part) for name, state in states.items()}
+                      for part in ("step", "params", "opt_state", "counters")]
+  return TrainState(*parts)
 
 
-def unpack(state: TrainState, groups: Mapping[str, Group]) -> dict[str, TrainState]:
+def unpack(state: Any, groups: Mapping[str, Group]) -> dict[str, TrainState]:
   """{group: stacked `TrainState`} of what `pack` made."""
   return {name: TrainState(state.step[name], state.params[name], state.opt_state[name], state.counters[name])
           for name in groups}

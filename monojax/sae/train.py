@@ -1,5 +1,6 @@
 """Training a dictionary on a source of activations."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -84,7 +85,7 @@ def train_sae(config: SAEConfig, source: Rows, wiring: Wiring, directory: str | 
   intervene = make_resampling(config, made, source, mesh, jax.random.fold_in(key, 1))
   state = init(key, source.sample(config.start_rows, config.seed))
   if config.start_from and not goes_on:
-    state = state.replace(params=begin.start_params(config, made, state, recipe))
+    state = dataclasses.replace(state, params=begin.start_params(config, made, state, recipe))
   state = train(state, step, make_batches(source, mesh), run, metrics_config, intervene)
   params = meshes.to_host(finish.finished_params(made, state))
   checkpoint.save_params(directory / "dictionary", params, saved)
@@ -123,7 +124,7 @@ def make_resampling(config: SAEConfig, recipe: MadeRecipe, source: Rows, mesh: M
   The inputs are those of the next `resample_rows / batch_rows` steps: the source is shuffled, so they
   are a random subset, and a pure function of the step.
   """
-  absorb = resample.make_absorb(functools.partial(recipe.row_loss, mesh=mesh), config.accumulate)
+  absorb = resample.make_absorb(lambda params, x_BW: recipe.row_loss(params, x_BW, mesh), config.accumulate)
   n_batches = -(-config.resample_rows // config.batch_rows)
 
   @functools.partial(jax.jit, donate_argnums=0)

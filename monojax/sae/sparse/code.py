@@ -1,9 +1,28 @@
 """A batch's features, dense or sparse, and what is computed from them in either form.
 
-A dense code is `f_BF`, with `places` None. A sparse one is `f_VK` with `Places`, which say what row and feature
-each entry belongs to. What a recipe's loss needs of a code is here once for both, with exact gradients: of the
-sparse form they touch only what the code names, so that of a step's five dense matrix products only the
-encoder's remains.
+A *dense* code is the array `f_BF` of all features of all rows; beside it, `places` is None. A *sparse* code holds only
+the entries that fire: `f_VK`, with `Places` that say which row and which feature each entry belongs to. What a recipe's
+loss needs of a code is written here once for both, with exact gradients. Those of the sparse form touch only what the
+code names, so that of a step's five dense matrix products only the encoder's remains.
+
+A worked example: three rows, F = 6 features, K = 2 places in a row of the code. The dense code
+
+  row 0:  feature 1 -> .5, feature 4 -> .2
+  row 1:  feature 0 -> .3, feature 2 -> .1, feature 5 -> .9
+  row 2:  nothing
+
+has one row with more than two entries, which goes on in an extra row at the end:
+
+  index_VK = [[1, 4],    f_VK = [[.5, .2],    row_V = [0, 1, 2, 1]
+              [0, 2],            [.3, .1],
+              [6, 6],            [ 0,  0],    (6 = F stands for an empty place)
+              [5, 6]]            [.9,  0]]    extra_row = [1]: code row 3 goes on with row 1 of the batch
+
+`decode` then gathers, for each of the four rows of the code, the two directions that it names, weighs and sums them,
+and adds code row 3 to row 1 of the batch. For the gradient by the directions every feature needs the sum over the
+entries that name it: `scattered_rows` sorts the entries by feature and cuts each feature's into blocks of at most
+`_BLOCK` entries (16; in this example no feature has more than one), sums each block, and adds only these sums to the
+rows of the result.
 
 Letters: B batch, M width read, O width written, F features, K places in a row of a sparse code, V its rows, E those
 of them beyond the batch's own, G groups of features, N blocks of J entries, P rows or blocks taken at a time.
@@ -11,6 +30,8 @@ of them beyond the batch's own, G groups of features, N blocks of J entries, P r
 
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax
 import jax
@@ -33,68 +54,69 @@ class Places:
   """What the entries of a sparse code stand for.
 
   Attributes:
-    index_VK: the feature of each entry, F where the place is empty. Rows of the batch come first, in order;
-      then extra rows, for those of the batch with more than K features, and last those that nobody needs.
-    extra_row: the batch's row that each of the extra rows goes on, rising.
+    index_VK: the feature of each entry, F where the place is empty. The batch's B rows come first, in order. Then come
+      extra rows, on which rows of the batch with more than K features go on; the last of these may be unused.
+    extra_row: for each extra row the row of the batch that it belongs to, rising.
   """
   index_VK: jax.Array
   extra_row: jax.Array
 
   @property
-  def n_rows(self):
-    """B."""
+  def n_rows(self) -> int:
+    """B, the rows of the batch."""
     return self.index_VK.shape[0] - self.extra_row.shape[0]
 
-  def n_extra(self, n_features):
-    """How many of the extra rows are needed."""
+  def n_extra(self, n_features: int) -> jax.Array:
+    """How many of the extra rows are in use: up to the last one with an entry."""
     needed_E = jnp.any(self.index_VK[self.n_rows:] < n_features, axis=1)
     return jnp.max(jnp.where(needed_E, jnp.arange(1, len(needed_E) + 1), 0), initial=0)
 
   @property
-  def row_V(self):
-    """The batch's row of each row of the code."""
+  def row_V(self) -> jax.Array:
+    """For each row of the code the row of the batch that it belongs to."""
     return jnp.concatenate([jnp.arange(self.n_rows, dtype=jnp.int32), self.extra_row])
 
 
-def at(v_F, places):
-  """A value a feature, beside a code: (1, F) for a dense one, (V, K) for a sparse one."""
+def at(v_F: jax.Array, places: Places | None) -> jax.Array:
+  """One value for each feature, laid out beside a code: (1, F) for a dense one, (V, K) for a sparse one."""
   return v_F[None] if places is None else v_F.at[places.index_VK].get(mode="clip")
 
 
-def decode(f, places, W_FO, dtype, ends=None):
+def decode(f: jax.Array, places: Places | None, W_FO: jax.Array, dtype: Any,
+           ends: Sequence[int] | None = None) -> tuple[jax.Array, ...]:
   """The sum over features of value times direction, float32, for each of some groups of features.
 
   Args:
     f, places: a code.
     W_FO: directions.
     dtype: of a dense code's matrix product.
-    ends: the feature before which each group ends, the last of them F; by default one group.
+    ends: for each group the feature before which it ends, the last of them F; by default one group of all features.
 
   Returns:
     A tuple of arrays of shape (B, O), one a group.
   """
-  ends = ends or (W_FO.shape[0],)
+  ends = tuple(ends or (W_FO.shape[0],))
   if places is not None:
     return sparse_decode(f, places, W_FO, ends)
   return tuple(matmul(f[:, first:last], W_FO[first:last], dtype) for first, last in zip((0, *ends), ends, strict=False))
 
 
-def entries(h_BF, places):
-  """The entries of h that places stand for, (V, K); `SILENT` where a place is empty."""
+def entries(h_BF: jax.Array, places: Places) -> jax.Array:
+  """The entries of h that places name, shape (V, K); `SILENT` where a place is empty."""
   h_VK = h_BF.at[places.row_V[:, None], places.index_VK].get(mode="clip")
   return jnp.where(places.index_VK < h_BF.shape[1], h_VK, SILENT)
 
 
-def count_F(mask, places, n_features):
-  """How many rows have `mask` set for each feature, int32."""
+def count_F(mask: jax.Array, places: Places | None, n_features: int) -> jax.Array:
+  """For each feature the number of rows in which `mask`, beside a code, is set; int32."""
   if places is None:
     return jnp.sum(mask, axis=0, dtype=jnp.int32)
   return jnp.zeros((n_features,), jnp.int32).at[places.index_VK].add(mask.astype(jnp.int32), mode="drop")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def sparse_decode(f_VK, places, W_FO, ends):
-  """For each group and row of the batch the sum of the entries' f W[feature]; f is 0 in empty places."""
+def sparse_decode(f_VK: jax.Array, places: Places, W_FO: jax.Array, ends: tuple[int, ...]) -> tuple[jax.Array, ...]:
+  """`decode` of a sparse code: the sum over each row's entries of f W[feature]; f is 0 in empty places."""
   sums = []
   for first, last in zip((0, *ends), ends, strict=False):
     inside = (places.index_VK >= first) & (places.index_VK < last)
@@ -120,10 +142,11 @@ sparse_decode.defvjp(_decode_forward, _decode_backward)
 
 
 @jax.custom_vjp
-def pre_activations_at(x_BM, W_MF, bias_F, h_VK, places):
-  """h_VK, the `entries` of x W + bias: the gradient, of W and bias, touches those entries alone.
+def pre_activations_at(x_BM: jax.Array, W_MF: jax.Array, bias_F: jax.Array, h_VK: jax.Array,
+                       places: Places) -> jax.Array:
+  """h_VK, given that these are the `entries` of x W + bias: for its gradient by W and by the bias.
 
-  x is held constant.
+  The gradient touches those entries alone. x is held constant.
   """
   return h_VK
 
@@ -156,7 +179,7 @@ def _summed(f_VK, places, W_FO):
   return _by_parts(add, sum_BO, places.n_extra(len(W_FO)), _divisor(len(places.extra_row), 256))
 
 
-def _by_parts(step, carry, n_used, n_together):
+def _by_parts(step: Callable[..., jax.Array], carry: jax.Array, n_used: Any, n_together: int) -> jax.Array:
   """`step(first row, function that slices a part of the rows, carry)` for parts of rows, up to the last used one."""
   def one(i, carry):
     first = i * n_together
@@ -187,8 +210,8 @@ def _gathered_sum(f_BK, index_BK, W_FO, n_together=8):
   return add(total_BO, f_BK[:, rest], index_BK[:, rest]) if n_columns % n_together else total_BO
 
 
-def gathered_dots(g_GBO, group_VK, places, W_FO):
-  """For each entry g[group, row] . W[feature], shape (V, K)."""
+def gathered_dots(g_GBO: jax.Array, group_VK: jax.Array, places: Places, W_FO: jax.Array) -> jax.Array:
+  """For each entry of a code the scalar product g[group, row] . W[feature], shape (V, K)."""
   n_columns, width = places.index_VK.shape[1], W_FO.shape[1]
   lanes = 16 if width % 16 == 0 else 1
 
@@ -209,8 +232,9 @@ def gathered_dots(g_GBO, group_VK, places, W_FO):
   return _by_parts(dots, jnp.zeros(places.index_VK.shape), n_used, _divisor(len(places.index_VK), n_together))
 
 
-def scattered_rows(f_VK, row_VK, places, table_RO, n_features):
-  """The sum over entries of f table[row] into the row of their feature, shape (F, O).
+def scattered_rows(f_VK: jax.Array, row_VK: jax.Array, places: Places, table_RO: jax.Array,
+                   n_features: int) -> jax.Array:
+  """For each feature the sum of f table[row] over the entries that name it, shape (F, O).
 
   Entries are sorted by feature and summed in blocks of one feature each, so that only a block's sum is
   scattered. Empty places, which are sorted to the end, cost nothing.
@@ -224,7 +248,10 @@ def scattered_rows(f_VK, row_VK, places, table_RO, n_features):
     return padded_VK.reshape(n_parts, -1, n_columns)
   # Sorted outside of the loop, where XLA sees that both gradients sort the same.
   blocks = jax.vmap(lambda index_VK: feature_blocks(index_VK, n_features))(split(places.index_VK, n_features))
-  add = lambda total_FO, part: (_add_scattered(total_FO, *part, table_RO), None)
+
+  def add(total_FO: jax.Array, part: Any) -> tuple[jax.Array, None]:
+    blocks, f_part_VK, row_part_VK = part
+    return _add_scattered(total_FO, blocks, f_part_VK, row_part_VK, table_RO), None
   return jax.lax.scan(add, total_FO, (blocks, split(f_VK, 0), split(row_VK, 0)))[0]
 
 
@@ -246,8 +273,13 @@ def _add_scattered(total_FO, blocks, f_VK, row_VK, table_RO):
   return _by_parts(add, total_FO, n_used, n_together)
 
 
-def feature_blocks(index_VK, n_features):
+def feature_blocks(index_VK: jax.Array, n_features: int) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The places of a code by feature, in blocks of at most `_BLOCK` places of one feature.
+
+  With blocks of two places, index_VK = [[1, 4], [1, 2], [1, 6]] of six features gives: feature 1 is named at the
+  positions 0, 2 and 4 of the flattened array, which take two blocks, features 2 and 4 take one each, and 6 is empty.
+
+    feature_N = [1, 1, 2, 4, 6, ...]    entry_NJ = [[0, 2], [4, -1], [3, -1], [1, -1], [-1, -1], ...]    n_used = 4
 
   Returns:
     feature_N: each block's feature; F for blocks that are not used, which come last.

@@ -1,4 +1,16 @@
-"""Which entries of a batch's pre-activations are looked at: the largest, and all that a mask names.
+"""Which entries of a batch's pre-activations a sparse code holds: all that a mask names, or the largest.
+
+`places_of` turns a mask into the `Places` of a sparse code. A row's mask is packed into 32-bit words, so that finding
+its entries reads each bit once. A worked example, one row of F = 64 features, hence N = 2 words: features 3, 10 and 40
+are set. Bit i of word n stands for feature i N + n, so that feature 3 is bit 1 of word 1 (1 * 2 + 1), feature 10 is
+bit 5 of word 0, and feature 40 is bit 20 of word 0:
+
+  word_BN = [[bits 5 and 20, bit 1]]    end_BN = [[2, 3]]    (entries of the row up to the end of each word)
+
+Which feature takes place number 2 of this row, counted from 0? The first word whose end is beyond 2 is word 1; before
+it there are 2 entries, so that the one looked for has rank 0 among the word's set bits; the set bit of rank 0 is bit 1;
+and bit 1 of word 1 is feature 3. Every place finds its feature in this way, independently of all others. (The order of
+a row's features is that of the words: 10, 40, 3.)
 
 Letters: B batch, F features, K places in a row of a sparse code, V its rows, E those of them beyond the batch's own,
 N words or blocks of 32 features, J candidates.
@@ -6,23 +18,23 @@ N words or blocks of 32 features, J candidates.
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from monojax.sae.sparse.code import Places
 
-SMALLEST = float(jnp.finfo(jnp.float32).tiny)  # what every entry above 0 reaches
+SMALLEST = float(jnp.finfo(jnp.float32).tiny)  # the smallest normal float32, which every entry above 0 reaches
 
 
-def places_of(mask_BF, slots):
+def places_of(mask_BF: jax.Array, slots: int) -> tuple[Places, jax.Array]:
   """Where a mask is set, as `Places`, if that is at about `slots` entries a row or fewer on average.
 
-  Each row has half as many places, at most 64, and those with more entries go on in as many extra rows as they
-  need: the features that fire on a row vary, so that were there room only for the average in each, no batch would
-  fit. A row's mask is packed into words, so that finding its entries reads it once.
+  Rows differ in how many features fire: with room for just the average in each, hardly a batch would fit. So each row
+  gets half as many places, at most 64, and rows with more entries go on in as many extra rows as they need.
 
   Args:
     mask_BF: (B, F), bool.
-    slots: room of a row.
+    slots: entries a row, on average over the batch, that there is room for.
 
   Returns:
     places: `Places` with room for `slots` B entries; in each row the last places may stay empty.
@@ -33,7 +45,7 @@ def places_of(mask_BF, slots):
 
 
 def _places(mask_BF, n_kept, n_extra):
-  """(`Places` of B + `n_extra` rows with `n_kept` places each, whether they hold all)."""
+  """(`Places` of B + `n_extra` rows with `n_kept` places each, whether they hold all entries)."""
   n_rows, n_features = mask_BF.shape
   n_words = -(-n_features // 32)
   end_BN, word_BN = _packed(mask_BF, n_words)
@@ -79,7 +91,7 @@ def _first_beyond(end_BN, row, number):
 
 
 def _bit_of_rank(word, rank):
-  """The place of the set bit that `rank` set bits are below."""
+  """The position of the set bit that has `rank` set bits below it, by bisection of the word."""
   place = jnp.zeros_like(rank)
   for half in (16, 8, 4, 2, 1):
     low = word & jnp.uint32(2**half - 1)
@@ -90,15 +102,16 @@ def _bit_of_rank(word, rank):
   return place
 
 
-def top_k_above_0(h_BF, k):
-  """The k largest entries above 0 of each row, falling, looked for among the few that can be.
+def top_k_above_0(h_BF: jax.Array, k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The k largest entries above 0 of each row, from large to small, looked for among the few that can be.
 
-  The k-th largest maximum of blocks of 32 features is a level that k entries or a few more reach. Floats above 0 are
-  ordered as their bits are, and integers have no NaN, which makes maxima cheap.
+  Of the maxima of blocks of 32 features, the k-th largest is a level that k entries reach, and few more. Only those
+  that do are sorted. Floats above 0 are ordered as the integers that their bits are, and integers have no NaN, which
+  makes maxima cheap.
 
   Returns:
     value_BK, index_BK: as of `lax.top_k`, except that what is not above 0 stands for nothing.
-    found: whether no row has too many entries above its level, so that these are right.
+    found: whether no row has too many entries above its level. If one has, the values are not right.
   """
   n_rows, n_features = h_BF.shape
   if n_features < 4 * 32 * k or n_features % 32:
@@ -118,15 +131,17 @@ def top_k_above_0(h_BF, k):
   return value_BK, jnp.take_along_axis(places.index_VK, place_BK, axis=1), found
 
 
-def top_k(h_BF, k, mesh=None):
-  """The k largest of each row, falling: (values_BK, index_BK), exactly.
+def top_k(h_BF: jax.Array, k: int, mesh: Mesh | None = None) -> tuple[jax.Array, jax.Array]:
+  """The k largest of each row, from large to small: (values_BK, index_BK), exactly.
 
-  On a mesh each device finds the k largest of its own features, and only those are compared: features of
-  different devices never meet in one place.
+  On a mesh each device finds the k largest of its own features, and only those are compared: no device ever holds
+  all features of a row.
   """
   n_rows, n_features = h_BF.shape
   n_shards = mesh.shape["model"] if mesh else 1
-  if n_shards == 1 or n_features % n_shards or n_rows % mesh.shape["data"] or k >= n_features // n_shards:
+  if mesh is None or n_shards == 1 or k >= n_features // n_shards:
+    return _largest(h_BF, k)
+  if n_features % n_shards or n_rows % mesh.shape["data"]:
     return _largest(h_BF, k)
   of_features = P("data", "model")
   value_BJ, index_BJ = jax.shard_map(lambda h_bf: _largest(h_bf, k), mesh=mesh, in_specs=of_features,
@@ -153,11 +168,12 @@ def _top_k(h_BF, k):
   return tuple(jax.lax.optimization_barrier(part) for part in jax.lax.top_k(h_BF, k))
 
 
-def cut_at(h, n):
-  """A number above 0 that exactly n entries reach: all above 0 where fewer are, more only for ties at the cut.
+def cut_at(h: jax.Array, n: int) -> jax.Array:
+  """A number above 0 that exactly n entries reach: fewer where fewer are above 0, more only for ties at the cut.
 
-  A search between 0 and the largest entry: two of three steps aim by the counts at both ends, as counts fall
-  about exponentially, the third halves the floats in between. A step is one count, whatever the sharding.
+  It is searched for between 0 and the largest entry, each step counting the entries that reach a number in between.
+  Two of three steps aim at where the count should be n if counts fell exponentially from one end to the other; the
+  third halves the floats in between, in case they do not. A step is one count, whatever the sharding.
   """
   bits = lambda x: jax.lax.bitcast_convert_type(x, jnp.int32)  # floats above 0 are ordered as their bits are
   number = lambda b: jax.lax.bitcast_convert_type(b, jnp.float32)
