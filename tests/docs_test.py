@@ -1,6 +1,10 @@
-"""The documentation: it builds without a warning, its links and flags exist, and its Python blocks run."""
+"""The documentation: it builds without a warning, its links and flags exist, and its Python blocks run.
 
-import contextlib
+  python tests/docs_test.py docs/tutorials/demo.md
+
+runs the Python blocks of one page, or the cells of a notebook, in the current folder.
+"""
+
 import dataclasses
 import importlib.util
 import json
@@ -13,8 +17,7 @@ import sys
 import traceback
 
 import pytest
-
-import monojax.pipeline.train
+from tiny_run import ENVIRONMENT
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -68,22 +71,26 @@ def execute(blocks, name):
     exec(compile(padded, name, "exec"), namespace)
 
 
-@contextlib.contextmanager
-def working_in(directory):
-  before = os.getcwd()
-  os.chdir(directory)
-  try:
-    yield
-  finally:
-    os.chdir(before)
+def executable(page):
+  """The blocks of a page, or cells of a notebook, that are to be executed."""
+  if page.suffix == ".ipynb":
+    return cells_of(page)
+  return [block for block in blocks_of(page.read_text()) if block.language == "python" and not block.reason]
 
 
 @pytest.fixture
 def beside_a_run(finished, tmp_path):
   """A folder with a tiny finished run as `runs/demo`, which the pages name, for anything that they write."""
   shutil.copytree(finished[0], tmp_path / "runs" / "demo")
-  with working_in(tmp_path):
-    yield tmp_path
+  return tmp_path
+
+
+def run_page(page, directory):
+  """Executes a page in a process of its own, which sees one device, as most readers' does."""
+  environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu"}
+  result = subprocess.run([sys.executable, __file__, str(page)], cwd=directory, capture_output=True, text=True,
+                          env=environment, timeout=600)
+  assert result.returncode == 0, result.stderr[-3000:]
 
 
 def test_blocks_are_found_with_their_lines_and_reasons():
@@ -99,24 +106,19 @@ def test_blocks_share_a_namespace_and_errors_have_the_pages_line():
   assert (frame.filename, frame.lineno) == ("page.md", 8)
 
 
-@pytest.mark.parametrize("page", [page for page in EXECUTED if "```python" in page.read_text()],
+@pytest.mark.parametrize("page", [page for page in EXECUTED if executable(page)],
                          ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_python_blocks_run(page, beside_a_run, monkeypatch):
-  blocks = [block for block in blocks_of(page.read_text()) if block.language == "python" and not block.reason]
-  if any("import torch" in block.code for block in blocks):
+def test_python_blocks_run(page, beside_a_run):
+  if any("import torch" in block.code for block in executable(page)):
     pytest.importorskip("torch")
-  monkeypatch.setitem(os.environ, "MPLBACKEND", "Agg")
-  monkeypatch.setattr(monojax.pipeline.train, "ROWS_SEEN", 50_000)  # so that what pages train takes seconds here
-  monkeypatch.setattr(monojax.pipeline.train, "MIN_STEPS", 50)
-  execute(blocks, str(page))
+  run_page(page, beside_a_run)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_run(notebook, beside_a_run, monkeypatch):
+def test_notebooks_run(notebook, beside_a_run):
   pytest.importorskip("matplotlib")
-  monkeypatch.setitem(os.environ, "MPLBACKEND", "Agg")
-  execute(cells_of(notebook), str(notebook))
+  run_page(notebook, beside_a_run)
 
 
 @pytest.fixture(scope="session")
@@ -216,3 +218,7 @@ def test_the_notebook_is_what_its_script_writes():
   spec.loader.exec_module(module)
   saved = json.loads((DOCS / "tutorials" / "study_a_run.ipynb").read_text())["cells"]
   assert [(cell["cell_type"], "".join(cell["source"])) for cell in saved] == module.CELLS
+
+
+if __name__ == "__main__":
+  execute(executable(pathlib.Path(sys.argv[1])), sys.argv[1])

@@ -21,8 +21,9 @@ if typing.TYPE_CHECKING:
 
 _FEATURES_A_COLUMN = 8  # features for each number of an activation vector, unless the caller says how many
 _SMALLEST_BATCH, _BATCH_ROWS = 256, 2048
-ROWS_SEEN = 4_000_000  # rows that a dictionary sees, unless the caller says for how many steps it is trained
-MIN_STEPS = 1000
+# A dictionary sees each row so often, but not more rows than that in all, and is trained for so many steps at least,
+# unless the caller says for how many steps it is trained.
+_EPOCHS, _MOST_ROWS, _MIN_STEPS = 20, 4_000_000, 1000
 
 
 def train(x: typing.Any, recipe: str = "batchtopk", n_features: int | None = None, k: int | None = None,
@@ -85,10 +86,11 @@ def _settings(rows, recipe, n_features, given) -> SAEConfig:
   require(recipe in RECIPES, "recipe", recipe, f"choose one of {', '.join(RECIPES)}")
   width = sum(rows.widths)
   if hasattr(rows, "n_rows"):
+    n_seen = min(_MOST_ROWS, _EPOCHS * rows.n_rows)
     batch_rows = given.get("batch_rows") or min(_BATCH_ROWS, max(_SMALLEST_BATCH, rows.n_rows // 50))
   else:
-    batch_rows = len(rows.batch(0))
-  n_steps = given.get("n_steps") or max(MIN_STEPS, ROWS_SEEN // batch_rows)
+    n_seen, batch_rows = _MOST_ROWS, len(rows.batch(0))
+  n_steps = given.get("n_steps") or max(_MIN_STEPS, n_seen // batch_rows)
   suited = {"n_features": n_features or _FEATURES_A_COLUMN * width, "batch_rows": batch_rows, "n_steps": n_steps,
             "warmup_steps": min(100, n_steps // 10), "decay_fraction": 0.2, "dead_window_steps": max(50, n_steps // 20),
             "scan_steps": 16}
