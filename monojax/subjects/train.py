@@ -18,7 +18,7 @@ from monojax.subjects.loss import next_token_loss
 from monojax.subjects.subject import LoadedSubject, build
 from monojax.subjects.transformer import SHARDING_RULES, Transformer
 from monojax.text.tokens import Tokens
-from monojax.training import Run, TrainState, train
+from monojax.training import Loop, TrainState, train
 
 
 def make_optimizer(config: SubjectConfig) -> optax.GradientTransformation:
@@ -93,9 +93,9 @@ def train_subject(config: SubjectConfig, tokens: Tokens, directory, identity: di
                            for i in range(first, last)])
     return meshes.on_mesh(tokens_SBU, mesh, P(None, "data", None))
 
-  run = Run(directory, identity, config.n_steps, config.scan_steps, config.checkpoint_every_steps, (),
-            "tokens", config.batch_contexts * width, "subject")
-  state = train(init(jax.random.key(config.seed)), step, batches, run, metrics_config)
+  loop = Loop(directory, identity, config.n_steps, config.scan_steps, config.checkpoint_every_steps, (),
+              "tokens", config.batch_contexts * width, "subject")
+  state = train(init(jax.random.key(config.seed)), step, batches, loop, metrics_config)
   return LoadedSubject(model, meshes.to_host(state.params), config.n_context)
 
 
