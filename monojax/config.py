@@ -108,8 +108,9 @@ def define_flags(config_class: typing.Any, prefix: str, flag_values: typing.Any,
     elif field.metadata["choices"]:
       define = lambda *a, **k: flags.DEFINE_enum(a[0], a[1], field.metadata["choices"], *a[2:], **k)
     else:
-      define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_boolean,
-                str: flags.DEFINE_string}[item]
+      of_type: dict[type, Callable[..., typing.Any]] = {
+          int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_boolean, str: flags.DEFINE_string}
+      define = of_type[item]
     define(name, None, text, flag_values=flag_values)
     flag_values.register_key_flag_for_module(sys.argv[0], flag_values[name])
 
