@@ -1,30 +1,33 @@
-"""Timing several functions against each other in one run, and reporting the figures."""
+"""Benchmarks: timing several functions against each other, and reporting the figures."""
 
+import os
 import statistics
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from monojax import files
 
 
-def interleaved(functions, n_rounds, warmup=2, pause_seconds=0.0, before=None):
-  """Times functions in turn, round after round, so that a noisy machine disturbs all alike.
+def interleaved(functions: Mapping[str, Callable[[], Any]], n_rounds: int, warmup: int = 2, pause_seconds: float = 0.0,
+                before: Mapping[str, Callable[[], Any]] | None = None) -> dict[str, list[float]]:
+  """Times functions in turn, round after round, so that what else a machine does disturbs all of them alike.
 
   Args:
-    functions: dict from a name to a function of no arguments that waits for its result.
-    n_rounds: timed rounds.
-    warmup: untimed calls of each first.
-    pause_seconds: before each timed call, for another library's threads to stop spinning (OpenMP's wait
-      0.2 s for more work and slow down whatever runs then).
-
-    before: dict from some of the names to what is called before each timed call, untimed.
+    functions: {name: function without arguments, which returns when its work is done}.
+    n_rounds: the number of rounds that are timed.
+    warmup: how many times each function is called before, untimed.
+    pause_seconds: how long to wait before each timed call. A pause lets the threads of other libraries come to rest:
+      those of OpenMP look for more work for 0.2 s and slow down whatever runs meanwhile.
+    before: {name: function that is called, untimed, before each timed call of the function with this name}.
 
   Returns:
-    dict from each name to its list of seconds, one a round.
+    {name: the seconds of each round}.
   """
   for function in functions.values():
     for _ in range(warmup):
       function()
-  seconds = {name: [] for name in functions}
+  seconds: dict[str, list[float]] = {name: [] for name in functions}
   for _ in range(n_rounds):
     for name, function in functions.items():
       time.sleep(pause_seconds)
@@ -36,13 +39,13 @@ def interleaved(functions, n_rounds, warmup=2, pause_seconds=0.0, before=None):
   return seconds
 
 
-def median_ratio(numerator, denominator):
-  """The median over rounds of the ratio of two lists of seconds."""
+def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+  """The median over rounds of the ratio of two functions' seconds."""
   return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
-def report(figures, out):
-  """Prints flat figures, one a line, and writes them to the JSON file `out` if it is given."""
+def report(figures: Mapping[str, Any], out: str | os.PathLike[str] | None) -> None:
+  """Prints {name: figure}, one on each line, and writes it to the JSON file `out` if that is given."""
   for name, value in figures.items():
     print(f"{name:44s} {value:.6g}" if isinstance(value, float) else f"{name:44s} {value}")
   if out:

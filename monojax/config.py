@@ -1,8 +1,9 @@
-"""Configuration: frozen dataclasses, their dotted absl flags, their JSON.
+"""Configuration: settings as frozen dataclasses, which become flags and JSON by themselves.
 
-A stage's settings are a frozen dataclass of plain fields, each made with `option(default, help)`.
-`define_flags` turns the tree into flags such as `--sae.n_features`, whose default `None` means
-"not given": the defaults live in the dataclasses alone. `to_dict` and `from_dict` are its JSON.
+The settings of a stage are a frozen dataclass whose fields are made with `option(default, help)`; a field can hold
+another such dataclass, made with `nested`. `define_flags` makes a flag of each field, such as `--sae.n_features`. Each
+flag's own default is `None`, which stands for "not given": the defaults are in the dataclasses and nowhere else.
+`to_dict` and `from_dict` turn settings to JSON and back.
 """
 
 import dataclasses
@@ -11,71 +12,85 @@ import json
 import sys
 import types as types_
 import typing
+from collections.abc import Callable, Mapping, Sequence
 
-Config = typing.TypeVar("Config")
+if typing.TYPE_CHECKING:
+  from _typeshed import DataclassInstance
+
+Config = typing.TypeVar("Config", bound="DataclassInstance")
 
 
 class InputError(ValueError):
-  """Something a user gave is wrong; the message says what was given, what is needed, what to do.
+  """Something that a user gave is wrong; the message says what was given, what is needed and what to do.
 
-  Scripts print it as one line and exit with status 2 (`monojax/cli.py`).
+  Commands print the message as one line and end with exit status 2 (`monojax/cli.py`).
   """
 
 
-def option(default, help, choices=None):
-  """A dataclass field with a default, a line of help and optionally its allowed values."""
+def option(default: typing.Any, help: str, choices: Sequence[str] | None = None) -> typing.Any:
+  """A dataclass field for one setting: its default, a line of help, and the values it may take if they are few."""
   return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
-def nested(config_class):
-  """A dataclass field holding another configuration with its defaults."""
+def nested(config_class: Callable[[], Config]) -> Config:
+  """A dataclass field that holds another configuration, by default that configuration's own defaults."""
   return dataclasses.field(default_factory=config_class)
 
 
-def require(condition, field, value, rule):
-  """Raises `InputError` that names the field, its value and the rule, unless `condition`."""
+def require(condition: typing.Any, field: str, value: typing.Any, rule: str) -> None:
+  """Raises `InputError` unless a condition holds.
+
+  Args:
+    condition: what must be true.
+    field: the name of the setting, as the message says it, for instance "sae.k".
+    value: the setting's value.
+    rule: what is needed, for instance "must be positive".
+  """
   if not condition:
     raise InputError(f"{field}={value!r}: {rule}")
 
 
-def require_positive(config, prefix, *names):
-  """Raises `InputError` for the first of some fields that is not above 0."""
+def require_positive(config: typing.Any, prefix: str, *names: str) -> None:
+  """Raises `InputError` for the first of the named fields that is not above 0; `prefix` precedes its name."""
   for name in names:
     require(getattr(config, name) > 0, prefix + name, getattr(config, name), "must be positive")
 
 
-def require_not_negative(config, prefix, *names):
-  """Raises `InputError` for the first of some fields that is below 0; None is none of them."""
+def require_not_negative(config: typing.Any, prefix: str, *names: str) -> None:
+  """Raises `InputError` for the first of the named fields that is below 0; a field may also be None."""
   for name in names:
     require((getattr(config, name) or 0) >= 0, prefix + name, getattr(config, name), "must not be negative")
 
 
-def require_choices(config, prefix):
-  """Raises `InputError` for a field whose value is not among its choices; flags are checked by absl already."""
+def require_choices(config: "DataclassInstance", prefix: str) -> None:
+  """Raises `InputError` for the first field whose value is not one of its choices.
+
+  Settings that are given as flags are checked by absl already; this checks those that are given in Python.
+  """
   for field in dataclasses.fields(config):
     choices, value = field.metadata.get("choices"), getattr(config, field.name)
     require(not choices or value in choices, prefix + field.name, value, f"choose one of {', '.join(choices or ())}")
 
 
-def _fields(config_class):
-  """(field, type) pairs of a configuration class; T for the optional `T | None`."""
+def _fields(config_class: typing.Any) -> list[tuple[dataclasses.Field, typing.Any]]:
+  """Each field of a configuration class with its type, which is T for an optional field of type `T | None`."""
   types = typing.get_type_hints(config_class)
   plain = lambda kind: next((arg for arg in typing.get_args(kind) if isinstance(kind, types_.UnionType)
                              and arg is not type(None)), kind)
   return [(field, plain(types[field.name])) for field in dataclasses.fields(config_class)]
 
 
-def define_flags(config_class: type, prefix: str, flag_values: typing.Any, values: typing.Any = None, source: str = "",
-                 only: tuple[str, ...] | None = None) -> None:
-  """Defines one dotted flag for each plain field of `config_class` and of what it nests.
+def define_flags(config_class: typing.Any, prefix: str, flag_values: typing.Any, values: typing.Any = None,
+                 source: str = "", only: tuple[str, ...] | None = None) -> None:
+  """Defines a flag for each plain field of a configuration class and of the configurations that it nests.
 
   Args:
-    config_class: a configuration dataclass.
-    prefix: put before each name, for instance "sae.".
+    config_class: the configuration's dataclass.
+    prefix: what precedes each field's name in its flag's, for instance "sae.".
     flag_values: absl's `flags.FLAGS`.
-    values: the settings that are in force where a flag is not given; their values are in the help texts.
+    values: the settings that are in force where a flag is not given; the help texts show their values.
     source: who has set those of `values` that are not the class's defaults, for instance "preset demo".
-    only: names of the fields that get a flag; by default all.
+    only: the names of the fields that get a flag; by default all.
   """
   from absl import flags
   for field, field_type in _fields(config_class):
@@ -87,13 +102,15 @@ def define_flags(config_class: type, prefix: str, flag_values: typing.Any, value
       continue
     text = f"{field.metadata['help']} ({_default_text(field, values, source)})"
     item = typing.get_args(field_type)[0] if typing.get_origin(field_type) is tuple else field_type
+    define: Callable[..., typing.Any]
     if typing.get_origin(field_type) is tuple:
       define = _define_tuple(item)
     elif field.metadata["choices"]:
       define = lambda *a, **k: flags.DEFINE_enum(a[0], a[1], field.metadata["choices"], *a[2:], **k)
     else:
-      define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_boolean,
-                str: flags.DEFINE_string}[item]
+      of_type: dict[type, Callable[..., typing.Any]] = {
+          int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_boolean, str: flags.DEFINE_string}
+      define = of_type[item]
     define(name, None, text, flag_values=flag_values)
     flag_values.register_key_flag_for_module(sys.argv[0], flag_values[name])
 
@@ -109,8 +126,8 @@ def _default_text(field: dataclasses.Field, values: typing.Any, source: str) -> 
   return f"default: {json.dumps(value)}" + ("" if value == field.default else f", from {source}")
 
 
-def _define_tuple(item):
-  """A `DEFINE_*` function for a comma-separated list whose items have type `item`."""
+def _define_tuple(item: type) -> Callable[..., typing.Any]:
+  """A function like absl's `DEFINE_string` for a list with commas between its items, of the type `item`."""
   from absl import flags
 
   class Parser(flags.ListParser):
@@ -127,8 +144,14 @@ def _define_tuple(item):
 
 
 def override(config: Config, flag_values: typing.Any, prefix: str = "") -> Config:
-  """`config` with every flag that was given put in place of its field."""
-  changes = {}
+  """A configuration in which the value of every flag that was given takes the place of the field's.
+
+  Args:
+    config: the settings where no flag is given.
+    flag_values: absl's `flags.FLAGS`, after parsing.
+    prefix: what precedes each field's name in its flag's, for instance "sae.".
+  """
+  changes: dict[str, typing.Any] = {}
   for field, field_type in _fields(type(config)):
     value = getattr(config, field.name)
     if dataclasses.is_dataclass(field_type):
@@ -140,30 +163,38 @@ def override(config: Config, flag_values: typing.Any, prefix: str = "") -> Confi
   return dataclasses.replace(config, **changes)
 
 
-def to_dict(config):
-  """A configuration, or a dict of several and of plain values, as JSON-able nested dicts (tuples become lists)."""
+def to_dict(config: typing.Any) -> typing.Any:
+  """A configuration as nested dicts that JSON can hold, in which tuples have become lists.
+
+  A dict of configurations and plain values becomes a dict of what this function gives for each.
+  """
   if isinstance(config, dict):
     return {name: to_dict(value) for name, value in config.items()}
-  plain = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
+  plain = dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else config
   return json.loads(json.dumps(plain))
 
 
-def from_dict(config_class: type[Config], values: dict) -> Config:
-  """The configuration of class `config_class` that `to_dict` gave `values` for, in this version or an older one.
+def from_dict(config_class: type[Config], values: dict[str, typing.Any]) -> Config:
+  """The configuration that `to_dict` made these values of, in this version of monojax or in an older one.
 
-  A field that `values` lacks takes its default. A class whose fields were renamed or moved says how old values are
-  read with a static method `upgraded(values) -> values`.
+  A field that `values` lacks takes its default. A class whose fields were renamed or moved has a static method
+  `upgraded(values) -> values`, which turns old values into new ones.
+
+  Args:
+    config_class: the class of the configuration.
+    values: what `to_dict` returned, also by way of a JSON file.
 
   Raises:
     InputError: `values` has a field that this version does not know.
   """
-  if hasattr(config_class, "upgraded"):
-    values = config_class.upgraded(values)
+  upgraded = getattr(config_class, "upgraded", None)
+  if upgraded is not None:
+    values = upgraded(values)
   fields = dict((field.name, field_type) for field, field_type in _fields(config_class))
   if unknown := sorted(set(values) - set(fields)):
     raise InputError(f"a saved {config_class.__name__} has the settings {', '.join(unknown)}, which this version of "
                      "monojax does not know: use the version that wrote it, or a later one")
-  made = {}
+  made: dict[str, typing.Any] = {}
   for name, value in values.items():
     if dataclasses.is_dataclass(fields[name]):
       value = from_dict(fields[name], value)
@@ -173,9 +204,9 @@ def from_dict(config_class: type[Config], values: dict) -> Config:
   return config_class(**made)
 
 
-def differences(old, new, prefix=""):
-  """Lines "name: old -> new" for the leaves in which two nested dicts differ."""
-  lines = []
+def differences(old: Mapping[str, typing.Any], new: Mapping[str, typing.Any], prefix: str = "") -> list[str]:
+  """What differs between two nested dicts: a line "name: old value -> new value" for each value."""
+  lines: list[str] = []
   for name in sorted(set(old) | set(new)):
     a, b = old.get(name), new.get(name)
     if isinstance(a, dict) and isinstance(b, dict):
@@ -185,6 +216,6 @@ def differences(old, new, prefix=""):
   return lines
 
 
-def fingerprint(value):
-  """16 hexadecimal digits that identify a JSON-able value."""
+def fingerprint(value: typing.Any) -> str:
+  """16 hexadecimal digits that stand for a JSON-able value: equal for equal values, different for others."""
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

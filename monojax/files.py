@@ -1,18 +1,22 @@
-"""Files that appear under their final name only when whole: write aside, fsync, rename."""
+"""Files that are whole or not there: each is written under another name, synced to the disk, and renamed."""
 
 import contextlib
 import io
 import json
 import os
 import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from monojax import distributed
 
+Path = str | os.PathLike[str]
 
-def sync_directory(path):
-  """Makes the names in the directory `path` durable."""
+
+def sync_directory(path: Path) -> None:
+  """Makes sure that the names of the files in a directory are on the disk, so that they survive a power failure."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
@@ -21,10 +25,15 @@ def sync_directory(path):
 
 
 @contextlib.contextmanager
-def replacing(path, by_each=False):
-  """Opens a binary file for writing that takes the name `path` when the block ends without an error.
+def replacing(path: Path, by_each: bool = False) -> Iterator[BinaryIO]:
+  """Opens a binary file for writing, which gets its name when the `with` block ends without an error.
 
-  In a job of several processes only the first writes the file; with `by_each`, every process that calls this does.
+  Until then, and after an error, what had the name before keeps it. Folders that are missing are made.
+
+  Args:
+    path: the name.
+    by_each: in a job of several processes, whether every process that calls this writes the file. By default only the
+      first process does.
   """
   if not by_each and not distributed.is_first():
     yield io.BytesIO()
@@ -40,27 +49,27 @@ def replacing(path, by_each=False):
   sync_directory(path.parent)
 
 
-def write_json(path, value):
-  """Writes `value` as JSON, whole or not at all; see `replacing`."""
+def write_json(path: Path, value: Any) -> None:
+  """Writes a value as a JSON file; see `replacing`."""
   with replacing(path) as file:
     file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
-def read_json(path):
-  """The JSON value in `path`, or `None` where there is no such file."""
+def read_json(path: Path) -> Any:
+  """The value in a JSON file, or `None` where there is no such file."""
   try:
     return json.loads(pathlib.Path(path).read_text("utf-8"))
   except FileNotFoundError:
     return None
 
 
-def write_npz(path, arrays):
-  """Writes a dict of arrays as an .npz file, whole or not at all."""
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+  """Writes {name: array} as an .npz file; see `replacing`."""
   with replacing(path) as file:
     np.savez(file, **arrays)
 
 
-def read_npz(path):
-  """The dict of arrays that `write_npz` wrote."""
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+  """The {name: array} that `write_npz` wrote."""
   with np.load(path) as arrays:
     return dict(arrays)

@@ -1,29 +1,43 @@
-"""The device mesh ("data", "model") and where each array lives on it."""
+"""The mesh: a grid of devices with the axes "data" and "model", and where on it the parts of each array are.
+
+The axis "data" splits the items of a batch. The axis "model" splits the features of a dictionary, or the width of a
+subject's MLP.
+"""
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from monojax.config import option, require
+
+Tree = Any  # a pytree of arrays
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """How many devices share the batch and how many share the features."""
-  data: int = option(0, "devices along the batch; 0 takes every device left by `model`")
-  model: int = option(1, "devices along the features of a dictionary or the width of a subject's MLP")
+  """How many devices share each batch, and how many share the features."""
+  data: int = option(0, "number of devices that each batch is split over; 0 takes all devices, divided by --mesh.model")
+  model: int = option(1, "number of devices that the features of a dictionary, or the width of a subject's MLP, are "
+                         "split over")
 
   def __post_init__(self):
-    require(self.data >= 0, "mesh.data", self.data, "must be 0 (all) or positive")
+    require(self.data >= 0, "mesh.data", self.data, "must be 0, which takes all devices, or positive")
     require(self.model >= 1, "mesh.model", self.model, "must be at least 1")
 
 
-def make_mesh(config=None, devices=None):
-  """The mesh of `config` (default: every device along "data") over `devices` (default: those of all processes).
+def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """The mesh that settings describe.
 
-  Axes are `Auto`: linen layers cannot be traced under `Explicit` ones.
+  Args:
+    config: the settings; by default all devices are along "data".
+    devices: the devices to use; by default those of all processes of the job.
+
+  Raises:
+    InputError: the mesh needs more devices than there are.
   """
   config = config or MeshConfig()
   devices = devices or jax.devices()
@@ -31,23 +45,27 @@ def make_mesh(config=None, devices=None):
   data = config.data or max(1, n_devices // config.model)
   require(data * config.model <= n_devices, "mesh", (data, config.model),
           f"needs {data * config.model} devices, this process sees {n_devices}")
+  # The axes are `Auto` because layers of linen cannot be traced under `Explicit` ones.
   return jax.make_mesh((data, config.model), ("data", "model"), axis_types=(AxisType.Auto,) * 2,
                        devices=devices[:data * config.model])
 
 
-def shardings(tree, mesh, rules):
-  """The sharding of each leaf: `rules[name of the leaf]`.
+def shardings(tree: Tree, mesh: Mesh, rules: Mapping[str, PartitionSpec]) -> Tree:
+  """The sharding of each leaf of a pytree, which says where on a mesh its parts are.
 
-  Replicated where there is no rule, or where the mesh does not divide the leaf's axis.
-
-  Optimiser moments keep their parameters' names, so the same rules place them.
+  A leaf's sharding is the rule of the innermost dict key or attribute on its path that has one. Moments of an optimiser
+  are kept under the names of their parameters, so that the same rules place them. A leaf without a rule is replicated:
+  every device holds all of it. So is one with an axis that does not divide evenly over the devices.
 
   Args:
-    tree: arrays or shape structs.
-    mesh: from `make_mesh`.
-    rules: dict from a leaf's name to a `PartitionSpec`.
+    tree: a pytree of arrays or shape structs.
+    mesh: the mesh, from `make_mesh`.
+    rules: {name of a leaf: its `PartitionSpec`}.
+
+  Returns:
+    A pytree of the same structure whose leaves are shardings.
   """
-  def leaf_sharding(path, leaf):
+  def leaf_sharding(path: Any, leaf: Any) -> NamedSharding:
     names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
     spec = next((rules[name] for name in reversed(names) if name in rules), PartitionSpec())
     fits = len(spec) <= len(leaf.shape) and all(
@@ -57,19 +75,35 @@ def shardings(tree, mesh, rules):
   return jax.tree.map_with_path(leaf_sharding, tree)
 
 
-def born_sharded(init, mesh, rules):
-  """The pytree `init()` with each leaf created where it belongs, never whole on one device."""
+def born_sharded(init: Callable[[], Tree], mesh: Mesh, rules: Mapping[str, PartitionSpec]) -> Tree:
+  """The pytree `init()`, each leaf of which is made in its place on the mesh and never whole on one device.
+
+  Args:
+    init: makes the pytree; a function that can be compiled.
+    mesh, rules: as for `shardings`.
+  """
   return jax.jit(init, out_shardings=shardings(jax.eval_shape(init), mesh, rules))()
 
 
-def require_divides(mesh, axis, n_batch):
-  """Raises `InputError` if a batch does not split evenly over the devices along a mesh axis."""
+def require_divides(mesh: Mesh, axis: str, n_batch: int) -> None:
+  """Raises `InputError` if a batch does not split evenly over the devices along an axis of the mesh.
+
+  Args:
+    mesh: the mesh.
+    axis: "data" or "model".
+    n_batch: the number of items of the batch.
+  """
   require(n_batch % mesh.shape[axis] == 0, f"mesh.{axis}", mesh.shape[axis],
           f"a batch of {n_batch} does not divide over so many devices: change one of the two")
 
 
-def on_mesh(batch, mesh, spec):
-  """An array of the host, or of devices already, as a device array split over `mesh` by `spec`.
+def on_mesh(batch: np.ndarray | jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
+  """An array that is split over a mesh, made of an array on the host or on devices.
+
+  Args:
+    batch: the whole array; in a job of several processes each needs to hold only the parts of its own devices.
+    mesh: the mesh.
+    spec: for each axis of the array, the axis of the mesh that it is split over, or None.
 
   Raises:
     InputError: an axis does not split evenly over its devices.
@@ -81,22 +115,23 @@ def on_mesh(batch, mesh, spec):
   if isinstance(batch, jax.Array):
     return jax.device_put(batch, sharding)
   batch = np.asarray(batch)
-  if jax.process_count() > 1:  # each process has the whole batch, and its devices take their part
+  if jax.process_count() > 1:  # the devices of each process take their parts of its array
     return jax.make_array_from_callback(batch.shape, sharding, lambda index: batch[index])
   return jax.device_put(batch, sharding)
 
 
-def local_rows(mesh, n_batch):
-  """(first, last) of the rows of a batch, split over "data", that this process' devices hold."""
+def local_rows(mesh: Mesh, n_batch: int) -> tuple[int, int]:
+  """(start, stop) of the rows of a batch that the devices of this process hold when it is split over "data"."""
   found = NamedSharding(mesh, PartitionSpec("data")).addressable_devices_indices_map((n_batch,)).values()
-  spans = [rows.indices(n_batch)[:2] for (rows,) in found]
+  spans = [index[0].indices(n_batch)[:2] for index in found if index is not None]
   return min(first for first, _ in spans), max(last for _, last in spans)
 
 
-def to_host(tree):
-  """Arrays of any sharding as NumPy arrays, whole on every process."""
-  def whole(leaf):
+def to_host(tree: Tree) -> Tree:
+  """A pytree of arrays as NumPy arrays, each whole in every process, however they are split over devices."""
+  def whole(leaf: Any) -> np.ndarray:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+      assert isinstance(leaf.sharding, NamedSharding)  # the only kind that several processes share here
       leaf = jax.jit(lambda x: x, out_shardings=NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
     return np.asarray(leaf)
   return jax.tree.map(whole, tree)

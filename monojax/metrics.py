@@ -1,4 +1,4 @@
-"""Metrics as JSON lines (and, where asked for, TensorBoard and Weights & Biases); progress bars."""
+"""Where the metrics of training go: lines of JSON, and if asked for TensorBoard and Weights & Biases; progress bars."""
 
 import dataclasses
 import json
@@ -6,6 +6,8 @@ import os
 import pathlib
 import sys
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
 import tqdm
 
@@ -16,21 +18,23 @@ from monojax.config import InputError, option
 @dataclasses.dataclass(frozen=True)
 class MetricsConfig:
   """Where metrics go besides `metrics.jsonl`, which is always written."""
-  tensorboard: bool = option(False, "also write TensorBoard event files beside metrics.jsonl "
-                                    "(pip install 'monojax[tensorboard]')")
-  wandb_project: str = option("", "also log to this Weights & Biases project "
-                                  "(pip install 'monojax[wandb]')")
+  tensorboard: bool = option(False, "whether to write TensorBoard event files beside metrics.jsonl, too "
+                                    "(needs: pip install 'monojax[tensorboard]')")
+  wandb_project: str = option("", "the Weights & Biases project to log to, too; none by default "
+                                  "(needs: pip install 'monojax[wandb]')")
 
 
-def progress(total, unit, description, initial=0, scale=False):
-  """A progress bar on standard error with rate and ETA: `bar.update(n)`, `bar.set_postfix(...)`.
+def progress(total: int | None, unit: str, description: str, initial: int = 0, scale: bool = False) -> Any:
+  """A progress bar of tqdm on standard error, with its rate and the time left.
+
+  Only the first process of a job shows it. Call `bar.update(n)` when n more units are done.
 
   Args:
-    total: what counts as done, in `unit`s.
-    unit: for instance "step" or "row".
-    description: the stage.
-    initial: what an earlier call had done.
-    scale: print 1.2M for 1,200,000.
+    total: the number of units when all is done, or None where it is not known.
+    unit: what is counted, for instance "step" or "row".
+    description: what is being done, shown in front of the bar.
+    initial: the number of units that were done before the bar was made.
+    scale: whether numbers are shortened, as in 1.2M for 1,200,000.
   """
   interactive = sys.stderr.isatty()
   return tqdm.tqdm(total=total, unit=f" {unit}", desc=description, initial=initial, unit_scale=scale,
@@ -38,13 +42,13 @@ def progress(total, unit, description, initial=0, scale=False):
                    smoothing=0.1, leave=True, disable=not distributed.is_first())
 
 
-def seconds_trained(path, unit, units_per_step):
-  """The time that the calls logged in a `metrics.jsonl` took, however often training was interrupted.
+def seconds_trained(path: str | os.PathLike[str], unit: str, units_per_step: int) -> float:
+  """The seconds that the steps logged in a `metrics.jsonl` took, however often training was interrupted.
 
   Args:
     path: the file.
-    unit: of its rates, "rows" or "tokens".
-    units_per_step: how many of them a step used.
+    unit: what the rates in it count, "rows" or "tokens".
+    units_per_step: how many of these units one step used.
   """
   seconds, before = 0.0, 0
   for line in pathlib.Path(path).read_text("utf-8").splitlines():
@@ -56,16 +60,26 @@ def seconds_trained(path, unit, units_per_step):
 
 
 class MetricsLog:
-  """Appends one JSON object a line; on resuming, lines after the resumed step are dropped."""
+  """A log of metrics: a file with one JSON object on each line, and other places if settings ask for them.
 
-  def __init__(self, path, config, first_step):
-    """Opens `path` for a run whose next step is `first_step`.
+  When training resumes, lines of steps that it is about to do again are dropped. In a job of several processes only the
+  first one writes.
+  """
+
+  def __init__(self, path: str | os.PathLike[str], config: MetricsConfig, first_step: int) -> None:
+    """Opens the log of a training whose next step is `first_step`.
+
+    Args:
+      path: the file, which is made if it does not exist.
+      config: the other places that metrics go to.
+      first_step: the next step's number, from 1 on.
 
     Raises:
-      InputError: a configured extra is not installed.
+      InputError: a package that the settings need is not installed.
     """
     self.path = pathlib.Path(path)
-    self._tensorboard = self._wandb = None
+    self._tensorboard: Any = None
+    self._wandb: Any = None
     if not distributed.is_first():
       self._file = open(os.devnull, "a")
       return
@@ -74,7 +88,7 @@ class MetricsLog:
       for line in self.path.read_text("utf-8").splitlines():
         try:
           record = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed process
+        except json.JSONDecodeError:  # a process that was killed may leave half a line at the end
           continue
         if record["step"] < first_step:
           kept.append(line + "\n")
@@ -93,14 +107,14 @@ class MetricsLog:
         import wandb
       except ImportError as error:
         raise InputError("--metrics.wandb_project needs: pip install 'monojax[wandb]'") from error
-      id_path = self.path.parent / "wandb_id.json"  # so that a resumed stage goes on in the same run
+      id_path = self.path.parent / "wandb_id.json"  # a resumed stage finds its id here and goes on under it
       if first_step <= 1 or not id_path.exists():
         files.write_json(id_path, uuid.uuid4().hex[:12])
       self._wandb = wandb.init(project=config.wandb_project, dir=str(self.path.parent), resume="allow",
                                id=files.read_json(id_path), name="-".join(self.path.parent.parts[-2:]))
 
-  def write(self, step, values):
-    """Logs a dict of floats at `step`."""
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Logs metrics, {name: value}, under the number of a step."""
     self._file.write(json.dumps({"step": step, **values}) + "\n")
     self._file.flush()
     if self._tensorboard:
@@ -109,8 +123,8 @@ class MetricsLog:
     if self._wandb:
       self._wandb.log(values, step=step)
 
-  def close(self):
-    """Flushes and closes every writer."""
+  def close(self) -> None:
+    """Writes what is still buffered, and closes the file and the other places."""
     self._file.close()
     if self._tensorboard:
       self._tensorboard.close()

@@ -1,10 +1,15 @@
-"""The loop every training stage shares: dispatch, log one call late, checkpoint, resume exactly."""
+"""The training loop that every stage with steps of an optimiser shares, and the state that it carries.
+
+The loop calls a compiled function of several steps, logs its metrics, writes checkpoints, and resumes from the newest
+one with the bits that an uninterrupted training would have had.
+"""
 
 import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax
 import jax
@@ -15,34 +20,50 @@ import optax
 from monojax import metrics
 from monojax.checkpoint import Checkpoints
 
+Tree = Any  # a pytree of arrays
+
 
 @flax.struct.dataclass
 class TrainState:
-  """What a training step carries on: arrays only.
+  """What one training step hands on to the next: arrays only.
 
   Attributes:
-    step: int32, optimiser steps done.
+    step: the number of optimiser steps done, int32; in a sweep, one for each dictionary.
     params: the model's parameters.
     opt_state: the optimiser's state.
-    counters: a dict of arrays that a recipe keeps besides; empty for a subject.
+    counters: a dict of further arrays, which only recipes of dictionaries need; empty for a subject.
   """
-  step: jax.Array
-  params: dict
-  opt_state: tuple
-  counters: dict
+  step: Tree
+  params: Tree
+  opt_state: Tree
+  counters: Tree
 
 
-def compute_dtype(name):
-  """The dtype of matrix products for a configured "auto", "float32" or "bfloat16"."""
+Metrics = Mapping[str, Any]  # the name of each metric and its value, a scalar
+Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+Intervene = Callable[[TrainState, int], tuple[TrainState, Metrics]]
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+  """The dtype of matrix products that a setting asks for: "float32", "bfloat16", or "auto".
+
+  "auto" is float32 on a CPU and bfloat16 on any other device.
+  """
   if name == "auto":
     name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
   return jnp.dtype(name)
 
 
-def minimised(loss, params, tx, n_steps):
-  """`params` after `n_steps` of an optax transformation on `loss(params)`; to be traced.
+def minimised(loss: Callable[[Tree], jax.Array], params: Tree, tx: optax.GradientTransformation, n_steps: int) -> Tree:
+  """Parameters after `n_steps` steps of an optimiser on a loss; call it inside of `jax.jit`.
 
-  For small problems without data; `train` is for those that have batches, checkpoints and metrics.
+  It is for small problems without data. Training with batches, checkpoints and metrics is what `train` does.
+
+  Args:
+    loss: the function to minimise, params -> scalar.
+    params: where to start.
+    tx: the optimiser.
+    n_steps: the number of steps.
   """
   def step(carry, _):
     params, state = carry
@@ -52,36 +73,37 @@ def minimised(loss, params, tx, n_steps):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-  """How a training loop is cut up and where it writes.
+class Loop:
+  """The settings of one training loop: how many steps it has, how they are cut into calls, and where it writes.
 
   Attributes:
-    directory: receives `checkpoints/` and `metrics.jsonl`.
-    config: JSON-able dict kept with the checkpoints.
-    n_steps: optimiser steps in all.
-    scan_steps: optimiser steps in one compiled call.
-    checkpoint_every_steps: a checkpoint is due at its multiples and at the end.
-    intervene_steps: steps after which `intervene` is called.
+    directory: the folder that receives `checkpoints/` and `metrics.jsonl`.
+    config: a JSON-able dict that is kept with the checkpoints.
+    n_steps: the number of optimiser steps in all.
+    scan_steps: the number of optimiser steps in one compiled call.
+    checkpoint_every_steps: a checkpoint is written at the multiples of this number and at the end.
+    intervene_steps: the steps after which `intervene` is called.
     unit: what the progress bar's rate counts, "tokens" or "rows".
-    units_per_step: how many of them one step uses.
+    units_per_step: how many of these units one step uses.
     name: the progress bar's label.
     upgrade: (state, version of its checkpoint) -> state, for states that an older version of monojax left.
   """
   directory: pathlib.Path
-  config: dict
+  config: Mapping[str, Any]
   n_steps: int
   scan_steps: int
   checkpoint_every_steps: int
-  intervene_steps: tuple
+  intervene_steps: tuple[int, ...]
   unit: str
   units_per_step: int
   name: str
   upgrade: Callable[[TrainState, int], TrainState] = lambda state, version: state
 
-  def next_cut(self, step):
-    """Where the call that starts at `step` must end: a function of `step` and the settings alone.
+  def next_cut(self, step: int) -> int:
+    """The step at which the call that starts at `step` must end, a function of `step` and the settings alone.
 
-    Resumed and uninterrupted runs therefore make the same calls and get the same bits.
+    Resumed and uninterrupted training therefore makes the same calls and gets the same bits. For example, with 4 steps
+    to a call, a checkpoint every 10 and an intervention after 9, calls end at steps 4, 8, 9, 10, 12 and so on.
     """
     multiples = (self.scan_steps, self.checkpoint_every_steps)
     cuts = [(step // every + 1) * every for every in multiples]
@@ -89,47 +111,50 @@ class Run:
     return min(*cuts, self.n_steps)
 
 
-def train(state, step, batches, run, metrics_config, intervene=None):
+def train(state: TrainState, step: Step, batches: Callable[[int, int], Any], loop: Loop,
+          metrics_config: metrics.MetricsConfig, intervene: Intervene | None = None) -> TrainState:
   """Trains to the end from the newest checkpoint, or from `state` where there is none.
 
-  The device never waits for the host: call n is dispatched before call n-1's metrics are read.
+  The device never waits for the host: a call is dispatched before the metrics of the call before it are read.
 
   Args:
-    state: `TrainState` at step 0, placed on its mesh; donated.
-    step: (state, batch) -> (state, dict of scalar metrics), donating its state.
-    batches: (first step, last step) -> device batch for those steps, a pure function.
-    run: `Run`.
-    metrics_config: `metrics.MetricsConfig`.
-    intervene: (state, steps done) -> (state, dict of floats), called after `run.intervene_steps`.
+    state: the state at step 0, placed on its mesh; it is donated.
+    step: (state, batch) -> (state, dict of scalar metrics), a compiled function that takes the steps of one call and
+      donates its state.
+    batches: (first step, last step) -> what `step` takes for those steps, on the device; a pure function.
+    loop: how the steps are cut into calls and where the loop writes.
+    metrics_config: where metrics go besides `metrics.jsonl`.
+    intervene: (state, steps done) -> (state, dict of floats), called after each of `loop.intervene_steps`.
 
   Returns:
-    The final state.
+    The state after the last step.
 
   Raises:
-    FloatingPointError: a metric is not finite; the last good checkpoint stays. Metrics named MEMBER/NAME are of
-      members that do not depend on each other: one that diverges is no longer logged, and all must to stop.
+    FloatingPointError: a metric is not finite. The last good checkpoint stays. Where metrics are named MEMBER/NAME,
+      as those of a sweep are, members do not depend on each other: one that diverges is no longer logged, and
+      training stops only when all of them have diverged.
   """
-  checkpoints = Checkpoints(pathlib.Path(run.directory) / "checkpoints", run.config)
+  checkpoints = Checkpoints(pathlib.Path(loop.directory) / "checkpoints", loop.config)
   done = checkpoints.latest_step() or 0
   if done:
-    state = run.upgrade(checkpoints.restore(state), checkpoints.version())
-  log = metrics.MetricsLog(pathlib.Path(run.directory) / "metrics.jsonl", metrics_config, done + 1)
-  bar = metrics.progress(run.n_steps * run.units_per_step, run.unit, run.name,
-                         initial=done * run.units_per_step, scale=True)
-  writer = _LateWriter(log, bar, run, done)
+    state = loop.upgrade(checkpoints.restore(state), checkpoints.version())
+  log = metrics.MetricsLog(pathlib.Path(loop.directory) / "metrics.jsonl", metrics_config, done + 1)
+  bar = metrics.progress(loop.n_steps * loop.units_per_step, loop.unit, loop.name,
+                         initial=done * loop.units_per_step, scale=True)
+  writer = _LateWriter(log, bar, loop, done)
   try:
-    while done < run.n_steps:
-      end = run.next_cut(done)
+    while done < loop.n_steps:
+      end = loop.next_cut(done)
       batch = batches(done, end)
       with jax.transfer_guard("disallow"):
         state, values = step(state, batch)
       writer.write(end, values)
       done = end
-      if intervene is not None and done in run.intervene_steps:
+      if intervene is not None and done in loop.intervene_steps:
         writer.flush()
         state, report = intervene(state, done)
         log.write(done, report)
-      if done % run.checkpoint_every_steps == 0 or done == run.n_steps:
+      if done % loop.checkpoint_every_steps == 0 or done == loop.n_steps:
         writer.flush()
         checkpoints.save(done, state)
   finally:
@@ -140,27 +165,27 @@ def train(state, step, batches, run, metrics_config, intervene=None):
 
 
 class _LateWriter:
-  """Reads and logs the metrics of the call before the one just dispatched."""
+  """Logs the metrics of each call after the next one is dispatched, so that the device need not wait meanwhile."""
 
-  def __init__(self, log, bar, run, done):
-    self._log, self._bar, self._run = log, bar, run
-    self._pending = None
+  def __init__(self, log: metrics.MetricsLog, bar: Any, loop: Loop, done: int) -> None:
+    self._log, self._bar, self._loop = log, bar, loop
+    self._pending: tuple[int, Metrics] | None = None
     self._written = done
     self._clock = time.perf_counter()
 
-  def write(self, step, values):
-    """Keeps the metrics of the call that ends at `step`, and logs those kept before."""
+  def write(self, step: int, values: Metrics) -> None:
+    """Keeps the metrics of the call that ends at `step`, and logs those of the call before it."""
     pending, self._pending = self._pending, (step, values)
     if pending:
       self._log_now(*pending)
 
-  def flush(self):
-    """Logs what is kept, waiting for the device."""
+  def flush(self) -> None:
+    """Logs the metrics that are kept, for which it waits for the device."""
     if self._pending:
       pending, self._pending = self._pending, None
       self._log_now(*pending)
 
-  def _log_now(self, step, values):
+  def _log_now(self, step: int, values: Metrics) -> None:
     values = {name: float(np.asarray(value)) for name, value in jax.device_get(values).items()}
     member_of = lambda name: name.rpartition("/")[0]
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
@@ -168,14 +193,14 @@ class _LateWriter:
     if bad and diverged == {member_of(name) for name in values}:
       name, value = next(iter(bad.items()))
       raise FloatingPointError(
-          f"{self._run.name}: {name} is {value} in the steps up to {step}; stopped, with the last "
-          f"good checkpoint kept in {self._run.directory}. A lower learning rate usually helps")
+          f"{self._loop.name}: {name} is {value} in the steps up to {step}: training stopped, and the "
+          f"last good checkpoint is kept in {self._loop.directory}; a lower learning rate usually helps")
     values = {name: value for name, value in values.items() if member_of(name) not in diverged}
     now = time.perf_counter()
-    n_units = (step - self._written) * self._run.units_per_step
+    n_units = (step - self._written) * self._loop.units_per_step
     rate = n_units / (now - self._clock)
     self._clock, self._written = now, step
-    self._log.write(step, {**values, f"{self._run.unit}_per_second": rate})
+    self._log.write(step, {**values, f"{self._loop.unit}_per_second": rate})
     self._bar.set_postfix({name: f"{value:.4g}" for name, value in list(values.items())[:4]},
                           refresh=False)
     self._bar.update(n_units)

@@ -135,7 +135,7 @@ def test_resuming_encodes_only_what_is_missing(tmp_path, monkeypatch, documents)
 def test_a_finished_folder_is_returned_and_another_configuration_refused(tmp_path, prepared, monkeypatch):
   monkeypatch.setattr(corpus, "documents", None)
   assert prepare.prepare(CONFIG, prepared, progress=False) == files.read_json(prepared / "meta.json")
-  with pytest.raises(InputError, match=r"text.seed: 0 -> 1"):
+  with pytest.raises(InputError, match=r"tokens.seed: 0 -> 1"):
     prepare.prepare(TextConfig(**{**CONFIG.__dict__, "seed": 1}), prepared, progress=False)
 
 

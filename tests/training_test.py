@@ -13,7 +13,7 @@ from monojax.metrics import MetricsConfig, MetricsLog
 from monojax.sae.config import SAEConfig
 from monojax.sae.model import Wiring
 from monojax.sae.train import train_sae
-from monojax.training import Run, TrainState, train
+from monojax.training import Loop, TrainState, train
 
 M = 8
 
@@ -98,10 +98,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path)
 
 
 def test_cuts_are_a_function_of_the_settings():
-  run = Run(None, {}, 37, 4, 10, (9, 18), "rows", 1, "x")
+  loop = Loop(None, {}, 37, 4, 10, (9, 18), "rows", 1, "x")
   cuts = [0]
   while cuts[-1] < 37:
-    cuts.append(run.next_cut(cuts[-1]))
+    cuts.append(loop.next_cut(cuts[-1]))
   assert cuts == [0, 4, 8, 9, 10, 12, 16, 18, 20, 24, 28, 30, 32, 36, 37]
 
 
@@ -110,7 +110,7 @@ def test_asynchronous_saves_hold_the_state_of_their_step(tmp_path):
   step = jax.jit(lambda state, _: (jax.tree.map(lambda x: x + 1, state), {"loss": jnp.zeros(())}),
                  donate_argnums=0)
   state = TrainState(jnp.zeros((), jnp.int32), {"w": jnp.zeros((512, 2048))}, (), {})
-  train(state, step, lambda a, b: jnp.zeros(b - a), Run(tmp_path, {}, 50, 1, 7, (), "rows", 1, "x"),
+  train(state, step, lambda a, b: jnp.zeros(b - a), Loop(tmp_path, {}, 50, 1, 7, (), "rows", 1, "x"),
         MetricsConfig())
   params, _, done = checkpoint.load_params(tmp_path / "checkpoints")
   assert done == 50 and np.all(params["w"] == 50)

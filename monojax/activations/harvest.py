@@ -115,7 +115,7 @@ def _shard_pieces(visits, batch_contexts, forward, params, tokens, first, last):
   is the second token kept of the third context visited. One batch is computed while the one before is copied.
   """
   number_C = np.arange(first // visits.per_context, -(-last // visits.per_context))
-  pending = None
+  pending: tuple = ()
   for start in range(0, len(number_C), batch_contexts):
     number_B = number_C[np.minimum(np.arange(start, start + batch_contexts), len(number_C) - 1)]
     context_B = visits.context(number_B)

@@ -9,6 +9,7 @@ import functools
 import math
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -91,8 +92,8 @@ class ShuffledRows:
     shape = (min(self._window_chunks, store.n_chunks) * store.chunk_rows, store.width)
     self._order = functools.lru_cache(3)(self._make_order)
     self._buffers = [np.empty(shape, store.dtype) for _ in range(2)]
-    self._held = [None, None]  # which (epoch, window) each buffer holds or is being given
-    self._fills = [None, None]  # the future of that
+    self._held: list[tuple[int, int] | None] = [None, None]  # which (epoch, window) each buffer holds or is being given
+    self._fills: list[Any] = [None, None]  # the future of that
     self._current = 0
     self._reader = concurrent.futures.ThreadPoolExecutor(1, "store-reader")
     self._lock = threading.Lock()

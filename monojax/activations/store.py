@@ -234,7 +234,8 @@ class ActivationStore:
       spans: (start, stop) pairs of rows, each inside one chunk.
       out: array of as many rows as the spans together.
     """
-    pending, at = collections.deque(), 0
+    pending: collections.deque = collections.deque()
+    at = 0
     try:
       for start, stop in spans:
         if len(pending) == IN_FLIGHT:
@@ -267,7 +268,9 @@ class ActivationStore:
 
   def _begin_rows(self, start, stop, out_RM):
     """Starts reading the sites' rows, which lie in one chunk, into columns side by side."""
-    reads, finishes, first = [], [], 0
+    reads: list = []
+    finishes: list = []
+    first = 0
     for site, width in zip(self.sites, self.widths, strict=True):
       part_RM = out_RM[:, first:first + width]
       begin = self._begin_int8 if self.layout.dtype == "int8" else self._begin_array

@@ -106,7 +106,8 @@ class Stream:
     self._forward = make_forward(model, config.sites, self._dtype, mesh)
     self._fill = make_fill(model, config.sites, self._dtype, mesh)
     self._draw = make_draw(mesh)
-    self._buffer, self._held = None, None
+    self._buffer: jax.Array | None = None
+    self._held: tuple[int, int] | None = None
 
   def batch(self, step):
     """x_BM on the mesh, batch number `step`."""

@@ -52,7 +52,7 @@ def best_detectors(codes: Codes, is_class_CN: np.ndarray) -> list[tuple[int, flo
   best: list[tuple[int, float]] = [(0, np.inf)] * len(is_class_CN)
   best_f1_C = np.zeros(len(is_class_CN))
   n_positive_C = is_class_CN.sum(1)
-  for column in np.flatnonzero(np.diff(codes.start_F)):
+  for column in np.flatnonzero(np.diff(codes.start_F)).tolist():
     row_P, value_P = codes.feature(column)
     order_P = np.argsort(-value_P, kind="stable")
     falling_P = value_P[order_P]

@@ -95,7 +95,7 @@ def example_tables(codes: Codes, text: AnalysedText, n_domains: int, seed: int) 
       "example_domain_FE": np.full((n_features, N_EXAMPLES), -1, np.int32),
       "example_document_FE": np.full((n_features, N_EXAMPLES), -1, np.int64),
   }
-  for i in np.flatnonzero(n_fires_F):
+  for i in np.flatnonzero(n_fires_F).tolist():
     row_P, value_P = codes.feature(i)
     tables["max_act_F"][i], tables["mean_act_F"][i] = value_P.max(), value_P.mean()
     tables["act_counts_FH"][i] = np.histogram(value_P, N_BINS, (0.0, value_P.max()))[0]

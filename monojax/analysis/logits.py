@@ -54,8 +54,9 @@ def logit_weights(W_dec_FO: np.ndarray, path: LogitPath, typical_scale: float, u
   width = W_dec_FO.shape[1]
   W_out_MD = np.eye(width, dtype=np.float32) if path.to_residual_MD is None else np.asarray(path.to_residual_MD)
   n_listed = min(n_listed, int(used_V.sum()))
-  columns = {name: [] for name in ("logit_counts_FH", "logit_range_F2", "top_logit_ids_FK",
-                                   "top_logit_values_FK", "bottom_logit_ids_FK", "bottom_logit_values_FK")}
+  columns: dict[str, list[np.ndarray]] = {
+      name: [] for name in ("logit_counts_FH", "logit_range_F2", "top_logit_ids_FK", "top_logit_values_FK",
+                            "bottom_logit_ids_FK", "bottom_logit_values_FK")}
   for first in range(0, len(W_dec_FO), block_features):
     logit_JV, counts_JH, range_J2 = _block(
         jnp.asarray(W_dec_FO[first:first + block_features]), jnp.asarray(W_out_MD),

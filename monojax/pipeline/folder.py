@@ -198,7 +198,7 @@ class RunFolder:
 
 def _upgraded(config: typing.Any, saved: dict) -> dict:
   """A saved configuration as this version would write it, `config` saying of what class it is."""
-  if dataclasses.is_dataclass(config):
+  if dataclasses.is_dataclass(config) and not isinstance(config, type):
     return configs.to_dict(configs.from_dict(type(config), saved))
   if isinstance(config, dict):
     return {name: _upgraded(config[name], value) if name in config else value for name, value in saved.items()}

@@ -21,7 +21,7 @@ from monojax.sae.model import SHARDING_RULES, Dictionary, Wiring
 from monojax.sae.parts import MadeRecipe
 from monojax.sae.recipes import Recipe, make_recipe
 from monojax.sae.step import judging_what_is_kept, make_step
-from monojax.training import Run, TrainState, compute_dtype, train
+from monojax.training import Loop, TrainState, compute_dtype, train
 
 # A sparse code is the faster one on a CPU where the dictionary has so many features for each place of it
 # (docs/results/performance.md).
@@ -80,13 +80,18 @@ def train_sae(config: SAEConfig, source: Rows, wiring: Wiring, directory: str | 
   step = judging_what_is_kept(made, mesh, step)
   key = jax.random.key(config.seed)
 
-  run = Run(directory, saved, config.n_steps, config.scan_steps, config.checkpoint_every_steps,
-            config.resample_steps, "rows", config.batch_rows, name, begin.upgrading(made))
+  loop = Loop(directory, saved, config.n_steps, config.scan_steps, config.checkpoint_every_steps,
+              config.resample_steps, "rows", config.batch_rows, name, begin.upgrading(made))
   intervene = make_resampling(config, made, source, mesh, jax.random.fold_in(key, 1))
   state = init(key, source.sample(config.start_rows, config.seed))
   if config.start_from and not goes_on:
+<<<<<<< HEAD
     state = dataclasses.replace(state, params=begin.start_params(config, made, state, recipe))
   state = train(state, step, make_batches(source, mesh), run, metrics_config, intervene)
+=======
+    state = state.replace(params=begin.start_params(config, made, state, recipe))
+  state = train(state, step, make_batches(source, mesh), loop, metrics_config, intervene)
+>>>>>>> h5
   params = meshes.to_host(finish.finished_params(made, state))
   checkpoint.save_params(directory / "dictionary", params, saved)
   return made.model, params

@@ -1,4 +1,4 @@
-"""Settings of the subject: its architecture and its training."""
+"""Settings of the subject, the network under study: its architecture and its training."""
 
 import dataclasses
 
@@ -7,12 +7,13 @@ from monojax.config import nested, option, require, require_not_negative, requir
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-  """A decoder-only transformer; the defaults are the paper's one-layer model."""
-  n_layers: int = option(1, "blocks of attention and MLP")
-  d_model: int = option(128, "residual width")
-  n_heads: int = option(4, "attention heads")
-  d_mlp: int = option(512, "MLP width: the dictionary's input at `layer.L.mlp.hidden`")
-  vocab_size: int = option(0, "tokens in the vocabulary; 0 takes the tokenizer's")
+  """The architecture of a decoder-only transformer; by default the one-layer model of Towards Monosemanticity."""
+  n_layers: int = option(1, "number of layers, each a block of attention and an MLP")
+  d_model: int = option(128, "width of the residual stream")
+  n_heads: int = option(4, "number of attention heads in a layer")
+  d_mlp: int = option(512, "width of the MLP's hidden layer, which is what a dictionary reads at the site "
+                           "layer.L.mlp.hidden")
+  vocab_size: int = option(0, "number of tokens in the vocabulary; 0 takes the tokenizer's")
 
   def __post_init__(self):
     require_positive(self, "subject.model.", "n_layers", "d_model", "n_heads", "d_mlp")
@@ -24,25 +25,29 @@ class TransformerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SubjectConfig:
-  """Training a subject from nothing: AdamW, warm-up then cosine, clipped gradients."""
+  """The subject of a run and its training from random weights.
+
+  It is trained by AdamW with clipped gradients and a learning rate that rises linearly and falls as a cosine.
+  """
   model: TransformerConfig = nested(TransformerConfig)
-  n_context: int = option(128, "tokens in a context: what the subject is trained on, and what every later stage of the "
-                               "run gives it to read")
-  n_steps: int = option(2000, "optimiser steps")
-  batch_contexts: int = option(32, "contexts in a step")
-  learning_rate: float = option(3e-3, "peak learning rate")
-  final_learning_rate: float = option(1e-4, "learning rate that the cosine ends at")
-  warmup_steps: int = option(100, "steps of linear warm-up")
-  weight_decay: float = option(0.1, "AdamW's decay, on matrices only")
-  beta2: float = option(0.99, "AdamW's second-moment decay")
-  clip_norm: float = option(1.0, "largest global gradient norm")
-  compute_dtype: str = option("auto", "auto is bfloat16 on an accelerator and float32 on a CPU; master "
-                                      "weights are float32", ("auto", "float32", "bfloat16"))
-  scan_steps: int = option(8, "steps in one compiled call")
-  checkpoint_every_steps: int = option(400, "steps between checkpoints")
-  val_tokens: int = option(262_144, "held-out tokens that the reported loss is measured on; 0 takes all")
-  sample_tokens: int = option(128, "length of the text samples written when training ends; 0 writes none")
-  seed: int = option(0, "of the initial weights and the order of the data")
+  n_context: int = option(128, "number of tokens in a context, which is what the subject reads at a time, in its "
+                               "training and in every later stage of the run")
+  n_steps: int = option(2000, "number of optimiser steps")
+  batch_contexts: int = option(32, "number of contexts in a step")
+  learning_rate: float = option(3e-3, "AdamW's learning rate at its peak")
+  final_learning_rate: float = option(1e-4, "learning rate at the last step, where the cosine ends")
+  warmup_steps: int = option(100, "first steps, over which the learning rate rises linearly from 0")
+  weight_decay: float = option(0.1, "AdamW's weight decay, which applies to matrices only")
+  beta2: float = option(0.99, "decay of AdamW's running mean of squared gradients")
+  clip_norm: float = option(1.0, "norm, over all parameters, to which larger gradients are scaled down")
+  compute_dtype: str = option("auto", "dtype of the matrix products; auto is bfloat16 on an accelerator and float32 on "
+                                      "a CPU. Weights are always float32", ("auto", "float32", "bfloat16"))
+  scan_steps: int = option(8, "steps in one call of the compiled function, and between lines of metrics")
+  checkpoint_every_steps: int = option(400, "steps between checkpoints, from which an interrupted training resumes")
+  val_tokens: int = option(262_144, "number of held-out tokens that the reported loss is measured on; 0 takes all")
+  sample_tokens: int = option(128, "length, in tokens, of the text samples that are written when training ends; 0 "
+                                   "writes none")
+  seed: int = option(0, "seed of the initial weights and of the order of the data")
 
   def __post_init__(self):
     require_positive(self, "subject.", "n_steps", "batch_contexts", "scan_steps", "checkpoint_every_steps",
@@ -51,7 +56,7 @@ class SubjectConfig:
 
   @staticmethod
   def upgraded(values: dict) -> dict:
-    """A saved configuration in today's fields. Version 0.1 kept the context's length with the model."""
+    """A saved configuration with the fields of this version. Version 0.1 kept `n_context` among the model's fields."""
     model = dict(values.get("model", {}))
     moved = {"n_context": model.pop("n_context")} if "n_context" in model else {}
     return {**values, "model": model, **moved}

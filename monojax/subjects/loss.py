@@ -1,54 +1,70 @@
-"""Next-token cross-entropy: of given logits, and fused with the unembedding for training.
+"""The cross-entropy of next tokens: of given logits, and, for training, computed together with the unembedding.
 
-Letters: B batch, T position, D residual width, V vocabulary, N rows of one chunk.
+Letters: B contexts of a batch, T positions of a context, D width of the residual stream, V tokens of the vocabulary,
+N rows of one chunk.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from monojax.linear import product
 
-# A chunk holds at most half a GiB of logits, and on a CPU 2,048 rows of them: with fewer, the unembedding's
-# gradient is added up so often that it costs more than the memory saves.
+# Logits are computed chunk by chunk. A chunk has at most half a GiB of logits, and on a CPU at most 2,048 rows. With
+# smaller chunks than these, the sums for the unembedding's gradient, one for each chunk, would cost more time than the
+# memory saves.
 MAX_LOGITS = 2 ** 27
 MAX_ROWS_ON_CPU = 2048
 
 
-def next_token_loss(logits, targets):
-  """Cross-entropy of each next token, in nats: logits (..., V) and targets (...) give (...)."""
+def next_token_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """The cross-entropy of each next token in nats.
+
+  Args:
+    logits: logits of shape (..., V).
+    targets: ids of the tokens that come next, of shape (...).
+
+  Returns:
+    Losses of shape (...).
+  """
   log_total = jax.nn.logsumexp(logits, axis=-1)
   return log_total - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def unembed_loss(u_BTD, W_DV, targets_BT, dtype):
-  """Mean `next_token_loss` of the logits u W, without ever holding all of them.
+def unembed_loss(u_BTD: jax.Array, W_DV: jax.Array, targets_BT: jax.Array, dtype: Any) -> jax.Array:
+  """The mean `next_token_loss` of the logits u W, computed without ever holding all logits.
 
-  The logits and their gradient, softmax minus one-hot, exist for a chunk of positions at a time; the
-  gradients of u and W are complete when the forward pass ends.
+  The logits, and their gradient, which is softmax minus one-hot, exist for one chunk of positions at a time. The
+  gradients by u and W are computed in the forward pass, so that the loss alone costs as much as the loss and its
+  gradient.
 
   Args:
     u_BTD: what the unembedding reads.
     W_DV: the unembedding, float32.
-    targets_BT: token ids.
-    dtype: of the matrix products; they accumulate in float32.
+    targets_BT: ids of the tokens that come next.
+    dtype: dtype of the matrix products' operands; sums are float32.
 
   Returns:
-    A float32 scalar, in nats. Asked for alone, without its gradient, it costs as much as with it.
+    The loss in nats, a float32 scalar.
   """
   return _forward(u_BTD, W_DV, targets_BT, dtype)[0]
 
 
-def _forward(u_BTD, W_DV, targets_BT, dtype):
+def _forward(u_BTD: jax.Array, W_DV: jax.Array, targets_BT: jax.Array,
+             dtype: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   n_batch, n_positions, width = u_BTD.shape
   n_tokens = n_batch * n_positions
   length = chunk_positions(n_batch, n_positions, W_DV.shape[1])
   n_padded = -n_positions % length
 
   def chunked(x_BT, fill):
-    """Chunks of positions, not of the batch, which a mesh splits over devices; the last one is filled up."""
+    """The array cut into chunks of positions, of which the last is filled up. The axis of the batch stays whole.
+
+    A mesh splits that axis over devices, which each chunk must therefore have in full.
+    """
     padded = jnp.pad(x_BT, ((0, 0), (0, n_padded), *((0, 0),) * (x_BT.ndim - 2)), constant_values=fill)
     return jnp.moveaxis(padded.reshape(n_batch, -1, length, *x_BT.shape[2:]), 1, 0)
 
@@ -74,7 +90,8 @@ def _forward(u_BTD, W_DV, targets_BT, dtype):
   return loss, (du_BTD, dW_DV.astype(W_DV.dtype))
 
 
-def _backward(dtype, residuals, gradient):
+def _backward(dtype: Any, residuals: tuple[jax.Array, jax.Array],
+              gradient: jax.Array) -> tuple[jax.Array, jax.Array, None]:
   du_BTD, dW_DV = residuals
   return gradient.astype(du_BTD.dtype) * du_BTD, gradient * dW_DV, None
 
@@ -82,8 +99,8 @@ def _backward(dtype, residuals, gradient):
 unembed_loss.defvjp(_forward, _backward)
 
 
-def chunk_positions(n_batch, n_positions, vocab_size):
-  """Positions in a chunk: as few chunks as the limits allow, of equal lengths."""
+def chunk_positions(n_batch: int, n_positions: int, vocab_size: int) -> int:
+  """How many positions a chunk has, so that there are as few chunks as the limits allow and all are equally long."""
   rows = MAX_LOGITS // vocab_size
   if jax.default_backend() == "cpu":
     rows = min(rows, MAX_ROWS_ON_CPU)

@@ -1,6 +1,6 @@
-"""Text that a subject makes up: it continues a prompt, one token at a time.
+"""Sampling: a subject continues a prompt, one token at a time.
 
-Letters: T positions of the text, V vocabulary.
+Letters: T positions of the text, V tokens of the vocabulary.
 """
 
 import functools
@@ -14,21 +14,21 @@ from monojax.subjects.subject import LoadedSubject, Subject
 
 def sample(subject: LoadedSubject, prompt: list[int], n_tokens: int, key: jax.Array, temperature: float = 0.8,
            logits_of: typing.Callable | None = None, given: typing.Any = ()) -> list[int]:
-  """Continues a prompt.
+  """Continues a prompt with tokens that are drawn from the subject's predictions.
 
   Args:
     subject: the subject that writes.
     prompt: token ids, at least one.
-    n_tokens: how many to add; the text ends earlier where it fills the subject's context.
-    key: random key.
-    temperature: the logits are divided by it; lower means less random.
-    logits_of: what gives the next token's logits, if not the subject as it is: a function
-      (subject's model, params, tokens_1T, given) -> logits_1TV that can be traced. Pass the same function again and it
-      is not compiled again.
+    n_tokens: how many tokens to add. The text ends earlier if it fills the subject's context.
+    key: the random key.
+    temperature: what the logits are divided by; the lower it is, the less random is the text.
+    logits_of: computes the logits, if the subject as it is should not: a function
+      (subject's model, params, tokens_1T, given) -> logits_1TV that can be compiled. It is compiled once, if it is the
+      same function in every call.
     given: arrays for `logits_of`, which may change from call to call.
 
   Returns:
-    The prompt and its continuation, a list of ids.
+    The token ids of the prompt and its continuation.
   """
   length = min(subject.n_context, len(prompt) + n_tokens)
   tokens_1T = np.zeros((1, length), np.int32)
@@ -38,12 +38,13 @@ def sample(subject: LoadedSubject, prompt: list[int], n_tokens: int, key: jax.Ar
 
 
 def _plain_logits(model: Subject, params: dict, tokens_1T: jax.Array, given: typing.Any) -> jax.Array:
+  """The logits of the subject as it is."""
   return model.apply({"params": params}, tokens_1T)[0]
 
 
 @functools.lru_cache(maxsize=8)
 def _make_fill(model: Subject, logits_of: typing.Callable, temperature: float) -> typing.Callable:
-  """The compiled function (params, tokens_1T, position of the first new token, key, given) -> tokens_1T, filled."""
+  """The compiled function (params, tokens_1T, position of the first new token, key, given) -> tokens_1T, all drawn."""
   def add(params, tokens_1T, position, key, given):
     logits_1TV = logits_of(model, params, tokens_1T, given)
     token = jax.random.categorical(key, logits_1TV[0, position - 1] / temperature)

@@ -1,6 +1,7 @@
 """The contract of a subject, the network under study, and the one place that builds a subject from its configuration.
 
-Letters: B contexts of a batch, T positions of a context, V vocabulary, D residual width, M width of a site.
+Letters: B contexts of a batch, T positions of a context, V tokens of the vocabulary, D width of the residual stream,
+M width of a site.
 """
 
 import collections.abc
@@ -92,7 +93,7 @@ class Subject(collections.abc.Hashable, typing.Protocol):
 
 def build(config: SubjectConfig) -> Subject:
   """The subject that a `SubjectConfig` describes, whose vocabulary size is filled in."""
-  from monojax.subjects.transformer import Transformer  # it imports this module's contract
+  from monojax.subjects.transformer import Transformer  # imported here, since that module imports this one
   return Transformer(config.model, compute_dtype(config.compute_dtype))
 
 
@@ -115,7 +116,7 @@ class LoadedSubject:
             f"this subject reads at most {limit} tokens at a time")
 
   def placed(self, sharding: jax.sharding.Sharding) -> "LoadedSubject":
-    """The same subject with its parameters on other devices."""
+    """The same subject with its parameters where a sharding says, for instance on every device of a mesh."""
     return dataclasses.replace(self, params=jax.device_put(self.params, sharding))
 
 

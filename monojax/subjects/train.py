@@ -1,8 +1,12 @@
-"""Training a subject on tokens: next-token cross-entropy, AdamW, linear warm-up and a cosine.
+"""Training a subject on tokens, by the cross-entropy of each next token.
 
-Letters: S steps in one compiled call, B contexts of a batch, T positions, U = T + 1 tokens of a context and its last
-target, C contexts.
+Letters: S steps of one compiled call, B contexts of a batch, T positions of a context, U = T + 1 (the positions and the
+token after them), V tokens of the vocabulary, C contexts of a text.
 """
+
+import os
+import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +22,11 @@ from monojax.subjects.loss import next_token_loss
 from monojax.subjects.subject import LoadedSubject, build
 from monojax.subjects.transformer import SHARDING_RULES, Transformer
 from monojax.text.tokens import Tokens
-from monojax.training import Run, TrainState, train
+from monojax.training import Loop, TrainState, train
 
 
 def make_optimizer(config: SubjectConfig) -> optax.GradientTransformation:
-  """AdamW with decay on matrices only, linear warm-up, cosine, and clipping by global norm."""
+  """AdamW with clipped gradients, decay on matrices only, and a learning rate that rises linearly, then a cosine."""
   warmup = min(config.warmup_steps, config.n_steps // 2)
   schedule = optax.warmup_cosine_decay_schedule(
       0.0, config.learning_rate, warmup, config.n_steps,
@@ -34,16 +38,17 @@ def make_optimizer(config: SubjectConfig) -> optax.GradientTransformation:
 
 
 def make_step(model: Transformer, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> tuple:
-  """The compiled step: (state, tokens_SBU) -> (state, metrics), its state donated.
+  """The function that makes a training state, and the compiled function that takes S training steps.
 
   Args:
     model: the subject.
     tx: the optimiser.
-    mesh: device mesh; contexts are split over "data".
+    mesh: the mesh; contexts are split over its axis "data".
 
   Returns:
     init: key -> `TrainState`, created on the mesh.
-    step: takes the S batches of U = T + 1 tokens one after the other; metrics are means over them.
+    step: (state, tokens_SBU) -> (state, metrics). It takes a step on each of the S batches in turn and donates its
+      state; metrics are means over the steps.
   """
   def init(key):
     def make():
@@ -68,23 +73,24 @@ def make_step(model: Transformer, tx: optax.GradientTransformation, mesh: jax.sh
   return init, step
 
 
-def train_subject(config: SubjectConfig, tokens: Tokens, directory, identity: dict, mesh: jax.sharding.Mesh,
-                  metrics_config: MetricsConfig) -> LoadedSubject:
-  """Trains (or goes on training) the subject in `directory`.
+def train_subject(config: SubjectConfig, tokens: Tokens, directory: str | os.PathLike[str], identity: dict[str, Any],
+                  mesh: jax.sharding.Mesh, metrics_config: MetricsConfig) -> LoadedSubject:
+  """Trains the subject in a folder, from its newest checkpoint if there is one.
 
   Args:
-    config: `SubjectConfig` with the vocabulary's size filled in.
-    tokens: those of the training split.
-    directory: receives `checkpoints/` and `metrics.jsonl`.
-    identity: JSON-able dict kept with the checkpoints.
-    mesh: device mesh.
-    metrics_config: `MetricsConfig`.
+    config: the settings, with the vocabulary's size filled in.
+    tokens: the training split.
+    directory: the folder, which receives `checkpoints/` and `metrics.jsonl`.
+    identity: a JSON-able dict that is kept with the checkpoints.
+    mesh: the mesh.
+    metrics_config: where metrics go besides `metrics.jsonl`.
 
   Returns:
-    The trained subject, its parameters on the host.
+    The trained subject, with its parameters on the host.
   """
   meshes.require_divides(mesh, "data", config.batch_contexts)
   model = build(config)
+  assert isinstance(model, Transformer)  # the only family of subjects that is trained here
   init, step = make_step(model, make_optimizer(config), mesh)
   width = config.n_context
 
@@ -93,9 +99,9 @@ def train_subject(config: SubjectConfig, tokens: Tokens, directory, identity: di
                            for i in range(first, last)])
     return meshes.on_mesh(tokens_SBU, mesh, P(None, "data", None))
 
-  run = Run(directory, identity, config.n_steps, config.scan_steps, config.checkpoint_every_steps, (),
-            "tokens", config.batch_contexts * width, "subject")
-  state = train(init(jax.random.key(config.seed)), step, batches, run, metrics_config)
+  loop = Loop(pathlib.Path(directory), identity, config.n_steps, config.scan_steps, config.checkpoint_every_steps, (),
+              "tokens", config.batch_contexts * width, "subject")
+  state = train(init(jax.random.key(config.seed)), step, batches, loop, metrics_config)
   return LoadedSubject(model, meshes.to_host(state.params), config.n_context)
 
 
@@ -106,13 +112,13 @@ def contexts_per_batch(subject: LoadedSubject) -> int:
 
 def validation_loss(subject: LoadedSubject, tokens: Tokens, context_C: np.ndarray,
                     batch_contexts: int | None = None) -> float:
-  """Mean next-token loss over contexts of held-out text, in nats.
+  """The mean loss of each next token over contexts of held-out text, in nats.
 
   Args:
     subject: the subject to score.
-    tokens: those of the held-out split.
-    context_C: numbers of contexts of n_context + 1 tokens, from `tokens.choose`.
-    batch_contexts: contexts in a forward pass; by default as many as `contexts_per_batch` says.
+    tokens: the held-out split.
+    context_C: the numbers of contexts of n_context + 1 tokens, from `tokens.choose`.
+    batch_contexts: how many contexts a forward pass takes; by default as many as `contexts_per_batch` says.
   """
   batch_contexts = batch_contexts or contexts_per_batch(subject)
   width = subject.n_context

@@ -1,9 +1,14 @@
-"""The transformer that monojax trains itself: decoder-only, and it returns its inner activations.
+"""The transformer that monojax trains itself. It is decoder-only, and it returns its inner activations.
 
-Letters: B batch, T position, N = B * T, D residual width, E = H * K attention width, H heads, K head width, M MLP
-width, V vocabulary. Inside the model rows are flat, (N, D), because XLA's matrix products on a CPU are up to twice as
-fast on matrices as on (B, T, D) arrays. Sites keep the shape (B, T, width).
+Letters: B contexts of a batch, T positions of a context, N = B T rows, D width of the residual stream, H attention
+heads, M width of the MLP, V tokens of the vocabulary. In this module K is the width of a head, and the E of `W_o_ED` is
+the width of all heads side by side, H K.
+
+Inside the model rows are flat, (N, D), because XLA's matrix products on a CPU are up to twice as fast on matrices as on
+arrays of shape (B, T, D). Sites have the shape (B, T, width).
 """
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -15,7 +20,7 @@ from monojax.subjects.config import TransformerConfig
 from monojax.subjects.loss import unembed_loss
 from monojax.subjects.subject import Edit, LogitPath, Sites
 
-# Where parameters are on the ("data", "model") mesh: the MLP's width and the vocabulary are split over "model".
+# Where parameters are on the mesh: the MLP's width and the vocabulary are split over its axis "model".
 SHARDING_RULES = {
     "W_in_DM": P(None, "model"), "b_in_M": P("model"), "W_out_MD": P("model", None),
     "W_unembed_DV": P(None, "model"),
@@ -23,7 +28,10 @@ SHARDING_RULES = {
 
 
 def rotate(x_BTHK: jax.Array) -> jax.Array:
-  """Rotary position embedding in the half-rotation convention, base 10,000 (arXiv 2104.09864)."""
+  """Rotary position embedding of queries or keys, with base 10,000 (arXiv 2104.09864).
+
+  Of the K numbers of a head, number i and number i + K / 2 are rotated together, which is the half-rotation convention.
+  """
   n_positions, width = x_BTHK.shape[1], x_BTHK.shape[3]
   frequency_J = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
   angle_TJ = jnp.arange(n_positions, dtype=jnp.float32)[:, None] * frequency_J[None]
@@ -34,7 +42,7 @@ def rotate(x_BTHK: jax.Array) -> jax.Array:
 
 
 def layer_norm(x_ND: jax.Array, gain_D: jax.Array, bias_D: jax.Array) -> jax.Array:
-  """LayerNorm over the last axis, computed in float32, epsilon 1e-5."""
+  """LayerNorm over the last axis, computed in float32 with epsilon 1e-5."""
   x = x_ND.astype(jnp.float32)
   centred = x - x.mean(-1, keepdims=True)
   scale = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
@@ -42,13 +50,18 @@ def layer_norm(x_ND: jax.Array, gain_D: jax.Array, bias_D: jax.Array) -> jax.Arr
 
 
 class Block(nn.Module):
-  """Pre-norm attention and ReLU MLP. Returns the residual stream and the block's sites."""
+  """One layer: attention and an MLP with a ReLU, each of which reads the residual stream through a LayerNorm.
+
+  Attributes:
+    d_model, n_heads, d_mlp: see `TransformerConfig`.
+    residual_scale: factor on the initial weights of the two matrices that write into the residual stream.
+  """
   d_model: int
   n_heads: int
   d_mlp: int
   residual_scale: float
 
-  def setup(self):
+  def setup(self) -> None:
     d, m = self.d_model, self.d_mlp
     normal = nn.initializers.normal
     into_residual = lambda width: normal(self.residual_scale * width ** -0.5)
@@ -63,7 +76,14 @@ class Block(nn.Module):
     self.W_out_MD = self.param("W_out_MD", into_residual(m), (m, d))
     self.b_out_D = self.param("b_out_D", nn.initializers.zeros, (d,))
 
-  def __call__(self, x_ND, n_positions, site):
+  def __call__(self, x_ND: jax.Array, n_positions: int, site: Callable[[str, jax.Array], jax.Array]) -> jax.Array:
+    """The residual stream after this layer.
+
+    Args:
+      x_ND: the residual stream before it, the contexts of a batch one after the other.
+      n_positions: T.
+      site: (name, activation) -> activation, called at each site; what it returns is what the layer goes on with.
+    """
     dtype = x_ND.dtype
     linear = lambda u, W: matmul(u, W, dtype).astype(dtype)
     u_ND = site("attn.in", layer_norm(x_ND, self.gain_attn_D, self.bias_attn_D))
@@ -80,16 +100,16 @@ class Block(nn.Module):
 
 
 def attend(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array) -> jax.Array:
-  """Causal attention with scale 1/sqrt(K), of shape (B, T, H, K); scores and softmax are in float32.
+  """Causal attention with scale 1/sqrt(K), a result of shape (B, T, H, K); scores and softmax are in float32.
 
-  Heads are computed one after the other: XLA's CPU runtime gives a batched product one core, but runs independent
-  products on all cores. In each head the first half of the queries is never compared with the second half of the keys,
-  which it may not see.
+  Each head is a product of its own because XLA's CPU runtime computes a batched product on one core, and independent
+  products on all cores. Within a head, the first half of the queries is not compared with the second half of the keys,
+  which it must not see.
   """
   n_positions, n_heads, width = q_BTHK.shape[1:]
 
   def queries(q_BQK, k_BSK, v_BSK):
-    """Attention of the last Q of S positions, which see all S positions up to their own."""
+    """Attention of the last Q of S positions. Each of them sees the positions up to its own."""
     n_queries, n_keys = q_BQK.shape[1], k_BSK.shape[1]
     causal_QS = jnp.tril(jnp.ones((n_queries, n_keys), bool), n_keys - n_queries)
     scores_BQS = jnp.einsum("bqk,bsk->bqs", q_BQK, k_BSK, preferred_element_type=jnp.float32)
@@ -106,15 +126,15 @@ def attend(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array) -> jax.Array
 
 
 class Transformer(nn.Module):
-  """A `Subject` (see `subject.py`): pre-norm blocks of causal attention with rotary positions and a ReLU MLP.
+  """A subject (see the contract in `subject.py`): layers of causal attention with rotary positions and a ReLU MLP.
 
-  Its sites are `embed`; for layer L `layer.L.attn.in`, `layer.L.attn.out`, `layer.L.mlp.in`, `layer.L.mlp.hidden`
-  (after the ReLU: what Towards Monosemanticity decomposes), `layer.L.mlp.out`, `layer.L.resid`; and `final.in`, after
-  the last LayerNorm.
+  Its sites are `embed`; for each layer L `layer.L.attn.in`, `layer.L.attn.out`, `layer.L.mlp.in`, `layer.L.mlp.hidden`
+  (the activations after the ReLU, which Towards Monosemanticity decomposes), `layer.L.mlp.out` and `layer.L.resid`; and
+  `final.in`, which is what the last LayerNorm gives to the unembedding.
 
   Attributes:
     config: the architecture.
-    dtype: of activations and matrix products; parameters are float32.
+    dtype: the dtype of activations and of the operands of matrix products; parameters are float32.
   """
   config: TransformerConfig
   dtype: jnp.dtype = jnp.float32
@@ -125,7 +145,7 @@ class Transformer(nn.Module):
 
   @property
   def max_context(self) -> int | None:
-    return None  # rotary positions have no last one
+    return None  # rotary positions have no limit
 
   @property
   def site_widths(self) -> dict[str, int]:
@@ -136,7 +156,7 @@ class Transformer(nn.Module):
 
   @nn.nowrap
   def logit_path(self, params: dict, site: str) -> LogitPath | None:
-    if site.endswith(".in"):  # the output of a LayerNorm, which is read and not added to the residual stream
+    if site.endswith(".in"):  # what a LayerNorm gives is read by what follows and not added to the residual stream
       return None
     to_residual_MD = params[f"layer_{site.split('.')[1]}"]["W_out_MD"] if site.endswith("mlp.hidden") else None
     return LogitPath(to_residual_MD, "layer", params["gain_D"], params["W_unembed_DV"],
@@ -144,16 +164,16 @@ class Transformer(nn.Module):
 
   @nn.nowrap
   def training_loss(self, params: dict, tokens_BU: jax.Array) -> jax.Array:
-    """The mean cross-entropy of each next token in nats, a scalar, without ever holding all logits.
+    """The mean cross-entropy of each next token in nats, a scalar, computed without ever holding all logits.
 
     Args:
       params: the parameters.
-      tokens_BU: (B, T + 1) token ids: inputs are all but the last, targets all but the first.
+      tokens_BU: token ids, (B, T + 1). Inputs are all but the last of each context, targets all but the first.
     """
     _, sites = self.apply({"params": params}, tokens_BU[:, :-1])
     return unembed_loss(sites["final.in"], params["W_unembed_DV"], tokens_BU[:, 1:], self.dtype)
 
-  def setup(self):
+  def setup(self) -> None:
     c = self.config
     self.W_embed_VD = self.param("W_embed_VD", nn.initializers.normal(0.02), (c.vocab_size, c.d_model))
     self.blocks = [Block(c.d_model, c.n_heads, c.d_mlp, (2 * c.n_layers) ** -0.5, name=f"layer_{i}")

@@ -1,4 +1,4 @@
-"""What text is read and how it becomes tokens."""
+"""Settings of text: which documents are read, and how they become tokens."""
 
 import dataclasses
 
@@ -9,21 +9,23 @@ SMALLEST_VOCABULARY = 257  # 256 bytes and the end-of-text token
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-  """Settings of `prepare.prepare`."""
+  """Which text a run is made from, how it is cut into tokens, and how much of it is held out (`prepare.prepare`)."""
   paths: tuple[str, ...] = option(
-      (), "files, directories or globs of *.jsonl and *.txt, each optionally .gz, .xz or .zst, or "
-          "hf:NAME[:SPLIT] for a Hugging Face dataset (pip install 'monojax[huggingface]'); empty: the "
-          "small multilingual sample that comes with monojax")
-  text_field: str = option("text", "the field of a JSON line that holds the document")
-  domain_field: str = option("domain", "the field of a JSON line that labels its document; without it, or "
-                                       "if empty, the file's or dataset's name does, as for plain text")
-  tokenizer: str = option("", "path of an existing tokenizer.json; empty: train a byte-level BPE")
-  vocab_size: int = option(2048, "tokens of the BPE that is trained, the end-of-text token included; text "
-                                "that yields up to a tenth fewer is taken")
-  tokenizer_bytes: int = option(50_000_000, "bytes of text, spread over the corpus, the BPE is trained on")
-  val_fraction: float = option(0.05, "the fraction of documents held out, chosen by a hash of their text")
-  seed: int = option(0, "chooses which documents are held out")
-  max_bytes: int = option(0, "stop after this many bytes of text, files being read in sorted order; 0: all")
+      (), "where the text is: files, directories or globs of *.jsonl and *.txt, each of which may be compressed (.gz, "
+          ".xz or .zst), or hf:NAME[:SPLIT] for a Hugging Face dataset (needs: pip install 'monojax[huggingface]'). "
+          "By default it is the small multilingual sample that comes with monojax")
+  text_field: str = option("text", "name of the field of a JSON line that holds the document")
+  domain_field: str = option("domain", "name of the field of a JSON line that holds the document's domain, which is "
+                                       "its label. Plain text, lines without this field, and all lines if the name is "
+                                       "empty have the name of their file or dataset as their domain")
+  tokenizer: str = option("", "path of a tokenizer.json to use; by default a byte-level BPE tokenizer is trained")
+  vocab_size: int = option(2048, "number of tokens of the tokenizer that is trained, the end-of-text token included. "
+                                 "Text that yields up to a tenth fewer is accepted")
+  tokenizer_bytes: int = option(50_000_000, "bytes of text, spread over the corpus, that the tokenizer is trained on")
+  val_fraction: float = option(0.05, "fraction of the documents that are held out, chosen by a hash of their text")
+  seed: int = option(0, "seed of the choice of held-out documents")
+  max_bytes: int = option(0, "bytes of text after which reading stops, where files are read in the order of their "
+                             "names; 0 reads all")
 
   def __post_init__(self):
     require(not isinstance(self.paths, str), "tokens.paths", self.paths, "must be a tuple of strings")

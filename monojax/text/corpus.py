@@ -1,4 +1,4 @@
-"""Documents, streamed in a fixed order from files or a Hugging Face dataset in bounded memory."""
+"""The corpus: documents from files or a Hugging Face dataset, read one by one in a fixed order and bounded memory."""
 
 import dataclasses
 import glob
@@ -9,82 +9,96 @@ import os
 import pathlib
 import typing
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import zstandard
 
 from monojax.config import InputError
+from monojax.text.config import TextConfig
 
-SAMPLE = "sample"  # the name of the source that an empty list of paths means
+SAMPLE = "sample"  # the name of the source that is read where no paths are given
 _SAMPLE_PATH = pathlib.Path(__file__).parent / "sample" / "sample.jsonl.xz"
 _HUGGINGFACE = "hf:"
-_COMPRESSED = {
+_COMPRESSED: dict[str, Callable[[], typing.Any]] = {
     ".gz": lambda: zlib.decompressobj(wbits=31),
     ".xz": lzma.LZMADecompressor,
     ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj(),
 }
 _DECOMPRESSION_ERRORS = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 _COMPRESSION_RATIO = 4  # a guess at text bytes per compressed byte, for progress bars only
-_PLAIN_CHARACTERS = 16 * 1024  # a longer plain file becomes several documents of up to this length
-_LONGEST_CHARACTERS = 1024 * 1024  # so does a longer document of any other source
-_PLAIN_LINE_BYTES = 1024 * 1024  # a longer line is read in pieces
-_JSON_LINE_BYTES = 256 * 1024 * 1024  # a longer line is malformed
-_FIELDS_REMEMBERED = 20
+_PLAIN_CHARACTERS = 16 * 1024  # the longest document of a plain file; longer files become several documents
+_LONGEST_CHARACTERS = 1024 * 1024  # the longest document of any other source; longer ones become several
+_PLAIN_LINE_BYTES = 1024 * 1024  # the longest line of a plain file that is read at once; longer ones come in pieces
+_JSON_LINE_BYTES = 256 * 1024 * 1024  # the longest line of JSON; longer ones count as malformed
+_FIELDS_REMEMBERED = 20  # names of fields that an error message lists at most
 
 
 class Document(typing.NamedTuple):
-  """A text that UTF-8 can encode, and the name of its domain or `None`."""
+  """A document of the corpus.
+
+  Attributes:
+    text: its text, which UTF-8 can encode.
+    domain: the name of its domain, or `None`.
+  """
   text: str
   domain: str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A file or dataset to read: `name` as reported, `path` as opened, `n_bytes` its estimated text."""
+  """A file or dataset to read.
+
+  Attributes:
+    name: what messages and records call it.
+    path: what is opened.
+    n_bytes: an estimate of the bytes of text in it.
+  """
   name: str
   path: str
   n_bytes: int
 
 
 class Problems:
-  """What was skipped or repaired while reading: for each kind its count and first location."""
+  """What was skipped or repaired while reading: how many problems of each kind there were, and where the first was."""
 
-  def __init__(self):
-    self.counts = {}
-    self.first = {}
-    self.fields = set()
+  def __init__(self) -> None:
+    self.counts: dict[str, int] = {}
+    self.first: dict[str, str] = {}
+    self.fields: set[str] = set()
 
-  def add(self, kind, location):
-    """Counts one problem; `location` is for instance "file:line"."""
+  def add(self, kind: str, location: str) -> None:
+    """Counts one problem; `location` says where it is, for instance "file:line"."""
     self.counts[kind] = self.counts.get(kind, 0) + 1
     self.first.setdefault(kind, location)
 
-  def saw_fields(self, names):
-    """Remembers the fields of a record that lacks the text, for the error message."""
+  def saw_fields(self, names: Iterable[str]) -> None:
+    """Remembers the names of the fields of a record without text, so that an error message can list them."""
     if len(self.fields) < _FIELDS_REMEMBERED:
       self.fields.update(sorted(names)[:_FIELDS_REMEMBERED])
 
-  def summary(self):
-    """{kind: {"count": ..., "first": "file:line"}}, for JSON."""
+  def summary(self) -> dict[str, dict[str, typing.Any]]:
+    """The problems for JSON: {kind: {"count": number, "first": "file:line"}}."""
     return {kind: {"count": n, "first": self.first[kind]} for kind, n in sorted(self.counts.items())}
 
-  def message(self):
-    """One line for people; empty where there was no problem."""
+  def message(self) -> str:
+    """The problems as one line for people, which is empty where there were none."""
     lines = [f"{n} x {kind} (first: {self.first[kind]})" for kind, n in sorted(self.counts.items())]
     return "; ".join(lines)
 
-  def no_documents(self):
-    """The `InputError` for a corpus in which nothing usable was found."""
+  def no_documents(self) -> InputError:
+    """The error for a corpus in which no document can be used."""
     cause = self.message() or "the files hold no text"
     if self.fields:
       cause += f"; fields seen: {', '.join(sorted(self.fields))} (choose with --tokens.text_field)"
     return InputError(f"tokens.paths: no usable document: {cause}")
 
 
-def resolve(paths):
-  """The sources that `paths` name, each once, sorted by path.
+def resolve(paths: Sequence[str]) -> list[Source]:
+  """The sources that paths name, each once, sorted by path.
 
   Args:
-    paths: files, directories (searched recursively), globs, "hf:NAME[:SPLIT]"; empty: the sample.
+    paths: files, directories, which are searched with all they contain, globs, or "hf:NAME[:SPLIT]". An empty list
+      stands for the sample that comes with monojax.
 
   Raises:
     InputError: a path is missing, unreadable or of an unknown kind, a directory or glob holds nothing
@@ -105,7 +119,7 @@ def resolve(paths):
   return found
 
 
-def _expand(path):
+def _expand(path: str) -> list[str]:
   """The files that a file name, directory or glob stands for."""
   if os.path.isdir(path):
     found = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
@@ -124,16 +138,16 @@ def _expand(path):
   raise InputError(f"tokens.paths: there is no file {path!r}")
 
 
-def _kind(path):
-  """(".jsonl", ".txt" or "", the compression's suffix or "") of a file name."""
+def _kind(path: str) -> tuple[str, str]:
+  """The kind of a file by its name, ".jsonl", ".txt" or "" for any other, and the suffix of its compression or ""."""
   stem, suffix = os.path.splitext(path)
   compression = suffix if suffix in _COMPRESSED else ""
   kind = os.path.splitext(stem)[1] if compression else suffix
   return kind if kind in (".jsonl", ".txt") else "", compression
 
 
-def _check_file(path):
-  """The estimated bytes of text in a file that can be read."""
+def _check_file(path: str) -> int:
+  """An estimate of the bytes of text in a file; raises `InputError` if it cannot be read."""
   kind, compression = _kind(path)
   if not kind:
     raise InputError(f"tokens.paths: {path!r} must end in .jsonl or .txt, optionally followed by "
@@ -147,7 +161,7 @@ def _check_file(path):
     raise InputError(f"tokens.paths: {path!r} cannot be read: {error.strerror}") from error
 
 
-def _open_dataset(path):
+def _open_dataset(path: str) -> typing.Any:
   """The streamed Hugging Face dataset that "hf:NAME[:SPLIT]" names."""
   try:
     import datasets
@@ -160,18 +174,18 @@ def _open_dataset(path):
     raise InputError(f"tokens.paths: {path!r} cannot be opened: {type(error).__name__}: {error}") from error
 
 
-def documents(config, problems):
-  """Yields every usable `Document` of the corpus, always in the same order.
+def documents(config: TextConfig, problems: Problems) -> Iterator[Document]:
+  """Yields every document of the corpus that can be used, always in the same order.
 
-  A long plain file, or a document longer than about a million characters, becomes several documents,
-  cut after a paragraph, a line or a word.
+  A plain file of more than about 16,000 characters, and any other document of more than about a million, becomes
+  several documents, cut after a paragraph, a line or a word.
 
   Args:
-    config: a `TextConfig`.
-    problems: a `Problems` that counts what is repaired or skipped.
+    config: which text is read.
+    problems: counts what is repaired or skipped.
 
   Raises:
-    InputError: as `resolve`; or, when the end is reached, nothing usable was found.
+    InputError: paths are wrong (see `resolve`), or the corpus has been read and held no document that can be used.
   """
   n_bytes = n_documents = 0
   for source in resolve(config.paths):
@@ -188,8 +202,8 @@ def documents(config, problems):
     raise problems.no_documents()
 
 
-def _read(source, config, problems):
-  """Yields (location, Document) from one source."""
+def _read(source: Source, config: TextConfig, problems: Problems) -> Iterator[tuple[str, Document]]:
+  """Yields the documents of one source, each with its location."""
   if source.path.startswith(_HUGGINGFACE):
     for i, record in enumerate(_open_dataset(source.path)):
       yield from _from_record(record, f"{source.name}:{i}", source.name, config, problems)
@@ -211,8 +225,8 @@ def _read(source, config, problems):
       yield from _from_record(record, location, file_domain, config, problems)
 
 
-def _from_plain(lines, source, domain):
-  """Yields (location, Document) for the pieces of a plain file."""
+def _from_plain(lines: Iterable[tuple[str, str]], source: Source, domain: str) -> Iterator[tuple[str, Document]]:
+  """Yields the documents that a plain file is cut into, each with its location."""
   text, start = "", f"{source.name}:1"
   for location, line in lines:
     text += line
@@ -224,8 +238,9 @@ def _from_plain(lines, source, domain):
     yield start, Document(text, domain)
 
 
-def _from_record(record, location, file_domain, config, problems):
-  """Yields (location, Document) for the pieces of one JSON object or dataset row."""
+def _from_record(record: typing.Any, location: str, file_domain: str, config: TextConfig,
+                 problems: Problems) -> Iterator[tuple[str, Document]]:
+  """Yields the documents that one JSON object, or row of a dataset, is cut into, each with its location."""
   if not isinstance(record, dict):
     problems.add("JSON line that is not an object", location)
     return
@@ -247,8 +262,8 @@ def _from_record(record, location, file_domain, config, problems):
   yield location, Document(text, domain)
 
 
-def _encodable(text, location, problems):
-  """`text` with the lone surrogates that JSON's escapes permit replaced."""
+def _encodable(text: str, location: str, problems: Problems) -> str:
+  """A text that UTF-8 can encode: halves of surrogate pairs, which JSON's escapes can leave alone, are replaced."""
   try:
     text.encode()
     return text
@@ -257,8 +272,8 @@ def _encodable(text, location, problems):
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _cut(text, bound):
-  """Where to cut `text`: after the last paragraph, line or word in the second half before `bound`."""
+def _cut(text: str, bound: int) -> int:
+  """Where to cut a text: after the last paragraph, else line, else word that ends between bound / 2 and `bound`."""
   for mark in ("\n\n", "\n", " "):
     at = text.rfind(mark, bound // 2, bound)
     if at >= 0:
@@ -266,9 +281,9 @@ def _cut(text, bound):
   return bound
 
 
-def _lines(source, compression, limit, problems):
-  """Yields ("file:line", decoded line with its end) of a file; lines past `limit` bytes come in pieces."""
-  raw = open(source.path, "rb", buffering=0)
+def _lines(source: Source, compression: str, limit: int, problems: Problems) -> Iterator[tuple[str, str]]:
+  """Yields each line of a file as ("file:line", text with its end); lines longer than `limit` bytes come in pieces."""
+  raw: io.RawIOBase = open(source.path, "rb", buffering=0)
   if compression:
     raw = _Decompressed(raw, _COMPRESSED[compression])
   number = 1
@@ -277,7 +292,7 @@ def _lines(source, compression, limit, problems):
       location = f"{source.name}:{number}"
       try:
         line = file.readline(limit)
-        for _ in range(3):  # a cut never falls inside a character
+        for _ in range(3):  # a piece ends with a whole character, of which UTF-8 can need three more bytes
           if len(line) >= limit and file.peek(1)[:1] and file.peek(1)[0] & 0xC0 == 0x80:
             line += file.read(1)
       except _DECOMPRESSION_ERRORS as error:
@@ -295,22 +310,23 @@ def _lines(source, compression, limit, problems):
 
 
 class _Decompressed(io.RawIOBase):
-  """The decompressed bytes of a file of one or more compressed streams.
+  """A file of the decompressed bytes of another, which holds one or more compressed streams.
 
-  Unlike the libraries' own file objects it reads every format alike and notices a truncated end.
+  It reads every format alike, and unlike the file objects of some libraries it raises an error where the last stream is
+  cut short.
   """
 
-  def __init__(self, raw, new_decompressor):
+  def __init__(self, raw: io.RawIOBase, new_decompressor: Callable[[], typing.Any]) -> None:
     self._raw = raw
     self._blocks = self._decompress(new_decompressor)
     self._block = memoryview(b"")
 
-  def _decompress(self, new_decompressor):
+  def _decompress(self, new_decompressor: Callable[[], typing.Any]) -> Iterator[bytes]:
     decompressor = None
     while chunk := self._raw.read(1 << 16):
       while chunk:
         if decompressor is None:
-          chunk = chunk.lstrip(b"\0")  # padding between streams
+          chunk = chunk.lstrip(b"\0")  # zeros between streams are padding
           if not chunk:
             break
           decompressor = new_decompressor()
@@ -320,10 +336,10 @@ class _Decompressed(io.RawIOBase):
     if decompressor is not None:
       raise EOFError("the compressed stream is truncated")
 
-  def readable(self):
+  def readable(self) -> bool:
     return True
 
-  def readinto(self, buffer):
+  def readinto(self, buffer: typing.Any) -> int:
     while not self._block:
       block = next(self._blocks, None)
       if block is None:
@@ -334,6 +350,6 @@ class _Decompressed(io.RawIOBase):
     self._block = self._block[n:]
     return n
 
-  def close(self):
+  def close(self) -> None:
     self._raw.close()
     super().close()

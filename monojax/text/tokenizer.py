@@ -1,4 +1,4 @@
-"""Byte-level BPE: training on a spread sample of the corpus, and one face for any tokenizer.json."""
+"""Tokenizers: training a byte-level BPE tokenizer, and using any tokenizer.json in one and the same way."""
 
 import array
 import dataclasses
@@ -6,7 +6,10 @@ import functools
 import hashlib
 import heapq
 import json
+import os
 import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tokenizers
@@ -14,36 +17,41 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from monojax.config import InputError
 
+if TYPE_CHECKING:
+  from monojax.text.corpus import Document
+
 END_OF_TEXT = "<|endoftext|>"
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 _BATCH_DOCUMENTS = 1000
-# Text that misses the vocabulary asked for by at most this fraction is taken, with a message.
+# Text that yields fewer tokens than asked for is accepted, with a message, if at most this fraction is missing.
 ACCEPTED_SHORTFALL = 0.1
-# White space and what follows it up to the next white space, as GPT-2's pattern understands white space:
-# no token of its crosses the end of such a word. Python's \s also holds the separators 1c to 1f.
+# A word: white space and what follows it up to the next white space. A tokenizer that splits text by GPT-2's pattern
+# has no token that crosses the end of such a word. Python's \s matches the separators 1c to 1f, GPT-2's does not.
 _WORD = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
 _REMEMBERED_WORDS = 400_000
-_REMEMBERED_CHARACTERS = 40  # longer words seldom recur
+_REMEMBERED_CHARACTERS = 40  # longer words seldom occur again
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """A Hugging Face tokenizer without special treatment of any text.
+  """A Hugging Face tokenizer, set up to treat all text alike.
 
   Attributes:
-    backend: the `tokenizers.Tokenizer`.
+    backend: the tokenizer of the library `tokenizers`.
     vocab_size: one more than the largest id.
-    eot_id: the id that marks where a document begins.
-    by_word: words can be encoded one by one, and are remembered: several times as fast.
+    eot_id: the id of the end-of-text token, which is put in front of every document.
+    by_word: whether text can be encoded word by word. The ids of words are then remembered, which is several times as
+      fast.
   """
   backend: tokenizers.Tokenizer
   vocab_size: int
   eot_id: int
   by_word: bool
-  _ids: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)  # word -> int32 as bytes
+  # The remembered words, each with the bytes of its ids as int32.
+  _ids: dict[str, bytes] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
-  def encode_batch(self, texts):
-    """An int32 array of ids for each text; a special token's name in a text is plain text."""
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """The ids of each text, an int32 array. The name of a special token in a text is encoded as any other text."""
     if not self.by_word:
       encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
       return [np.array(encoding.ids, np.int32) for encoding in encodings]
@@ -60,21 +68,22 @@ class Tokenizer:
         del self._ids[word]
     return ids
 
-  def decode(self, ids):
-    """The text of a sequence of ids; bytes that are not a whole character become U+FFFD."""
+  def decode(self, ids: Iterable[int]) -> str:
+    """The text of a sequence of ids, in which U+FFFD stands for bytes that are not a whole character."""
     return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
   @functools.cached_property
-  def _added(self):
+  def _added(self) -> dict[int, str]:
+    """The names of the special and other added tokens, by id."""
     return {i: token.content for i, token in self.backend.get_added_tokens_decoder().items()}
 
   @functools.cached_property
-  def _decoder(self):
-    """The decoder's JSON as text: names the kind of tokenizer."""
+  def _decoder(self) -> str:
+    """The settings of the tokenizer's decoder as JSON, by which the kind of tokenizer can be told."""
     return json.dumps(json.loads(self.backend.to_str())["decoder"], ensure_ascii=False)
 
-  def token_bytes(self, id):
-    """The bytes of text that the token `id` stands for; none for an id that no token has."""
+  def token_bytes(self, id: int) -> bytes:
+    """The bytes of text that a token stands for, which are none for an id that no token has."""
     if id in self._added:
       return self._added[id].encode()
     token = self.backend.id_to_token(id)
@@ -83,29 +92,29 @@ class Tokenizer:
     if "ByteLevel" in self._decoder:
       values = _byte_values()
       return bytes(values[c] for c in token)
-    if "▁" in self._decoder:  # SentencePiece: decoding a lone token would drop its leading space
+    if "▁" in self._decoder:  # a SentencePiece tokenizer, which drops the leading space of a token decoded alone
       byte = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token)
       return bytes.fromhex(byte[1]) if byte else token.replace("▁", " ").encode()
     return self.decode([id]).encode()
 
-  def token_strings(self):
-    r"""A string to show for each id: text where it is whole characters, other bytes as `\xd8`."""
+  def token_strings(self) -> list[str]:
+    r"""A string to show for each token: its text, in which `\xd8` and the like stand for parts of characters."""
     return [self.token_bytes(i).decode(errors="backslashreplace") for i in range(self.vocab_size)]
 
 
 @functools.cache
-def _byte_values():
-  """The byte for each of the 256 characters that byte-level BPE (GPT-2) writes bytes as."""
+def _byte_values() -> dict[str, int]:
+  """The 256 characters that byte-level BPE (GPT-2) writes in place of bytes, each with its byte."""
   plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
   others = [byte for byte in range(256) if byte not in plain]
   return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(others)}
 
 
-def load(path):
-  """The `Tokenizer` of a tokenizer.json.
+def load(path: str | os.PathLike[str]) -> Tokenizer:
+  """The tokenizer in a tokenizer.json.
 
   Raises:
-    InputError: it cannot be read, or has no end-of-text token.
+    InputError: the file cannot be read, or the tokenizer has no end-of-text token.
   """
   try:
     backend = tokenizers.Tokenizer.from_file(str(path))
@@ -114,8 +123,8 @@ def load(path):
   return _wrap(backend, path)
 
 
-def _wrap(backend, name):
-  """`backend` set up to encode any text in full, always alike."""
+def _wrap(backend: Any, name: Any) -> Tokenizer:
+  """A tokenizer of the library, set up to encode all of any text and always in the same way; `name` is for errors."""
   backend.no_truncation()
   backend.no_padding()
   backend.encode_special_tokens = True
@@ -130,8 +139,8 @@ def _wrap(backend, name):
   return Tokenizer(backend, max(vocabulary.values()) + 1, vocabulary[eot], _splits_like_gpt2(backend))
 
 
-def _splits_like_gpt2(backend):
-  """Whether `backend` splits plain text by GPT-2's pattern before anything else looks at it."""
+def _splits_like_gpt2(backend: Any) -> bool:
+  """Whether a tokenizer splits plain text by GPT-2's pattern before it does anything else with it."""
   settings = json.loads(backend.to_str())
   splitter = settings["pre_tokenizer"] or {}
   return (settings["normalizer"] is None and splitter.get("type") == "ByteLevel"
@@ -139,20 +148,22 @@ def _splits_like_gpt2(backend):
           and all(token["special"] for token in settings["added_tokens"]))
 
 
-def spread_sample(documents, n_bytes):
-  """Up to `n_bytes` of UTF-8 text spread evenly over the corpus, in bounded memory.
+def spread_sample(documents: Iterable["Document"], n_bytes: int) -> list[bytes]:
+  """A sample of the corpus, spread evenly over it and chosen in bounded memory.
 
-  Keeps the documents whose texts have the smallest hashes, so the choice depends on neither the
-  corpus' size nor its order; of texts that occur more than once it keeps every copy or nearly so.
+  It consists of the documents whose texts have the smallest hashes, so that neither the size of the corpus nor its
+  order matters to whether one text is preferred to another. Of a text that occurs more than once, all copies are
+  chosen, or all but a few.
 
   Args:
-    documents: an iterable of `corpus.Document`.
-    n_bytes: the bound.
+    documents: the documents of the corpus.
+    n_bytes: how many bytes of text are chosen at most.
 
   Returns:
-    a list of the texts as UTF-8, at least one where there is a document.
+    The texts in UTF-8; at least one if there is a document.
   """
-  kept, total = [], 0  # a heap whose first item has the largest hash
+  kept: list[tuple[int, bytes]] = []  # a heap whose first item has the largest hash
+  total = 0
   for document in documents:
     text = document.text.encode()
     hash = int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"tokenizer").digest(), "little")
@@ -163,15 +174,16 @@ def spread_sample(documents, n_bytes):
   return [text for _, text in kept]
 
 
-def train(texts, vocab_size):
-  """Trains a byte-level BPE; the same texts give the same tokenizer in whatever order they come.
+def train(texts: Sequence[bytes], vocab_size: int) -> Tokenizer:
+  """Trains a byte-level BPE tokenizer; the order of the texts does not matter.
 
   Args:
-    texts: a list of UTF-8 bytes.
-    vocab_size: tokens in all: `<|endoftext|>` (id 0), the 256 bytes and the merges.
+    texts: texts in UTF-8.
+    vocab_size: the number of tokens in all: `<|endoftext|>`, whose id is 0, the 256 bytes, and the merges.
 
   Raises:
-    InputError: the texts yield fewer than nine tenths of these tokens; a few less are taken as they are.
+    InputError: the texts yield fewer than nine tenths of these tokens. If fewer are missing, the tokenizer has those
+      that there are.
   """
   backend = tokenizers.Tokenizer(models.BPE())
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -179,8 +191,8 @@ def train(texts, vocab_size):
   trainer = trainers.BpeTrainer(
       vocab_size=vocab_size, special_tokens=[END_OF_TEXT], min_frequency=2, show_progress=False,
       initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-  batches = ([text.decode() for text in texts[i:i + _BATCH_DOCUMENTS]]
-             for i in range(0, len(texts), _BATCH_DOCUMENTS))
+  batches: Iterator[list[str]] = ([text.decode() for text in texts[i:i + _BATCH_DOCUMENTS]]
+                                  for i in range(0, len(texts), _BATCH_DOCUMENTS))
   backend.train_from_iterator(batches, trainer, length=len(texts))
   n_tokens = backend.get_vocab_size()
   if n_tokens < vocab_size:
@@ -188,5 +200,5 @@ def train(texts, vocab_size):
     if n_tokens < (1 - ACCEPTED_SHORTFALL) * vocab_size:
       raise InputError(f"{found}: give more text (--tokens.paths, --tokens.tokenizer_bytes) or set "
                        f"--tokens.vocab_size={n_tokens} or less")
-    print(f"{found}; going on with those", flush=True)
+    print(f"{found}; the tokenizer has these", flush=True)
   return _wrap(backend, "trained")

@@ -1,7 +1,7 @@
 """The stages `analysis` and `browser`: tables of a dictionary's features, and pages to browse them."""
 
 from monojax import files
-from monojax.config import require
+from monojax.config import InputError
 from monojax.pipeline import load
 from monojax.pipeline.config import RunConfig
 from monojax.pipeline.folder import OWN_DICTIONARY, RunFolder
@@ -44,10 +44,11 @@ def _measured(run, config, dictionary):
   from monojax.activations.store import ActivationStore
   record = run.require_stage("activations")
   rows = open_given(load.origin_of(run, harvested, record["identity"]), sae.sites)
-  require(isinstance(rows, ActivationStore), "activations.url", harvested.url,
-          "has no tokens beside its rows, which examples, densities and domains are made from: write the activations "
-          "with monojax.StoreWriter, which keeps them (`SAE.metrics` gives densities without)")
-  return analysis.analyze_rows(config.analysis, sae, rows)
+  if isinstance(rows, ActivationStore):
+    return analysis.analyze_rows(config.analysis, sae, rows)
+  raise InputError(f"activations.url={harvested.url!r}: has no tokens beside its rows, which examples, densities and "
+                   "domains are made from: write the activations with monojax.StoreWriter, which keeps them "
+                   "(`SAE.metrics` gives densities without)")
 
 
 def build_browser(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTIONARY) -> dict:

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from monojax import mesh as meshes
 from monojax.config import option, require, require_positive
 from monojax.linear import matmul
-from monojax.training import Run, TrainState, train
+from monojax.training import Loop, TrainState, train
 
 _EPSILON = 1e-5  # added to a batch's variance
 
@@ -171,8 +171,8 @@ def train_mlp(config, batches, rows_for_moments, directory, identity, mesh, metr
     return tuple(meshes.on_mesh(part, mesh, P(None, "data", None)) for part in batches(first, last))
 
   meshes.require_divides(mesh, "data", config.batch_rows)
-  run = Run(directory, identity, config.n_steps, config.scan_steps, config.checkpoint_every_steps, (), "rows",
-            config.batch_rows, name)
-  state = train(meshes.born_sharded(begin, mesh, {}), jax.jit(step, donate_argnums=0), placed, run, metrics_config)
+  loop = Loop(directory, identity, config.n_steps, config.scan_steps, config.checkpoint_every_steps, (), "rows",
+              config.batch_rows, name)
+  state = train(meshes.born_sharded(begin, mesh, {}), jax.jit(step, donate_argnums=0), placed, loop, metrics_config)
   finish = jax.jit(lambda params, x_BI: folded(config, params, normed_forward(config, params, x_BI)[1]))
   return model, meshes.to_host(finish(state.params, rows_for_moments))
