@@ -85,13 +85,8 @@ def train_sae(config: SAEConfig, source: Rows, wiring: Wiring, directory: str | 
   intervene = make_resampling(config, made, source, mesh, jax.random.fold_in(key, 1))
   state = init(key, source.sample(config.start_rows, config.seed))
   if config.start_from and not goes_on:
-<<<<<<< HEAD
     state = dataclasses.replace(state, params=begin.start_params(config, made, state, recipe))
-  state = train(state, step, make_batches(source, mesh), run, metrics_config, intervene)
-=======
-    state = state.replace(params=begin.start_params(config, made, state, recipe))
   state = train(state, step, make_batches(source, mesh), loop, metrics_config, intervene)
->>>>>>> h5
   params = meshes.to_host(finish.finished_params(made, state))
   checkpoint.save_params(directory / "dictionary", params, saved)
   return made.model, params
