@@ -41,7 +41,7 @@ class Checkpoints:
     if self._root_config() != self._config and (self._checkpointer.latest is None or self.version() > 1):
       # Nothing was made by the settings recorded there, or training goes on by others: orbax would keep the old ones.
       self._checkpointer.close()
-      _by_first(lambda: shutil.rmtree(self._directory / "metadata"), "settings forgotten")
+      _by_first(lambda: shutil.rmtree(self._directory / "metadata"), "old settings are removed")
       self._checkpointer = self._open()
 
   def save(self, step: int, state: "TrainState") -> None:
@@ -103,11 +103,11 @@ def save_params(directory: Path, params: Any, config: Mapping[str, Any]) -> None
   if _holds(directory, params, config):
     return
   aside = directory.with_name(directory.name + ".partial")
-  _by_first(lambda: shutil.rmtree(aside, ignore_errors=True), "leftovers removed")
+  _by_first(lambda: shutil.rmtree(aside, ignore_errors=True), "leftovers are removed")
   metadata = {"config": config, "version": VERSION}
   with ocp.training.Checkpointer(aside, custom_metadata=metadata) as writer:
     writer.save_checkpointables(0, {"params": params}, custom_metadata=metadata)
-  _by_first(lambda: _put_in_place(aside, directory), "parameters in place")
+  _by_first(lambda: _put_in_place(aside, directory), "parameters are put in place")
 
 
 def load_params(directory: Path) -> tuple[Any, dict[str, Any], int]:
@@ -187,12 +187,15 @@ def _put_in_place(aside: pathlib.Path, directory: pathlib.Path) -> None:
 
 
 def _by_first(work: Callable[[], None], name: str) -> None:
-  """Has the first process of a job do something to the files that all share, while the others wait."""
+  """Has the first process of a job do something to the files that all share, once all are here, while they wait."""
+  def wait(moment: str) -> None:
+    if jax.process_count() > 1:
+      from jax.experimental import multihost_utils
+      multihost_utils.sync_global_devices(f"{name}: {moment}")
+  wait("all are here")
   if jax.process_index() == 0:
     work()
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-    multihost_utils.sync_global_devices(name)
+  wait("done")
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

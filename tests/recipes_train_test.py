@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from recipes_test import SCHEDULED
 
+from monojax import checkpoint
 from monojax import mesh as meshes
 from monojax.metrics import MetricsConfig
 from monojax.sae import finish
@@ -109,6 +111,25 @@ def test_resumed_equals_uninterrupted_bit_for_bit(name, tmp_path):
       fit(tmp_path / "cut", Source(fail_at))
   _, found = fit(tmp_path / "cut", Source())
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(expected), jax.device_get(found))
+
+
+class DeviceSource(Source):
+  """The same rows, already on the device."""
+
+  def batch(self, step):
+    return jnp.asarray(super().batch(step))
+
+
+def test_a_recipe_of_ones_own_trains_from_rows_on_the_host_or_the_device(tmp_path):
+  config = SAEConfig(recipe="test.scheduled", n_features=F, batch_rows=B, n_steps=8, start_rows=64)
+  fit = lambda directory, source: train_sae(config, source, ONE_SITE, directory, {}, meshes.make_mesh(),
+                                            MetricsConfig(), recipe=SCHEDULED)
+  _, expected = fit(tmp_path / "host", Source())
+  _, found = fit(tmp_path / "device", DeviceSource())
+  jax.tree.map(np.testing.assert_array_equal, expected, found)
+  params, saved, _ = checkpoint.load_params(tmp_path / "host" / "dictionary")
+  assert saved["sae"]["recipe"] == "test.scheduled" and saved["sae"]["learning_rate"] == 1e-3
+  jax.tree.map(np.testing.assert_array_equal, expected, params)
 
 
 @pytest.mark.parametrize("name", recipes_but_slow("jan2025", "topk"))

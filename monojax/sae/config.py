@@ -103,7 +103,7 @@ class SAEConfig:
   resample_every_steps: int = option(0, "steps between resamplings of dead features; 0 for none. The publication of "
                                         "tm2023 takes 25,000")
   resample_times: int = option(4, "resamplings in all")
-  resample_rows: int = option(819_200, "rows of each of them that new directions are drawn from")
+  resample_rows: int = option(819_200, "rows that a resampling draws new directions from")
   resample_encoder_scale: float = option(0.2, "norm of a resampled encoder row, over the mean norm of the alive ones")
   dead_window_steps: int = option(0, "steps without firing after which a feature counts as dead; 0 takes half of "
                                      "resample_every_steps or, without resampling, 10 million rows")

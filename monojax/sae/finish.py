@@ -42,9 +42,8 @@ def finished_params(recipe: MadeRecipe, state: TrainState) -> Params:
 def training_params(recipe: MadeRecipe, finished: Params, own: Params, scale_W: jax.Array) -> Params:
   """Parameters that train on scaled activations and compute what finished ones do: the inverse of `finished_params`.
 
-  Directions get the norm that the recipe's constraint keeps them at (unit norm where it leaves them free). What the
-  recipe has and the finished parameters lack, for instance thresholds, is taken from `own`; what they have and it lacks
-  is dropped.
+  Directions get the norm at which the recipe's constraint keeps them, if it has one. What the recipe has and the
+  finished parameters lack, for instance thresholds, is taken from `own`; what they have and it lacks is dropped.
 
   Args:
     recipe: the recipe that training goes on with.

@@ -57,7 +57,8 @@ def train_sae(config: SAEConfig, source: Rows, wiring: Wiring, directory: str | 
     wiring: which of their columns are read and written.
     directory: receives `checkpoints/` and `metrics.jsonl`, and in the end `dictionary/`: the parameters for use
       on raw activations. The settings and the wiring are kept with both.
-    identity: JSON-able dict that is kept with them, for instance what the source is.
+    identity: JSON-able dict that is kept with them, for instance what the source is. Its entry "identity", if it has
+      one, is a fingerprint of all settings, and may differ where training is extended.
     mesh: device mesh.
     metrics_config: where metrics go besides `metrics.jsonl`.
     name: the progress bar's label.
