@@ -86,10 +86,13 @@ def beside_a_run(finished, tmp_path):
 
 
 def run_page(page, directory):
-  """Executes a page in a process of its own, which sees one device, as most readers' does."""
+  """Executes a page in a process of its own, which sees one device, as most readers' does.
+
+  What a page trains without saying for how long is trained for a few steps.
+  """
   environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu"}
-  result = subprocess.run([sys.executable, __file__, str(page)], cwd=directory, capture_output=True, text=True,
-                          env=environment, timeout=600)
+  result = subprocess.run([sys.executable, __file__, str(page), "--quick"], cwd=directory, capture_output=True,
+                          text=True, env=environment, timeout=600)
   assert result.returncode == 0, result.stderr[-3000:]
 
 
@@ -221,4 +224,7 @@ def test_the_notebook_is_what_its_script_writes():
 
 
 if __name__ == "__main__":
+  if "--quick" in sys.argv:
+    from monojax.pipeline import train
+    train.ROWS_SEEN, train.MIN_STEPS = 50_000, 50
   execute(executable(pathlib.Path(sys.argv[1])), sys.argv[1])

@@ -75,6 +75,14 @@ def make_recipe_flags(preset, page):
   return _table(("flag", *(f"`{recipe}`" for recipe in columns)), rows)
 
 
+def make_recipes(_, page):
+  """Every recipe, from its record."""
+  from monojax.sae.recipes import RECIPES
+  return _table(("recipe", "what it is", "knob", "grid"), [
+      (f"`{recipe.name}`", recipe.about, f"`--sae.{recipe.knob}`", flag_tables.typed(recipe.grid).replace(",", ", "))
+      for recipe in RECIPES.values()])
+
+
 def make_script_flags(name, page):
   """The flags that a script has besides those of a run's stages."""
   of_a_run = {flag.name for flags in flag_tables.run_settings(_run_config()).values() for flag in flags}
