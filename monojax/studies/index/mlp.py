@@ -59,10 +59,11 @@ class MLPConfig:
     for name in ("activity_penalties", "noise"):
       values = getattr(self, name)
       require(not values or len(values) == len(self.hidden) and min(values) >= 0, f"mlp.{name}",
-              ",".join(map(str, values)), f"needs one number of at least 0 for each of the {len(self.hidden)} hidden layers")
+              ",".join(map(str, values)), f"needs a number of at least 0 for each of {len(self.hidden)} hidden layers")
     require(not any(self.noise[:max(self.n_normed - 1, 0)]), "mlp.noise", ",".join(map(str, self.noise)),
             "must be 0 before a normalised layer, whose moments it would change")
-    require(0 <= self.n_normed <= len(self.hidden), "mlp.n_normed", self.n_normed, f"must lie in 0..{len(self.hidden)}, the number of hidden layers")
+    require(0 <= self.n_normed <= len(self.hidden), "mlp.n_normed", self.n_normed,
+            f"must lie in 0..{len(self.hidden)}, the number of hidden layers")
 
   @property
   def widths(self) -> tuple[int, ...]:

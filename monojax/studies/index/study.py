@@ -60,8 +60,8 @@ class IndexStudyConfig:
   sae: SAEConfig = dataclasses.field(default_factory=lambda: SAEConfig(
       recipe="batchtopk", n_features=2048, k=19, batch_rows=1024, n_steps=532, learning_rate=5e-4, warmup_steps=50,
       decay_fraction=0.4, aux_k=16, dead_window_steps=100, scan_steps=19, checkpoint_every_steps=190))
-  variable_features: int = option(96, "number of features that are tied to each variable: those that contribute most to "
-                                      "the prediction's change when the variable changes")
+  variable_features: int = option(96, "number of features that are tied to each variable: those that contribute most "
+                                      "to the prediction's change when the variable changes")
   readout_features: int = option(40, "number of a variable's features that a readout of one of its values adds up")
   sweep_recipes: tuple[str, ...] = option((), "recipes that the stage sweep trains on the same layer; by default there "
                                               "is no sweep")
@@ -77,7 +77,7 @@ class IndexStudyConfig:
     require(all(name in RECIPES for name in self.sweep_recipes), "sweep_recipes", ",".join(self.sweep_recipes),
             f"choose among {', '.join(RECIPES)}")
     require(len(self.mlp.hidden) == 3 and self.mlp.n_inputs == index_task.WIDTH and self.mlp.n_outputs == 1,
-            "mlp.hidden", self.mlp.hidden, "this study needs an MLP with ten inputs, three hidden layers and one output")
+            "mlp.hidden", self.mlp.hidden, "the study needs an MLP with ten inputs, three hidden layers and one output")
     require(self.readout_features <= self.width, "readout_features", self.readout_features,
             f"must not exceed the layer's {self.width} neurons")
     sweep_configs(self)  # raises an error now, and not after the other stages, if the sweep cannot be trained
