@@ -1,10 +1,14 @@
-"""Pictures of dictionaries: their frontier of sparsity against fidelity, and their learning curves.
+"""Pictures of dictionaries: their frontier, which is sparsity against fidelity, and their learning curves.
 
-They need matplotlib (extra `report`); where it is missing, each function draws nothing and returns False.
+Pictures need matplotlib, which `pip install 'monojax[report]'` installs. Without it, functions draw nothing and return
+False.
 """
 
 import json
+import os
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from monojax import distributed
 
@@ -13,22 +17,22 @@ CURVES = (("mse", "mean squared error"), ("l0", "L0 (features a token)"), ("expl
           ("dead_fraction", "dead features"))
 
 
-def draw_frontier(points, path):
-  """Draws L0 against cross-entropy recovered and against explained variance, one line a recipe and size.
+def draw_frontier(points: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> bool:
+  """Draws cross-entropy recovered and explained variance against L0, with a line for each recipe and size.
 
   Args:
-    points: dicts with sweep, recipe, n_features, l0, ce_recovered_zero, explained_variance. A recipe in several
-      sweeps has a line for each.
-    path: the picture's file; its ending says the format.
+    points: the dictionaries, dicts with sweep, recipe, n_features, l0, ce_recovered_zero and explained_variance. A
+      recipe that is in several sweeps has a line for each of them.
+    path: the picture's file, whose ending says the format.
 
   Returns:
-    Whether it was drawn.
+    Whether the picture was drawn.
   """
   several_sizes = len({point["n_features"] for point in points}) > 1
-  sweeps = {}
+  sweeps: dict[str, set] = {}
   for point in points:
     sweeps.setdefault(point["recipe"], set()).add(point["sweep"])
-  lines = {}
+  lines: dict[str, list] = {}
   for point in sorted(points, key=lambda point: point["l0"]):
     label = point["recipe"] + (f", {point['n_features']:,}" if several_sizes else "")
     label += f" ({point['sweep']})" if len(sweeps[point["recipe"]]) > 1 else ""
@@ -39,17 +43,17 @@ def draw_frontier(points, path):
   return _draw(panels, (11, 4.5), "o-", path)
 
 
-def draw_curves(metrics_path, path):
-  """Draws how a dictionary's error, sparsity and dead features went on, one line for each of a sweep.
+def draw_curves(metrics_path: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
+  """Draws error, sparsity, explained variance and dead features over the steps of training.
 
   Args:
-    metrics_path: a `metrics.jsonl`.
-    path: the picture's file; its ending says the format.
+    metrics_path: the `metrics.jsonl` of a dictionary, or of a sweep, whose members have a line each.
+    path: the picture's file, whose ending says the format.
 
   Returns:
-    Whether it was drawn.
+    Whether the picture was drawn.
   """
-  lines = {column: {} for column, _ in CURVES}
+  lines: dict[str, dict[str, list]] = {column: {} for column, _ in CURVES}
   for line in pathlib.Path(metrics_path).read_text("utf-8").splitlines():
     record = json.loads(line)
     for name, value in record.items():
@@ -61,8 +65,19 @@ def draw_curves(metrics_path, path):
   return _draw(panels, (15, 3.5), "-", path)
 
 
-def _draw(panels, size, style, path):
-  """Panels side by side, whose lines are {label: [(x, y)]}; further entries are axis settings."""
+def _draw(panels: Sequence[Mapping[str, Any]], size: tuple[float, float], style: str,
+          path: str | os.PathLike[str]) -> bool:
+  """Draws panels side by side.
+
+  Args:
+    panels: for each panel "lines", {label: [(x, y)]}; its other entries are settings of its axes.
+    size: width and height of the picture in inches.
+    style: how matplotlib draws lines.
+    path: the picture's file.
+
+  Returns:
+    Whether the picture was drawn.
+  """
   if not distributed.is_first():
     return True
   try:

@@ -1,32 +1,60 @@
-"""How well a dictionary recovers planted features: scores against the truth.
+"""How well a dictionary recovers planted features: scores of what it has learned against the known truth.
 
-Letters: B batch, N planted features, F learned ones, M width.
+Letters: B rows of a batch, F learned features, M width of a row, J children in trees of features. In this module N is
+planted features.
 """
 
 import functools
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_TINY_NORM = 1e-6  # rows shorter than this have no shrinkage
+from monojax.sae.model import Dictionary
+from monojax.sae.nonlinearity import Params
+
+_TINY_NORM = 1e-6  # the ratio of norms that measures shrinkage leaves out rows shorter than this
 
 
-def cosines(a_FM, b_NM):
-  """(F, N) cosines between the rows of two arrays; 0 for rows of zeros."""
+class PlantedRows(Protocol):
+  """A source of rows made of planted features, such as `monojax.studies.synthetic.source.Synthetic`.
+
+  Attributes:
+    planted: the planted features, with their directions `direction_NM` and their `config`.
+  """
+
+  @property
+  def planted(self) -> Any: ...
+
+  def truth(self, step: int) -> tuple[jax.Array, jax.Array]:
+    """(x_BM, f_BN): the rows of batch number `step`, and the strength of each planted feature in them."""
+    ...
+
+
+def cosines(a_FM: Any, b_NM: Any) -> np.ndarray:
+  """The cosines between the rows of two arrays, (F, N); those with a row of zeros are 0."""
   unit = lambda v: v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)
   return unit(np.asarray(a_FM, np.float32)) @ unit(np.asarray(b_NM, np.float32)).T
 
 
-def direction_scores(W_dec_FO, direction_NM):
-  """How well directions agree.
+def direction_scores(W_dec_FO: Any, direction_NM: Any) -> dict[str, float]:
+  """How well the directions of learned features agree with those of planted features.
+
+  Args:
+    W_dec_FO: the directions of the learned features.
+    direction_NM: the directions of the planted features.
 
   Returns:
-    "mcc": the mean |cosine| of pairs of one learned and one planted feature, in the pairing that makes it largest
-    (Hungarian matching, arXiv 2505.20254; as many pairs as there are of the fewer). "mmcs_truth": over planted features
-    the mean of the largest cosine with a learned one, a recall; "mmcs_learned": over learned ones, a precision
-    (arXiv 2309.08600). "uniqueness": different planted features that are some learned one's best match, by |cosine|,
-    over the number of learned ones.
+    * "mcc": the mean |cosine| between the learned and the planted feature of a pair, where features are paired off so
+      that this mean is largest (Hungarian matching, arXiv 2505.20254). There are as many pairs as features on the side
+      that has fewer.
+    * "mmcs_truth": the largest cosine of a planted feature with any learned one, averaged over planted features
+      (arXiv 2309.08600). It is low where planted features were not found.
+    * "mmcs_learned": the largest cosine of a learned feature with any planted one, averaged over learned features. It
+      is low where learned features are not planted ones.
+    * "uniqueness": how many planted features are the best match, by |cosine|, of at least one learned feature, over the
+      number of learned features. It is below 1 where several learned features have the same best match.
   """
   from scipy.optimize import linear_sum_assignment
   cosine_FN = cosines(W_dec_FO, direction_NM)
@@ -37,26 +65,32 @@ def direction_scores(W_dec_FO, direction_NM):
           "uniqueness": len(np.unique(size_FN.argmax(1))) / len(cosine_FN)}
 
 
-def recovery(model, params, source, n_batches, first_step=0):
-  """Scores of a dictionary on batches of a `Synthetic` source.
+def recovery(model: Dictionary, params: Params, source: PlantedRows, n_batches: int,
+             first_step: int = 0) -> dict[str, Any]:
+  """Scores of a dictionary on rows made of planted features.
 
   Args:
-    model, params: the dictionary, for use on raw activations.
-    source: `monojax.studies.synthetic.source.Synthetic`.
-    n_batches: how many of its batches.
-    first_step: the first one's number; those the dictionary was trained on flatter it.
+    model: the dictionary's model.
+    params: its parameters, for use on raw activations.
+    source: the rows and the truth about them.
+    n_batches: how many batches to score on.
+    first_step: the number of the first batch. Batches that the dictionary was trained on would flatter it.
 
   Returns:
-    `direction_scores`, and: "l0", "true_l0" a row; "explained_variance", 1 - E|x - x_hat|^2 / (E|x|^2 - |E x|^2);
-    "shrinkage", the mean of |x_hat| / |x|; "dead_fraction", features that never fire here; "precision", "recall" and
-    "f1" of each feature as a detector of its best match by |cosine| firing at all, averaged over features (0 where
-    undefined); the definitions of SynthSAEBench (arXiv 2602.14687). "best_N", the largest cosine of each planted
-    feature with a learned one.
+    The scores of `direction_scores`, and, by the definitions of SynthSAEBench (arXiv 2602.14687),
+
+    * "l0" and "true_l0": how many learned, and how many planted, features fire on a row on average;
+    * "explained_variance": 1 - E|x - x_hat|^2 / (E|x|^2 - |E x|^2);
+    * "shrinkage": the mean of |x_hat| / |x|;
+    * "dead_fraction": the fraction of features that fire on no row;
+    * "precision", "recall" and "f1": how well a learned feature detects that the planted feature which is its best
+      match by |cosine| fires, averaged over learned features. A score that is undefined counts as 0;
+    * "best_N": the largest cosine of each planted feature with any learned one.
   """
   direction_NM = np.asarray(source.planted.direction_NM)
   cosine_FN = cosines(params["W_dec_FO"], direction_NM)
   best_F = jnp.asarray(np.abs(cosine_FN).argmax(1))
-  total = None
+  total: Any = None
   for step in range(first_step, first_step + n_batches):
     counts = _counts(model, params, best_F, *source.truth(step))
     counts = jax.tree.map(lambda count: np.asarray(count, np.float64), counts)
@@ -76,28 +110,35 @@ def recovery(model, params, source, n_batches, first_step=0):
           "best_N": cosine_FN.max(0)}
 
 
-def absorption(model, params, source, n_batches, first_step=0):
-  """How often a planted feature's detector stays silent because a detector of its child stands in for it.
+def absorption(model: Dictionary, params: Params, source: PlantedRows, n_batches: int,
+               first_step: int = 0) -> np.ndarray:
+  """How often the feature for a parent is silent because the feature for its child has absorbed it.
 
-  For each child of the source's trees: its parent's detector is the feature of the largest cosine. Absorption is the
-  part of the rows on which the child fires where the parent's detector does not, less that part on the rows on which
-  the parent fires without this child (0 at least).
+  In a tree of planted features a child fires only where its parent does, so that a dictionary can save a firing feature
+  by letting the child's feature stand for both. For each child, the parent's feature is the learned one with the
+  largest cosine. Absorption is the fraction of the rows with the child on which the parent's feature is silent, less
+  the fraction of the rows with the parent but without this child on which it is silent; it is at least 0.
+
+  Args:
+    model, params, source, n_batches, first_step: as for `recovery`; the planted features form trees.
 
   Returns:
-    (children,) absorption of each child, and NaN where one of the two kinds of rows does not occur.
+    The absorption of each child, (J,); NaN where one of the two kinds of rows does not occur.
   """
   config = source.planted.config
   child_J, parent_J = config.family()
   detector_J = jnp.asarray(cosines(params["W_dec_FO"], source.planted.direction_NM).argmax(0)[parent_J])
-  total = sum(np.asarray(_silences(model, params, detector_J, parent_J, child_J, *source.truth(step)), float)
-              for step in range(first_step, first_step + n_batches))
+  counts = [np.asarray(_silences(model, params, detector_J, parent_J, child_J, *source.truth(step)), float)
+            for step in range(first_step, first_step + n_batches)]
+  total = np.sum(counts, axis=0)
   with np.errstate(invalid="ignore", divide="ignore"):
     return np.maximum(total[1] / total[0] - total[3] / total[2], 0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _counts(model, params, best_F, x_BM, truth_BN):
-  """Sums over the rows that the scores are made of."""
+def _counts(model: Dictionary, params: Params, best_F: jax.Array, x_BM: jax.Array,
+            truth_BN: jax.Array) -> dict[str, Any]:
+  """The sums over the rows of a batch that the scores are computed from."""
   y_BM, f_BF = model.apply({"params": params}, x_BM)
   fires_BF, true_BF = f_BF > 0, truth_BN[:, best_F] > 0
   norm_B, length_B = jnp.linalg.norm(x_BM, axis=1), jnp.linalg.norm(y_BM, axis=1)
@@ -109,8 +150,13 @@ def _counts(model, params, best_F, x_BM, truth_BN):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _silences(model, params, detector_J, parent_J, child_J, x_BM, truth_BN):
-  """(4, J): rows on which a child fires, of these those without its parent's detector; the same of the parent alone."""
+def _silences(model: Dictionary, params: Params, detector_J: jax.Array, parent_J: np.ndarray, child_J: np.ndarray,
+              x_BM: jax.Array, truth_BN: jax.Array) -> jax.Array:
+  """Counts of rows for each child, (4, J).
+
+  They are the rows on which the child fires, and those of them on which its parent's feature is silent; then the rows
+  on which the parent fires without this child, and those of them on which its feature is silent.
+  """
   f_BF = model.apply({"params": params}, x_BM, method="encode")
   silent_BJ, child_BJ = f_BF[:, detector_J] <= 0, truth_BN[:, child_J] > 0
   alone_BJ = (truth_BN[:, parent_J] > 0) & ~child_BJ

@@ -26,7 +26,7 @@ from monojax.training import Loop, TrainState, train
 
 
 def make_optimizer(config: SubjectConfig) -> optax.GradientTransformation:
-  """AdamW with clipped gradients, decay on matrices only, and a learning rate that rises linearly, then a cosine."""
+  """AdamW with clipped gradients, decay on matrices only, and a learning rate that rises linearly, then falls."""
   warmup = min(config.warmup_steps, config.n_steps // 2)
   schedule = optax.warmup_cosine_decay_schedule(
       0.0, config.learning_rate, warmup, config.n_steps,

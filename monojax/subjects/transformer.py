@@ -195,7 +195,8 @@ class Transformer(nn.Module):
 
     x_ND = visit("embed", self.W_embed_VD[tokens_BT.reshape(-1)].astype(self.dtype))
     for i, block in enumerate(self.blocks):
-      x_ND = block(x_ND, n_positions, lambda name, value, i=i: visit(f"layer.{i}.{name}", value))
+      visit_block = lambda name, value, i=i: visit(f"layer.{i}.{name}", value)
+      x_ND = block(x_ND, n_positions, visit_block)
     u_ND = visit("final.in", layer_norm(x_ND, self.gain_D, self.bias_D))
     logits_NV = matmul(u_ND, self.W_unembed_DV, self.dtype)
     logits_BTV = logits_NV.reshape(n_batch, n_positions, -1)

@@ -1,9 +1,16 @@
-"""A multi-layer perceptron on numbers, with batch normalisation while it trains.
+"""The subject of the index-arithmetic study: a multi-layer perceptron (MLP) on numbers.
 
-Letters: B rows of a batch, I inputs, H hidden units of a layer.
+It is trained with batch normalisation, which is put into its weights and biases when training ends.
+
+Letters: B rows of a batch, I the numbers that a layer reads, O the numbers that the MLP gives out, M width of a site, S
+steps of one compiled call. In this module H is units of a layer.
 """
 
 import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,61 +21,73 @@ from jax.sharding import PartitionSpec as P
 from monojax import mesh as meshes
 from monojax.config import option, require, require_positive
 from monojax.linear import matmul
+from monojax.metrics import MetricsConfig
 from monojax.training import Loop, TrainState, train
 
-_EPSILON = 1e-5  # added to a batch's variance
+_EPSILON = 1e-5  # what is added to a variance before dividing by its root
+
+# The mean and the variance of each unit's pre-activations in a layer.
+Moments = Sequence[tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class MLPConfig:
-  """The architecture and its training. The defaults' shape is that of the index-arithmetic study."""
-  n_inputs: int = option(10, "numbers in a row")
-  hidden: tuple[int, ...] = option((256, 512, 256), "units of the hidden layers")
-  n_normed: int = option(2, "hidden layers, from the first on, whose pre-activations are batch-normalised in training")
-  n_outputs: int = option(1, "numbers given out")
-  n_steps: int = option(6000, "optimiser steps")
-  batch_rows: int = option(1024, "rows in a step")
-  learning_rate: float = option(1e-2, "peak of the one-cycle schedule")
-  weight_decay: float = option(1e-5, "AdamW's decay")
-  activity_penalties: tuple[float, ...] = option((), "weight of the sum of a hidden layer's activations in the loss, "
-                                                     "one for each layer, rising from 0 in the first third of the "
-                                                     "steps; none by default")
-  noise: tuple[float, ...] = option((), "standard deviation of the Gaussian noise added to a hidden layer's "
-                                        "activations in training, over their root mean square, one for each layer; "
-                                        "none by default")
-  scan_steps: int = option(50, "steps in one compiled call")
-  checkpoint_every_steps: int = option(2000, "steps between checkpoints")
-  seed: int = option(0, "of the initial weights")
+  """The MLP's architecture and its training."""
+  n_inputs: int = option(10, "number of numbers in a row")
+  hidden: tuple[int, ...] = option((256, 512, 256), "number of units of each hidden layer")
+  n_normed: int = option(2, "number of hidden layers, from the first on, whose pre-activations are batch-normalised in "
+                            "training")
+  n_outputs: int = option(1, "number of numbers that the MLP gives out for a row")
+  n_steps: int = option(6000, "number of optimiser steps")
+  batch_rows: int = option(1024, "number of rows in a step")
+  learning_rate: float = option(1e-2, "AdamW's learning rate at its peak, between one rise and one fall (one cycle)")
+  weight_decay: float = option(1e-5, "AdamW's weight decay")
+  activity_penalties: tuple[float, ...] = option((), "for each hidden layer, the weight of a penalty on the sum of its "
+                                                     "activations, which rises from 0 over the first third of the "
+                                                     "steps; no penalties by default")
+  noise: tuple[float, ...] = option((), "for each hidden layer, the standard deviation of Gaussian noise that is added "
+                                        "to its activations in training, over their root mean square; no noise by "
+                                        "default")
+  scan_steps: int = option(50, "steps in one call of the compiled function, and between lines of metrics")
+  checkpoint_every_steps: int = option(2000, "steps between checkpoints, from which an interrupted training resumes")
+  seed: int = option(0, "seed of the initial weights")
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     require_positive(self, "mlp.", "n_inputs", "n_outputs", "n_steps", "batch_rows", "learning_rate", "scan_steps",
                      "checkpoint_every_steps")
     require(self.hidden and all(width > 0 for width in self.hidden), "mlp.hidden", self.hidden, "needs positive widths")
     for name in ("activity_penalties", "noise"):
       values = getattr(self, name)
       require(not values or len(values) == len(self.hidden) and min(values) >= 0, f"mlp.{name}",
-              ",".join(map(str, values)), f"needs one of at least 0 for each of {len(self.hidden)} layers")
+              ",".join(map(str, values)), f"needs a number of at least 0 for each of {len(self.hidden)} hidden layers")
     require(not any(self.noise[:max(self.n_normed - 1, 0)]), "mlp.noise", ",".join(map(str, self.noise)),
             "must be 0 before a normalised layer, whose moments it would change")
-    require(0 <= self.n_normed <= len(self.hidden), "mlp.n_normed", self.n_normed, "must not exceed the hidden layers")
+    require(0 <= self.n_normed <= len(self.hidden), "mlp.n_normed", self.n_normed,
+            f"must lie in 0..{len(self.hidden)}, the number of hidden layers")
 
   @property
-  def widths(self):
-    """Of the inputs, the hidden layers and the outputs."""
+  def widths(self) -> tuple[int, ...]:
+    """The number of inputs, of units of each hidden layer, and of outputs."""
     return (self.n_inputs, *self.hidden, self.n_outputs)
 
 
 class MLP(nn.Module):
-  """`apply({"params": params}, x_BI, edit=None) -> (y_BO, sites)`, the contract of every subject.
+  """The trained MLP, whose batch normalisation is part of its weights and biases (see `folded`).
 
-  `sites` has each layer's activations after its ReLU, `layer.L.mlp.hidden`; `edit` maps a site to a function x -> x.
-  Batch normalisation is folded into weights and biases (`folded`).
+  It is applied as subjects are, but to rows of numbers: `apply({"params": params}, x_BI, edit=None) -> (y_BO, sites)`.
+  Its sites are `layer.L.mlp.hidden`, the activations of hidden layer L after its ReLU.
+
+  Attributes:
+    config: the architecture.
   """
   config: MLPConfig
 
   @nn.compact
-  def __call__(self, x_BI, edit=None):
-    widths, sites, edit = self.config.widths, {}, edit or {}
+  def __call__(self, x_BI: jax.Array,
+               edit: dict[str, Callable] | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(outputs y_BO, {site: activations of shape (B, M)}); `edit` maps a site to a function of its activations."""
+    widths, edit = self.config.widths, edit or {}
+    sites: dict[str, jax.Array] = {}
     for i, (n_in, n_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
       W_IH = self.param(f"W_{i}_IH", nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), (n_in, n_out))
       b_H = self.param(f"b_{i}_H", nn.initializers.zeros, (n_out,))
@@ -82,14 +101,23 @@ class MLP(nn.Module):
     return x_BI, sites
 
 
-def normed_forward(config, params, x_BI, noise_key=None):
-  """The network as it trains, on a batch's own moments; with a key, with noise.
+def normed_forward(config: MLPConfig, params: dict[str, jax.Array], x_BI: jax.Array,
+                   noise_key: jax.Array | None = None) -> tuple[jax.Array, Moments, list[jax.Array]]:
+  """The MLP as it is in training: each batch is normalised by its own moments, and noise may be added.
+
+  Args:
+    config: the architecture, and how strong the noise is.
+    params: the parameters of training.
+    x_BI: the rows of the batch.
+    noise_key: the random key of the noise; no noise is added without it.
 
   Returns:
-    (y_BO, [(mean_H, variance_H)] of the normalised layers, the activation of each hidden layer summed over its units
-    and averaged over rows).
+    (y_BO, [(mean_H, variance_H)] of the normalised layers, [sum of the activations] of each hidden layer, averaged over
+    rows).
   """
-  moments, activity, last = [], [], len(config.widths) - 2
+  moments: list[tuple[jax.Array, jax.Array]] = []
+  activity: list[jax.Array] = []
+  last = len(config.widths) - 2
   for i in range(last + 1):
     x_BI = matmul(x_BI, params[f"W_{i}_IH"], jnp.float32) + params[f"b_{i}_H"][None]
     if i < config.n_normed:
@@ -106,9 +134,15 @@ def normed_forward(config, params, x_BI, noise_key=None):
   return x_BI, moments, activity
 
 
-def folded(config, params, moments):
-  """`MLP`'s parameters: those of training with the normalisation by given moments put into weights and biases."""
-  found = {}
+def folded(config: MLPConfig, params: dict[str, jax.Array], moments: Moments) -> dict[str, jax.Array]:
+  """The parameters of `MLP`: those of training, with the normalisation put into weights and biases.
+
+  Args:
+    config: the architecture.
+    params: the parameters of training.
+    moments: [(mean_H, variance_H)] that the normalised layers are normalised by from now on.
+  """
+  found: dict[str, jax.Array] = {}
   for i in range(len(config.widths) - 1):
     W_IH, b_H = params[f"W_{i}_IH"], params[f"b_{i}_H"]
     if i < config.n_normed:
@@ -119,24 +153,27 @@ def folded(config, params, moments):
   return found
 
 
-def train_mlp(config, batches, rows_for_moments, directory, identity, mesh, metrics_config, name="mlp"):
-  """Trains (or goes on training) an MLP on squared error: AdamW, one cycle.
+def train_mlp(config: MLPConfig, batches: Callable[[int, int], tuple[Any, Any]], rows_for_moments: Any,
+              directory: str | os.PathLike[str], identity: dict[str, Any], mesh: jax.sharding.Mesh,
+              metrics_config: MetricsConfig, name: str = "mlp") -> tuple[MLP, dict[str, Any]]:
+  """Trains an MLP by squared error, from the newest checkpoint in the folder if there is one.
 
-  With `activity_penalties` the L1 of hidden activations is added; `noise` makes the network one that small errors of
-  its activations, such as a reconstruction's, do not mislead.
+  Penalties on activations (`activity_penalties`) make few units active at a time. Noise on activations makes the MLP
+  insensitive to small errors in them, such as those of a reconstruction.
 
   Args:
-    config: `MLPConfig`.
-    batches: (first step, last step) -> (x_SBI, y_SBO), a pure function; rows are split over "data".
-    rows_for_moments: x_BI, the rows whose moments the folded network normalises by.
-    directory: receives `checkpoints/` and `metrics.jsonl`.
-    identity: JSON-able dict kept with the checkpoints.
-    mesh: device mesh.
-    metrics_config: `MetricsConfig`.
+    config: the settings.
+    batches: (first step, last step) -> (x_SBI, y_SBO), the rows and answers of those steps; a pure function. Rows are
+      split over the mesh's axis "data".
+    rows_for_moments: x_BI, the rows whose moments the trained MLP is normalised by.
+    directory: the folder, which receives `checkpoints/` and `metrics.jsonl`.
+    identity: a JSON-able dict that is kept with the checkpoints.
+    mesh: the mesh.
+    metrics_config: where metrics go besides `metrics.jsonl`.
     name: the progress bar's label.
 
   Returns:
-    (`MLP`, its parameters on the host).
+    (the MLP, its parameters on the host).
   """
   model = MLP(config)
   schedule = optax.cosine_onecycle_schedule(config.n_steps, config.learning_rate)
@@ -157,7 +194,7 @@ def train_mlp(config, batches, rows_for_moments, directory, identity, mesh, metr
     def loss_of(params):
       found_BO, _, activity = normed_forward(config, params, x_BI, noise_key)
       mse = jnp.square(found_BO - y_BO).mean()
-      pairs = zip(config.activity_penalties, activity, strict=False)  # of no penalties at all: none
+      pairs = zip(config.activity_penalties, activity, strict=False)  # there are no pairs where no penalties are given
       return mse + rise * sum(penalty * level for penalty, level in pairs), mse
     (_, mse), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
@@ -171,8 +208,8 @@ def train_mlp(config, batches, rows_for_moments, directory, identity, mesh, metr
     return tuple(meshes.on_mesh(part, mesh, P(None, "data", None)) for part in batches(first, last))
 
   meshes.require_divides(mesh, "data", config.batch_rows)
-  loop = Loop(directory, identity, config.n_steps, config.scan_steps, config.checkpoint_every_steps, (), "rows",
-              config.batch_rows, name)
+  loop = Loop(pathlib.Path(directory), identity, config.n_steps, config.scan_steps, config.checkpoint_every_steps, (),
+              "rows", config.batch_rows, name)
   state = train(meshes.born_sharded(begin, mesh, {}), jax.jit(step, donate_argnums=0), placed, loop, metrics_config)
   finish = jax.jit(lambda params, x_BI: folded(config, params, normed_forward(config, params, x_BI)[1]))
   return model, meshes.to_host(finish(state.params, rows_for_moments))

@@ -1,41 +1,49 @@
-"""The page of the index-arithmetic study, its tables of single rows (CSV and .xlsx), and what a probe prints.
+"""The report of the index-arithmetic study: a page, tables of single rows (CSV and .xlsx), and what a probe prints.
 
-Letters: B rows, F features, L labels, P pairs of a row and a feature.
+A probe is a row that a user gives, for which the study prints the prediction and the features that fire.
+
+Letters: B rows, I the numbers of a row, M neurons of the layer, F features, O the prediction (of length 1), L labels, P
+pairs of a row and a feature that fires there.
 """
 
 import csv
 import io
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from monojax import files
 from monojax.analysis.patching import ablation_effects
-from monojax.browser.report import Picture, Table, Text
+from monojax.browser.report import Block, Picture, Table, Text
+from monojax.pipeline.folder import RunFolder
 from monojax.studies.index import task as index_task
-from monojax.studies.index.study import Features, Subject
+from monojax.studies.index.study import Features, IndexStudyConfig, Subject
 
 _SYMBOLS = {"p1": "p1", "p2": "p2", "v1": "v1", "v2": "v2", "difference": "|v1 - v2|"}
 _SIGNS = ("v1 < v2", "v1 = v2", "v1 > v2")
-_FIRED_ROWS, _TELLING = 50, 0.05  # what a feature needs for its AUROC to be worth showing: rows, distance from 0.5
-TRACED_FEATURES = 10  # of each row, by their effect
+# A feature's AUROC is shown if it fires on this many rows, and if the AUROC is at least so far from 0.5.
+_FIRED_ROWS, _TELLING = 50, 0.05
+TRACED_FEATURES = 10  # how many features are listed for each row, those with the largest effects
 
 
-def label_name(variable, relation, value):
-  """A label as it is read: p1 = 2, v1 >= 5, v1 < v2."""
+def label_name(variable: str, relation: str, value: int) -> str:
+  """A label as people read it, for instance "p1 = 2", "v1 >= 5" or "v1 < v2"."""
   return _SIGNS[value] if variable == "sign" else f"{_SYMBOLS[variable]} {relation} {value}"
 
 
 class Ties:
-  """What `index_ties.tie_features` has left, with names.
+  """What the stage `features` left in the study's folder (see `ties.py`), with the names of labels.
 
   Attributes:
-    arrays: of `ties.npz`.
-    effects: of `effects.npz`.
-    label_L: names of the labels.
+    arrays: the arrays of `ties.npz`.
+    effects: the arrays of `effects.npz`.
+    label_L: the names of the labels.
   """
 
-  def __init__(self, run):
-    """Reads the stage `features`."""
+  def __init__(self, run: RunFolder) -> None:
+    """Reads the files of the stage."""
     run.require_stage("features")
     self.arrays = files.read_npz(run.directory / "features" / "ties.npz")
     self.effects = files.read_npz(run.directory / "features" / "effects.npz")
@@ -43,57 +51,67 @@ class Ties:
         self.arrays["variable_L"].tolist(), self.arrays["relation_L"].tolist(), self.arrays["value_L"].tolist(),
         strict=True)]
 
-  def told(self, feature):
-    """What a feature tells best, alone: a label and its AUROC."""
+  def told(self, feature: int) -> str:
+    """The label that a feature by itself tells best, with its AUROC, as text."""
     auroc_L = self.arrays["auroc_FL"][feature]
     if self.arrays["rows_F"][feature] < _FIRED_ROWS or not np.isfinite(auroc_L).any():
       return "fires too rarely to say"
     label = int(np.nanargmax(np.abs(auroc_L - 0.5)))
     if abs(auroc_L[label] - 0.5) < _TELLING:
-      return "nothing by itself"
+      return "tells nothing by itself"
     sign = "" if auroc_L[label] > 0.5 else "not "
     return f"{sign}{self.label_L[label]} ({max(auroc_L[label], 1 - auroc_L[label]):.2f})"
 
 
-def sections(run, figures):
-  """{heading: blocks} of the report of a finished study; see `monojax.browser.report.write_report`."""
+def sections(run: RunFolder, figures: Mapping[str, Any]) -> dict[str, list[Block]]:
+  """The report of a finished study, for `monojax.browser.report.write_report`.
+
+  Args:
+    run: the study's folder.
+    figures: the figures of its stages, by name.
+
+  Returns:
+    {heading: the blocks of the section}.
+  """
   ties = Ties(run)
   rows = _rows(ties)
-  found = {
+  found: dict[str, list[Block]] = {
       "Figures": [_table(figures)],
       "Which features tell which variable": _variables(ties, figures),
       "From inputs to features": [_detectors(ties), _combinations(ties)],
       "What removing a feature does": [_bells(ties)],
       "From index to output": [_sankey(ties)],
-      "Row by row": [Text("trace.csv and, where openpyxl is installed, trace.xlsx beside this page: a line for each "
-                          f"of {len(rows)} rows: variables, predictions, and the {TRACED_FEATURES} features "
-                          "whose removal changes the prediction most."), _examples(rows)],
+      "Row by row": [Text("The file trace.csv beside this page has a line for each of "
+                          f"{len(rows)} rows: its variables, the predictions, and the {TRACED_FEATURES} features whose "
+                          "removal changes the prediction most. Where openpyxl is installed, trace.xlsx has the same."),
+                     _examples(rows)],
   }
   if run.stage("sweep"):
     found["Other recipes and sizes"] = _sweep(files.read_json(run.directory / "sweep" / "points.json"))
   return found
 
 
-def _table(figures):
+def _table(figures: Mapping[str, Any]) -> Table:
   value = lambda name: figures.get(f"index_arithmetic/{name}")
-  percent = lambda name: f"{100 * value(name):.2f} %"
+  percent = lambda name: f"{100 * figures[f'index_arithmetic/{name}']:.2f} %"
   return Table(("figure", "ours", "published", "target"), [
       ("MLP's accuracy on new rows, rounded", percent("test_accuracy"), "85.9 %", "≥ 99.9 %"),
-      ("accuracy with the reconstruction in the layer's place", percent("spliced_accuracy"), "61.9 %", "≥ 99 %"),
+      ("accuracy from the layer's reconstruction", percent("spliced_accuracy"), "61.9 %", "≥ 99 %"),
       ("features that fire on a row (L0)", value("l0"), "72", "≤ 20"),
       ("neurons that fire on a row", value("neurons_l0"), "69.8", None),
       ("features that never fire", percent("dead_fraction"), "43 %", "≤ 1 %"),
       ("features that fire on less than one row in 10,000", percent("rare_fraction"), "not measured", None),
       ("explained variance of the layer", value("explained_variance"), "0.987", None),
-      ("accuracy with the layer's mean in its place", percent("ablated_accuracy"), "not measured", None),
-      ("AUROC of a few features for the best told value of a variable, worst variable", value("min_variable_auroc"),
+      ("accuracy from the layer's mean activation", percent("ablated_accuracy"), "not measured", None),
+      ("AUROC of a readout for the value of a variable that is told best, worst variable", value("min_variable_auroc"),
        "not measured", "≥ 0.99"),
-      ("patched features move the prediction rightly, worst variable", percent("causal_agreement"), "not measured",
-       "≥ 95 %"),
-      ("seconds for all of it", value("seconds"), "1,269", "≤ 180")])
+      ("pairs whose prediction moves the right way when features are patched, worst variable",
+       percent("causal_agreement"), "not measured", "≥ 95 %"),
+      ("seconds for the whole study", value("seconds"), "1,269", "≤ 180")])
 
 
-def _variables(ties, figures):
+def _variables(ties: Ties, figures: Mapping[str, Any]) -> list[Block]:
+  """Which features tell and carry each variable: a table, and pictures of the sets' overlap and of all labels."""
   rows = []
   for name in index_task.VARIABLES:
     value = lambda key, name=name: figures[f"index_arithmetic/{name}_{key}"]
@@ -103,9 +121,9 @@ def _variables(ties, figures):
                  value("single_auroc"), f'{100 * value("single_information"):.0f} %', f'{100 * value("causal"):.1f} %',
                  value("moved"), value("active"), f'{100 * value("control"):.1f} %', value("control_active")))
   n_read, n_set = ties.arrays["chosen_LK"].shape[1], ties.arrays["set_VS"].shape[1]
-  header = ("variable", "told best", f"AUROC of {n_read} features", "all labels' median", f"{n_read} neurons",
-            "one feature", "one feature's information", "patched rightly", "share of the move", "features that fire",
-            "control", "its features that fire")
+  header = ("variable", "label told best", f"AUROC, {n_read} features", "median over labels",
+            f"AUROC, {n_read} neurons", "AUROC, one feature", "information", "patched: moves the right way", "share of the move",
+            "features that fire", "control: moves the right way", "control's features that fire")
   labels = Picture([
       {"type": "bar", "name": f"{n_read} {what}", "x": ties.label_L, "y": ties.arrays[key]}
       for what, key in (("features", "auroc_L"), ("neurons", "neuron_auroc_L"))] + [
@@ -113,7 +131,7 @@ def _variables(ties, figures):
       {"yaxis": {"title": {"text": "AUROC on held-out rows"}, "range": [0.5, 1]}, "height": 460, "bargap": 0.15,
        "margin": {"l": 60, "r": 20, "t": 50, "b": 120}, "xaxis": {"tickangle": 90},
        "legend": {"orientation": "h", "y": 1.12}},
-      "Every value of every variable, and thresholds of those that are numbers.")
+      "How well each label is told: every value of every variable, and thresholds where values have an order.")
   names = list(index_task.VARIABLES)
   shares = Picture([{"type": "heatmap", "x": [f"{name}'s" for name in names], "y": names,
                      "z": ties.arrays["share_VV"].round(3), "zmin": 0, "zmax": 1,
@@ -121,21 +139,25 @@ def _variables(ties, figures):
                    {"height": 380, "yaxis": {"autorange": "reversed", "title": {"text": "what changes"}},
                     "xaxis": {"title": {"text": "whose features are patched"}},
                     "title": {"text": "Share of the move that a variable's features bring about"}},
-                   "The sets overlap: a pointer's change is a change of the digit that it selects, and what is "
-                   "computed from both columns carries the variables of both.")
-  return [Text(f"A variable's {n_set} features are those that contribute most to the change of the prediction when it "
-               "changes (integrated gradients, on half of the pairs of rows that differ in it and, where possible, in "
-               "nothing else). Patched: on the other half those features take the other row's values, and the "
-               "prediction should move towards its answer. Share: of the difference between the answers, in the "
-               "middle. Control: as many features outside of the set, those nearest in how often they fire; it fires "
-               "less, since the set holds most of what fires. This says what suffices to move a prediction, not that "
-               "it serves one variable only. Readouts are sums of a few of the variable's features (or of any "
-               "neurons), fitted to three quarters of other rows and judged on the rest; information: mutual "
-               "information of the feature that has most, over the variable's entropy."),
+                   "The sets of features overlap: when a pointer changes, the digit that it selects changes, too, and "
+                   "features that are computed from both columns carry the variables of both.")
+  return [Text(f"The {n_set} features of a variable are those that contribute most to the change of the prediction "
+               "when the variable changes, by integrated gradients on pairs of rows that differ in the variable and, "
+               "if possible, in nothing else. On other such pairs these features are patched: they take the values "
+               "that they have on the second row, and the prediction should move towards the second row's answer. The "
+               "share of the move is the change of the prediction over the difference between the answers, as a "
+               "median. The control patches as many features that are not among the variable's and fire about as "
+               "often; fewer of them fire, since the variable's features include most of those that fire. Patching "
+               "shows that these features suffice to move a prediction, not that they serve one variable only."),
+          Text("A readout of a label is a weighted sum of a few of the variable's features, or of neurons, that tells "
+               "whether the label is true. It is fitted to three quarters of some further rows and judged on the rest. "
+               "The information is the mutual information between the variable and the feature that has most of it, "
+               "over the variable's entropy."),
           Table(header, rows), shares, labels]
 
 
-def _detectors(ties):
+def _detectors(ties: Ties) -> Picture:
+  """How well each of the strongest features tells each label."""
   effects = ties.effects
   shown_F = effects["shown_F"]
   z = ties.arrays["auroc_FL"][shown_F].T
@@ -146,12 +168,12 @@ def _detectors(ties):
                  {"height": 900, "yaxis": {"autorange": "reversed", "dtick": 1, "tickfont": {"size": 10}},
                   "xaxis": {"type": "category", "tickangle": 90}, "margin": {"l": 120, "r": 30, "t": 50, "b": 80},
                   "title": {"text": "AUROC of single features for each label"}},
-                 "The features whose removal changes predictions most, the strongest first. Blue: fires when the label "
-                 "holds; orange: when it does not.")
+                 "These are the features whose removal changes predictions most, the strongest on the left. Blue ones "
+                 "fire where the label is true, orange ones where it is false.")
 
 
-def _combinations(ties):
-  """The mean effect of features by pointers and answer, with the strongest of them."""
+def _combinations(ties: Ties) -> Picture:
+  """How much features change predictions, for each combination of pointers and answer."""
   effects = ties.effects
   rows_BI = effects["rows_BI"]
   values = index_task.variables(rows_BI)
@@ -175,11 +197,12 @@ def _combinations(ties):
                  {"height": 460, "title": {"text": "Sum of features' effects by pointers and answer"},
                   "xaxis": {"title": {"text": "(p1, p2)"}, "type": "category"},
                   "yaxis": {"title": {"text": "answer"}, "type": "category"}},
-                 "Each feature that fires is removed by itself; absolute changes of the prediction are added up. Point "
-                 "at a cell for its five strongest features.")
+                 "Each feature that fires on a row is removed by itself, and the absolute changes of the prediction "
+                 "are added up. Move the pointer over a cell to see its five strongest features.")
 
 
-def _bells(ties):
+def _bells(ties: Ties) -> Picture:
+  """How removing each of the strongest features changes predictions, as distributions over rows."""
   effects = ties.effects
   values = index_task.variables(effects["rows_BI"])
   data = []
@@ -196,11 +219,13 @@ def _bells(ties):
                         "yaxis": {"title": {"text": "change of the prediction"}},
                         "title": {"text": "Distribution of effects, on rows where the feature fires"},
                         "legend": {"orientation": "h", "y": 1.12}},
-                 "A feature that adds to v1 lowers the prediction when it is removed where v1 > v2, and raises it "
-                 "where v1 < v2. At most 300 rows a curve; the line is the mean.")
+                 "Each feature has two halves: rows where v1 > v2 and rows where v1 < v2. Removing a feature that adds "
+                 "to v1 lowers the prediction on the former and raises it on the latter. A half has at most 300 rows, "
+                 "and its line is their mean.")
 
 
-def _sankey(ties):
+def _sankey(ties: Ties) -> Picture:
+  """The graph of causes and effects from pointers to predictions."""
   effects = ties.effects
   neurons, shown_F = effects["neuron_N"], effects["shown_F"]
   names = ([f"p1 = {i}" for i in range(4)] + [f"p2 = {i}" for i in range(4)] + [f"v1 = {v}" for v in range(10)]
@@ -226,18 +251,21 @@ def _sankey(ties):
                                                                     "thickness": 12},
                    "link": {"source": source, "target": target, "value": value, "color": "rgba(120,120,120,.25)"}}],
                  {"height": 1100, "font": {"size": 10}, "title": {"text": "Index, value, neuron, feature, output"}},
-                 "Every edge is the mean change of its right end when its left end is changed: the prediction, when a "
-                 "pointer that selects the value moves; a neuron, when the selected digit is another; a feature, when "
-                 "the neuron is silenced; the prediction, when the feature is removed. Each of the four steps adds up "
-                 "to 1; edges below a thousandth of it are left out. Shown are the neurons and features with the "
-                 f"largest effects; these features have {100 * effects['effect_share']:.0f} % of all features' effect.")
+                 "The width of an edge is a mean absolute change. From pointers to digits it is the change of the "
+                 "prediction when the pointer, which selects the digit, is moved; from digits to neurons the change of "
+                 "the neuron when the selected digit is another; from neurons to features the change of the feature "
+                 "when the neuron is set to 0; from features to predictions the change of the prediction when the "
+                 "feature is removed. The edges of each of these four steps add up to 1, and edges below a thousandth "
+                 "are left out. The neurons and features are those with the largest effects; the features have "
+                 f"{100 * effects['effect_share']:.0f} % of the effects of all features.")
 
 
-def _sweep(points):
+def _sweep(points: Sequence[Mapping[str, Any]]) -> list[Block]:
+  """The dictionaries of the sweep: accuracy from their reconstructions against L0."""
   header = ("recipe", "features", "sparsity", "spliced accuracy", "L0", "explained variance", "dead")
   rows = [(p["recipe"], p["n_features"], p["sparsity"], p["spliced_accuracy"], p["l0"], p["explained_variance"],
            p["dead_fraction"]) for p in points]
-  lines = {}
+  lines: dict[str, list[tuple[float, float]]] = {}
   for point in sorted(points, key=lambda point: point["l0"]):
     lines.setdefault(f'{point["recipe"]}, {point["n_features"]}', []).append((point["l0"], point["spliced_accuracy"]))
   traces = [{"type": "scatter", "mode": "lines+markers", "name": name, "x": np.array(line)[:, 0],
@@ -247,9 +275,10 @@ def _sweep(points):
                            "yaxis": {"title": {"text": "spliced accuracy"}}})]
 
 
-def _examples(rows):
-  header = ("row", "v1", "v2", "answer", "prediction", "spliced", "three strongest features: effect of removal, what "
-            "it tells")
+def _examples(rows: Sequence[Mapping[str, Any]]) -> Table:
+  """The first twelve rows of the trace."""
+  header = ("row", "v1", "v2", "answer", "prediction", "prediction from the reconstruction",
+            "three strongest features: change of the prediction when removed, and what the feature tells")
   shown = []
   for row in rows[:12]:
     strongest = "; ".join(f"#{f}: {effect:+.2f}, {told}" for f, _, effect, told in row["features"][:3])
@@ -258,8 +287,8 @@ def _examples(rows):
   return Table(header, shown)
 
 
-def _rows(ties, n_rows=500):
-  """What the trace says of each row."""
+def _rows(ties: Ties, n_rows: int = 500) -> list[dict[str, Any]]:
+  """What the trace says of each row: inputs, variables, predictions, and the features with the largest effects."""
   effects = ties.effects
   values = index_task.variables(effects["rows_BI"])
   bounds = np.searchsorted(effects["row_P"], np.arange(n_rows + 1))
@@ -276,11 +305,13 @@ def _rows(ties, n_rows=500):
   return found
 
 
-def write_trace(run):
-  """Writes `report/trace.csv`, and `report/trace.xlsx` where openpyxl is installed: one line for each row.
+def write_trace(run: RunFolder) -> list[pathlib.Path]:
+  """Writes the trace, a table with one line for each row.
+
+  It is `report/trace.csv` in the study's folder and, where openpyxl is installed, `report/trace.xlsx`.
 
   Returns:
-    Paths of what was written.
+    The paths of the files that were written.
   """
   columns = [f"c1[{i}]" for i in range(4)] + ["p1"] + [f"c2[{i}]" for i in range(4)] + ["p2"]
   columns += ["v1", "v2", "sign", "answer", "prediction", "spliced"]
@@ -312,13 +343,13 @@ def write_trace(run):
   return paths
 
 
-def probe(run, config, text):
-  """What the MLP and its features make of one input: lines to print.
+def probe(run: RunFolder, config: IndexStudyConfig, text: str) -> list[str]:
+  """What the MLP predicts for one row, and the features that fire on it, as lines to print.
 
   Args:
-    run: `Run` of a finished study.
-    config: its configuration.
-    text: ten numbers; see `index_task.parse`.
+    run: the folder of a finished study.
+    config: its settings.
+    text: the row, ten numbers with commas between them (see `index_task.parse`).
   """
   rows_BI = index_task.parse(text)
   subject = Subject(run, config)
@@ -328,10 +359,11 @@ def probe(run, config, text):
   _, feature_P, effect_PO = ablation_effects(subject.tail, features.W_dec_FO, x_BM, f_BF)
   values = {name: int(value_B[0]) for name, value_B in index_task.variables(rows_BI).items()}
   lines = [f"c1[{values['p1']}] = {values['v1']}, c2[{values['p2']}] = {values['v2']}, answer {values['difference']}",
-           f"prediction {subject.output(x_BM)[0]:.3f}, with the reconstruction in the layer's place "
+           f"prediction {subject.output(x_BM)[0]:.3f}, from the layer's reconstruction "
            f"{subject.output(features.reconstruct(x_BM))[0]:.3f}",
-           f"{len(feature_P)} features fire ({int((x_BM > 0).sum())} neurons); by the effect of removing each:",
-           f"{'feature':>8} {'activation':>11} {'effect':>8}  tells best, alone (AUROC)"]
+           f"{len(feature_P)} features fire ({int((x_BM > 0).sum())} neurons). The effect of a feature is the change "
+           "of the prediction when it is removed:",
+           f"{'feature':>8} {'activation':>11} {'effect':>8}  label that the feature tells best by itself (AUROC)"]
   for i in np.argsort(-np.abs(effect_PO[:, 0])):
     feature = feature_P[i]
     lines.append(f"{feature:>8} {f_BF[0, feature]:>11.3f} {effect_PO[i, 0]:>+8.3f}  {ties.told(feature)}")

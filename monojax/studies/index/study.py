@@ -1,12 +1,19 @@
-"""Index arithmetic: an MLP that learns |c1[p1] - c2[p2]|, a dictionary of its hidden layer, and what features do.
+"""The index-arithmetic study: a dictionary of an MLP whose task is known so well that its features can be checked.
 
-Stages: `mlp` trains the subject; `sae` its dictionary; `features` ties features to the task's variables and measures
-what they do; `sweep`, if asked for, trains recipes and sizes beside it.
+The MLP learns to select two digits by two pointers and to subtract them (`task.py`). Every variable that this takes is
+known on every row, so that the study can ask which features of the MLP's hidden layer stand for which variable.
 
-Letters: B rows, F features, H neurons, L labels, P pairs of a row and a feature.
+The stage `mlp` trains the MLP, `sae` trains a dictionary of the activations of its second hidden layer, and `features`
+finds the features of each variable and measures what they do (`ties.py`). The stage `sweep`, which is left out by
+default, trains dictionaries of other recipes and sizes on the same layer. `report.py` makes the report.
+
+Letters: B rows of a batch, I the numbers of a row, M neurons of the layer, F features, S steps of one compiled call.
 """
 
 import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,45 +24,50 @@ from monojax import mesh as meshes
 from monojax.activations.generated import Generated
 from monojax.config import option, require, require_not_negative, require_positive
 from monojax.metrics import MetricsConfig
+from monojax.pipeline.folder import RunFolder
 from monojax.sae.config import SAEConfig
 from monojax.sae.dictionary import SAE
-from monojax.sae.model import Wiring
+from monojax.sae.model import Dictionary, Wiring
 from monojax.sae.recipes import RECIPES, recipe_of
 from monojax.sae.sweep import name_of, train_sweep
 from monojax.sae.train import train_sae
 from monojax.studies.index import task as index_task
 from monojax.studies.index.mlp import MLP, MLPConfig, train_mlp
 
-SITE = "layer.1.mlp.hidden"
-INPUTS = {"mlp": (), "sae": ("mlp",), "features": ("mlp", "sae"), "sweep": ("mlp",)}
-_USES = ("learned", "moments", "tested", "spliced", "tied", "patched", "ablated", "coded")  # of rows; each has its own
+SITE = "layer.1.mlp.hidden"  # the layer that the dictionary is of
+INPUTS: dict[str, tuple[str, ...]] = {  # the study's stages, and for each the stages whose results it reads
+    "mlp": (), "sae": ("mlp",), "features": ("mlp", "sae"), "sweep": ("mlp",)}
+# What rows are drawn for. Each use has rows of its own, so that nothing is judged on rows that it was made from.
+_USES = ("learned", "moments", "tested", "spliced", "tied", "patched", "ablated", "coded")
 _TEST_ROWS, _COUNTED_ROWS, _SPLICED_ROWS = 100_000, 131_072, 32_768
-# Penalties that suit this layer (of a recipe that is not here, those of its record), and what recipes need to converge
-# in about a thousand steps.
+# The penalties of the sweep, chosen for this layer. A recipe that is not here takes those of its record.
 _PENALTIES = {"tm2023": (1e-4, 3e-4), "apr2024": (0.3, 1.0), "gated": (0.3, 1.0), "jumprelu": (0.3, 1.0),
               "jan2025": (0.5, 2.0)}
-_FAST = {"gated": {"beta1": 0.9}, "jumprelu": {"beta1": 0.9, "threshold": 0.3, "bandwidth": 0.3},
-         "jan2025": {"threshold": 0.3, "bandwidth": 1.0}}
+# Settings with which recipes converge in about a thousand steps.
+_FAST: dict[str, dict[str, Any]] = {
+    "gated": {"beta1": 0.9}, "jumprelu": {"beta1": 0.9, "threshold": 0.3, "bandwidth": 0.3},
+    "jan2025": {"threshold": 0.3, "bandwidth": 1.0}}
 _drawn = jax.jit(index_task.draw_rows, static_argnums=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class IndexStudyConfig:
-  """The subject, the dictionary and how they are looked at."""
-  seed: int = option(0, "of the rows; it is added to mlp.seed and sae.seed")
+  """The study's MLP, its dictionary, how features are tied to variables, and the sweep."""
+  seed: int = option(0, "seed of the rows; it is also added to mlp.seed and sae.seed")
   mlp: MLPConfig = dataclasses.field(default_factory=lambda: MLPConfig(
       n_steps=2750, batch_rows=512, activity_penalties=(2e-3, 1e-3, 0.0), noise=(0.0, 0.6, 0.0)))
-  train_rows: int = option(0, "rows that the MLP learns from, drawn again and again; 0 draws new ones at each step")
+  train_rows: int = option(0, "number of rows that the MLP learns from, over and over; 0 draws new rows at each step")
   sae: SAEConfig = dataclasses.field(default_factory=lambda: SAEConfig(
       recipe="batchtopk", n_features=2048, k=19, batch_rows=1024, n_steps=532, learning_rate=5e-4, warmup_steps=50,
       decay_fraction=0.4, aux_k=16, dead_window_steps=100, scan_steps=19, checkpoint_every_steps=190))
-  variable_features: int = option(96, "features that stand for a variable: those with the largest effect when it "
-                                      "changes")
-  readout_features: int = option(40, "of those, features in a readout of one of its values")
-  sweep_recipes: tuple[str, ...] = option((), "recipes to train on the layer besides; none by default")
-  sweep_sizes: tuple[int, ...] = option((512, 1024, 2048), "sizes of each of them")
+  variable_features: int = option(96, "number of features that are tied to each variable: those that contribute most "
+                                      "to the prediction's change when the variable changes")
+  readout_features: int = option(40, "number of a variable's features that a readout of one of its values adds up")
+  sweep_recipes: tuple[str, ...] = option((), "recipes that the stage sweep trains on the same layer; by default there "
+                                              "is no sweep")
+  sweep_sizes: tuple[int, ...] = option((512, 1024, 2048), "numbers of features that the sweep trains each recipe with")
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     require_not_negative(self, "", "seed", "train_rows")
     require_positive(self, "", "readout_features")
     require(self.readout_features <= self.variable_features <= self.sae.n_features // 2, "variable_features",
@@ -65,32 +77,32 @@ class IndexStudyConfig:
     require(all(name in RECIPES for name in self.sweep_recipes), "sweep_recipes", ",".join(self.sweep_recipes),
             f"choose among {', '.join(RECIPES)}")
     require(len(self.mlp.hidden) == 3 and self.mlp.n_inputs == index_task.WIDTH and self.mlp.n_outputs == 1,
-            "mlp.hidden", self.mlp.hidden, "the study is of ten numbers, three hidden layers and one output")
+            "mlp.hidden", self.mlp.hidden, "the study needs an MLP with ten inputs, three hidden layers and one output")
     require(self.readout_features <= self.width, "readout_features", self.readout_features,
             f"must not exceed the layer's {self.width} neurons")
-    sweep_configs(self)  # refuses what cannot be trained, before anything is
+    sweep_configs(self)  # raises an error now, and not after the other stages, if the sweep cannot be trained
 
   @property
-  def seeded_mlp(self):
-    """The subject's settings with the study's seed."""
+  def seeded_mlp(self) -> MLPConfig:
+    """The settings of the MLP, with the study's seed added to its seed."""
     return dataclasses.replace(self.mlp, seed=self.mlp.seed + self.seed)
 
   @property
-  def seeded_sae(self):
-    """The dictionary's."""
+  def seeded_sae(self) -> SAEConfig:
+    """The resolved settings of the dictionary, with the study's seed added to its seed."""
     return dataclasses.replace(self.sae, seed=self.sae.seed + self.seed).resolved()
 
   @property
-  def width(self):
-    """Of the site."""
+  def width(self) -> int:
+    """M, the number of neurons of the layer that the dictionary is of."""
     return self.mlp.hidden[1]
 
-  def key(self, use):
-    """The key of the rows of one of `_USES`."""
+  def key(self, use: str) -> jax.Array:
+    """The random key of the rows that are drawn for a use, one of `_USES`."""
     return jax.random.fold_in(jax.random.key(self.seed), _USES.index(use))
 
-  def rows(self, use, n_rows):
-    """(n_rows, 10) rows, on the host."""
+  def rows(self, use: str, n_rows: int) -> np.ndarray:
+    """Rows for a use, (n_rows, 10), on the host; always the same for the same seed, use and number."""
     return np.asarray(_drawn(self.key(use), n_rows))
 
 
@@ -99,11 +111,19 @@ def published_mlp() -> MLPConfig:
   return MLPConfig(n_steps=62_500, batch_rows=64, scan_steps=500, checkpoint_every_steps=12_500)
 
 
-def train_subject(run, config):
-  """The MLP; its accuracy on rows that were not learned from."""
+def train_subject(run: RunFolder, config: IndexStudyConfig) -> dict[str, Any]:
+  """The stage `mlp`: trains the MLP, and measures how accurate it is on new rows.
+
+  Args:
+    run: the study's folder.
+    config: its settings.
+
+  Returns:
+    The stage's record.
+  """
   mlp = config.seeded_mlp
 
-  def work(directory, identity):
+  def work(directory: pathlib.Path, identity: str) -> dict[str, Any]:
     moment_rows_BI = _fixed_rows(config) if config.train_rows else config.rows("moments", _TEST_ROWS)
     model, params = train_mlp(mlp, _batches(config), moment_rows_BI, directory,
                               {"identity": identity}, meshes.make_mesh(), MetricsConfig())
@@ -116,8 +136,8 @@ def train_subject(run, config):
   return run.execute("mlp", {"mlp": mlp, "seed": config.seed, "train_rows": config.train_rows}, work)
 
 
-def _batches(config):
-  """(first step, last step) -> (x_SBI, y_SBO) of the rows that the MLP learns from."""
+def _batches(config: IndexStudyConfig) -> Callable[[int, int], tuple[jax.Array, jax.Array]]:
+  """The function (first step, last step) -> (x_SBI, y_SBO): the rows that the MLP learns from, and their answers."""
   n_batch, key = config.mlp.batch_rows, config.key("learned")
   fixed_NI = _fixed_rows(config) if config.train_rows else None
 
@@ -132,15 +152,21 @@ def _batches(config):
   return lambda first, last: make(jnp.arange(first, last))
 
 
-def _fixed_rows(config):
+def _fixed_rows(config: IndexStudyConfig) -> jax.Array:
+  """The rows that the MLP learns from if there are only so many."""
   return _drawn(config.key("learned"), config.train_rows)
 
 
 class Subject:
-  """The trained MLP, cut at the site of the dictionary."""
+  """The trained MLP in two parts: up to the layer that the dictionary is of, and from there on.
 
-  def __init__(self, run, config):
-    """Reads the stage `mlp`."""
+  Attributes:
+    sites_of: rows_BI -> {site: activations}; it can be compiled.
+    tail: x_BM -> predictions of shape (B, 1), the second part; it can be compiled.
+  """
+
+  def __init__(self, run: RunFolder, config: IndexStudyConfig) -> None:
+    """Reads what the stage `mlp` left in the study's folder."""
     run.require_stage("mlp")
     params = checkpoint.load_params(run.directory / "mlp" / "subject")[0]
     model = MLP(config.seeded_mlp)
@@ -150,53 +176,67 @@ class Subject:
     self._activations = jax.jit(lambda rows_BI: self.sites_of(rows_BI)[SITE])
     self._tail = jax.jit(self.tail)
 
-  def activations(self, rows_BI):
-    """x_BM: the site's activations, on the host."""
+  def activations(self, rows_BI: Any) -> np.ndarray:
+    """The layer's activations on rows, x_BM, on the host."""
     return np.asarray(self._activations(rows_BI))
 
-  def output(self, x_BM):
-    """(B,) predictions from the site's activations."""
+  def output(self, x_BM: Any) -> np.ndarray:
+    """The predictions from activations of the layer, (B,), on the host."""
     return np.asarray(self._tail(x_BM))[:, 0]
 
 
 class Features:
-  """A trained dictionary of the site."""
+  """A trained dictionary of the layer, its functions compiled.
 
-  def __init__(self, model, params):
-    """Takes the dictionary."""
+  Attributes:
+    n_features: F.
+    W_dec_FO: the directions of its features.
+  """
+
+  def __init__(self, model: Dictionary, params: Any) -> None:
+    """Takes a dictionary's model and its parameters, for use on raw activations."""
     self.n_features, self.W_dec_FO = model.n_features, params["W_dec_FO"]
     self._encode = jax.jit(lambda x_BM: model.apply({"params": params}, x_BM, method="encode"))
     self._reconstruct = jax.jit(lambda x_BM: model.apply({"params": params}, x_BM)[0])
     self._fired = jax.jit(lambda x_BM: (self._encode(x_BM) > 0).sum(0))
 
   @classmethod
-  def of_run(cls, run, config):
-    """What the stage `sae` has left."""
+  def of_run(cls, run: RunFolder, config: IndexStudyConfig) -> "Features":
+    """The dictionary that the stage `sae` left in the study's folder."""
     sae = SAE.load(run.directory / "sae" / "dictionary")
     return cls(sae.model, sae.params)
 
-  def encode(self, x_BM):
-    """f_BF, on the host."""
+  def encode(self, x_BM: Any) -> np.ndarray:
+    """The features of activations, f_BF, on the host."""
     return np.asarray(self._encode(x_BM))
 
-  def fired(self, x_BM):
-    """(F,) on how many of the rows each feature fires."""
+  def fired(self, x_BM: Any) -> np.ndarray:
+    """On how many of the rows each feature fires, (F,), on the host."""
     return np.asarray(self._fired(x_BM))
 
-  def reconstruct(self, x_BM):
-    """The reconstruction, on the host."""
+  def reconstruct(self, x_BM: Any) -> np.ndarray:
+    """The reconstructions of activations, (B, M), on the host."""
     return np.asarray(self._reconstruct(x_BM))
 
 
-def _source(config, subject):
+def _source(config: IndexStudyConfig, subject: Subject) -> Generated:
+  """The source that dictionaries are trained on: the layer's activations on random rows."""
   return Generated(index_task.draw_rows, subject.sites_of, (SITE,), config.sae.batch_rows, config.seed + 1000)
 
 
-def train_dictionary(run, config):
-  """The dictionary, and the MLP's accuracy with its reconstruction in place of the layer."""
+def train_dictionary(run: RunFolder, config: IndexStudyConfig) -> dict[str, Any]:
+  """The stage `sae`: trains the dictionary, and measures how well it stands in for the layer.
+
+  Args:
+    run: the study's folder.
+    config: its settings.
+
+  Returns:
+    The stage's record, with the figures of `spliced_scores`.
+  """
   sae = config.seeded_sae
 
-  def work(directory, identity):
+  def work(directory: pathlib.Path, identity: str) -> dict[str, Any]:
     subject = Subject(run, config)
     about = {"identity": identity, "sites": [SITE]}
     train_sae(sae, _source(config, subject), Wiring((config.width,)), directory, about, meshes.make_mesh(),
@@ -206,18 +246,33 @@ def train_dictionary(run, config):
   return run.execute("sae", {"sae": sae, "seed": config.seed}, work)
 
 
-def spliced_scores(config, subject, features):
-  """Figures of a dictionary in the place of the layer.
+def spliced_scores(config: IndexStudyConfig, subject: Subject, features: Features) -> dict[str, float]:
+  """How well a dictionary stands in for the layer: the MLP predicts from its reconstruction of the activations.
+
+  A prediction counts as right if it rounds to the answer.
+
+  Args:
+    config: the study's settings.
+    subject: the MLP.
+    features: the dictionary.
 
   Returns:
-    Of 131,072 rows "l0"; "dead_fraction", features that fire on none of them; "rare_fraction", on less than one in
-    10,000, dead ones among them. Of 32,768 of them "spliced_accuracy", of rounded predictions; "spliced_mse";
-    "explained_variance" of the layer; "neurons_l0", neurons that are not 0; "ablated_accuracy" with the layer's mean
-    in its place.
+    Measured on 131,072 rows,
+
+    * "l0": how many features fire on a row on average;
+    * "dead_fraction": the fraction of features that fire on no row;
+    * "rare_fraction": the fraction that fire on fewer than one row in 10,000, dead features included.
+
+    Measured on the first 32,768 of these rows,
+
+    * "spliced_accuracy" and "spliced_mse": the accuracy and the mean squared error of predictions from reconstructions;
+    * "explained_variance": that of the reconstructions;
+    * "neurons_l0": how many neurons are not 0 on a row on average;
+    * "ablated_accuracy": the accuracy of predictions from the layer's mean activation.
   """
   rows_BI = config.rows("spliced", _COUNTED_ROWS)
   chunks = np.split(rows_BI, _COUNTED_ROWS // 8192)
-  counts_F = sum(features.fired(subject.activations(part_BI)) for part_BI in chunks)
+  counts_F = np.sum([features.fired(subject.activations(part_BI)) for part_BI in chunks], axis=0)
   judged_BI = rows_BI[:_SPLICED_ROWS]
   x_BM, answer_B = subject.activations(judged_BI), index_task.answers(judged_BI)
   y_BM, mean_1M = features.reconstruct(x_BM), x_BM.mean(0, keepdims=True)
@@ -231,11 +286,21 @@ def spliced_scores(config, subject, features):
           "ablated_accuracy": float((np.round(mean_found_1) == answer_B).mean())}
 
 
-def train_others(run, config):
-  """Recipes and sizes on the same layer: the points of the sweep, in `points.json`."""
+def train_others(run: RunFolder, config: IndexStudyConfig) -> dict[str, Any]:
+  """The stage `sweep`: trains dictionaries of other recipes and sizes on the same layer.
+
+  It writes `points.json`: the recipe, size, sparsity and `spliced_scores` of each dictionary.
+
+  Args:
+    run: the study's folder.
+    config: its settings.
+
+  Returns:
+    The stage's record.
+  """
   saes = sweep_configs(config)
 
-  def work(directory, identity):
+  def work(directory: pathlib.Path, identity: str) -> dict[str, Any]:
     subject = Subject(run, config)
     identities = {name_of(sae): {"identity": identity, "sites": [SITE]} for sae in saes}
     trained = train_sweep(saes, _source(config, subject), Wiring((config.width,)), directory, identities,
@@ -249,14 +314,16 @@ def train_others(run, config):
   return run.execute("sweep", {"saes": {name_of(sae): sae for sae in saes}, "seed": config.seed}, work)
 
 
-def sweep_configs(config):
-  """The dictionaries of the sweep: each recipe at each size, at the penalties that suit this layer."""
-  found = []
+def sweep_configs(config: IndexStudyConfig) -> list[SAEConfig]:
+  """The resolved settings of the sweep's dictionaries: each recipe with each size, at several sparsities."""
+  found: list[SAEConfig] = []
   for recipe in config.sweep_recipes:
     for n_features in config.sweep_sizes:
-      given = {} if recipe == config.sae.recipe else {"sparsity_coefficient": None}  # another recipe's, otherwise
+      changes = dict(_FAST.get(recipe, {}))
+      if recipe != config.sae.recipe:
+        changes["sparsity_coefficient"] = None  # what the settings say of it is meant for their own recipe
       base = dataclasses.replace(config.sae, seed=config.seeded_sae.seed, recipe=recipe, n_features=n_features,
-                                 **given, **_FAST.get(recipe, {}))
+                                 **changes)
       record = recipe_of(recipe)
       found += [base] if record.knob == "k" else base.at_sparsities(_PENALTIES.get(recipe, record.grid))
   return [sae.resolved() for sae in found]

@@ -1,8 +1,14 @@
-"""Index arithmetic: the difference of two digits that two pointers select, a task whose every variable is known.
+"""The task of the index-arithmetic study: the difference between two digits that two pointers select.
 
-A row holds two columns of four digits and a pointer each, [c1 (4), p1, c2 (4), p2]; the answer is |c1[p1] - c2[p2]|.
-Digits are U{0..9}, pointers U{0..3}, all independent.
+A row has ten numbers: a column c1 of four digits, a pointer p1 into it, a second column c2 and a pointer p2 into that.
+The answer is |c1[p1] - c2[p2]|. For example, the row 8,9,5,1,3,2,9,4,7,1 has c1[3] = 1 and c2[1] = 9, and the answer is
+8. Digits are uniform in 0..9 and pointers in 0..3, all independent of each other. Everything that the answer depends on
+is thus known, and named: these are the task's variables.
+
+Letters: B rows, I the ten numbers of a row. In this module V is values of a variable.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +17,13 @@ import numpy as np
 from monojax.config import require
 
 WIDTH, N_DIGITS, N_POINTERS = 10, 10, 4
-# A row's variables and how many values each has; the sign is that of v1 - v2, plus 1.
+# The variables behind a row and how many values each has: the pointers, the digits that they select, the sign of
+# v1 - v2 (0 for -1, 1 for 0, 2 for +1), and the answer |v1 - v2|.
 VARIABLES = {"p1": N_POINTERS, "p2": N_POINTERS, "v1": N_DIGITS, "v2": N_DIGITS, "sign": 3, "difference": N_DIGITS}
 
 
-def draw_rows(key, n_rows):
-  """(n_rows, 10) float32 rows; to be traced."""
+def draw_rows(key: jax.Array, n_rows: int) -> jax.Array:
+  """Random rows, (n_rows, 10), float32; it can be compiled."""
   digit_key, pointer_key = jax.random.split(key)
   digits_B8 = jax.random.randint(digit_key, (n_rows, 8), 0, N_DIGITS)
   pointers_B2 = jax.random.randint(pointer_key, (n_rows, 2), 0, N_POINTERS)
@@ -24,38 +31,40 @@ def draw_rows(key, n_rows):
   return jnp.concatenate(parts, axis=1).astype(jnp.float32)
 
 
-def answers(rows_BI):
-  """(B,) answers of rows; of numpy arrays or traced ones."""
+def answers(rows_BI: Any) -> Any:
+  """The answer of each row, (B,), an array of NumPy or jax as the rows are."""
   v1_B, v2_B = selected(rows_BI)
   return abs(v1_B - v2_B)
 
 
-def selected(rows_BI):
-  """The two selected digits, each (B,)."""
-  xp = np if isinstance(rows_BI, np.ndarray) else jnp
+def selected(rows_BI: Any) -> tuple[Any, Any]:
+  """The two digits that each row's pointers select, each (B,)."""
+  xp: Any = np if isinstance(rows_BI, np.ndarray) else jnp
   pick = lambda column_B4, pointer_B: xp.take_along_axis(column_B4, pointer_B.astype(int)[:, None], axis=1)[:, 0]
   return pick(rows_BI[:, :4], rows_BI[:, 4]), pick(rows_BI[:, 5:9], rows_BI[:, 9])
 
 
-def variables(rows_BI):
-  """{name: (B,) int64 values} of the variables behind rows: `VARIABLES`."""
+def variables(rows_BI: Any) -> dict[str, np.ndarray]:
+  """{variable: its value on each row, (B,) int64} for each of `VARIABLES`."""
   rows_BI = np.asarray(rows_BI)
   v1_B, v2_B = (v_B.astype(int) for v_B in selected(rows_BI))
   return {"p1": rows_BI[:, 4].astype(int), "p2": rows_BI[:, 9].astype(int), "v1": v1_B, "v2": v2_B,
           "sign": np.sign(v1_B - v2_B) + 1, "difference": np.abs(v1_B - v2_B)}
 
 
-def changed(rows_BI, variable, rng):
-  """Rows like the given ones but for one variable, with as little else changed as possible.
+def changed(rows_BI: np.ndarray, variable: str, rng: np.random.Generator) -> np.ndarray:
+  """Rows in which one number is changed so that a variable takes another value, and others change as little as can be.
 
-  A pointer points elsewhere; the selected digit of its column is another one. The sign changes by the selected digit
-  of either column, to one on another side of the other's; the difference by one on the same side, where there is
-  any other.
+  * For "p1" or "p2" the pointer is changed.
+  * For "v1" or "v2" the selected digit of that column is changed.
+  * For "sign" the selected digit of a random column is changed so that v1 - v2 gets another sign.
+  * For "difference" the selected digit of a random column is changed so that |v1 - v2| is different and, if possible,
+    the sign is the same.
 
   Args:
-    rows_BI: numpy array.
-    variable: a key of `VARIABLES`.
-    rng: numpy generator.
+    rows_BI: the rows.
+    variable: the name of the variable, a key of `VARIABLES`.
+    rng: what random choices are drawn from.
   """
   rows_BI, now = np.array(rows_BI), variables(rows_BI)
   if variable in ("p1", "p2"):
@@ -63,7 +72,7 @@ def changed(rows_BI, variable, rng):
     allowed_BV = np.arange(N_POINTERS)[None] != now[variable][:, None]
   else:
     second_B = {"v1": np.zeros(len(rows_BI), bool), "v2": np.ones(len(rows_BI), bool)}.get(
-        variable, rng.random(len(rows_BI)) < 0.5)  # whether the second column's digit changes
+        variable, rng.random(len(rows_BI)) < 0.5)  # whether it is the second column whose digit changes
     column_B = np.where(second_B, rows_BI[:, 9] + 5, rows_BI[:, 4]).astype(int)
     selected_B, other_B = np.where(second_B, (now["v2"], now["v1"]), (now["v1"], now["v2"]))
     value_1V = np.arange(N_DIGITS)[None]
@@ -79,11 +88,11 @@ def changed(rows_BI, variable, rng):
   return rows_BI
 
 
-def parse(text):
-  """(1, 10) row of ten comma-separated numbers.
+def parse(text: str) -> np.ndarray:
+  """The row, (1, 10), that ten numbers with commas between them describe.
 
   Raises:
-    InputError: they are not eight digits and two pointers in their places.
+    InputError: they are not digits and pointers in their places.
   """
   try:
     row = np.array([[float(part) for part in text.split(",")]], np.float32)

@@ -1,29 +1,60 @@
-"""Index arithmetic: which features tell the task's variables, and what features do when they are changed.
+"""The stage `features` of the index-arithmetic study: ties features to the variables of the task.
 
-Letters: B rows, F features, H neurons, L labels, K features of a readout, P pairs of a row and a feature, V variables.
+A feature is tied to a variable in two ways. One is causal: features are given the values that they have on a row in
+which the variable differs, and the prediction should move accordingly (`causal_sets`). The other asks what features
+tell: how well the variable's value can be read off them (`variables.py`). Besides, the stage measures what each feature
+does to predictions (`measured_effects`).
+
+Letters: B rows, I the numbers of a row, M neurons of the layer, F features, O the prediction (of length 1), L labels, K
+features of a readout, P pairs of a row and a feature that fires there, N shown neurons. In this module V is variables
+and S the features of a set.
 """
+
+import pathlib
+from typing import Any
 
 import numpy as np
 
 from monojax import files
 from monojax.analysis import patching
+from monojax.pipeline.folder import RunFolder
 from monojax.studies.index import task as index_task
 from monojax.studies.index import variables as tell
-from monojax.studies.index.study import Features, Subject
+from monojax.studies.index.study import Features, IndexStudyConfig, Subject
 
-ORDERED = ("v1", "v2", "difference")  # variables whose thresholds are labels, too
-SHOWN_NEURONS, SHOWN_FEATURES = 16, 24
-_TIED_ROWS, _FITTED_ROWS, _DRAWN_PAIRS, _PAIRS, _ABLATED_ROWS = 40_000, 30_000, 10_000, 8000, 2000
+ORDERED = ("v1", "v2", "difference")  # the variables that have labels of the kind "v1 >= 5", too
+SHOWN_NEURONS, SHOWN_FEATURES = 16, 24  # how many neurons and features the report draws
+# Readouts are made on 40,000 rows, of which the first 30,000 fit them and the others judge them.
+_TIED_ROWS, _FITTED_ROWS = 40_000, 30_000
+# Of the pairs of rows that are drawn, 8,000 with different answers are used. Features are removed on 2,000 rows.
+_DRAWN_PAIRS, _PAIRS, _ABLATED_ROWS = 10_000, 8000, 2000
+
+Arrays = dict[str, np.ndarray]
 
 
-def tie_features(run, config):
-  """Which features carry the task's variables: by what changing them does, and by what they tell.
+def tie_features(run: RunFolder, config: IndexStudyConfig) -> dict[str, Any]:
+  """The stage `features`: finds out which features carry which variable, and what features do.
 
-  Leaves `ties.npz` and `effects.npz` (`measured_effects`). The first holds of labels "variable_L", "relation_L" and
-  "value_L", "chosen_LK" (the features of their readouts), "auroc_L", "neuron_auroc_L" and "auroc_FL"; "information_VF";
-  "rows_F", on how many of the 10,000 judged rows each feature fires; and what `causal_sets` returns.
+  It writes `effects.npz`, the arrays of `measured_effects`, and `ties.npz`, which holds the arrays of `causal_sets` and
+
+  * "variable_L", "relation_L", "value_L": the labels, for instance v1, >= and 5;
+  * "chosen_LK", "auroc_L": the features of each label's readout, and how well it tells the label on the judged rows;
+  * "neuron_auroc_L": the same of a readout of as many neurons;
+  * "auroc_FL": how well each feature by itself tells each label;
+  * "information_VF": the mutual information between each variable and each feature, in bits;
+  * "rows_F": on how many of the judged rows each feature fires.
+
+  Args:
+    run: the study's folder.
+    config: its settings.
+
+  Returns:
+    The stage's record. For each variable, such as v1, its figures include "v1_auroc", of the readout of the value that
+    is told best; "v1_median_auroc", over all of its labels; "v1_neuron_auroc" and "v1_single_auroc", by neurons and by
+    one feature; and "v1_single_information", the mutual information of the feature that has most, over the variable's
+    entropy.
   """
-  def work(directory, identity):
+  def work(directory: pathlib.Path, identity: str) -> dict[str, Any]:
     subject = Subject(run, config)
     features = Features.of_run(run, config)
     arrays, figures = causal_sets(config, subject, features)
@@ -62,19 +93,30 @@ def tie_features(run, config):
                                   for name in ("seed", "variable_features", "readout_features")}, work)
 
 
-def causal_sets(config, subject, features):
-  """The features that carry each variable, and what they do when they take the values of a row in which it differs.
+def causal_sets(config: IndexStudyConfig, subject: Subject, features: Features) -> tuple[Arrays, dict[str, Any]]:
+  """The features of each variable, and what happens when they take the values that they have where it differs.
 
-  Rows are paired with ones that differ in the variable and as little else as possible (`index_task.changed`), and with
-  another answer. On half of the pairs features are ranked by their mean contribution towards the other row's answer
-  (`patching.attributions`); on the others the first of them are patched.
+  Each row is paired with a row in which the variable differs and as little else as possible (`index_task.changed`).
+  Only pairs with different answers are used. On the first half of the pairs, features are ranked by how much they add
+  to the change of the prediction towards the other row's answer (`patching.attributions`), and the first of them are
+  the variable's set. On the second half, the features of the set take their values from the other row, which is called
+  patching, and the prediction should move towards the other answer.
+
+  Args:
+    config: the study's settings.
+    subject: the MLP.
+    features: the dictionary.
 
   Returns:
-    ({"set_VS", the variables' features, the strongest first; "share_VV", the share of the move when the first variable
-    changes and the second's features are patched}, {figure: value}). For each variable "causal" is the part of pairs
-    whose prediction moves towards the other answer; "moved" the median of the move over the difference of the answers;
-    "control" "causal" of as many features outside of the set, those nearest in how often they fire; "active" and
-    "control_active" how many of the set, and of the control, fire on a row.
+    (arrays, figures). Of the arrays, "set_VS" is the features of each variable, the strongest first, and "share_VV" the
+    median share of the move when the first variable changes and the set of the second is patched. The share of a move
+    is the change of the prediction over the difference between the answers. The figures for each variable, such as v1,
+    are
+
+    * "v1_causal": the fraction of pairs in which patching the set moves the prediction towards the other answer;
+    * "v1_moved": the median share of the move;
+    * "v1_control": "v1_causal" for a control, which is as many features outside of the set that fire about as often;
+    * "v1_active" and "v1_control_active": how many features of the set, and of the control, fire on a row on average.
   """
   pairs = {name: _pairs(config, subject, features, name) for name in index_task.VARIABLES}
   sets = []
@@ -83,11 +125,13 @@ def causal_sets(config, subject, features):
     part_BF = patching.attributions(subject.tail, features.W_dec_FO, x_BM[half], f_BF[half], other_BF[half])
     towards_F = (part_BF * np.sign(wanted_B[half])[:, None]).mean(0)
     sets.append(np.argsort(-towards_F)[:config.variable_features])
-  figures, share_VV = {}, np.zeros((len(sets), len(sets)))
+  figures: dict[str, Any] = {}
+  share_VV = np.zeros((len(sets), len(sets)))
   for variable, (name, (x_BM, f_BF, other_BF, wanted_B)) in enumerate(pairs.items()):
     judged = slice(len(wanted_B) // 2, None)
 
-    def moves(set_S):
+    def moves(set_S: np.ndarray) -> np.ndarray:
+      """The share of the move that patching some features makes, on each of the judged pairs."""
       before_BO, after_BO = patching.patched(subject.tail, features.W_dec_FO, x_BM[judged], f_BF[judged],
                                              other_BF[judged], set_S)
       return np.asarray(after_BO - before_BO)[:, 0] / wanted_B[judged]
@@ -104,18 +148,24 @@ def causal_sets(config, subject, features):
   return {"set_VS": np.stack(sets), "share_VV": share_VV}, figures
 
 
-def _pairs(config, subject, features, variable):
-  """(x_BM, f_BF, features of the paired rows, differences of the answers), of pairs whose answers differ."""
+def _pairs(config: IndexStudyConfig, subject: Subject, features: Features,
+           variable: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """Pairs of rows that differ in a variable and have different answers.
+
+  Returns:
+    (x_BM, f_BF, other_BF, wanted_B): activations and features of the first rows, features of the second rows, and the
+    second answers minus the first.
+  """
   rows_BI = config.rows("patched", _DRAWN_PAIRS)
   other_BI = index_task.changed(rows_BI, variable, np.random.default_rng(config.seed))
   wanted_B = index_task.answers(other_BI) - index_task.answers(rows_BI)
-  counts = np.flatnonzero(wanted_B)[:_PAIRS]  # as many for each variable
-  x_BM, other_BM = subject.activations(rows_BI[counts]), subject.activations(other_BI[counts])
-  return x_BM, features.encode(x_BM), features.encode(other_BM), wanted_B[counts]
+  used = np.flatnonzero(wanted_B)[:_PAIRS]  # the same number of pairs for each variable
+  x_BM, other_BM = subject.activations(rows_BI[used]), subject.activations(other_BI[used])
+  return x_BM, features.encode(x_BM), features.encode(other_BM), wanted_B[used]
 
 
-def _as_frequent(set_F, density_F):
-  """For each feature of a set another one, outside of it, that fires about as often; no feature twice."""
+def _as_frequent(set_F: np.ndarray, density_F: np.ndarray) -> np.ndarray:
+  """For each feature of a set a feature outside of it that fires about as often; none of them twice."""
   free = np.ones(len(density_F), bool)
   free[set_F] = False
   found = []
@@ -128,17 +178,30 @@ def _as_frequent(set_F, density_F):
   return np.array(found, int)
 
 
-def measured_effects(config, subject, features):
-  """What is drawn of causes and effects: each edge is the change of one thing when another is changed.
+def measured_effects(config: IndexStudyConfig, subject: Subject, features: Features) -> Arrays:
+  """What each feature does to predictions, and the graph of causes and effects that the report draws.
+
+  Args:
+    config: the study's settings.
+    subject: the MLP.
+    features: the dictionary.
 
   Returns:
-    Of some rows: "rows_BI", "found_B" (the prediction) and "spliced_B" (with the reconstruction in the layer's place);
-    "row_P", "feature_P", "value_P" and "effect_P", the change of the prediction when a feature that fires is removed.
-    Of edges, mean absolute changes over rows, 0 for rows that do not concern the edge: "pointer_value", of the
-    prediction when a pointer that selects this value moves; "value_neuron", of a neuron when the selected digit
-    changes; "neuron_feature", of a feature when a neuron is silenced; "feature_output", of the prediction when a
-    feature is removed, by its rounded value. "neuron_N" and "shown_F" are the neurons and features with the largest
-    effects on the prediction, "effect_share" the shown features' part of all features' effects.
+    Arrays. On 2,000 rows,
+
+    * "rows_BI", "found_B", "spliced_B": the rows, the MLP's predictions, and its predictions from reconstructions;
+    * "row_P", "feature_P", "value_P", "effect_P": each pair of a row and a feature that fires there, its activation,
+      and the change of the prediction when the feature is removed.
+
+    "neuron_N" and "shown_F" are the neurons and the features whose removal changes predictions most, and "effect_share"
+    is the part of all features' effects that is due to those features. The edges of the graph lead between pointers,
+    selected digits, these neurons, these features and predictions. An edge is the mean over rows of an absolute change,
+    where a row that does not concern the edge counts as 0:
+
+    * "pointer_value": the change of the prediction when the pointer, which selects this digit, is moved;
+    * "value_neuron": the change of the neuron when the selected digit is another;
+    * "neuron_feature": the change of the feature when the neuron is set to 0;
+    * "feature_output": the change of the prediction, which rounds to this digit, when the feature is removed.
   """
   rng = np.random.default_rng(config.seed)
   rows_BI = config.rows("ablated", _ABLATED_ROWS)

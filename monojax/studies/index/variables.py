@@ -1,22 +1,28 @@
-"""Which features tell the values of known variables.
+"""How well features tell the values of known variables: AUROC, sparse readouts and mutual information.
 
-Letters: B rows, F features (or neurons), L labels, K features of a readout, V variables,
-N values of a variable.
+A label is a statement about a variable that is true or false on a row, such as "v1 = 3" or "v1 >= 5".
+
+Letters: B rows, F features or neurons, L labels, K features of a readout, P rows on which a feature fires. In this
+module V is variables, and N is values of a variable.
 """
+
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
-_RIDGE = 1e-4  # added to each feature's variance, which is 1, in a readout's least squares
+_RIDGE = 1e-4  # added to each feature's variance, which is 1, in the least squares of a readout
 
 
-def aurocs(f_BF, label_BL):
-  """(F, L) probability that a row with a label has a larger activation than one without; ties count half.
+def aurocs(f_BF: Any, label_BL: np.ndarray) -> np.ndarray:
+  """The AUROC of each feature as a detector of each label, (F, L).
 
-  The area under the ROC curve, from rank sums (Mann-Whitney). NaN for a label that all rows have, or none.
+  It is the probability that a feature's activation is larger on a row with the label than on a row without it, where a
+  tie counts half. It is computed from rank sums (Mann-Whitney), and is NaN for a label that all rows or no rows have.
 
   Args:
-    f_BF: activations, not negative and mostly 0.
-    label_BL: bool.
+    f_BF: activations, which are not negative and mostly 0.
+    label_BL: whether each row has each label, bool.
   """
   n_rows, n_positive_L = len(f_BF), label_BL.sum(0)
   pairs_L = n_positive_L * (n_rows - n_positive_L)
@@ -33,20 +39,22 @@ def aurocs(f_BF, label_BL):
   return found_FL
 
 
-def readouts(f_BF, label_BL, n_features, n_fitted):
-  """The few features that tell each label best together: sparse linear probes.
+def readouts(f_BF: np.ndarray, label_BL: np.ndarray, n_features: int, n_fitted: int) -> tuple[np.ndarray, np.ndarray]:
+  """A readout of each label: a weighted sum of a few features that tells, as well as can be, which rows have the label.
 
-  Features are taken one after the other, each time the one that explains most of what is left of the label, and fitted
-  anew by least squares (orthogonal matching pursuit), on the first rows; the rest judge.
+  Readouts are sparse linear probes, fitted by orthogonal matching pursuit: the next feature is always the one that
+  explains most of what the features so far leave unexplained of the label, and all weights are then fitted anew by
+  least squares. They are fitted to the first rows and judged on the rest.
 
   Args:
     f_BF: activations.
-    label_BL: bool.
-    n_features: K.
-    n_fitted: rows that readouts are fitted to.
+    label_BL: whether each row has each label, bool.
+    n_features: K, how many features a readout has.
+    n_fitted: the number of rows that readouts are fitted to.
 
   Returns:
-    (chosen_LK, the features of each readout in the order of their choice; auroc_L, of the readout on the other rows).
+    (chosen_LK, auroc_L): the features of each readout in the order in which they were chosen, and the AUROC of each
+    readout on the rows that it was not fitted to.
   """
   from scipy import sparse
   fitted = sparse.csr_array(f_BF[:n_fitted].astype(np.float64))
@@ -73,14 +81,15 @@ def readouts(f_BF, label_BL, n_features, n_fitted):
   return chosen_LK, auroc_L
 
 
-def mutual_information(f_BF, value_BV, n_levels=4):
-  """(V, F) mutual information in bits between each variable and each feature.
+def mutual_information(f_BF: Any, value_BV: np.ndarray, n_levels: int = 4) -> np.ndarray:
+  """The mutual information in bits between each variable and each feature, (V, F).
 
-  A feature counts as silent, or as one of `n_levels` equally likely levels of its activations.
+  For this a feature is either silent or at one of a few levels of activation.
 
   Args:
-    f_BF: activations, not negative and mostly 0.
-    value_BV: integers from 0.
+    f_BF: activations, which are not negative and mostly 0.
+    value_BV: the values of the variables, integers from 0 on.
+    n_levels: the number of levels, which are equally frequent among the rows on which the feature fires.
   """
   n_rows, n_variables = value_BV.shape
   totals = [np.bincount(value_B) for value_B in value_BV.T]
@@ -99,27 +108,30 @@ def mutual_information(f_BF, value_BV, n_levels=4):
   return found_VF
 
 
-def entropy(value_B):
-  """Entropy of a variable in bits."""
+def entropy(value_B: np.ndarray) -> float:
+  """The entropy of a variable in bits, given its value on each row."""
   return _entropy(np.bincount(value_B) / len(value_B))
 
 
-def _entropy(p):
+def _entropy(p: np.ndarray) -> float:
+  """The entropy of a distribution in bits."""
   p = p[p > 0]
   return float(-(p * np.log2(p)).sum())
 
 
-def labels_of(values, ordered):
-  """What features may detect of variables: each value, and of ordered ones each threshold.
+def labels_of(values: Mapping[str, np.ndarray],
+              ordered: Collection[str]) -> tuple[list[tuple[str, str, int]], np.ndarray]:
+  """The labels of variables: "variable = value" for each value, and "variable >= value" if values have an order.
 
   Args:
-    values: {variable: (B,) integers}.
-    ordered: names of the variables whose values are numbers.
+    values: {variable: its value on each row, (B,) integers}.
+    ordered: the names of the variables whose values have an order.
 
   Returns:
-    ([(variable, "=" or ">=", value)], label_BL).
+    ([(variable, "=" or ">=", value)], label_BL): the labels, and whether each row has each of them.
   """
-  names, labels = [], []
+  names: list[tuple[str, str, int]] = []
+  labels: list[np.ndarray] = []
   for name, value_B in values.items():
     found = np.unique(value_B)
     tests = [("=", v, value_B == v) for v in found]

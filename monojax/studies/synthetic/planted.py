@@ -1,4 +1,7 @@
-"""Settings of activations that are made of planted features, whose truth is therefore known."""
+"""Settings of planted features: activations are made of them, so that the truth which a dictionary is to find is known.
+
+In this module N is planted features, and J is children in trees of features.
+"""
 
 import dataclasses
 
@@ -9,43 +12,49 @@ from monojax.config import option, require, require_choices, require_not_negativ
 
 @dataclasses.dataclass(frozen=True)
 class PlantedConfig:
-  """A law of sparse features and the directions that they are added up in.
+  """How often planted features fire, how strongly, and in which directions they are added up to rows of activations.
 
   The defaults are those of Sharkey et al. and of the toy data in arXiv 2309.08600: 512 unit directions in 256
-  dimensions of which 5 fire on average, with strengths from U[0, 1].
+  dimensions, of which 5 fire on a row on average, with strengths from U[0, 1].
   """
-  n_features: int = option(512, "planted features")
-  width: int = option(256, "numbers in an activation vector")
-  frequency: str = option("decay", "how firing probabilities fall with a feature's number: all equal; by a factor "
-                                   "each (decay); or rank^-exponent, rescaled to a range (zipf)",
+  n_features: int = option(512, "number of planted features")
+  width: int = option(256, "number of numbers in a row")
+  frequency: str = option("decay", "how the probability that a feature fires depends on the feature's number: it is "
+                                   "equal for all; falls by a factor from each feature to the next (decay); or falls "
+                                   "as a power of the number, rescaled to a range (zipf)",
                           ("equal", "decay", "zipf"))
-  mean_active: float = option(5.0, "features that fire on a row on average, for equal and decay")
-  decay: float = option(0.99, "factor from one feature's probability to the next one's")
-  zipf_exponent: float = option(0.5, "exponent of the rank")
-  max_probability: float = option(0.4, "probability of the most frequent feature under zipf")
-  min_probability: float = option(5e-4, "of the rarest under zipf")
-  strength: str = option("uniform", "strength of a feature that fires: U[min_strength, 1], or for normal "
-                                    "relu(mean + std * N(0, 1))", ("uniform", "normal"))
+  mean_active: float = option(5.0, "number of features that fire on a row on average, for equal and decay")
+  decay: float = option(0.99, "factor from one feature's probability to that of the next, for decay")
+  zipf_exponent: float = option(0.5, "exponent of the power, for zipf")
+  max_probability: float = option(0.4, "probability of the most frequent feature, for zipf")
+  min_probability: float = option(5e-4, "probability of the rarest feature, for zipf")
+  strength: str = option("uniform", "distribution of the strength of a feature that fires: U[min_strength, 1] "
+                                    "(uniform), or relu(mean + std * N(0, 1)) (normal)", ("uniform", "normal"))
   min_strength: float = option(0.0, "smallest strength, for uniform")
-  first_strength: float = option(5.0, "mean strength of the first feature, for normal")
-  last_strength: float = option(4.0, "and of the last; linear between them")
-  strength_std_mean: float = option(0.5, "for normal: a feature's own std is |N(this, strength_std_std)|")
-  strength_std_std: float = option(0.5, "see strength_std_mean")
-  correlation_rank: int = option(0, "rank of the correlation between features that fire, thresholded Gaussians; 0 "
-                                    "leaves them independent")
-  correlation_scale: float = option(0.1, "std of the entries of its factor")
-  n_roots: int = option(0, "trees of features, of which a child fires only where its parent does; 0 plants none")
-  branching: int = option(4, "children of a node")
-  depth: int = option(3, "levels below a root")
-  child_probability: float = option(0.0, "probability that a node has children that fire, given that it fires, shared "
-                                         "evenly among them; 0 leaves children to the law of frequencies")
-  exclusive: bool = option(True, "whether of siblings at most one fires")
-  spread_steps: int = option(0, "steps of Adam that spread the random directions apart")
-  noise: float = option(0.0, "std of Gaussian noise added to every number")
-  bias_norm: float = option(0.0, "length of a constant vector added to every row")
-  seed: int = option(0, "of the directions and the law; the rows have a seed of their own")
+  first_strength: float = option(5.0, "mean strength of the first feature, for normal; means change linearly from the "
+                                      "first feature to the last")
+  last_strength: float = option(4.0, "mean strength of the last feature, for normal")
+  strength_std_mean: float = option(0.5, "mean of the normal distribution from which each feature's standard deviation "
+                                         "is drawn, for normal; its absolute value is taken")
+  strength_std_std: float = option(0.5, "standard deviation of the same distribution")
+  correlation_rank: int = option(0, "rank of the correlation between features: they fire where correlated Gaussian "
+                                    "variables exceed thresholds; 0 leaves features independent")
+  correlation_scale: float = option(0.1, "standard deviation of the entries of the correlation's factor, a matrix of "
+                                         "n_features x correlation_rank")
+  n_roots: int = option(0, "number of trees of features, in which a child fires only where its parent does; 0 plants "
+                           "none")
+  branching: int = option(4, "number of children of a feature in a tree")
+  depth: int = option(3, "number of levels below the root of a tree")
+  child_probability: float = option(0.0, "probability that any child of a feature fires where the feature does, shared "
+                                         "evenly among its children; 0 gives children the probability that frequency "
+                                         "says")
+  exclusive: bool = option(True, "whether at most one child of a feature fires on a row")
+  spread_steps: int = option(0, "steps of Adam by which the random directions are moved apart")
+  noise: float = option(0.0, "standard deviation of Gaussian noise that is added to every number")
+  bias_norm: float = option(0.0, "length of a constant vector that is added to every row")
+  seed: int = option(0, "seed of the directions and of what else is random about features; rows have another seed")
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     require_choices(self, "planted.")
     require_positive(self, "planted.", "n_features", "width", "branching", "depth")
     require_not_negative(self, "planted.", "mean_active", "noise", "bias_norm", "correlation_rank",
@@ -61,8 +70,8 @@ class PlantedConfig:
     require(self.probabilities().max() <= 1, "planted.mean_active", self.mean_active,
             f"makes the most frequent of {self.n_features} features fire with a probability above 1")
 
-  def probabilities(self):
-    """(N,) probability that each feature fires, the most frequent first."""
+  def probabilities(self) -> np.ndarray:
+    """The probability that each feature fires, (N,); outside of trees the most frequent feature is first."""
     rank_N = np.arange(self.n_features)
     if self.frequency == "zipf":
       law_N = (rank_N + 1.0) ** -self.zipf_exponent
@@ -76,29 +85,33 @@ class PlantedConfig:
       probability_N[first:first + size] = np.repeat(each_J, self.branching)
     return probability_N
 
-  def tree_sizes(self):
-    """Features on each level of the trees, roots first; features are numbered level by level, the rest have none."""
+  def tree_sizes(self) -> list[int]:
+    """The number of features on each level of the trees, roots first.
+
+    Features are numbered level by level. Those that remain after the last level are in no tree.
+    """
     sizes, left = [min(self.n_roots, self.n_features)], self.n_features
     for _ in range(self.depth):
       left -= sizes[-1]
       sizes.append(min(sizes[-1] * self.branching, left // self.branching * self.branching))
     return sizes
 
-  def levels(self):
-    """(first feature, features, slice of their parents) of each level below the roots."""
+  def levels(self) -> list[tuple[int, int, slice]]:
+    """For each level below the roots: its first feature, the number of its features, and the slice of their parents."""
     sizes = self.tree_sizes() if self.n_roots else [0]
     starts = np.cumsum([0, *sizes])
     return [(int(start), size, slice(int(above), int(above) + size // self.branching))
             for above, size, start in zip(starts, sizes[1:], starts[1:], strict=False) if size]
 
-  def family(self):
-    """(children,) numbers of all children, and of their parents."""
-    pairs = [(np.arange(first, first + size), np.repeat(np.arange(parents.start, parents.stop), self.branching))
-             for first, size, parents in self.levels()]
-    return tuple(np.concatenate(part) for part in zip(*pairs, strict=True)) if pairs else (np.zeros(0, int),) * 2
+  def family(self) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of all children, (J,), and the number of the parent of each, (J,)."""
+    children = [np.arange(first, first + size) for first, size, _ in self.levels()]
+    parents = [np.repeat(np.arange(above.start, above.stop), self.branching) for *_, above in self.levels()]
+    return (np.concatenate(children), np.concatenate(parents)) if children else (np.zeros(0, int), np.zeros(0, int))
 
 
-# The configuration of SynthSAEBench-16k (arXiv 2602.14687). Seeded here, so the same law and not the same directions.
+# The configuration of SynthSAEBench-16k (arXiv 2602.14687). Directions are drawn here, so that they are not the same as
+# those of the benchmark; how often and how strongly features fire is.
 SYNTH_SAE_BENCH = PlantedConfig(
     n_features=16_384, width=768, frequency="zipf", strength="normal", correlation_rank=25, n_roots=128,
     spread_steps=100, bias_norm=0.5, seed=42)

@@ -1,65 +1,84 @@
-"""Dictionaries on planted features: where each recipe recovers the truth, where it splits and where it absorbs.
+"""The synthetic study: which recipes recover planted features, and which split them or let one absorb another.
 
-Stages: `main` trains one dictionary at a paper-like sparsity; `level_K` trains recipes, sizes and penalties on rows in
-which K features fire; `trees` does so on features that imply each other.
+It has three kinds of stages. `main` trains one dictionary on features that fire about as rarely as in publications.
+`level_4` and its like train dictionaries of several recipes, sizes and sparsities on rows in which four features fire
+on average. `trees` trains the same dictionaries on features of which some fire only where certain others do.
 """
 
 import dataclasses
 import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from monojax import files
 from monojax.config import nested, option, require, require_positive
+from monojax.pipeline.folder import RunFolder
 from monojax.sae.config import SAEConfig
 from monojax.sae.recipes import RECIPES, recipe_of
 from monojax.studies.synthetic.planted import SYNTH_SAE_BENCH, PlantedConfig
 
-# Penalties of the grid, from dense to sparse; of a recipe that is not here those of its record. Where it is k that
-# makes a recipe sparse, k is the number of features that fire.
+Point = dict[str, Any]  # a dictionary of the grid: recipe, n_features, sparsity and its scores
+
+# The penalties at which each recipe is trained in the grid, from dense to sparse. A recipe that is not here takes those
+# of its record. A recipe that k makes sparse is trained once, with k the number of features that truly fire.
 PENALTIES = {"tm2023": (0.003, 0.01, 0.03), "apr2024": (0.5, 2.0, 8.0), "gated": (1.0, 4.0, 16.0),
              "jumprelu": (0.5, 2.0, 8.0), "jan2025": (0.3, 1.2, 4.8)}
-# What recipes need to converge in some thousand steps, where their publications take hundreds of thousands.
-_FAST = {"gated": {"beta1": 0.9}, "jumprelu": {"beta1": 0.9, "threshold": 0.3, "bandwidth": 0.3}}
-_FIRST_SCORED, _SCORED_ROWS = 2**30, 65_536  # the batches that scores are taken on: no training reaches them
+# Settings with which recipes converge in some thousand steps, where their publications take hundreds of thousands.
+_FAST: dict[str, dict[str, Any]] = {
+    "gated": {"beta1": 0.9}, "jumprelu": {"beta1": 0.9, "threshold": 0.3, "bandwidth": 0.3}}
+_FIRST_SCORED, _SCORED_ROWS = 2**30, 65_536  # scores are measured from this batch on, which no training reaches
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticStudyConfig:
-  """The planted features and dictionaries of the study's main part, and its grid."""
+  """The planted features and the dictionary of the study's main stage, and the grid of dictionaries beside it."""
   planted: PlantedConfig = nested(PlantedConfig)
   sae: SAEConfig = dataclasses.field(default_factory=lambda: SAEConfig(
       recipe="batchtopk", n_features=576, k=8, batch_rows=1024, n_steps=6000, learning_rate=3e-3, warmup_steps=100,
       decay_fraction=0.3, dead_window_steps=100, scan_steps=50, checkpoint_every_steps=1000))
-  recipes: tuple[str, ...] = option(("tm2023", "jumprelu", "batchtopk", "matryoshka"), "recipes of the grid")
-  levels: tuple[float, ...] = option((1.0, 4.0, 16.0), "features that fire on a row, in the grid")
-  sizes: tuple[float, ...] = option((0.5, 1.0, 2.0), "features of the grid's dictionaries over the planted ones")
-  grid_features: int = option(128, "planted features of the grid, all equally frequent")
-  grid_width: int = option(64, "numbers in its activation vectors")
-  grid_steps: int = option(1000, "optimiser steps of its dictionaries")
-  grid_batch_rows: int = option(512, "rows in a step of theirs")
+  recipes: tuple[str, ...] = option(("tm2023", "jumprelu", "batchtopk", "matryoshka"),
+                                    "recipes that are trained in the grid")
+  levels: tuple[float, ...] = option((1.0, 4.0, 16.0), "numbers of features that fire on a row on average, with a "
+                                                       "stage for each")
+  sizes: tuple[float, ...] = option((0.5, 1.0, 2.0), "sizes of the grid's dictionaries, over the number of planted "
+                                                     "features")
+  grid_features: int = option(128, "number of planted features in the grid, all of which fire equally often")
+  grid_width: int = option(64, "number of numbers in a row of the grid")
+  grid_steps: int = option(1000, "number of optimiser steps of each dictionary in the grid")
+  grid_batch_rows: int = option(512, "number of rows in a step of the grid")
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     require_positive(self, "", "grid_features", "grid_width", "grid_steps", "grid_batch_rows")
     require(all(name in RECIPES for name in self.recipes) and self.recipes, "recipes", ",".join(self.recipes),
-            f"choose among {', '.join(RECIPES)}")
+            f"choose one or more of {', '.join(RECIPES)}")
     require(all(0 < level < self.grid_features for level in self.levels), "levels", self.levels,
             f"must lie between 0 and grid_features={self.grid_features}")
     require(all(size * self.grid_features >= 1 for size in self.sizes), "sizes", self.sizes, "must be positive")
 
   @property
-  def inputs(self):
-    """The stages, and that none depends on another; see `monojax.pipeline.folder.RunFolder`."""
+  def inputs(self) -> dict[str, tuple[str, ...]]:
+    """The study's stages, none of which reads another, as `monojax.pipeline.folder.RunFolder` takes them."""
     return {name: () for name in ("main", *(f"level_{level:g}" for level in self.levels), "trees")}
 
 
 def synth_sae_bench(config: SyntheticStudyConfig) -> SyntheticStudyConfig:
-  """The study on the law of SynthSAEBench-16k (arXiv 2602.14687), with a dictionary of its size."""
+  """The study with the planted features of SynthSAEBench-16k (arXiv 2602.14687), and a dictionary of its size."""
   return dataclasses.replace(config, planted=SYNTH_SAE_BENCH, sae=dataclasses.replace(
       config.sae, n_features=4096, k=25, batch_rows=1024, n_steps=195_313, learning_rate=3e-4))
 
 
-def train_main(run, config):
-  """One dictionary on the main planted features; its scores are the study's figures."""
-  def work(directory, identity):
+def train_main(run: RunFolder, config: SyntheticStudyConfig) -> dict[str, Any]:
+  """The stage `main`: trains one dictionary on the main planted features, whose scores are the study's figures.
+
+  Args:
+    run: the study's folder.
+    config: its settings.
+
+  Returns:
+    The stage's record.
+  """
+  def work(directory: pathlib.Path, identity: str) -> dict[str, Any]:
     from monojax import mesh as meshes
     from monojax.analysis.recovery import recovery
     from monojax.metrics import MetricsConfig
@@ -77,9 +96,15 @@ def train_main(run, config):
   return run.execute("main", {"planted": config.planted, "sae": config.sae}, work)
 
 
-def grid_configs(config, level, n_steps=None):
-  """The dictionaries that are trained on rows in which `level` features fire."""
-  found = []
+def grid_configs(config: SyntheticStudyConfig, level: float, n_steps: int | None = None) -> list[SAEConfig]:
+  """The settings of the dictionaries that are trained on rows in which `level` features fire on average.
+
+  Args:
+    config: the study's settings.
+    level: how many features fire, which is the k of recipes that have one.
+    n_steps: the number of optimiser steps, if not `config.grid_steps`.
+  """
+  found: list[SAEConfig] = []
   for recipe in config.recipes:
     for size in config.sizes:
       n_features = round(size * config.grid_features)
@@ -95,15 +120,34 @@ def grid_configs(config, level, n_steps=None):
   return found
 
 
-def train_level(run, config, level):
-  """Dictionaries of all recipes and sizes on rows in which `level` of equally frequent features fire."""
+def train_level(run: RunFolder, config: SyntheticStudyConfig, level: float) -> dict[str, Any]:
+  """A stage of the grid: trains all recipes and sizes on rows in which `level` of equally frequent features fire.
+
+  Args:
+    run: the study's folder.
+    config: its settings.
+    level: how many features fire on a row on average, one of `config.levels`.
+
+  Returns:
+    The stage's record.
+  """
   planted = PlantedConfig(config.grid_features, config.grid_width, frequency="equal", mean_active=level,
                           min_strength=0.2, seed=config.planted.seed)
   return _train_grid(run, f"level_{level:g}", config, planted, grid_configs(config, level))
 
 
-def train_trees(run, config):
-  """The same on trees of features, of which a child implies its parent and excludes its siblings."""
+def train_trees(run: RunFolder, config: SyntheticStudyConfig) -> dict[str, Any]:
+  """The stage `trees`: trains the grid's recipes and sizes on trees of features.
+
+  In a tree a child fires only where its parent does, and never together with a sibling.
+
+  Args:
+    run: the study's folder.
+    config: its settings.
+
+  Returns:
+    The stage's record.
+  """
   n_roots = config.grid_features // 8
   planted = PlantedConfig(5 * n_roots, config.grid_width, frequency="equal", mean_active=0.5 * n_roots,
                           child_probability=0.5, min_strength=0.2, n_roots=n_roots, branching=4, depth=1,
@@ -112,12 +156,13 @@ def train_trees(run, config):
   return _train_grid(run, "trees", config, planted, grid_configs(config, level, 2 * config.grid_steps))
 
 
-def _train_grid(run, name, config, planted, saes):
-  """Trains dictionaries on one pass over planted rows, and writes the scores of each."""
+def _train_grid(run: RunFolder, name: str, config: SyntheticStudyConfig, planted: PlantedConfig,
+                saes: Sequence[SAEConfig]) -> dict[str, Any]:
+  """The stage `name`: trains dictionaries on the same rows of planted features, and writes the scores of each."""
   from monojax.sae.model import Wiring
   from monojax.sae.sweep import name_of, train_sweep
 
-  def work(directory, identity):
+  def work(directory: pathlib.Path, identity: str) -> dict[str, Any]:
     import numpy as np
 
     from monojax import mesh as meshes
@@ -140,9 +185,19 @@ def _train_grid(run, name, config, planted, saes):
   return run.execute(name, {"planted": planted, "saes": {name_of(sae): sae for sae in saes}}, work)
 
 
-def nearest_in_sparsity(points):
-  """Of each recipe and size the point whose L0 is nearest, as a ratio, to the number of features that truly fire."""
-  chosen = {}
+def nearest_in_sparsity(points: Sequence[Point]) -> dict[tuple[str, int], Point]:
+  """For each recipe and size the dictionary that is about as sparse as the truth.
+
+  Of the sparsities at which they were trained, it is the one whose L0 is nearest, as a ratio, to the number of planted
+  features that fire on a row.
+
+  Args:
+    points: the dictionaries of a stage.
+
+  Returns:
+    {(recipe, number of features): the dictionary's point}.
+  """
+  chosen: dict[tuple[str, int], Point] = {}
   for point in points:
     key = point["recipe"], point["n_features"]
     far = abs(_log_ratio(point))
@@ -151,5 +206,6 @@ def nearest_in_sparsity(points):
   return chosen
 
 
-def _log_ratio(point):
+def _log_ratio(point: Mapping[str, Any]) -> float:
+  """The logarithm of the L0 over the number of planted features that fire on a row."""
   return math.log(max(point["l0"], 1e-3) / point["true_l0"])
