@@ -24,7 +24,7 @@ class MeshConfig:
   model: int = option(1, "number of devices that the features of a dictionary, or the width of a subject's MLP, are "
                          "split over")
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     require(self.data >= 0, "mesh.data", self.data, "must be 0, which takes all devices, or positive")
     require(self.model >= 1, "mesh.model", self.model, "must be at least 1")
 

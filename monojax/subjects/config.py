@@ -15,7 +15,7 @@ class TransformerConfig:
                            "layer.L.mlp.hidden")
   vocab_size: int = option(0, "number of tokens in the vocabulary; 0 takes the tokenizer's")
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     require_positive(self, "subject.model.", "n_layers", "d_model", "n_heads", "d_mlp")
     require(self.d_model % self.n_heads == 0, "subject.model.n_heads", self.n_heads,
             f"must divide d_model={self.d_model}")
@@ -49,7 +49,7 @@ class SubjectConfig:
                                    "writes none")
   seed: int = option(0, "seed of the initial weights and of the order of the data")
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     require_positive(self, "subject.", "n_steps", "batch_contexts", "scan_steps", "checkpoint_every_steps",
                      "learning_rate", "n_context")
     require_not_negative(self, "subject.", "warmup_steps", "val_tokens", "sample_tokens", "seed")

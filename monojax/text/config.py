@@ -27,7 +27,7 @@ class TextConfig:
   max_bytes: int = option(0, "bytes of text after which reading stops, where files are read in the order of their "
                              "names; 0 reads all")
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     require(not isinstance(self.paths, str), "tokens.paths", self.paths, "must be a tuple of strings")
     require(all(self.paths), "tokens.paths", self.paths, "must not hold an empty path")
     require(self.text_field, "tokens.text_field", self.text_field, "must not be empty")

@@ -200,5 +200,5 @@ def train(texts: Sequence[bytes], vocab_size: int) -> Tokenizer:
     if n_tokens < (1 - ACCEPTED_SHORTFALL) * vocab_size:
       raise InputError(f"{found}: give more text (--tokens.paths, --tokens.tokenizer_bytes) or set "
                        f"--tokens.vocab_size={n_tokens} or less")
-    print(f"{found}; the tokenizer has these", flush=True)
+    print(f"{found}; going on with these", flush=True)
   return _wrap(backend, "trained")

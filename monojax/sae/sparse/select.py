@@ -64,7 +64,7 @@ def _places(mask_BF, n_kept, n_extra):
   word_VK = word_BN[row_V1, n_VK]
   rank_VK = number_VK - (end_BN[row_V1, n_VK] - _bits_set(word_VK))
   index_VK = _bit_of_rank(word_VK, rank_VK) * n_words + n_VK
-  return places.replace(index_VK=jnp.where(number_VK < total_B[row_V1], index_VK, n_features)), end_B[-1] <= n_extra
+  return Places(jnp.where(number_VK < total_B[row_V1], index_VK, n_features), row_E), end_B[-1] <= n_extra
 
 
 def _packed(mask_BF, n_words):

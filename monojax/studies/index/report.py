@@ -122,8 +122,8 @@ def _variables(ties: Ties, figures: Mapping[str, Any]) -> list[Block]:
                  value("moved"), value("active"), f'{100 * value("control"):.1f} %', value("control_active")))
   n_read, n_set = ties.arrays["chosen_LK"].shape[1], ties.arrays["set_VS"].shape[1]
   header = ("variable", "label told best", f"AUROC, {n_read} features", "median over labels",
-            f"AUROC, {n_read} neurons", "AUROC, one feature", "information", "patched: moves the right way", "share of the move",
-            "features that fire", "control: moves the right way", "control's features that fire")
+            f"AUROC, {n_read} neurons", "AUROC, one feature", "information", "patched: moves the right way",
+            "share of the move", "features that fire", "control: moves the right way", "control's features that fire")
   labels = Picture([
       {"type": "bar", "name": f"{n_read} {what}", "x": ties.label_L, "y": ties.arrays[key]}
       for what, key in (("features", "auroc_L"), ("neurons", "neuron_auroc_L"))] + [

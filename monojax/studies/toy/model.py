@@ -1,10 +1,17 @@
-"""Toy models of superposition (Elhage et al., 2022): sparse features through a hidden layer too narrow for them.
+"""The toy models of superposition (Elhage et al., 2022), and their training.
 
-Letters: I instances trained together, B rows of a batch, N features, M hidden dimensions, S sets of features.
+A toy model has to give back its inputs, which are sparse features, after they have passed through a hidden layer with
+fewer dimensions than there are features. Many instances of one model, with features of different importance and
+density, are trained together.
+
+Letters: B rows of a batch, M hidden dimensions. In this module I is instances, N features, S sets of features and T
+times at which training is recorded.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,22 +25,23 @@ from monojax.config import option, require, require_choices, require_positive
 
 @dataclasses.dataclass(frozen=True)
 class ToyConfig:
-  """One toy model, what its inputs are like, and its training."""
-  n_features: int = option(5, "features, which are its inputs")
-  n_hidden: int = option(2, "hidden dimensions")
-  variant: str = option("relu", "x' = relu(W^T W x + b); linear is without the relu; privileged has h = relu(W x); "
-                                "absolute computes |x| as relu(W_out relu(W x) + b)",
+  """A toy model, how its inputs are distributed, and its training."""
+  n_features: int = option(5, "number of features, which are the model's inputs")
+  n_hidden: int = option(2, "number of hidden dimensions")
+  variant: str = option("relu", "what the model computes. relu: relu(W^T W x + b); linear: W^T W x + b; privileged: "
+                                "relu(W^T relu(W x) + b); absolute: relu(W_out relu(W x) + b), which is to be |x|",
                         ("relu", "linear", "privileged", "absolute"))
-  inputs: str = option("independent", "features fire independently; those of a set together (correlated); or, of a set "
-                                      "that fires, exactly one (anticorrelated)",
+  inputs: str = option("independent", "which features fire together: each fires independently of the others; or the "
+                                      "features of a set fire together (correlated); or exactly one feature fires of "
+                                      "each set that fires (anticorrelated)",
                        ("independent", "correlated", "anticorrelated"))
-  set_size: int = option(2, "neighbouring features that are a set, where sets are asked for")
-  n_steps: int = option(5000, "optimiser steps")
-  batch_rows: int = option(512, "rows in a step; all instances see the same randomness")
-  learning_rate: float = option(3e-3, "Adam's, which falls to 0 as a cosine")
-  seed: int = option(0, "of weights and rows")
+  set_size: int = option(2, "number of neighbouring features in a set, for correlated and anticorrelated")
+  n_steps: int = option(5000, "number of optimiser steps")
+  batch_rows: int = option(512, "number of rows in a step; all instances see the same random numbers")
+  learning_rate: float = option(3e-3, "Adam's learning rate at the first step, from which it falls to 0 as a cosine")
+  seed: int = option(0, "seed of the weights and of the rows")
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     require_choices(self, "toy.")
     require_positive(self, "toy.", "n_features", "n_hidden", "set_size", "n_steps", "batch_rows", "learning_rate")
     require(self.inputs == "independent" or self.n_features % self.set_size == 0, "toy.set_size", self.set_size,
@@ -41,13 +49,21 @@ class ToyConfig:
 
 
 class ToyModel(nn.Module):
-  """`apply({"params": params}, x_BN, edit=None) -> (x'_BN, {"hidden": h_BM})`, the contract of every subject."""
+  """A toy model, which is applied as subjects are: `apply({"params": params}, x_BN, edit=None) -> (outputs, sites)`.
+
+  Its only site is "hidden".
+
+  Attributes:
+    config: the model's settings.
+  """
   config: ToyConfig
 
   @nn.compact
-  def __call__(self, x_BN, edit=None):
+  def __call__(self, x_BN: jax.Array,
+               edit: dict[str, Callable] | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(outputs of shape (B, N), {"hidden": h_BM}); `edit` maps "hidden" to a function of h_BM."""
     c = self.config
-    scale = (c.n_features * c.n_hidden) ** -0.25  # Xavier's, of a square matrix of as many entries
+    scale = (c.n_features * c.n_hidden) ** -0.25  # Xavier's scale for a square matrix with as many entries
     W_NM = self.param("W_NM", nn.initializers.normal(scale), (c.n_features, c.n_hidden))
     b_N = self.param("b_N", nn.initializers.zeros, (c.n_features,))
     params = {"W_NM": W_NM, "b_N": b_N}
@@ -58,16 +74,32 @@ class ToyModel(nn.Module):
     return y_NB.T, {"hidden": h_MB.T}
 
 
-def forward(variant, params, x_NB, edited=lambda h_MB: h_MB):
-  """(y_NB, h_MB). Rows are columns here: XLA's CPU products of many small matrices are several times as fast."""
+def forward(variant: str, params: dict[str, Any], x_NB: jax.Array,
+            edited: Callable[[jax.Array], jax.Array] = lambda h_MB: h_MB) -> tuple[jax.Array, jax.Array]:
+  """The outputs and the hidden layer of a model, (y_NB, h_MB).
+
+  Here each column is a row of the batch, because XLA's CPU products of many small matrices are then several times as
+  fast.
+
+  Args:
+    variant: what the model computes, see `ToyConfig`.
+    params: its parameters.
+    x_NB: its inputs.
+    edited: what the hidden layer is replaced by, a function of it.
+  """
   h_MB = params["W_NM"].T @ x_NB
   h_MB = edited(nn.relu(h_MB) if variant in ("privileged", "absolute") else h_MB)
   y_NB = params.get("W_out_MN", params["W_NM"].T).T @ h_MB + params["b_N"][:, None]
   return y_NB if variant == "linear" else nn.relu(y_NB), h_MB
 
 
-def draw(config, key):
-  """The randomness of a batch, which instances share: uniform numbers, (N, B) and what sets need."""
+def draw(config: ToyConfig, key: jax.Array) -> dict[str, jax.Array]:
+  """The random numbers of a batch, which all instances share.
+
+  Returns:
+    "value_NB", a uniform number for each feature and row. If features form sets, also "set_SB" and "member_SB", uniform
+    numbers by which it is decided whether a set fires and which member of it.
+  """
   value_key, set_key, member_key = jax.random.split(key, 3)
   drawn = {"value_NB": jax.random.uniform(value_key, (config.n_features, config.batch_rows))}
   if config.inputs != "independent":
@@ -76,14 +108,21 @@ def draw(config, key):
   return drawn
 
 
-def inputs_of(config, drawn, probability_N):
-  """x_NB of one instance: a feature is 0 but with its probability, and then U[0, 1], or U[-1, 1] for absolute.
+def inputs_of(config: ToyConfig, drawn: dict[str, jax.Array], probability_N: jax.Array) -> jax.Array:
+  """The inputs of one instance, x_NB.
 
-  In sets the first member's probability is the set's.
+  A feature fires with its probability, and is then distributed as U[0, 1], or as U[-1, 1] if the model computes |x|.
+  Where it does not fire it is 0.
+
+  Args:
+    config: the model's settings.
+    drawn: the random numbers of the batch, from `draw`.
+    probability_N: the probability that each feature fires. A set fires with the probability of its first feature.
   """
   value_NB, probability_N1 = drawn["value_NB"], probability_N[:, None]
   if config.inputs == "independent":
-    on_NB, value_NB = value_NB < probability_N1, value_NB / probability_N1  # uniform again, given that it is on
+    # The same number decides whether a feature fires and gives its value, which is uniform where it fires.
+    on_NB, value_NB = value_NB < probability_N1, value_NB / probability_N1
   else:
     on_NB = jnp.repeat(drawn["set_SB"] < probability_N1[::config.set_size], config.set_size, axis=0)
     if config.inputs == "anticorrelated":
@@ -94,8 +133,8 @@ def inputs_of(config, drawn, probability_N):
   return jnp.where(on_NB, value_NB, 0)
 
 
-def loss_of(variant, params, x_NB, importance_N):
-  """(B,) losses of rows: sum over i of importance_i (target_i - y_i)^2."""
+def loss_of(variant: str, params: dict[str, Any], x_NB: jax.Array, importance_N: jax.Array) -> jax.Array:
+  """The loss of each row, (B,): sum over features i of importance_i (target_i - y_i)^2."""
   y_NB, _ = forward(variant, params, x_NB)
   target_NB = jnp.abs(x_NB) if variant == "absolute" else x_NB
   return (importance_N[:, None] * jnp.square(target_NB - y_NB)).sum(0)
@@ -103,39 +142,38 @@ def loss_of(variant, params, x_NB, importance_N):
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """Instances after training.
+  """Instances of a toy model after training.
 
   Attributes:
-    params: each leaf with a leading axis for the instance, on the host.
-    loss_I: loss of each on rows it was not trained on.
-    history: {"step": (T,), "loss_TI", and for each leaf its values at those steps (T, I, ...)}, if asked for.
+    params: the parameters by name, each with a leading axis for the instances, on the host.
+    loss_I: the loss of each instance on rows that it was not trained on.
+    history: the state of training at some steps, or nothing if it was not to be recorded: "step", (T,), the steps;
+      "loss_TI", the losses; and each parameter by its name, (T, I, ...).
   """
-  params: dict
+  params: dict[str, np.ndarray]
   loss_I: np.ndarray
-  history: dict
+  history: dict[str, np.ndarray]
 
-  def lowest(self, n_settings):
-    """Of each setting's consecutive instances the one with the lowest loss."""
+  def lowest(self, n_settings: int) -> "Trained":
+    """The instance with the lowest loss for each setting; the instances of a setting are next to each other."""
     best_S = self.loss_I.reshape(n_settings, -1).argmin(1)
     index_S = np.arange(n_settings) * (len(self.loss_I) // n_settings) + best_S
     return Trained({name: leaf[index_S] for name, leaf in self.params.items()}, self.loss_I[index_S],
                    {name: value if name == "step" else value[:, index_S] for name, value in self.history.items()})
 
 
-def train_toys(config, importance_IN, probability_IN, n_records=0, name="toy models", n_calls=20, n_loss_batches=64):
-  """Trains all instances at once, in one compiled step that is mapped over them.
+def train_toys(config: ToyConfig, importance_IN: Any, probability_IN: Any, n_records: int = 0,
+               name: str = "toy models", n_calls: int = 20, n_loss_batches: int = 64) -> Trained:
+  """Trains instances of a toy model together, in one compiled step that is mapped over them.
 
   Args:
-    config: `ToyConfig`.
-    importance_IN: weight of each feature's error.
-    probability_IN: with which each fires; of a set the first member's counts.
-    n_records: how many times the state of training is kept.
+    config: the model's settings.
+    importance_IN: for each instance, the weight of each feature's error in the loss.
+    probability_IN: for each instance, the probability that each feature fires; see `inputs_of`.
+    n_records: how many times the state of training is recorded.
     name: the progress bar's label.
-    n_calls: compiled calls that the steps are cut into.
-    n_loss_batches: batches of the final loss.
-
-  Returns:
-    `Trained`.
+    n_calls: how many compiled calls the steps are cut into at least.
+    n_loss_batches: how many batches the final loss is measured on.
   """
   model = ToyModel(config)
   importance_IN, probability_IN = jnp.asarray(importance_IN, jnp.float32), jnp.asarray(probability_IN, jnp.float32)
@@ -152,7 +190,7 @@ def train_toys(config, importance_IN, probability_IN, n_records=0, name="toy mod
 
   def step(carry, number):
     params, state = carry
-    # Instances do not depend on each other: the gradient of the sum holds each one's own.
+    # Instances do not depend on each other, so that the gradient of their summed loss is the gradient of each.
     gradients = jax.grad(lambda params: losses(params, jax.random.fold_in(train_key, number)).sum())(params)
     updates, state = tx.update(gradients, state)
     return (optax.apply_updates(params, updates), state), None
@@ -166,7 +204,8 @@ def train_toys(config, importance_IN, probability_IN, n_records=0, name="toy mod
     keys = jax.vmap(lambda i: jax.random.fold_in(test_key, i))(jnp.arange(n_loss_batches))
     return jax.lax.map(lambda key: losses(params, key), keys).mean(0)
 
-  carry, history = (params, tx.init(params)), {"step": [], "loss_TI": []}
+  carry = params, tx.init(params)
+  history: dict[str, list] = {"step": [], "loss_TI": []}
   pieces = np.array_split(np.arange(config.n_steps), max(n_calls, n_records))
   bar = metrics.progress(config.n_steps, "steps", name)
   for piece in pieces:

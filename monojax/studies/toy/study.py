@@ -1,10 +1,18 @@
-"""Toy models of superposition: the paper's experiments, each a stage, and what their models look like.
+"""The study of toy models of superposition: the experiments of the paper (Elhage et al., 2022), each of them a stage.
 
-Letters: L settings (levels of sparsity, points of a grid), R instances of each, N features, M hidden dimensions, Q
-points of a quadrature.
+Density is the probability that a feature fires, which the paper writes as 1 - S. An experiment trains a toy model at
+several settings, for instance densities. Of each setting it trains several instances and keeps the one with the lowest
+loss.
+
+Letters: M hidden dimensions, B rows, Q points of a quadrature. In this module L is settings, I instances, N features, P
+points along an axis of a diagram, T times at which training is recorded, K nodes of a quadrature in one dimension, and
+S starts.
 """
 
 import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,70 +21,92 @@ import optax
 
 from monojax import files
 from monojax.config import option, require_not_negative, require_positive
+from monojax.pipeline.folder import RunFolder
 from monojax.studies.toy import geometry as superposition
-from monojax.studies.toy.model import ToyConfig, draw, forward, inputs_of, loss_of, train_toys
+from monojax.studies.toy.model import ToyConfig, Trained, draw, forward, inputs_of, loss_of, train_toys
 from monojax.training import minimised
 
-STICKY_LEVELS = 3  # levels of sparsity that a sticky point holds at
-_RECOVERED = -2  # the level of the basic model whose features an SAE is to find: two fire on a row
-DROPPED, SUPERPOSED, DEDICATED = 0, 1, 2  # what becomes of a feature
-PRESENT = 0.5  # norm from which on a feature of a small model is there
+# The paper's sticky points: over a range of densities, features have the same number of dimensions each. A point counts
+# as sticky if it holds at this many of the densities that are trained.
+STICKY_LEVELS = 3
+_RECOVERED = -2  # which density of the stage `basic` the SAE is trained on: two features fire on a row there
+DROPPED, SUPERPOSED, DEDICATED = 0, 1, 2  # what can become of a feature
+PRESENT = 0.5  # a feature of a small model is represented if its norm is at least this
+
+Arrays = dict[str, Any]
+Figures = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class ToyStudyConfig:
-  """How finely the study looks."""
-  seed: int = option(0, "of all weights and rows")
-  levels: int = option(24, "levels of sparsity, besides three dense ones, of 400 equal features in 30 dimensions")
-  phase_points: int = option(20, "points along either axis of the phase diagrams")
-  restarts: int = option(8, "instances of each small model, of which the one with the lowest loss counts")
-  effort: float = option(1.0, "factor on all numbers of optimiser steps")
+  """How many models the study trains, and for how long."""
+  seed: int = option(0, "seed of all weights and rows")
+  levels: int = option(24, "number of densities, besides three high ones, at which 400 equal features are put into 30 "
+                           "dimensions")
+  phase_points: int = option(20, "number of points along each axis of the phase diagrams")
+  restarts: int = option(8, "number of instances of each small model, of which the one with the lowest loss is kept")
+  effort: float = option(1.0, "factor by which all numbers of optimiser steps are multiplied")
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     require_positive(self, "", "levels", "phase_points", "restarts", "effort")
     require_not_negative(self, "", "seed")
 
-  def toy(self, n_features, n_hidden, n_steps, **more):
-    """A model's configuration under this study's seed and effort."""
+  def toy(self, n_features: int, n_hidden: int, n_steps: int, **more: Any) -> ToyConfig:
+    """The settings of a toy model, with the study's seed and effort; `more` is further fields of `ToyConfig`."""
     return ToyConfig(n_features, n_hidden, n_steps=max(10, round(self.effort * n_steps)), seed=self.seed, **more)
 
 
-def run_stage(run, name, config):
-  """Does one of `STAGES`: trains its models and writes `models.npz` into its folder.
+def run_stage(run: RunFolder, name: str, config: ToyStudyConfig) -> dict[str, Any]:
+  """One of `STAGES`: trains the models of an experiment and writes them to `models.npz`.
+
+  Args:
+    run: the study's folder.
+    name: the stage.
+    config: the study's settings.
 
   Returns:
     The stage's record; its figures are named "toy/...".
   """
-  def work(directory, _):
+  def work(directory: pathlib.Path, _: str) -> dict[str, Any]:
     arrays, figures = STAGES[name](config)
     files.write_npz(directory / "models.npz", arrays)
     return {f"toy/{key}": value for key, value in figures.items()}
   return run.execute(name, config, work)
 
 
-def load(run, name):
-  """{name: array} that a stage has left."""
+def load(run: RunFolder, name: str) -> dict[str, np.ndarray]:
+  """The arrays that a finished stage left in `models.npz`, by name."""
   run.require_stage(name)
   return files.read_npz(run.directory / name / "models.npz")
 
 
-def settings(density_L, importance_LN, restarts):
-  """(importance_IN, probability_IN) of `restarts` instances of each setting, next to each other."""
+def settings(density_L: Any, importance_LN: Any, restarts: int) -> tuple[np.ndarray, np.ndarray]:
+  """The importance and the probability of each feature in each instance, as `train_toys` takes them.
+
+  Args:
+    density_L: the probability that features fire, for each setting; or (L, N) with one for each feature.
+    importance_LN: the importance of features.
+    restarts: how many instances each setting has; they are next to each other.
+
+  Returns:
+    (importance_IN, probability_IN).
+  """
   importance_LN = np.asarray(importance_LN, float)
   density_LN = np.broadcast_to(np.reshape(density_L, (len(density_L), -1)), importance_LN.shape)
   return np.repeat(importance_LN, restarts, 0), np.repeat(density_LN, restarts, 0)
 
 
-def best_of(config, density_L, importance_LN, restarts, **more):
-  """The `Trained` with the lowest loss of each setting."""
+def best_of(config: ToyConfig, density_L: Any, importance_LN: Any, restarts: int, **more: Any) -> Trained:
+  """The instance with the lowest loss of each setting, after training; for the arguments see `settings`."""
   trained = train_toys(config, *settings(density_L, importance_LN, restarts), **more)
   return trained.lowest(len(importance_LN))
 
 
-def _basic(config):
-  """Which of unequally important features a layer keeps, as they become sparse; with and without a ReLU."""
-  density_L, figures = np.geomspace(1.0, 0.01, 7), {}
-  arrays = {"density_L": density_L}
+def _basic(config: ToyStudyConfig) -> tuple[Arrays, Figures]:
+  """Which features a layer keeps, with and without a ReLU, as features of unequal importance become sparse."""
+  density_L = np.geomspace(1.0, 0.01, 7)
+  figures: Figures = {}
+  arrays: Arrays = {"density_L": density_L}
   for n, m, decay, steps in ((20, 5, 0.7, 3000), (80, 20, 0.9, 2500)):
     for variant in ("relu", "linear"):
       importance_LN = np.tile(decay ** np.arange(n), (len(density_L), 1))
@@ -88,12 +118,13 @@ def _basic(config):
   return arrays, figures
 
 
-def _phase(config):
-  """Where one more feature is left out, superposed or given a dimension of its own."""
+def _phase(config: ToyStudyConfig) -> tuple[Arrays, Figures]:
+  """At which densities and importances an extra feature is left out, superposed, or given a dimension of its own."""
   points = config.phase_points
   density_P, importance_P = np.geomspace(1.0, 0.01, points), np.geomspace(0.1, 10, points)
   density_L, extra_L = (grid.reshape(-1) for grid in np.meshgrid(density_P, importance_P, indexing="ij"))
-  arrays, figures = {"density_P": density_P, "importance_P": importance_P}, {}
+  arrays: Arrays = {"density_P": density_P, "importance_P": importance_P}
+  figures: Figures = {}
   for n, m in ((2, 1), (3, 2)):
     importance_LN = np.ones((points * points, n))
     importance_LN[:, -1] = extra_L
@@ -110,18 +141,27 @@ def _phase(config):
   return {**arrays, "theory_2_L": theory_L, "bound_2_L": bound_L}, figures
 
 
-def phases(W_LNM):
-  """What became of the last feature: `DROPPED`, `SUPERPOSED` with another one, or `DEDICATED`."""
+def phases(W_LNM: np.ndarray) -> np.ndarray:
+  """What became of the last feature of each model: `DROPPED`, `SUPERPOSED` with another feature, or `DEDICATED`."""
   there_L = superposition.norms(W_LNM)[:, -1] > PRESENT
   shared_L = superposition.interference(W_LNM)[:, -1] > 0.25
   return np.where(there_L, np.where(shared_L, SUPERPOSED, DEDICATED), DROPPED)
 
 
-def predicted_phases(density_L, extra_L, n_nodes=24, n_steps=1500):
-  """The phase of least expected loss of two features (importances 1 and `extra_L`) in one dimension.
+def predicted_phases(density_L: np.ndarray, extra_L: np.ndarray, n_nodes: int = 24, n_steps: int = 1500) -> np.ndarray:
+  """What theory predicts for the second of two features in one dimension: the phase with the least expected loss.
 
-  The expectation is a Gauss-Legendre quadrature, and it is minimised from either feature alone and from the two
-  opposite each other: nothing here is drawn at random.
+  The expected loss is computed by Gauss-Legendre quadrature. It is minimised from three starts: the first feature
+  alone, the second alone, and both in opposite directions. Nothing is drawn at random.
+
+  Args:
+    density_L: the probability that the features fire.
+    extra_L: the importance of the second feature; that of the first is 1.
+    n_nodes: the number of nodes of the quadrature for each feature.
+    n_steps: the number of steps of the optimiser.
+
+  Returns:
+    `DROPPED`, `SUPERPOSED` or `DEDICATED` for each setting.
   """
   node_K, weight_K = np.polynomial.legendre.leggauss(n_nodes)
   node_K, weight_K = (node_K + 1) / 2, weight_K / 2
@@ -144,8 +184,8 @@ def predicted_phases(density_L, extra_L, n_nodes=24, n_steps=1500):
   return phases(W_SL21[loss_SL.argmin(0), np.arange(len(density_L))])
 
 
-def _geometry(config):
-  """400 equal features in 30 dimensions: how many there is room for, and in which polytopes."""
+def _geometry(config: ToyStudyConfig) -> tuple[Arrays, Figures]:
+  """How many of 400 equal features 30 dimensions represent, and which polytopes the features form."""
   n, m = 400, 30
   density_L = np.concatenate([[1.0, 0.85, 0.7], np.geomspace(0.55, 0.2, config.levels)])
   trained = best_of(config.toy(n, m, 5000, batch_rows=256, learning_rate=5e-3), density_L,
@@ -154,12 +194,13 @@ def _geometry(config):
   D_L = superposition.dimensions_per_feature(W_LNM)
   D_LN = superposition.dimensionality(W_LNM)
   nearest = lambda value: float(np.sort(np.abs(D_L - value))[STICKY_LEVELS - 1])
-  # Off the sticky point 1, where any 30 directions are as good as others, and down to the flattest polytope named.
+  # Dimensionalities are predicted below the sticky point 1, where any 30 orthogonal directions will do, and above those
+  # of the polytope with the most corners for each dimension.
   predicted_L = (D_L < 0.97) & (D_L > min(superposition.PREDICTED.values()) - 0.02)
-  figures = {"fraction_on_predicted_dimensionality": superposition.fraction_predicted(D_LN[predicted_L].reshape(-1)),
-             "levels_with_predictions": int(predicted_L.sum()),
-             "sticky_error": max(nearest(1.0), nearest(0.5)),
-             "sticky_error_1": nearest(1.0), "sticky_error_half": nearest(0.5)}
+  figures: Figures = {
+      "fraction_on_predicted_dimensionality": superposition.fraction_predicted(D_LN[predicted_L].reshape(-1)),
+      "levels_with_predictions": int(predicted_L.sum()), "sticky_error": max(nearest(1.0), nearest(0.5)),
+      "sticky_error_1": nearest(1.0), "sticky_error_half": nearest(0.5)}
   found = {superposition.name_of(*shape[:2]) for W_NM in W_LNM for shape in superposition.polytopes(W_NM)}
   figures["polytopes_found"] = ", ".join(name for name in superposition.POLYTOPES if name in found)
   vulnerability_L = np.array([_vulnerability(config, W_NM, b_N, density) for W_NM, b_N, density in
@@ -169,12 +210,15 @@ def _geometry(config):
           "vulnerability_L": vulnerability_L}, figures
 
 
-def _vulnerability(config, W_NM, b_N, density, n_rows=128, size=0.1):
-  """What the worst attack along one feature's (W W^T)_i adds to the loss, over its squared length.
+def _vulnerability(config: ToyStudyConfig, W_NM: np.ndarray, b_N: np.ndarray, density: float, n_rows: int = 128,
+                   size: float = 0.1) -> float:
+  """How much the worst adversarial change of the inputs adds to the loss, over the square of the change's length.
 
-  The attack's length is a tenth of the mean input's.
+  The changes that are tried point along (W W^T)_i for each feature i. Their length is `size` times the mean length of
+  an input.
   """
-  toy = config.toy(*W_NM.shape, 10, batch_rows=n_rows)
+  n_features, n_hidden = W_NM.shape
+  toy = config.toy(n_features, n_hidden, 10, batch_rows=n_rows)
   x_NB = inputs_of(toy, draw(toy, jax.random.key(config.seed + 1)), jnp.full((W_NM.shape[0],), density, jnp.float32))
   length = size * jnp.linalg.norm(x_NB, axis=0).mean()
   direction_NN = W_NM @ W_NM.T
@@ -185,8 +229,8 @@ def _vulnerability(config, W_NM, b_N, density, n_rows=128, size=0.1):
   return float((attacked_N.max() - loss(x_NB)) / length**2)
 
 
-def _perturbation(config):
-  """Five features in two dimensions, one of them more and more, or less and less, frequent than the others."""
+def _perturbation(config: ToyStudyConfig) -> tuple[Arrays, Figures]:
+  """What happens to five features in two dimensions when one of them is more or less frequent than the others."""
   density, factor_L = 0.05, np.geomspace(0.1, 8, 21)
   density_LN = np.full((len(factor_L), 5), density)
   density_LN[:, 0] *= factor_L
@@ -199,9 +243,10 @@ def _perturbation(config):
       "perturbed_loss_ratio": float(best.loss_I[0] / best.loss_I[even])}
 
 
-def _sets(config):
-  """Features that fire together are put side by side, such as exclude each other opposite each other."""
-  arrays, figures = {}, {}
+def _sets(config: ToyStudyConfig) -> tuple[Arrays, Figures]:
+  """How features are arranged that fire together (merged or at right angles) or never together (opposite)."""
+  arrays: Arrays = {}
+  figures: Figures = {}
   for name, n, m, inputs in (("correlated", 4, 2, "correlated"), ("anticorrelated", 4, 2, "anticorrelated"),
                              ("pairs", 6, 2, "correlated")):
     density_L = np.geomspace(0.6, 0.03, 6)
@@ -215,13 +260,13 @@ def _sets(config):
   return {**arrays, "density_L": density_L}, figures
 
 
-def _dynamics(config):
-  """Features jump from one dimensionality to the next while they are learned, and the loss falls with them."""
+def _dynamics(config: ToyStudyConfig) -> tuple[Arrays, Figures]:
+  """How dimensionalities change during training: they jump, and the loss falls when they do."""
   sets = train_toys(config.toy(6, 3, 3000, inputs="correlated", set_size=3, batch_rows=1024), np.ones((8, 6)),
                     np.full((8, 6), 0.05), 150, "dynamics of two sets").lowest(1)
   even = train_toys(config.toy(100, 10, 4000, batch_rows=512), np.ones((1, 100)), np.full((1, 100), 0.3), 150,
                     "dynamics of 100 features")
-  arrays = {}
+  arrays: Arrays = {}
   for name, trained in (("sets", sets), ("even", even)):
     W_TNM = trained.history["W_NM"][:, 0]
     arrays |= {f"{name}_step_T": np.asarray(trained.history["step"]), f"{name}_W_TNM": W_TNM,
@@ -229,8 +274,8 @@ def _dynamics(config):
   return arrays, {"dynamics_final_predicted": superposition.fraction_predicted(arrays["even_D_TN"][-1])}
 
 
-def _privileged(config):
-  """With a ReLU on the hidden layer features align with neurons, until they are so sparse that neurons are shared."""
+def _privileged(config: ToyStudyConfig) -> tuple[Arrays, Figures]:
+  """How many features each neuron of a hidden layer with a ReLU serves: one while features are dense, later several."""
   density_L = np.geomspace(1.0, 0.03, 6)
   best = best_of(config.toy(10, 5, 3000, variant="privileged", batch_rows=256, learning_rate=5e-3), density_L,
                  np.tile(0.75 ** np.arange(10), (len(density_L), 1)), 50, name="privileged basis")
@@ -240,16 +285,17 @@ def _privileged(config):
       "privileged_features_a_neuron_sparse": float(shared_LM[-1].mean())}
 
 
-def _computation(config):
-  """Computing |x| in superposition: neurons for one feature's sign give way to neurons for several."""
-  density_L, figures = np.geomspace(1.0, 0.02, 7), {}
-  arrays = {"density_L": density_L}
+def _computation(config: ToyStudyConfig) -> tuple[Arrays, Figures]:
+  """Whether neurons that compute |x| serve one feature each, which they do while features are dense, or several."""
+  density_L = np.geomspace(1.0, 0.02, 7)
+  figures: Figures = {}
+  arrays: Arrays = {"density_L": density_L}
   for n, m, steps, restarts in ((3, 6, 4000, 2 * config.restarts), (100, 40, 3000, 1)):
     best = best_of(config.toy(n, m, steps, variant="absolute"), density_L,
                    np.tile(0.8 ** np.arange(n) if n > 3 else np.ones(n), (len(density_L), 1)), restarts,
                    name=f"|x| of {n} features by {m} neurons")
     W_LNM, out_LMN = best.params["W_NM"], best.params["W_out_MN"]
-    # What a neuron does for a feature: its weight in times its weight out.
+    # What a neuron does for a feature is the weight from the feature to it times the weight from it to the feature.
     effect_LNM = np.abs(W_LNM * np.swapaxes(out_LMN, 1, 2))
     part_LM = effect_LNM.max(1) / np.maximum(effect_LNM.sum(1), 1e-9)
     used_LM = effect_LNM.max(1) > 0.1
@@ -262,9 +308,17 @@ def _computation(config):
   return arrays, figures
 
 
-def recover(run, config):
-  """An SAE finds the features again in the hidden layer of a sparse model of 80 features in 20 dimensions."""
-  def work(directory, identity):
+def recover(run: RunFolder, config: ToyStudyConfig) -> dict[str, Any]:
+  """The stage `recovery`: an SAE is to find the features in the hidden layer of 80 sparse features in 20 dimensions.
+
+  Args:
+    run: the study's folder, in which the stage `basic` is finished.
+    config: the study's settings.
+
+  Returns:
+    The stage's record.
+  """
+  def work(directory: pathlib.Path, identity: str) -> dict[str, Any]:
     from monojax import mesh as meshes
     from monojax.analysis.recovery import direction_scores
     from monojax.metrics import MetricsConfig
@@ -281,7 +335,8 @@ def recover(run, config):
                     batch_rows=1024, n_steps=max(10, round(4000 * config.effort)), learning_rate=3e-3, warmup_steps=100,
                     decay_fraction=0.3, dead_window_steps=200, scan_steps=50, checkpoint_every_steps=2000,
                     seed=config.seed)
-    planted = PlantedConfig(*W_NM.shape, frequency="equal", mean_active=density * len(W_NM), seed=config.seed)
+    n_features, width = W_NM.shape
+    planted = PlantedConfig(n_features, width, frequency="equal", mean_active=density * len(W_NM), seed=config.seed)
     source = Synthetic(Planted.of(planted, W_NM), sae.batch_rows, config.seed)
     mesh = meshes.make_mesh(meshes.MeshConfig(data=1))
     _, params = train_sae(sae, source, Wiring((W_NM.shape[1],)), directory, {"identity": identity}, mesh,
@@ -293,7 +348,8 @@ def recover(run, config):
   return run.execute("recovery", config, work)
 
 
-STAGES = {"basic": _basic, "phase": _phase, "geometry": _geometry, "perturbation": _perturbation, "sets": _sets,
-          "dynamics": _dynamics, "privileged": _privileged, "computation": _computation}
-# The stages and those that they depend on; see `monojax.pipeline.folder.RunFolder`.
-INPUTS = {**{name: () for name in STAGES}, "recovery": ("basic",)}
+STAGES: dict[str, Callable[[ToyStudyConfig], tuple[Arrays, Figures]]] = {
+    "basic": _basic, "phase": _phase, "geometry": _geometry, "perturbation": _perturbation, "sets": _sets,
+    "dynamics": _dynamics, "privileged": _privileged, "computation": _computation}
+# The study's stages, and for each the stages whose results it reads, as `monojax.pipeline.folder.RunFolder` takes them.
+INPUTS: dict[str, tuple[str, ...]] = {**{name: () for name in STAGES}, "recovery": ("basic",)}
