@@ -82,6 +82,38 @@ def make_gradients(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bo
   return gradients_of
 
 
+def make_update(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool,
+                n_parts: int) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+  """The function (state, batch x_BW) -> (state after one optimiser step, its metrics); see `make_step`."""
+  n_columns, gradients_of = sum(recipe.model.wiring.widths), make_gradients(recipe, mesh, window_steps, sparse)
+
+  def one_step(state: TrainState, x_BW: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    x_BW = x_BW.astype(jnp.float32) * state.counters["scale_W"][None]
+    if n_parts == 1:
+      gradients, observed, values, fired_F = gradients_of(state, x_BW)
+    else:
+      # Every part takes rows from all devices.
+      x_PBW = x_BW.reshape(-1, n_parts, n_columns).swapaxes(0, 1)
+      parts = jax.lax.map(lambda x_BW: gradients_of(state, x_BW), x_PBW)
+      gradients, observed, values = jax.tree.map(lambda leaf: leaf.mean(0), parts[:3])
+      fired_F = parts[3].sum(0)
+    params = {**state.params, **observed}
+    updates, opt_state = recipe.tx.update(gradients, state.opt_state, params)
+    updates = jax.tree.map(lambda update: state.counters["learning_rate"] * update, updates)
+    params = recipe.constrain(optax.apply_updates(params, updates))
+    n_done = state.step + 1
+    tried = state.step >= state.counters["dense_until"]
+    counters = {**state.counters, "last_fired_F": jnp.where(fired_F > 0, n_done, state.counters["last_fired_F"]),
+                "dense_until": jnp.where(tried & (values["sparse_fraction"] < 1), n_done + RETRY_STEPS,
+                                         state.counters["dense_until"])}
+    if recipe.ema_decay:
+      decay = mean_decay(recipe.ema_decay, state.step)
+      counters["ema"] = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, counters["ema"], params)
+    return (TrainState(n_done, params, opt_state, counters),
+            {**values, "l0": fired_F.sum() / x_BW.shape[0]})
+  return one_step
+
+
 def make_step(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool = False, n_parts: int = 1,
               n_members: int = 0) -> tuple[Init, Step]:
   """The step of a recipe on a mesh.
@@ -109,33 +141,7 @@ def make_step(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool = 
       explained_variance (of the batch), fired_fraction (features that fired in the call), dead_fraction,
       sparse_fraction (of the batches, those computed with a sparse code).
   """
-  n_columns = sum(recipe.model.wiring.widths)
-  init, gradients_of = make_init(recipe, mesh), make_gradients(recipe, mesh, window_steps, sparse)
-
-  def one_step(state: TrainState, x_BW: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-    x_BW = x_BW.astype(jnp.float32) * state.counters["scale_W"][None]
-    if n_parts == 1:
-      gradients, observed, values, fired_F = gradients_of(state, x_BW)
-    else:
-      # Every part takes rows from all devices.
-      x_PBW = x_BW.reshape(-1, n_parts, n_columns).swapaxes(0, 1)
-      parts = jax.lax.map(lambda x_BW: gradients_of(state, x_BW), x_PBW)
-      gradients, observed, values = jax.tree.map(lambda leaf: leaf.mean(0), parts[:3])
-      fired_F = parts[3].sum(0)
-    params = {**state.params, **observed}
-    updates, opt_state = recipe.tx.update(gradients, state.opt_state, params)
-    updates = jax.tree.map(lambda update: state.counters["learning_rate"] * update, updates)
-    params = recipe.constrain(optax.apply_updates(params, updates))
-    n_done = state.step + 1
-    tried = state.step >= state.counters["dense_until"]
-    counters = {**state.counters, "last_fired_F": jnp.where(fired_F > 0, n_done, state.counters["last_fired_F"]),
-                "dense_until": jnp.where(tried & (values["sparse_fraction"] < 1), n_done + RETRY_STEPS,
-                                         state.counters["dense_until"])}
-    if recipe.ema_decay:
-      decay = mean_decay(recipe.ema_decay, state.step)
-      counters["ema"] = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, counters["ema"], params)
-    return (TrainState(n_done, params, opt_state, counters),
-            {**values, "l0": fired_F.sum() / x_BW.shape[0]})
+  init, one_step = make_init(recipe, mesh), make_update(recipe, mesh, window_steps, sparse, n_parts)
 
   def scan_steps(state: TrainState, x_SBW: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
     before = state.step
@@ -148,7 +154,7 @@ def make_step(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool = 
     states, values = jax.lax.map(lambda state: scan_steps(state, x_SBW), states)
     return states, {name: [value[i] for i in range(n_members)] for name, value in values.items()}
 
-  sample = jnp.ones((2, n_columns))
+  sample = jnp.ones((2, sum(recipe.model.wiring.widths)))
   abstract = jax.eval_shape(lambda key: init(key, sample), jax.random.key(0))
   rules = SHARDING_RULES
   if n_members:

@@ -87,15 +87,10 @@ def train_sweep(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, dire
     FloatingPointError: all of them diverged.
   """
   configs, directory = [config.resolved() for config in configs], pathlib.Path(directory)
-  names = [name_of(config) for config in configs]
-  require(len(set(names)) == len(names), "sweep", names, "names a dictionary twice")
-  for name in SHARED:
-    values = {getattr(config, name) for config in configs}
-    require(len(values) == 1, f"sae.{name}", sorted(values), "must be the same for all dictionaries of a sweep")
+  _require_fit_together(configs)
   first = configs[0]
   meshes.require_divides(mesh, "data", first.batch_rows)
-  saved = {name: begin.settings_of(config, wiring, identities[name])
-           for name, config in zip(names, configs, strict=True)}
+  saved = {name_of(config): begin.settings_of(config, wiring, identities[name_of(config)]) for config in configs}
   goes_on = begin.require_same_sweep(directory, saved)
   groups = {name_of(members[0]): make_group(members, source, wiring, mesh) for members in groups_of(configs)}
 
@@ -125,6 +120,15 @@ def train_sweep(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, dire
   state = pack({name: group.init(sample_NW, start, not goes_on) for name, group in groups.items()})
   state = train(state, step, make_batches(source, mesh), loop, metrics_config, intervene)
   return _finished(groups, unpack(state, groups), directory, saved)
+
+
+def _require_fit_together(configs: Sequence[SAEConfig]) -> None:
+  """Raises `InputError` unless resolved settings can be trained on one pass over the data."""
+  names = [name_of(config) for config in configs]
+  require(len(set(names)) == len(names), "sweep", names, "names a dictionary twice")
+  for name in SHARED:
+    values = {getattr(config, name) for config in configs}
+    require(len(values) == 1, f"sae.{name}", sorted(values), "must be the same for all dictionaries of a sweep")
 
 
 def _finished(groups: Mapping[str, Group], states: Mapping[str, TrainState], directory: pathlib.Path,
