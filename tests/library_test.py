@@ -152,6 +152,14 @@ def test_a_store_of_ones_own_is_trained_on_analysed_and_browsed_without_a_subjec
   assert "cross-entropy recovered needs the subject" in result.stdout and "sae/l0" in result.stdout
   result = run("train_sae", workdir, *flags)
   assert result.returncode == 0 and result.stdout.count("already done") == 2
+  longer = [flag for flag in flags if "n_steps" not in flag] + ["--sae.n_steps=220"]
+  result = run("train_sae", workdir, *longer)
+  assert result.returncode == 2 and "n_steps: 200 -> 220" in result.stderr
+  result = run("train_sae", workdir, "--extend", "--sae.k=4", "--sae.n_steps=220")
+  assert result.returncode == 2 and "k: 3 -> 4" in result.stderr and "--sae.start_from" in result.stderr
+  result = run("train_sae", workdir, "--extend", "--sae.n_steps=220")  # all other settings are the run's own
+  assert result.returncode == 0, result.stderr[-3000:]
+  assert "sae/rows_seen             28,160" in result.stdout
   for script, more in (("analyze", ["--analysis.n_tokens=0", "--analysis.detectors=Low=low,High=high"]),
                        ("build_browser", [])):
     result = run(script, workdir, *more)

@@ -1,6 +1,7 @@
 """The stages that train dictionaries: the run's own, others beside it, grids of them, and the frontier."""
 
 import dataclasses
+import functools
 import pathlib
 import typing
 
@@ -17,6 +18,8 @@ if typing.TYPE_CHECKING:
   from monojax.activations.source import RowStore, Source
   from monojax.sae.dictionary import SAE
   from monojax.sae.model import Wiring
+  from monojax.subjects.subject import LoadedSubject
+  from monojax.text.tokens import Tokens
 
 _MEASURED_ROWS = 65_536  # rows that a dictionary without a subject is measured on
 # What the table of several dictionaries says of each.
@@ -50,7 +53,7 @@ def train_sae(run: RunFolder, config: RunConfig, stage: str = OWN_DICTIONARY, ex
     about = {"identity": identity, "sites": list(sites)}
     model, params = fit(settings, source, wiring, directory, about, mesh, config.metrics, extend=extend)
     draw_curves(directory / "metrics.jsonl", directory / "curves.png")
-    return _measure(run, SAE(settings, model, params, sites), stage, source)
+    return _measure(_HeldOut(run, source), SAE(settings, model, params, sites), stage)
   if extend:
     _require_extends(run, stage, settings)
   return run.execute(stage, settings, work, ("activations",), extends=extend)
@@ -135,7 +138,29 @@ def _source(run, settings, mesh, rows=None) -> "tuple[Source, Wiring, tuple[str,
   return source, Wiring(source.widths, tuple(map(sites.index, reads)), tuple(map(sites.index, writes))), sites
 
 
-def _measure(run, sae: "SAE", name, source, baseline=None) -> dict:
+@dataclasses.dataclass(frozen=True)
+class _HeldOut:
+  """What dictionaries of a run are measured on, each part loaded once for all of them.
+
+  Attributes:
+    run: the run's folder.
+    source: the rows that they are trained on.
+  """
+  run: RunFolder
+  source: "Source"
+
+  @functools.cached_property
+  def subject(self) -> "LoadedSubject | None":
+    """The subject; None where the run was given its activations."""
+    return None if load.activations_config(self.run).source == "given" else load.load_subject(self.run)
+
+  @functools.cached_property
+  def tokens(self) -> "Tokens":
+    """The held-out text."""
+    return load.open_tokens(self.run, "val")
+
+
+def _measure(held_out: _HeldOut, sae: "SAE", name: str, baseline: dict | None = None) -> dict:
   """A dictionary's figures on held-out text; where there is no subject, those of a sample of the rows.
 
   Another dictionary's figures on the same text, if given, spare computing what they share.
@@ -143,14 +168,15 @@ def _measure(run, sae: "SAE", name, source, baseline=None) -> dict:
   settings = sae.config
   figures = {"sae/recipe": settings.recipe, "sae/n_features": settings.n_features, "sae/sparsity": settings.sparsity,
              "sae/rows_seen": settings.n_steps * settings.batch_rows}
-  if load.activations_config(run).source == "given":
-    wiring, x_NW = sae.model.wiring, source.sample(_MEASURED_ROWS, settings.seed + 1)
+  if held_out.subject is None:
+    wiring, x_NW = sae.model.wiring, held_out.source.sample(_MEASURED_ROWS, settings.seed + 1)
     scores = sae.metrics(wiring.inputs(x_NW), wiring.targets(x_NW))
     print(f"{name}: measured on {scores['n_rows']:,} rows; cross-entropy recovered needs the subject they are from")
     return figures | {f"sae/{key}": value for key, value in scores.items() if key != "density_F"}
   from monojax.analysis.fidelity import BASELINE, fidelity
-  scores = fidelity(load.load_subject(run), sae, load.mean_activation(run, sae.writes), load.open_tokens(run, "val"),
-                    settings.val_tokens, baseline=baseline and {key: baseline[f"sae/{key}"] for key in BASELINE})
+  mean_O = load.mean_activation(held_out.run, sae.writes)
+  scores = fidelity(held_out.subject, sae, mean_O, held_out.tokens, settings.val_tokens,
+                    baseline=baseline and {key: baseline[f"sae/{key}"] for key in BASELINE})
   if scores["ce_recovered_zero"] is None:
     print(f"{name}: zero-ablating {' and '.join(sae.writes)} does not raise the loss ({scores['ce_zero']:.4f} against "
           f"{scores['ce_clean']:.4f}), so cross-entropy recovered is undefined: train the subject longer")
@@ -170,10 +196,10 @@ def _sweep(run, config, base, members, directory, identity, start=None) -> list[
   about = {name_of(member): {"identity": identity, "sites": list(sites)} for member in members}
   found = train_sweep(members, source, wiring, directory, about, mesh, config.metrics, start, base.seed)
   draw_curves(directory / "metrics.jsonl", directory / "curves.png")
-  points, figures = [], None
+  held_out, points, figures = _HeldOut(run, source), [], None
   for name, (member, model, params) in found.items():
     place = directory / "dictionaries" / name / "figures.json"
-    figures = files.read_json(place) or _measure(run, SAE(member, model, params, sites), name, source, figures)
+    figures = files.read_json(place) or _measure(held_out, SAE(member, model, params, sites), name, figures)
     files.write_json(place, figures)
     # Members of one size take turns, so that each one's share of the time is the same.
     alike = len({member.n_features for member in members}) == 1
