@@ -182,5 +182,5 @@ def test_hugging_face_datasets_are_streamed(monkeypatch):
     ("vocab_size", 256), ("val_fraction", 0.0), ("val_fraction", 1.0), ("seed", -1), ("max_bytes", -1),
     ("tokenizer_bytes", 0), ("text_field", ""), ("paths", ("",))])
 def test_configuration_names_the_bad_field(field, value):
-  with pytest.raises(InputError, match=f"text.{field}="):
+  with pytest.raises(InputError, match=f"tokens.{field}="):
     TextConfig(**{field: value})

@@ -309,7 +309,7 @@ def test_ngram_losses_in_chunks(monkeypatch):
   whole = ngram.unigram_bigram_loss(train, val, 50)
   assert abs(whole[0] - math.log(50)) < 0.01 and whole[1] < 0.1
   monkeypatch.setattr(ngram, "_CHUNK_TOKENS", 1000)
-  monkeypatch.setattr(ngram, "_RUN_TOKENS", 400)
+  monkeypatch.setattr(ngram, "_PIECE_TOKENS", 400)
   np.testing.assert_allclose(ngram.unigram_bigram_loss(train, val, 50), whole, rtol=1e-3)
   spread = ngram.unigram_bigram_loss(train, val, 50, max_train_tokens=8000)
   np.testing.assert_allclose(spread, whole, atol=0.1)
