@@ -12,9 +12,9 @@ from monojax.browser.build import build_browser
 from monojax.config import InputError
 
 N_FEATURES = 60
-ENTROPY = Column("domain_entropy_F", "float32", "The entropy of the shares of the domains, in nats.",
-                 cells=(Cell("Entropy", Kind.NUMBER, filterable=True),),
-                 entry=Entry("Statistics", "Domain entropy", Kind.NUMBER), absent_where="the text has no domain labels")
+SPREAD = Column("spread_F", "float32", "The entropy of the shares of the domains, in nats.",
+                 cells=(Cell("Spread", Kind.NUMBER, filterable=True),),
+                 entry=Entry("Statistics", "Spread", Kind.NUMBER), absent_where="the text has no domain labels")
 VISITED = ("#/?status=all", "#/feature/0", "#/feature/1", "#/about")
 
 
@@ -48,24 +48,24 @@ def test_a_new_column_is_one_row_of_the_table(tables, tmp_path, visit):
   share_FD = tables.domain_share_FD.astype(np.float64)
   entropy_F = -(share_FD * np.log(np.maximum(share_FD, 1e-30))).sum(1).astype(np.float32)
   entropy_F[3] = np.nan  # shown as a dash, sorted last and filtered out
-  longer = dataclasses.replace(tables, columns={**tables.columns, "domain_entropy_F": entropy_F})
-  site = build_browser(longer, tmp_path / "site", "x", described=(*COLUMNS, ENTROPY))
+  longer = dataclasses.replace(tables, columns={**tables.columns, "spread_F": entropy_F})
+  site = build_browser(longer, tmp_path / "site", "x", described=(*COLUMNS, SPREAD))
   rounded_F = np.array([float(f"{value:.4g}") for value in entropy_F])
   ids = np.arange(N_FEATURES)
   falling = ids[np.lexsort((ids, -rounded_F))].tolist()
 
   driver = visit(site, "#/?status=all")
-  heading = find(driver, "th[data-sort=domain_entropy]")
-  assert heading.text.startswith("Entropy") and heading.get_attribute("title") == ENTROPY.what
-  find(driver, "th[data-sort=domain_entropy] button").click()
+  heading = find(driver, "th[data-sort=spread]")
+  assert heading.text.startswith("Spread") and heading.get_attribute("title") == SPREAD.what
+  find(driver, "th[data-sort=spread] button").click()
   wait(driver, lambda: listed(driver) == [falling, N_FEATURES])
   assert falling[-1] == 3 and texts(driver, "tr[data-id='3'] td:last-child") == ["–"]
   assert float(texts(driver, f"tr[data-id='{falling[0]}'] td:last-child")[0]) == rounded_F[falling[0]]
 
   low, high = np.sort(rounded_F[np.isfinite(rounded_F)])[[N_FEATURES // 3, 2 * N_FEATURES // 3]]
   for side, value in (("min", low), ("max", high)):
-    field = find(driver, f"#filter-domain_entropy-{side}")
-    assert field.get_attribute("aria-label") == f"{side} entropy"
+    field = find(driver, f"#filter-spread-{side}")
+    assert field.get_attribute("aria-label") == f"{side} spread"
     field.send_keys(str(value))
   between = [i for i in falling if low <= rounded_F[i] <= high]
   assert 0 < len(between) < N_FEATURES - 1
@@ -75,15 +75,15 @@ def test_a_new_column_is_one_row_of_the_table(tables, tmp_path, visit):
 
   driver = visit(site, f"#/feature/{falling[0]}")
   wait_for_feature(driver, falling[0])
-  assert texts(driver, ".statistics div:last-child")[0] == f"Domain entropy{rounded_F[falling[0]]:g}"
-  assert find(driver, ".statistics div:last-child").get_attribute("title") == ENTROPY.what
+  assert texts(driver, ".statistics div:last-child")[0] == f"Spread{rounded_F[falling[0]]:g}"
+  assert find(driver, ".statistics div:last-child").get_attribute("title") == SPREAD.what
 
 
 def test_names_that_are_taken_are_refused(tables, tmp_path):
-  twice = (*COLUMNS, dataclasses.replace(ENTROPY, cells=(Cell("Max", Kind.NUMBER, key="max"),)))
+  twice = (*COLUMNS, dataclasses.replace(SPREAD, cells=(Cell("Max", Kind.NUMBER, key="max"),)))
   with pytest.raises(InputError, match="names max are used twice"):
     build_browser(tables, tmp_path / "site", "x", described=twice)
-  reserved = (*COLUMNS, dataclasses.replace(ENTROPY, cells=(Cell("Page", Kind.NUMBER, key="page"),)))
+  reserved = (*COLUMNS, dataclasses.replace(SPREAD, cells=(Cell("Page", Kind.NUMBER, key="page"),)))
   with pytest.raises(InputError, match="keys page .* used by the list itself"):
     build_browser(tables, tmp_path / "site", "x", described=reserved)
 

@@ -186,7 +186,7 @@ def test_what_an_analysis_lacks_is_left_out(tables, tmp_path):
   unlabelled = dataclasses.replace(tables, domains=[], columns={
       **tables.columns, "domain_share_FD": np.zeros((N_FEATURES, 0), np.float32),
       "example_domain_FE": np.full_like(tables.example_domain_FE, -1)})
-  everything = {"status", "density", "max", "mean", "spark", "token", "logit", "domain", "share"}
+  everything = {cell.key or column.stem for column in COLUMNS for cell in column.cells}
   for name, given, keys, panels in (
       ("bare", bare, everything - {"token", "logit", "domain", "share"},
        {"Statistics", "Activations", "Largest neurons"}),

@@ -17,6 +17,7 @@ import time
 import numpy as np
 
 from monojax.analysis import tables as feature_tables
+from monojax.analysis.columns import COLUMNS, axes_of
 
 HOSTILE = ["<script>alert(1)</script>", "<", "&amp;", '"', "'", "</script>", "\u2028", "\\", "`${x}`"]
 WORDS = {
@@ -80,7 +81,23 @@ def make_tables(n_features, seed=0):
       top_neuron_l1_share_FN=np.abs(neuron_FN / 13.8).astype(np.float32),
       domain_share_FD=(share_FD / share_FD.sum(axis=1, keepdims=True) * fired_F[:, None]).astype(np.float32),
       **examples)
+  columns |= _other_columns(rng, columns, len(domains))
   return feature_tables.FeatureTables(columns, token_strings, domains, _summary(rng, n_fires_F / n_tokens))
+
+
+def _other_columns(rng, columns, n_domains):
+  """Random values for the columns of `COLUMNS` that are not made by name, as for one that was added to it."""
+  lengths = {"D": n_domains}
+  for name, array in columns.items():
+    lengths |= dict(zip(axes_of(name), array.shape, strict=True))
+  limits = {"token": min(map(len, WORDS.values())), "domain": n_domains}
+  made = {}
+  for column in COLUMNS:
+    if column.name not in columns:
+      shape = [int(axis) if axis.isdigit() else lengths.get(axis, 5) for axis in axes_of(column.name)]
+      made[column.name] = (rng.random(shape) * limits.get(column.refers_to, 1 if "float" in column.dtype else 100)
+                           ).astype(column.dtype)
+  return made
 
 
 def without(tables, *names, **changes):

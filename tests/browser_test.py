@@ -121,10 +121,10 @@ def test_feature_page_shows_the_tables(page, tables):
   find(driver, f"tr[data-id='{i}'] a").click()
   wait_for_feature(driver, i)
   assert find(driver, "h1").text == f"Feature {i}"
-  values = texts(driver, ".statistics dd")
-  assert values[1] == f"{tables.n_fires_F[i]:,}"
-  assert float(values[2]) == pytest.approx(tables.max_act_F[i], rel=1e-3)
-  assert float(values[4].replace("−", "-")) == pytest.approx(tables.encoder_bias_F[i], rel=1e-3)
+  values = dict(zip(texts(driver, ".statistics dt"), texts(driver, ".statistics dd"), strict=True))
+  assert values["Fires"] == f"{tables.n_fires_F[i]:,}"
+  assert float(values["Max activation"]) == pytest.approx(tables.max_act_F[i], rel=1e-3)
+  assert float(values["Encoder bias"].replace("−", "-")) == pytest.approx(tables.encoder_bias_F[i], rel=1e-3)
   assert texts(driver, ".group h3") == [name for name, _ in feature_tables.EXAMPLE_GROUPS]
   tokens = driver.execute_script(
       "return [...document.querySelectorAll('.examples .text')].map((text) => [...text.children]"

@@ -1,6 +1,7 @@
 """The tables of an analysis: what they accept, what they say is missing, and files that another version wrote."""
 
 import copy
+import dataclasses
 import json
 import pathlib
 import pickle
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from browser_fixture import without
 
+import monojax.analysis.tables
 from monojax import files
 from monojax.analysis.columns import COLUMNS, Cell, Column, Entry, Kind, axes_of
 from monojax.analysis.tables import FeatureTables
@@ -39,7 +41,7 @@ def test_analysis_of_version_0_1_loads():
   with np.load(OLD / "features.npz") as arrays:
     written = dict(arrays)
   loaded = FeatureTables.load(OLD)
-  assert set(loaded.columns) == set(written) == set(BY_NAME) and loaded.n_features == 8
+  assert set(loaded.columns) == set(written) <= set(BY_NAME) and loaded.n_features == 8
   for name, array in written.items():
     assert getattr(loaded, name).dtype == array.dtype == BY_NAME[name].dtype
     np.testing.assert_array_equal(getattr(loaded, name), array)
@@ -72,6 +74,16 @@ def test_an_absent_column_says_why(tables):
   with pytest.raises(AttributeError, match="no feature column densities_F; this analysis has status_F, density_F"):
     tables.densities_F  # noqa: B018
   assert not hasattr(lacking, "logit_range_F2")
+
+
+def test_an_older_analysis_lacks_a_column_that_came_since(tables, monkeypatch):
+  mood = Column("mood_F", "float32", "The feature's mood.", absent_where="it rains", since="0.3")
+  monkeypatch.setattr(monojax.analysis.tables, "COLUMNS", (*COLUMNS, mood))
+  with pytest.raises(AttributeError, match="lacks it where it rains, or where monojax before 0.3 made it$"):
+    changed(tables).mood_F  # noqa: B018
+  monkeypatch.setattr(monojax.analysis.tables, "COLUMNS", (*COLUMNS, dataclasses.replace(mood, absent_where="")))
+  with pytest.raises(AttributeError, match="lacks it where monojax before 0.3 made it$"):
+    changed(tables).mood_F  # noqa: B018
 
 
 def test_tables_can_be_copied_and_sent(tables):

@@ -3,17 +3,9 @@
 A column is an array with one entry (a number, or a small array) for each feature of a dictionary, such as `density_F`.
 Each has one row in `COLUMNS`, and everything that handles columns reads that row: `FeatureTables` checks arrays by it,
 the builder of the site writes it into the site's data, and the site's scripts take headings, help texts, sorting,
-filters and panels from there. A new number per feature is therefore computed wherever its data is, and described by one
-row here. For example, an analysis that computes the entropy of `domain_share_FD` adds
-
-    Column("domain_entropy_F", "float32",
-           "The entropy of the shares of the domains in the feature's total activation, in nats.",
-           cells=(Cell("Entropy", Kind.NUMBER, filterable=True),),
-           entry=Entry("Statistics", "Domain entropy", Kind.NUMBER),
-           absent_where="the text has no domain labels")
-
-Then `tables.domain_entropy_F` is in the saved tables, the list of features has a column "Entropy" that can be sorted by
-and filtered from a least to a largest value, and a feature's page shows the number among its statistics.
+filters and panels from there. A new number per feature is therefore computed wherever its data is, and described by
+one row here; `CONTRIBUTING.md`, "A feature column", has a complete example. Columns of the list, and panels of a
+feature's page, stand in the order of the rows.
 
 Letters of the axes: F features, H histogram bins, K listed logits, N listed neurons, D domains, E examples of a
 feature, W tokens in an example's window; a digit is an axis of that length.
@@ -113,8 +105,10 @@ class Column:
     what: one sentence that says what it is, with its unit.
     cells: how the list of features shows it; empty where it does not.
     entry: where a feature's page shows it; None where it does not.
-    absent_where: where an analysis has no such column, as a clause; empty if every analysis has it. An analysis that an
-      earlier version made may always lack a column that has such a clause.
+    absent_where: where an analysis has no such column, as a clause, as in "the text has no domain labels"; empty if
+      every analysis computes it.
+    since: the first version of monojax that computes it, such as "0.3": analyses that earlier versions made lack it.
+      Empty for the columns that there always were.
     beside: names of columns that belong to this one: an analysis that has this one must have them, and they are drawn
       together with it.
     refers_to: "token" where its entries are token ids, "domain" where they are places in the list of domains (-1 is
@@ -130,6 +124,7 @@ class Column:
   cells: tuple[Cell, ...] = ()
   entry: Entry | None = None
   absent_where: str = ""
+  since: str = ""
   beside: tuple[str, ...] = ()
   refers_to: str = ""
 
@@ -146,6 +141,12 @@ class Column:
       n_beside = N_BESIDE.get(kind, 0)
       require(len(self.beside) >= n_beside, f"the columns beside the feature column {self.name}", self.beside,
               f"{kind.value} draws {n_beside} more")
+
+  @property
+  def lacking(self) -> str:
+    """Where an analysis lacks this column, as a clause; empty where none does."""
+    older = f"monojax before {self.since} made it" if self.since else ""
+    return ", or where ".join(reason for reason in (self.absent_where, older) if reason)
 
   @property
   def stem(self) -> str:

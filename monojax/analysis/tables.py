@@ -56,8 +56,7 @@ class FeatureTables:
       return self.columns[name]
     for column in COLUMNS:
       if column.name == name:
-        raise AttributeError(f"this analysis has no {name}: an analysis lacks it where {column.absent_where}, or where "
-                             "the version of monojax that made it did not compute it")
+        raise AttributeError(f"this analysis has no {name}: an analysis lacks it where {column.lacking}")
     raise AttributeError(f"there is no feature column {name}; this analysis has {', '.join(self.columns)}")
 
   def __dir__(self) -> list[str]:
@@ -104,7 +103,7 @@ class FeatureTables:
 
 def _check_described(columns: dict[str, np.ndarray]) -> None:
   """Raises `InputError` unless the columns that `COLUMNS` describes are as it says."""
-  missing = [column.name for column in COLUMNS if not column.absent_where and column.name not in columns]
+  missing = [column.name for column in COLUMNS if not column.lacking and column.name not in columns]
   if missing:
     raise InputError(f"the feature columns {', '.join(missing)} are missing, which every analysis must have")
   for column in COLUMNS:

@@ -170,7 +170,8 @@ class SAEConfig:
     record = recipe_of(self.recipe, recipe)
     self._require_fits(record)
     unknown = sorted(set(record.published) - set(_DEFAULT))
-    require(not unknown, f"{record.name}.published", unknown, f"can set {', '.join(_DEFAULT)}")
+    require(not unknown, f"{record.name}.published", unknown, "can set only what is None by default in SAEConfig: "
+            + ", ".join(_DEFAULT))
     values: dict[str, Any] = {**_DEFAULT, **record.published}
     values["penalty_warmup_steps"] = round(values.pop("penalty_warmup") * self.n_steps)
     unset: dict[str, Any] = {name: value for name, value in values.items() if getattr(self, name) is None}
