@@ -66,13 +66,16 @@ class MetricsLog:
   first one writes.
   """
 
-  def __init__(self, path: str | os.PathLike[str], config: MetricsConfig, first_step: int) -> None:
+  def __init__(self, path: str | os.PathLike[str], config: MetricsConfig, first_step: int,
+               settings: Mapping[str, Any] | None = None) -> None:
     """Opens the log of a training whose next step is `first_step`.
 
     Args:
       path: the file, which is made if it does not exist.
       config: the other places that metrics go to.
       first_step: the next step's number, from 1 on.
+      settings: what is trained, ready for JSON; TensorBoard shows it as the text "config", Weights & Biases as the
+        run's config.
 
     Raises:
       InputError: a package that the settings need is not installed.
@@ -102,6 +105,8 @@ class MetricsLog:
         raise InputError("--metrics.tensorboard needs: pip install 'monojax[tensorboard]'") from error
       self._tensorboard = tensorboardX.SummaryWriter(str(self.path.parent / "tensorboard"),
                                                      purge_step=first_step)
+      if settings:
+        self._tensorboard.add_text("config", f"```\n{json.dumps(settings, indent=1)}\n```", first_step - 1)
     if config.wandb_project:
       try:
         import wandb
@@ -111,7 +116,8 @@ class MetricsLog:
       if first_step <= 1 or not id_path.exists():
         files.write_json(id_path, uuid.uuid4().hex[:12])
       self._wandb = wandb.init(project=config.wandb_project, dir=str(self.path.parent), resume="allow",
-                               id=files.read_json(id_path), name="-".join(self.path.parent.parts[-2:]))
+                               config=dict(settings or {}), id=files.read_json(id_path),
+                               name="-".join(self.path.parent.parts[-2:]))
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Logs metrics, {name: value}, under the number of a step."""

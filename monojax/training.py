@@ -138,7 +138,8 @@ def train(state: TrainState, step: Step, batches: Callable[[int, int], Any], loo
   done = checkpoints.latest_step() or 0
   if done:
     state = loop.upgrade(checkpoints.restore(state), checkpoints.version())
-  log = metrics.MetricsLog(pathlib.Path(loop.directory) / "metrics.jsonl", metrics_config, done + 1)
+  log = metrics.MetricsLog(pathlib.Path(loop.directory) / "metrics.jsonl", metrics_config, done + 1,
+                           loop.config)
   bar = metrics.progress(loop.n_steps * loop.units_per_step, loop.unit, loop.name,
                          initial=done * loop.units_per_step, scale=True)
   writer = _LateWriter(log, bar, loop, done)

@@ -130,9 +130,9 @@ def test_metrics_drop_what_a_resumed_run_will_write_again(tmp_path):
 
 def test_metrics_reach_tensorboard(tmp_path):
   from tensorboardX.proto.event_pb2 import Event
-  log = MetricsLog(tmp_path / "metrics.jsonl", MetricsConfig(tensorboard=True), 0)
-  for step in range(3):
-    log.write(step, {"loss": 1.0 / (step + 1)})
+  log = MetricsLog(tmp_path / "metrics.jsonl", MetricsConfig(tensorboard=True), 1, {"k": 7})
+  for step in range(1, 4):
+    log.write(step, {"loss": 1.0 / step})
   log.close()
   (path,) = (tmp_path / "tensorboard").iterdir()
   data, seen = path.read_bytes(), {}
@@ -140,6 +140,7 @@ def test_metrics_reach_tensorboard(tmp_path):
     length = int.from_bytes(data[:8], "little")
     event = Event.FromString(data[12:12 + length])
     for value in event.summary.value:
-      seen[event.step] = (value.tag, round(value.simple_value, 4))
+      text = b"".join(value.tensor.string_val)
+      seen[event.step] = (value.tag, json.loads(text.strip(b"`")) if text else round(value.simple_value, 4))
     data = data[16 + length:]
-  assert seen == {0: ("loss", 1.0), 1: ("loss", 0.5), 2: ("loss", 0.3333)}
+  assert seen == {0: ("config/text_summary", {"k": 7}), 1: ("loss", 1.0), 2: ("loss", 0.5), 3: ("loss", 0.3333)}

@@ -87,7 +87,8 @@ def _settings(rows, recipe, n_features, given) -> SAEConfig:
   width = sum(rows.widths)
   if hasattr(rows, "n_rows"):
     n_seen = min(_MOST_ROWS, _EPOCHS * rows.n_rows)
-    batch_rows = given.get("batch_rows") or min(_BATCH_ROWS, max(_SMALLEST_BATCH, rows.n_rows // 50))
+    batch_rows = given.get("batch_rows") or min(
+        _BATCH_ROWS, max(_SMALLEST_BATCH, rows.n_rows // 50 // 64 * 64))  # a multiple of 64, for several devices
   else:
     n_seen, batch_rows = _MOST_ROWS, len(rows.batch(0))
   n_steps = given.get("n_steps") or max(_MIN_STEPS, n_seen // batch_rows)
