@@ -33,8 +33,6 @@ def bad_inputs(finished, tmp_path):
       "stray argument": (["demo", f"--workdir={tmp_path}/h"], "demo"),
       "no such site": ([f"--workdir={tmp_path}/copy", *TINY, "--activations.site=layer.7.mlp.hidden"],
                        "layer.0.mlp.hidden"),
-      "site behind a LayerNorm": ([f"--workdir={tmp_path}/copy", *TINY, "--activations.site=layer.0.mlp.in"],
-                                  "activations.site"),
       "negative seed": (["--subject.seed=-1", f"--workdir={tmp_path}/i"], "subject.seed=-1"),
   }
 

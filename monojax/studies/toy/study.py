@@ -30,6 +30,7 @@ from monojax.training import minimised
 # as sticky if it holds at this many of the densities that are trained.
 STICKY_LEVELS = 3
 _RECOVERED = -2  # which density of the stage `basic` the SAE is trained on: two features fire on a row there
+_N_RECORDS = 150  # how often the experiments on dynamics record training, so that no model is trained for fewer steps
 DROPPED, SUPERPOSED, DEDICATED = 0, 1, 2  # what can become of a feature
 PRESENT = 0.5  # a feature of a small model is represented if its norm is at least this
 
@@ -53,7 +54,8 @@ class ToyStudyConfig:
 
   def toy(self, n_features: int, n_hidden: int, n_steps: int, **more: Any) -> ToyConfig:
     """The settings of a toy model, with the study's seed and effort; `more` is further fields of `ToyConfig`."""
-    return ToyConfig(n_features, n_hidden, n_steps=max(10, round(self.effort * n_steps)), seed=self.seed, **more)
+    return ToyConfig(n_features, n_hidden, n_steps=max(_N_RECORDS, round(self.effort * n_steps)), seed=self.seed,
+                     **more)
 
 
 def run_stage(run: RunFolder, name: str, config: ToyStudyConfig) -> dict[str, Any]:
@@ -263,8 +265,8 @@ def _sets(config: ToyStudyConfig) -> tuple[Arrays, Figures]:
 def _dynamics(config: ToyStudyConfig) -> tuple[Arrays, Figures]:
   """How dimensionalities change during training: they jump, and the loss falls when they do."""
   sets = train_toys(config.toy(6, 3, 3000, inputs="correlated", set_size=3, batch_rows=1024), np.ones((8, 6)),
-                    np.full((8, 6), 0.05), 150, "dynamics of two sets").lowest(1)
-  even = train_toys(config.toy(100, 10, 4000, batch_rows=512), np.ones((1, 100)), np.full((1, 100), 0.3), 150,
+                    np.full((8, 6), 0.05), _N_RECORDS, "dynamics of two sets").lowest(1)
+  even = train_toys(config.toy(100, 10, 4000, batch_rows=512), np.ones((1, 100)), np.full((1, 100), 0.3), _N_RECORDS,
                     "dynamics of 100 features")
   arrays: Arrays = {}
   for name, trained in (("sets", sets), ("even", even)):
