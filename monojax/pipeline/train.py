@@ -93,7 +93,7 @@ def _settings(rows, recipe, n_features, given) -> SAEConfig:
     n_seen, batch_rows = _MOST_ROWS, len(rows.batch(0))
   n_steps = given.get("n_steps") or max(_MIN_STEPS, n_seen // batch_rows)
   suited = {"n_features": n_features or _FEATURES_A_COLUMN * width, "batch_rows": batch_rows, "n_steps": n_steps,
-            "warmup_steps": min(100, n_steps // 10), "decay_fraction": 0.2, "dead_window_steps": max(50, n_steps // 20),
+            "warmup_steps": min(100, n_steps // 10), "decay_fraction": 0.8, "dead_window_steps": max(50, n_steps // 20),
             "scan_steps": 16}
   quick = dict(RECIPES[recipe].quick)
   quick["k"] = min(quick.get("k", 32), suited["n_features"])
