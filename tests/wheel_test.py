@@ -69,7 +69,7 @@ SIX_LINES = textwrap.dedent("""
     rng = np.random.default_rng(0)
     direction_GM = rng.standard_normal((512, 256))
     direction_GM /= np.linalg.norm(direction_GM, axis=1, keepdims=True)
-    strength_NG = rng.random((200_000, 512), np.float32) * (rng.random((200_000, 512), np.float32) < 5 / 512)
+    strength_NG = rng.random((200_000, 512), np.float32) * (rng.random((200_000, 512), np.float32) < 20 / 512)
     x = (strength_NG @ direction_GM).astype(np.float32)
 
     import monojax
