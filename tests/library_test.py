@@ -1,6 +1,7 @@
 """The library: a dictionary from one's own activations in one call, and what a loaded run can be asked."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -159,7 +160,7 @@ def test_a_store_of_ones_own_is_trained_on_analysed_and_browsed_without_a_subjec
   assert result.returncode == 2 and "k: 3 -> 4" in result.stderr and "--sae.start_from" in result.stderr
   result = run("train_sae", workdir, "--extend", "--sae.n_steps=220")  # all other settings are the run's own
   assert result.returncode == 0, result.stderr[-3000:]
-  assert "sae/rows_seen             28,160" in result.stdout
+  assert re.search(r"sae/rows_seen +28,160\n", result.stdout)
   for script, more in (("analyze", ["--analysis.n_tokens=0", "--analysis.detectors=Low=low,High=high"]),
                        ("build_browser", [])):
     result = run(script, workdir, *more)
