@@ -107,7 +107,7 @@ def save_params(directory: Path, params: Any, config: Mapping[str, Any]) -> None
   metadata = {"config": config, "version": VERSION}
   with ocp.training.Checkpointer(aside, custom_metadata=metadata) as writer:
     writer.save_checkpointables(0, {"params": params}, custom_metadata=metadata)
-  _by_first(lambda: _put_in_place(aside, directory), "parameters are put in place")
+  _by_first(lambda: files.put_in_place(aside, directory), "parameters are put in place")
 
 
 def load_params(directory: Path) -> tuple[Any, dict[str, Any], int]:
@@ -173,17 +173,6 @@ def _holds(directory: pathlib.Path, params: Any, config: dict[str, Any]) -> bool
   by_path = lambda tree: {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
   found, given = by_path(load_params(directory)[0]), by_path(params)
   return set(found) == set(given) and all(np.array_equal(found[path], given[path]) for path in found)
-
-
-def _put_in_place(aside: pathlib.Path, directory: pathlib.Path) -> None:
-  """Gives a folder written aside its name, in place of what had it."""
-  old = directory.with_name(directory.name + ".old")
-  shutil.rmtree(old, ignore_errors=True)
-  if directory.exists():
-    os.rename(directory, old)
-  os.rename(aside, directory)
-  files.sync_directory(directory.parent)
-  shutil.rmtree(old, ignore_errors=True)
 
 
 def _by_first(work: Callable[[], None], name: str) -> None:

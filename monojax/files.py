@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -47,6 +48,24 @@ def replacing(path: Path, by_each: bool = False) -> Iterator[BinaryIO]:
     os.fsync(file.fileno())
   os.replace(aside, path)
   sync_directory(path.parent)
+
+
+def put_in_place(aside: pathlib.Path, directory: pathlib.Path) -> None:
+  """Gives a folder that was written under another name its own, and deletes what had it.
+
+  A reader may for a moment find no folder of that name, but never a mixture of the old and the new.
+
+  Args:
+    aside: the finished folder, beside `directory`.
+    directory: the name that it gets.
+  """
+  old = directory.with_name(directory.name + ".old")
+  shutil.rmtree(old, ignore_errors=True)
+  if directory.exists():
+    os.rename(directory, old)
+  os.rename(aside, directory)
+  sync_directory(directory.parent)
+  shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

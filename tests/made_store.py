@@ -2,6 +2,9 @@
 
 import hashlib
 import pathlib
+import signal
+import subprocess
+import time
 
 import ml_dtypes
 import numpy as np
@@ -51,3 +54,18 @@ def flip(path):
   content = bytearray(path.read_bytes())
   content[len(content) // 8] ^= 1
   path.write_bytes(content)
+
+
+def kill_while_writing(command, store):
+  """Starts a program that fills the folder `store` three times, and kills it soon after it has finished a shard."""
+  n_killed = 0
+  for delay in (0.0, 0.02, 0.05):
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    done = lambda: sorted((store / "sums").glob("*.npz"))
+    before = done()
+    while done() == before and process.poll() is None:
+      time.sleep(0.001)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    n_killed += process.wait() == -signal.SIGKILL
+  assert n_killed >= 1

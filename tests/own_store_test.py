@@ -3,10 +3,8 @@
 import itertools
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 
 import jax.numpy as jnp
@@ -14,7 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import zarr
-from made_store import flip, tree, write_store
+from foreign_arrays import OnlyArray, OnlyDLPack
+from made_store import flip, kill_while_writing, tree, write_store
 from object_store_test import s3  # noqa: F401, a fixture
 
 from monojax import files
@@ -185,17 +184,7 @@ with StoreWriter(sys.argv[1], {{"a": 256}}, "float16", shard_rows=4096) as write
 def test_sigkill_at_any_moment(tmp_path):
   command = lambda name: [sys.executable, "-c", LOOP, str(tmp_path / name)]
   assert subprocess.run(command("whole"), capture_output=True).returncode == 0
-  n_killed = 0
-  for delay in (0.0, 0.02, 0.05):
-    process = subprocess.Popen(command("s"), stdout=subprocess.DEVNULL)
-    done = lambda: sorted((tmp_path / "s" / "sums").glob("*.npz"))
-    before = done()
-    while done() == before and process.poll() is None:
-      time.sleep(0.001)
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    n_killed += process.wait() == -signal.SIGKILL
-  assert n_killed >= 1
+  kill_while_writing(command("s"), tmp_path / "s")
   result = subprocess.run(command("s"), capture_output=True, text=True)
   assert result.returncode == 0 and "rows already: go on with the row after them" in result.stdout, result.stderr
   assert tree(tmp_path / "s") == tree(tmp_path / "whole")
@@ -288,25 +277,6 @@ def test_leading_axes_and_unknown_places(tmp_path):
   expected_NP[10:20, 1], expected_NP[10:20, 2] = np.repeat([7, 8], 5), np.tile(np.arange(5), 2)
   expected_NP[20:25, 0], expected_NP[20:25, 1] = [3, 1, 4, 1, 5], 9
   np.testing.assert_array_equal(store.places(0, 30), expected_NP[order_N])
-
-
-class OnlyArray:
-  def __init__(self, x):
-    self._x = x
-
-  def __array__(self, dtype=None, copy=None):
-    return np.asarray(self._x, dtype)
-
-
-class OnlyDLPack:
-  def __init__(self, x):
-    self._x = x
-
-  def __dlpack__(self, **options):
-    return self._x.__dlpack__(**options)
-
-  def __dlpack_device__(self):
-    return self._x.__dlpack_device__()
 
 
 @pytest.mark.parametrize("made", [

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from foreign_arrays import OnlyArray, OnlyDLPack
 from made_store import SITE, N, made_rows
 from safetensors.numpy import save_file
 
@@ -21,27 +22,6 @@ from monojax.studies.synthetic.source import Planted, Synthetic
 
 X_ATM = np.random.default_rng(0).standard_normal((20, 15, 8)).astype(np.float32)  # 300 rows
 X_NM = X_ATM.reshape(-1, 8)
-
-
-class OnlyArray:
-  """What another library's array may look like."""
-
-  def __init__(self, x):
-    self._x = x
-
-  def __array__(self, dtype=None, copy=None):
-    return np.asarray(self._x, dtype)
-
-
-class OnlyDLPack:
-  def __init__(self, x):
-    self._x = x
-
-  def __dlpack__(self, **given):
-    return self._x.__dlpack__(**given)
-
-  def __dlpack_device__(self):
-    return self._x.__dlpack_device__()
 
 
 def check(rows, x_NM):

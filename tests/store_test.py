@@ -3,15 +3,27 @@
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import zarr
-from made_store import CHUNK, DTYPES, IDENTITY, SHARD, SITE, M, N, flip, made_rows, places_of, tree, write_store
+from made_store import (
+  CHUNK,
+  DTYPES,
+  IDENTITY,
+  SHARD,
+  SITE,
+  M,
+  N,
+  flip,
+  kill_while_writing,
+  made_rows,
+  places_of,
+  tree,
+  write_store,
+)
 
 from monojax import files
 from monojax.activations.config import HarvestConfig
@@ -178,17 +190,7 @@ def test_killed_writer_is_continued(whole, tmp_path, replacement):
 def test_sigkill_at_any_moment(tmp_path):
   x_NM = big_rows()
   write_store(tmp_path / "whole", x_NM, shard_rows=8192)
-  n_killed = 0
-  for delay in (0.0, 0.02, 0.05):
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "s"), "0"])
-    done = lambda: sorted((tmp_path / "s" / "sums").glob("*.npz"))
-    before = done()
-    while done() == before and process.poll() is None:
-      time.sleep(0.001)
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    n_killed += process.wait() == -signal.SIGKILL
-  assert n_killed >= 1
+  kill_while_writing([sys.executable, "-c", KILLED, str(tmp_path / "s"), "0"], tmp_path / "s")
   write_store(tmp_path / "s", x_NM, shard_rows=8192)
   assert tree(tmp_path / "s") == tree(tmp_path / "whole")
 

@@ -69,19 +69,8 @@ def build_browser(tables: FeatureTables, directory: str | os.PathLike, title: st
            _call("data.registerBlock", number, contents.block(tables, described, features)))
   for folder in (partial / "assets", partial / "data", partial):
     files.sync_directory(folder)
-  _replace(directory, partial)
+  files.put_in_place(partial, directory)
   return directory / "index.html"
-
-
-def _replace(directory: pathlib.Path, partial: pathlib.Path) -> None:
-  """Gives the finished site in `partial` its final name, and deletes the one that had it."""
-  old = directory.with_name(directory.name + ".old")
-  shutil.rmtree(old, ignore_errors=True)
-  if directory.exists():
-    os.rename(directory, old)
-  os.rename(partial, directory)
-  files.sync_directory(directory.parent)
-  shutil.rmtree(old, ignore_errors=True)
 
 
 def _assets(pages: Sequence[str | os.PathLike]) -> dict[str, str]:
