@@ -1,8 +1,9 @@
 """Checkpoints: the only module that knows orbax.
 
 A training checkpoint holds two items that restore alone: `params`, and `rest` (optimiser state, counters, step). A
-folder of finished parameters holds `params` alone. Each checkpoint carries the settings that it was made with and the
-version of its format in its metadata, so that a model can be rebuilt from its folder and nothing else.
+folder of finished parameters holds `params` alone. Each checkpoint carries in its metadata the settings that it was
+made with and the version of its format, so that a model can be rebuilt from its folder and nothing else; and beside its
+files their checksums, which are written last and compared whenever it is read.
 """
 
 import dataclasses
@@ -10,8 +11,10 @@ import json
 import os
 import pathlib
 import shutil
+import sys
+import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,67 +27,105 @@ if TYPE_CHECKING:
   from monojax.training import TrainState
 
 # The version of what is written here. monojax 0.1 wrote version 1, which is not recorded. It had other names for two
-# parameters, and its running means of the weights began at 0 (`monojax.sae.begin.upgrading`).
-VERSION = 2
+# parameters, and its running means of the weights began at 0 (`monojax.sae.begin.upgrading`). Version 2 had no
+# checksums.
+VERSION = 3
 _RENAMED = {"W_dec_FM": "W_dec_FO", "b_dec_M": "b_dec_O"}
 
 Path = str | os.PathLike[str]
+
+
+class Restored(NamedTuple):
+  """A training state from a checkpoint, the number of steps done there, and the version of the checkpoint's format."""
+  state: "TrainState"
+  step: int
+  version: int
 
 
 class Checkpoints:
   """Training checkpoints in one directory, the last two kept."""
 
   def __init__(self, directory: Path, config: Mapping[str, Any]):
-    """Opens or creates `directory`; `config` is a JSON-able dict, kept with each checkpoint."""
+    """Opens or creates `directory`.
+
+    A checkpoint that is damaged, or was not finished, is passed over for the one before it, which is said. It is
+    renamed, so that training can write its step again.
+
+    Args:
+      directory: the folder.
+      config: a JSON-able dict, kept with each checkpoint.
+
+    Raises:
+      InputError: there are checkpoints, but all of them are damaged.
+    """
     self._directory, self._config = pathlib.Path(directory).absolute(), _plain(config)
-    self._checkpointer = self._open()
-    if self._root_config() != self._config and (self._checkpointer.latest is None or self.version() > 1):
-      # Nothing was made by the settings recorded there, or training goes on by others: orbax would keep the old ones.
-      self._checkpointer.close()
-      _by_first(lambda: shutil.rmtree(self._directory / "metadata"), "old settings are removed")
-      self._checkpointer = self._open()
+    self._writing: _Writing | None = None
+    _by_first(lambda: _set_damaged_aside(self._directory), "checkpoints are verified")
+    with _readable(self._directory):
+      self._checkpointer = ocp.training.Checkpointer(
+          self._directory, preservation_policy=ocp.training.preservation_policies.LatestN(2))
 
   def save(self, step: int, state: "TrainState") -> None:
     """Starts to write the state reached after `step` steps; it counts only when whole."""
-    rest = {name: getattr(state, name) for name in ("step", "opt_state", "counters")}
-    self._checkpointer.save_checkpointables_async(step, {"params": state.params, "rest": rest}, force=True,
-                                                  custom_metadata={"config": self._config, "version": VERSION})
+    self._wait()
+    response = self._checkpointer.save_checkpointables_async(
+        step, {"params": state.params, "rest": _rest(state)}, force=True,
+        custom_metadata={"config": self._config, "version": VERSION})
+    self._writing = _Writing(response, self._directory / str(step))
 
-  def latest_step(self) -> int | None:
-    """Steps done at the newest whole checkpoint, or `None`."""
-    latest = self._checkpointer.latest
-    return None if latest is None else latest.step
-
-  def version(self) -> int:
-    """The version of the newest checkpoint's format."""
-    return _settings(self._checkpointer)[1]
-
-  def restore(self, state: "TrainState") -> "TrainState":
-    """The newest checkpoint as `state`'s type, placed by `state`'s shardings, on any mesh.
+  def restore(self, state: "TrainState") -> Restored | None:
+    """The newest checkpoint as `state`'s type, placed by `state`'s shardings, on any mesh; None where there is none.
 
     Args:
       state: a training state whose leaves are arrays, or shape structs that carry shardings.
     """
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    rest = {name: getattr(abstract, name) for name in ("step", "opt_state", "counters")}
-    stored = self._checkpointer.checkpointables_metadata(None).metadata["params"]
-    loaded = self._checkpointer.load_checkpointables(
-        None, _renamed({"params": abstract.params, "rest": rest}, _old_names(stored)))
-    loaded = _renamed(loaded, _RENAMED)
-    return dataclasses.replace(state, params=loaded["params"], **loaded["rest"])
+    if self._checkpointer.latest is None:
+      return None
+    step = self._checkpointer.latest.step
+    with _readable(self._directory / str(step)):
+      abstract = jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+      stored = self._checkpointer.checkpointables_metadata(step).metadata["params"]
+      loaded = self._checkpointer.load_checkpointables(
+          step, _renamed({"params": abstract.params, "rest": _rest(abstract)}, _old_names(stored)))
+      loaded = _renamed(loaded, _RENAMED)
+      restored = dataclasses.replace(state, params=loaded["params"], **loaded["rest"])
+      return Restored(restored, step, _settings(self._directory / str(step))[1])
 
   def close(self) -> None:
     """Waits for writes under way."""
-    self._checkpointer.close()
+    try:
+      self._wait()
+    finally:
+      self._checkpointer.close()
 
-  def _open(self) -> ocp.training.Checkpointer:
-    return ocp.training.Checkpointer(
-        self._directory, preservation_policy=ocp.training.preservation_policies.LatestN(2),
-        custom_metadata={"config": self._config})
+  def _wait(self) -> None:
+    writing, self._writing = self._writing, None
+    if writing:
+      writing.wait()
 
-  def _root_config(self) -> Any:
-    return self._checkpointer.root_metadata().custom_metadata.get("config")
+
+class _Writing:
+  """Waits in the background until orbax has written a checkpoint, and writes the checksums of its files."""
+
+  def __init__(self, response: Any, place: pathlib.Path) -> None:
+    self._response, self._place = response, place
+    self._failure: Exception | None = None
+    self._thread = threading.Thread(target=self._finish, name="checkpoint", daemon=True)
+    self._thread.start()
+
+  def _finish(self) -> None:
+    try:
+      self._response.result()
+      files.write_sums(self._place)
+    except Exception as error:  # raised again where training waits for it
+      self._failure = error
+
+  def wait(self) -> None:
+    """Returns once the checkpoint is whole, or raises what prevented it."""
+    self._thread.join()
+    if self._failure:
+      raise self._failure
 
 
 def save_params(directory: Path, params: Any, config: Mapping[str, Any]) -> None:
@@ -102,16 +143,19 @@ def save_params(directory: Path, params: Any, config: Mapping[str, Any]) -> None
   params = jax.tree.map(np.asarray, params)
   if _holds(directory, params, config):
     return
-  aside = directory.with_name(directory.name + ".partial")
+  aside = directory.with_name(directory.name + files.PARTIAL)
   _by_first(lambda: shutil.rmtree(aside, ignore_errors=True), "leftovers are removed")
-  metadata = {"config": config, "version": VERSION}
-  with ocp.training.Checkpointer(aside, custom_metadata=metadata) as writer:
-    writer.save_checkpointables(0, {"params": params}, custom_metadata=metadata)
-  _by_first(lambda: files.put_in_place(aside, directory), "parameters are put in place")
+  with ocp.training.Checkpointer(aside) as writer:
+    writer.save_checkpointables(0, {"params": params}, custom_metadata={"config": config, "version": VERSION})
+
+  def finish() -> None:
+    files.write_sums(aside / "0")
+    files.put_in_place(aside, directory)
+  _by_first(finish, "parameters are put in place")
 
 
 def load_params(directory: Path) -> tuple[Any, dict[str, Any], int]:
-  """Parameters and settings from a directory of checkpoints, on the host.
+  """Parameters and settings from the newest checkpoint in a directory, verified, on the host.
 
   Args:
     directory: what `Checkpoints` or `save_params` was given, by this version of monojax or an older one.
@@ -120,37 +164,116 @@ def load_params(directory: Path) -> tuple[Any, dict[str, Any], int]:
     (parameters as nested dicts of numpy arrays, the settings' dict, the step; 0 for finished parameters).
 
   Raises:
-    InputError: there is no whole checkpoint.
+    InputError: there is no checkpoint, or the newest one is damaged.
   """
   directory = pathlib.Path(directory).absolute()
   if not directory.is_dir():
     raise InputError(f"{directory}: no checkpoints here; run the stage that trains them first")
-  with ocp.training.Checkpointer(directory) as checkpointer:
-    if checkpointer.latest is None:
-      raise InputError(f"{directory}: holds no finished checkpoint yet; run the training stage again")
-    step = checkpointer.latest.step
-    stored = checkpointer.checkpointables_metadata(step).metadata["params"]
+  steps = _steps(directory)
+  if not steps:
+    raise InputError(f"{directory}: holds no finished checkpoint yet; run the training stage again")
+  place = directory / str(steps[-1])
+  if fault := _fault(place):
+    raise files.damaged(place, fault)
+  with _readable(place):
+    stored = ocp.checkpointables_metadata(place).metadata["params"]
     abstract = jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), stored)
-    loaded = checkpointer.load_checkpointables(step, {"params": abstract})
-    config, _ = _settings(checkpointer)
-  return _renamed(jax.tree.map(np.asarray, loaded["params"]), _RENAMED), config, step
+    loaded = ocp.load_checkpointables(place, {"params": abstract})
+    config, _ = _settings(place)
+  return _renamed(jax.tree.map(np.asarray, loaded["params"]), _RENAMED), config, steps[-1]
 
 
 def saved_config(directory: Path) -> tuple[dict[str, Any], int] | None:
-  """(settings, version) of the newest whole checkpoint in a directory, or `None` where there is none."""
+  """(settings, version) of the newest checkpoint in a directory that is not damaged, or `None` where there is none.
+
+  Raises:
+    InputError: there are checkpoints, but all of them are damaged.
+  """
   directory = pathlib.Path(directory).absolute()
-  if not directory.is_dir():
+  newest, _ = _newest_whole(directory)
+  if newest is None:
     return None
-  with ocp.training.Checkpointer(directory) as checkpointer:
-    return None if checkpointer.latest is None else _settings(checkpointer)
+  with _readable(directory / str(newest)):
+    return _settings(directory / str(newest))
 
 
-def _settings(checkpointer: ocp.training.Checkpointer) -> tuple[dict[str, Any], int]:
-  """(settings, version) of the newest checkpoint; version 1 kept its settings for the directory as a whole."""
-  found = checkpointer.checkpointables_metadata(None).custom_metadata or {}
+def _steps(directory: pathlib.Path) -> list[int]:
+  """The steps of the checkpoints in a directory, rising."""
+  return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+
+
+def _fault(place: pathlib.Path) -> str | None:
+  """What is wrong with a checkpoint, judged by the checksums of its files; None if nothing is.
+
+  Those of the versions before had no checksums, so that nothing can be said.
+  """
+  if (place / files.SUMS).exists():
+    return files.fault(place)
+  try:
+    metadata = json.loads((place / "_CHECKPOINT_METADATA").read_bytes())["custom_metadata"] or {}
+    return None if metadata.get("version", 1) < 3 else "it was not finished, or its checksums are missing"
+  except (OSError, ValueError, TypeError, KeyError) as error:
+    return f"its metadata cannot be read: {error}"
+
+
+def _newest_whole(directory: pathlib.Path) -> tuple[int | None, dict[int, str]]:
+  """The newest checkpoint that is not damaged, and what is wrong with those after it.
+
+  Raises:
+    InputError: there are checkpoints, but all of them are damaged.
+  """
+  faults: dict[int, str] = {}
+  for step in reversed(_steps(directory)):
+    fault = _fault(directory / str(step))
+    if fault is None:
+      return step, faults
+    faults[step] = fault
+  if faults:
+    newest = max(faults)
+    raise files.damaged(directory / str(newest), faults[newest])
+  return None, {}
+
+
+def _set_damaged_aside(directory: pathlib.Path) -> None:
+  """Renames the checkpoints after the newest that is not damaged; says so."""
+  newest, faults = _newest_whole(directory)
+  for step, fault in faults.items():
+    print(f"warning: {directory / str(step)} is damaged ({fault}): training goes on from the checkpoint before it, "
+          f"that of step {newest:,}", file=sys.stderr, flush=True)
+    aside = directory / f"damaged-{step}"
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(directory / str(step), aside)
+
+
+class _readable:
+  """In its `with` block, whatever orbax and tensorstore raise for damaged files is an `InputError` that names a path.
+
+  These libraries raise many kinds of errors, and others in each version.
+  """
+
+  def __init__(self, path: pathlib.Path) -> None:
+    self._path = path
+
+  def __enter__(self) -> None:
+    pass
+
+  def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    if isinstance(error, Exception) and not isinstance(error, InputError | MemoryError):
+      raise files.damaged(self._path, error) from error
+
+
+def _settings(place: pathlib.Path) -> tuple[dict[str, Any], int]:
+  """(settings, version) of a checkpoint; version 1 kept its settings for the directory as a whole."""
+  found = ocp.checkpointables_metadata(place).custom_metadata or {}
   if "version" in found:
     return found["config"], found["version"]
-  return checkpointer.root_metadata().custom_metadata["config"], 1
+  with ocp.training.Checkpointer(place.parent) as checkpointer:
+    return checkpointer.root_metadata().custom_metadata["config"], 1
+
+
+def _rest(state: "TrainState") -> dict[str, Any]:
+  """A training state but for the parameters, as it is kept."""
+  return {name: getattr(state, name) for name in ("step", "opt_state", "counters")}
 
 
 def _old_names(stored: Any) -> dict[str, str]:
@@ -167,11 +290,14 @@ def _renamed(tree: Any, names: Mapping[str, str]) -> Any:
 
 
 def _holds(directory: pathlib.Path, params: Any, config: dict[str, Any]) -> bool:
-  """Whether a folder holds just these parameters and settings."""
-  if saved_config(directory) != (config, VERSION):
+  """Whether a folder holds just these parameters and settings, undamaged."""
+  try:
+    if saved_config(directory) != (config, VERSION):
+      return False
+    by_path = lambda tree: {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    found, given = by_path(load_params(directory)[0]), by_path(params)
+  except InputError:
     return False
-  by_path = lambda tree: {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-  found, given = by_path(load_params(directory)[0]), by_path(params)
   return set(found) == set(given) and all(np.array_equal(found[path], given[path]) for path in found)
 
 

@@ -1,19 +1,30 @@
-"""Files that are whole or not there: each is written under another name, synced to the disk, and renamed."""
+"""Files that are whole or not there, and that are known again: how they are written, read back and verified.
+
+Each file is written under another name, synced to the disk, and renamed. A record, which is a JSON object, carries a
+checksum of itself; for other files `checksum` gives one that a record can keep.
+"""
 
 import contextlib
+import functools
+import hashlib
 import io
 import json
 import os
 import pathlib
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from monojax import distributed
+from monojax.config import InputError, fingerprint
 
 Path = str | os.PathLike[str]
+LOCK = "lock.json"  # the file that says which process owns the folder it is in, see `activations/owner.py`
+SUMS = "SHA256SUMS"  # the file that holds the checksums of others in its folder
+PARTIAL = ".partial"  # how the names of files end that are being written
 
 
 def sync_directory(path: Path) -> None:
@@ -41,12 +52,18 @@ def replacing(path: Path, by_each: bool = False) -> Iterator[BinaryIO]:
     return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  aside = path.with_name(path.name + ".partial")
-  with open(aside, "wb") as file:
-    yield file
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(aside, path)
+  # Another process may write the same name at the same time, and nothing that has the name already is followed.
+  aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+  try:
+    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(aside, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      aside.unlink()
+    raise
   sync_directory(path.parent)
 
 
@@ -68,6 +85,12 @@ def put_in_place(aside: pathlib.Path, directory: pathlib.Path) -> None:
   shutil.rmtree(old, ignore_errors=True)
 
 
+def damaged(path: Any, why: Any) -> InputError:
+  """The error for something that cannot be what was written; `why` says what was seen."""
+  return InputError(f"{path} is damaged ({' '.join(str(why).split())[:300]}): restore it from a copy, or delete it and "
+                    "run what wrote it again")
+
+
 def write_json(path: Path, value: Any) -> None:
   """Writes a value as a JSON file; see `replacing`."""
   with replacing(path) as file:
@@ -75,11 +98,74 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-  """The value in a JSON file, or `None` where there is no such file."""
+  """The value in a JSON file, or `None` where there is no such file.
+
+  Raises:
+    InputError: what is there is not JSON.
+  """
   try:
-    return json.loads(pathlib.Path(path).read_text("utf-8"))
-  except FileNotFoundError:
+    return parsed(pathlib.Path(path).read_bytes(), path)
+  except (FileNotFoundError, NotADirectoryError):
     return None
+
+
+def parsed(content: bytes, path: Any) -> Any:
+  """The value that bytes are the JSON of; `path` is for the error.
+
+  Raises:
+    InputError: they are not JSON.
+  """
+  try:
+    return json.loads(content)
+  except (ValueError, RecursionError) as error:
+    raise damaged(path, error) from error
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+  """A JSON-able dict with one more entry, "checksum", which stands for all others."""
+  return {**record, "checksum": fingerprint(record)}
+
+
+def unsealed(record: Any, path: Any, without: int = 0) -> dict[str, Any]:
+  """The dict that `sealed` was given, by way of JSON.
+
+  Args:
+    record: what `sealed` returned.
+    path: where it is from, for the error.
+    without: the last version of the record's format that had no checksum; a record that says "version" in it, or says
+      no version, is taken as it is if it has none.
+
+  Raises:
+    InputError: it has been changed since.
+  """
+  if not isinstance(record, dict):
+    raise damaged(path, "it is no JSON object")
+  kept = {name: value for name, value in record.items() if name != "checksum"}
+  if "checksum" in record:
+    if record["checksum"] != fingerprint(kept):
+      raise damaged(path, "its content is not what its checksum stands for")
+  elif not (isinstance(version := kept.get("version", 0), int) and version <= without):
+    raise damaged(path, "it has no checksum")
+  return kept
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+  """Writes a JSON-able dict with a checksum of itself; see `replacing`."""
+  write_json(path, sealed(record))
+
+
+def read_record(path: Path, without: int = 0) -> dict[str, Any] | None:
+  """The dict that `write_record` wrote, or `None` where there is no such file.
+
+  Args:
+    path: the file.
+    without: as for `unsealed`.
+
+  Raises:
+    InputError: it is damaged, or has been changed by something else.
+  """
+  found = read_json(path)
+  return None if found is None else unsealed(found, path, without)
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
@@ -89,6 +175,77 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-  """The {name: array} that `write_npz` wrote."""
-  with np.load(path) as arrays:
-    return dict(arrays)
+  """The {name: array} that `write_npz` wrote.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    InputError: it is damaged.
+  """
+  return unpacked(pathlib.Path(path).read_bytes(), path)
+
+
+def unpacked(content: bytes, path: Any) -> dict[str, np.ndarray]:
+  """The {name: array} of an .npz file's bytes; `path` is for the error.
+
+  Raises:
+    InputError: they are damaged. Each array in such a file has a checksum, which is verified.
+  """
+  try:
+    with np.load(io.BytesIO(content)) as arrays:
+      return dict(arrays)
+  except Exception as error:  # a damaged archive fails in many ways
+    raise damaged(path, error) from error
+
+
+def write_sums(directory: Path, names: Iterable[str] | None = None) -> None:
+  """Writes the checksums of files in a folder to a file `SHA256SUMS` there, which `sha256sum --check` can read, too.
+
+  Args:
+    directory: the folder.
+    names: the files' paths in it; by default all that there are.
+  """
+  directory = pathlib.Path(directory)
+  if names is None:
+    names = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
+  lines = [f"{_sha256(directory / name)}  {name}\n" for name in sorted(set(names) - {SUMS})]
+  with replacing(directory / SUMS) as file:
+    file.write("".join(lines).encode(errors="surrogateescape"))
+
+
+def fault(directory: Path, within: str = "") -> str | None:
+  """What differs in a folder from what `write_sums` found there; None if nothing does.
+
+  Args:
+    directory: the folder.
+    within: the file, or the folder in it, that is looked at; by default all of it.
+  """
+  directory = pathlib.Path(directory)
+  try:
+    lines = (directory / SUMS).read_bytes().decode(errors="surrogateescape").splitlines()
+  except OSError as error:
+    return f"its checksums cannot be read: {error.strerror}"
+  for line in lines:
+    expected, separator, name = line.partition("  ")
+    if not separator or not name:
+      return f"{SUMS} has a line that is none of a checksum"
+    if within and name != within and not name.startswith(f"{within}/"):
+      continue
+    try:
+      status = (directory / name).stat()
+      found = _sha256_once(directory / name, status.st_size, status.st_mtime_ns)
+    except (OSError, ValueError) as error:  # a damaged name may be no name at all
+      return f"{name} cannot be read: {getattr(error, 'strerror', error)}"
+    if found != expected:
+      return f"{name} is not what was written: its checksum differs"
+  return None
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def _sha256_once(path: pathlib.Path, n_bytes: int, changed_ns: int) -> str:
+  """A file's checksum, which is computed once in a process unless the file changes."""
+  return _sha256(path)

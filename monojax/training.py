@@ -135,9 +135,9 @@ def train(state: TrainState, step: Step, batches: Callable[[int, int], Any], loo
       training stops only when all of them have diverged.
   """
   checkpoints = Checkpoints(pathlib.Path(loop.directory) / "checkpoints", loop.config)
-  done = checkpoints.latest_step() or 0
-  if done:
-    state = loop.upgrade(checkpoints.restore(state), checkpoints.version())
+  done = 0
+  if restored := checkpoints.restore(state):
+    state, done = loop.upgrade(restored.state, restored.version), restored.step
   log = metrics.MetricsLog(pathlib.Path(loop.directory) / "metrics.jsonl", metrics_config, done + 1,
                            loop.config)
   bar = metrics.progress(loop.n_steps * loop.units_per_step, loop.unit, loop.name,

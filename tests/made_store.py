@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from monojax.activations.layout import Layout
+from monojax.activations.owner import owned
 from monojax.activations.writer import ShardWriter
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
@@ -36,11 +37,12 @@ def write_store(directory, x_NM, dtype="float16", shard_rows=SHARD, chunk_rows=C
   """Writes the store, or goes on with it; with `shards`, only so many, and does not finish."""
   rows = {SITE: x_NM, **(more or {})}
   layout = Layout(len(x_NM), {site: x.shape[1] for site, x in rows.items()}, dtype, compression, shard_rows, chunk_rows)
-  writer = ShardWriter(directory, layout, identity)
-  for index in writer.todo if shards is None else writer.todo[:shards]:
-    span = slice(index * shard_rows, (index + 1) * shard_rows)
-    writer.write_shard(index, {site: x[span].copy() for site, x in rows.items()}, places_of(len(x_NM))[span])
-  return writer.finish({"tokens": 7}) if shards is None else writer
+  with owned(directory):
+    writer = ShardWriter(directory, layout, identity)
+    for index in writer.todo if shards is None else writer.todo[:shards]:
+      span = slice(index * shard_rows, (index + 1) * shard_rows)
+      writer.write_shard(index, {site: x[span].copy() for site, x in rows.items()}, places_of(len(x_NM))[span])
+    return writer.finish({"tokens": 7}) if shards is None else writer
 
 
 def tree(directory):

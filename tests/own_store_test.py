@@ -22,7 +22,7 @@ from monojax.activations.folder import Folder
 from monojax.activations.own import StoreWriter
 from monojax.activations.reader import ShuffledRows
 from monojax.activations.rows import open_rows
-from monojax.activations.store import ActivationStore, faults, forget
+from monojax.activations.store import ActivationStore, faults, forget, read_description
 from monojax.config import InputError
 
 N, WIDTHS, SHARD, CHUNK = 1_000, {"mlp.2": 8, "resid": 3}, 256, 32  # three whole shards and a short one
@@ -74,7 +74,7 @@ def test_holds_the_rows_that_were_given(tmp_path, dtype, compression):
   meta = fill(writer_of(tmp_path, dtype, compression))
   assert not [fault for _, fault in faults(tmp_path) if fault]
   assert (meta["n_rows"], meta["domains"]) == (N, ["books", "code"]) and meta["complete"]
-  assert meta == files.read_json(tmp_path / "meta.json")
+  assert meta == files.read_record(tmp_path / "meta.json", without=2)
   store = ActivationStore.open(tmp_path, sites=list(WIDTHS))
   x_NM, where_NP = store.rows(0, N).astype(np.float32), store.places(0, N)
   row_N = where_NP[:, 0]
@@ -200,7 +200,7 @@ def test_a_shorter_end_leaves_nothing_of_a_longer_one(copy, tmp_path):
 def test_a_finished_store_may_be_finished_again(copy, filled, capsys):
   writer = writer_of(copy)
   assert writer.finished and writer.n_rows == N and "is finished, with 1,000 rows" in capsys.readouterr().out
-  assert fill(writer, numbered=True) == fill(writer_of(copy)) == files.read_json(copy / "meta.json")
+  assert fill(writer, numbered=True) == fill(writer_of(copy)) == files.read_record(copy / "meta.json", without=2)
   with pytest.raises(InputError, match="is finished and takes no more rows: it has 1,000"):
     fill(writer, numbered=True, n_rows=N) and writer.add({"mlp.2": np.ones((1, 8)), "resid": np.ones((1, 3))})
   assert tree(copy) == tree(filled)
@@ -410,5 +410,5 @@ def test_an_object_store_holds_what_a_disk_would(filled, s3, tmp_path, monkeypat
   names = sorted(path.relative_to(filled).as_posix() for path in filled.rglob("*") if path.is_file())
   assert names == sorted(["header.json", "meta.json", "stats.npz", "zarr.json", *(
       f"{folder}/{name}" for folder in ("sites", "places", "sums") for name in remote.names(folder))])
-  assert all(remote.read(name) == local.read(name) for name in names) and meta == local.read_json("meta.json")
+  assert all(remote.read(name) == local.read(name) for name in names) and meta == read_description(local, "meta.json")
   assert open_rows(url).fingerprint() == open_rows(filled).fingerprint()

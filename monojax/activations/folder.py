@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 import tensorstore as ts
 
-from monojax import distributed
+from monojax import distributed, files
 from monojax.config import InputError
 
 IN_FLIGHT = 8  # reads of arrays at a time
@@ -94,6 +94,26 @@ class Folder:
     if by_each or distributed.is_first():
       self._do("write", name, lambda: self._files.write(name, content))
 
+  def read_generation(self, name):
+    """(the bytes of a file or `None`, what stands for this content of it), for `swap`.
+
+    Raises:
+      InputError: the place cannot be reached.
+    """
+    found = self._do("read", name, lambda: self._files.read(name))
+    return (found.value if found.state == "value" else None), found.stamp.generation
+
+  def swap(self, name, content, generation):
+    """Writes a file, or with `None` deletes it, if it still has the content that `generation` stands for.
+
+    Returns:
+      What stands for the new content; `None` if something else was written meanwhile, and nothing was done.
+
+    Raises:
+      InputError: the place cannot be reached or is full.
+    """
+    return self._do("write", name, lambda: self._files.write(name, content, if_equal=generation)).generation or None
+
   def delete(self, name):
     """Deletes a file, if there is one."""
     self._do("delete", name, lambda: self._files.write(name, None))
@@ -113,7 +133,7 @@ class Folder:
   def read_json(self, name):
     """A JSON file's value, or `None` where there is none."""
     content = self.read(name)
-    return None if content is None else json.loads(content)
+    return None if content is None else files.parsed(content, self.named(name))
 
   def write_json(self, name, value):
     self.write(name, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
@@ -122,16 +142,10 @@ class Folder:
     """The dict of arrays that `write_npz` wrote, or `None` where there is none.
 
     Raises:
-      ValueError: the file is damaged.
+      InputError: the file is damaged.
     """
     content = self.read(name)
-    if content is None:
-      return None
-    try:
-      with np.load(io.BytesIO(content)) as arrays:
-        return dict(arrays)
-    except Exception as error:  # a damaged archive fails in many ways
-      raise ValueError(f"{self.named(name)} is damaged ({error})") from error
+    return None if content is None else files.unpacked(content, self.named(name))
 
   def write_npz(self, name, arrays, by_each=False):
     content = io.BytesIO()

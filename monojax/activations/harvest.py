@@ -16,6 +16,7 @@ from monojax import mesh as meshes
 from monojax.activations.config import HarvestConfig
 from monojax.activations.layout import Layout
 from monojax.activations.origin import Order, Origin, Prepared
+from monojax.activations.owner import owned
 from monojax.activations.reader import ShuffledRows
 from monojax.activations.source import Source
 from monojax.activations.store import ActivationStore
@@ -30,7 +31,8 @@ def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
   """Fills the run's store, or goes on filling it; see `monojax.activations.origin`."""
   mesh = meshes.make_mesh(devices=jax.local_devices())  # each process makes shards of its own
   subject = origin.subject().placed(jax.sharding.NamedSharding(mesh, P()))
-  harvest(origin.config, subject, origin.tokens(), origin.place, origin.store_identity, mesh)
+  with owned(origin.place):  # which need not be in the run's folder
+    harvest(origin.config, subject, origin.tokens(), origin.place, origin.store_identity, mesh)
   store = ActivationStore.open(origin.place)
   statistics = store.statistics()
   figures = {"rows": store.n_rows, "shards": store.layout.n_shards, "width": store.width,

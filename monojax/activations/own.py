@@ -18,18 +18,22 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from monojax import files
 from monojax.activations.arrays import as_numpy, flat, rows_dtype
 from monojax.activations.folder import Folder
 from monojax.activations.layout import PLACE, Layout
+from monojax.activations.owner import owned
 from monojax.activations.store import (
   MOST_ROWS,
   OWN,
   SAMPLE_ROWS,
   TOKEN_STRINGS,
+  VERSION,
   ActivationStore,
   all_finite,
   durable_rows,
   missing_shards,
+  read_description,
 )
 from monojax.activations.writer import ShardSink, ShardWriter, begin, header_of
 from monojax.config import InputError, differences, require
@@ -92,23 +96,30 @@ class StoreWriter:
     self._places_RP = np.empty((0, len(PLACE)), np.int32)
     self._filled = 0
     self._meta: dict | None = None
-    self._begin()
+    self._owned: contextlib.ExitStack | None = None
+    try:
+      self._begin()
+    except BaseException:
+      self._disown()
+      raise
 
   def _begin(self):
     """Writes header.json, or finds how far the store is that is there."""
     header = {**header_of(self._layout, self._identity), "n_rows": None}
-    found = self._folder.read_json("header.json")
+    if self._folder.read("meta.json") is None:
+      self._own()
+    found = read_description(self._folder, "header.json")
     self._first, self._existed = 0, found is not None  # shards that an earlier writer left
     if found is None:
       begin(self._folder, header)
     else:
-      if changed := differences({**found, "n_rows": None}, header):
+      if changed := differences({**found, "n_rows": None, "version": VERSION}, header):
         raise InputError(f"{self._folder} holds another store ({'; '.join(changed)}): delete that folder or name "
                          "another")
       n_rows = durable_rows(self._folder, header)
       if found["n_rows"] is not None:  # it was finished, or about to be
         layout = dataclasses.replace(self._layout, n_rows=found["n_rows"])
-        meta = self._folder.read_json("meta.json")
+        meta = read_description(self._folder, "meta.json")
         if meta is not None and not missing_shards(self._folder, layout):
           self._meta, n_rows = meta, found["n_rows"]
         else:
@@ -118,6 +129,17 @@ class StoreWriter:
         print(f"the store in {self._folder} " + (f"is finished, with {n_rows:,} rows" if self.finished else
               f"has {n_rows:,} rows already: go on with the row after them"), flush=True)
     self._next, self._unverified = self._first, self._first > 0 and not self.finished
+
+  def _own(self):
+    """Has this process own the store, unless it does, until it is finished or the `with` block ends."""
+    if self._owned is None:
+      self._owned = contextlib.ExitStack()
+      self._owned.enter_context(owned(str(self._folder)))
+
+  def _disown(self):
+    if self._owned is not None:
+      self._owned.close()
+      self._owned = None
 
   @property
   def finished(self) -> bool:
@@ -237,6 +259,7 @@ class StoreWriter:
     """What writes shards; the first time it is needed, whatever comes after the first rows to go on with is deleted."""
     if self._sink is not None:
       return self._sink
+    self._own()
     if self._existed:
       self._folder.delete("meta.json")
       for name in self._folder.names("sums"):
@@ -247,7 +270,8 @@ class StoreWriter:
           kind, _, rest = name.partition("/")  # c/SHARD/0, or zarr.json, which tells the shape
           if kind != "c" or (_number(rest) or 0) >= self._first:
             self._folder.delete(f"{path}/{name}")
-      self._folder.write_json("header.json", {**header_of(self._layout, self._identity), "n_rows": None})
+      header = {**header_of(self._layout, self._identity), "n_rows": None}
+      self._folder.write_json("header.json", files.sealed(header))
     self._sink = ShardSink(self._folder, self._layout, self._layout.open_arrays(self._folder, described=False))
     return self._sink
 
@@ -281,7 +305,7 @@ class StoreWriter:
       InputError: no rows were given, or something could not be written.
     """
     if self._token_strings is not None:
-      self._folder.write_json(TOKEN_STRINGS, self._token_strings)
+      self._folder.write_json(TOKEN_STRINGS, files.sealed({"strings": self._token_strings}))
     if self._meta is not None:
       return self._meta
     n_rows = self._next * self._layout.shard_rows + self._filled
@@ -291,7 +315,7 @@ class StoreWriter:
     sink.settle(0)
     sink.close()
     layout = dataclasses.replace(self._layout, n_rows=n_rows)
-    self._folder.write_json("header.json", header_of(layout, self._identity))
+    self._folder.write_json("header.json", files.sealed(header_of(layout, self._identity)))
     writer = ShardWriter(str(self._folder), layout, self._identity)
     if writer.todo != ([self._next] if self._filled else []):
       raise InputError(f"shards {writer.todo[:5]} of {self._folder} have vanished since they were written: run the "
@@ -301,6 +325,7 @@ class StoreWriter:
       writer.flush()
     meta = self._meta = writer.finish({"domains": self._domains})
     self._rows, self._filled = {}, 0
+    self._disown()
     return meta
 
   def __enter__(self) -> "StoreWriter":
@@ -309,11 +334,14 @@ class StoreWriter:
   def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                traceback: types.TracebackType | None) -> None:
     """Finishes the store; after an error it only waits for what is being written, to be gone on with."""
-    if kind is None:
-      self.finish()
-    elif self._sink is not None:
-      with contextlib.suppress(InputError):
-        self._sink.settle(0)
+    try:
+      if kind is None:
+        self.finish()
+      elif self._sink is not None:
+        with contextlib.suppress(InputError):
+          self._sink.settle(0)
+    finally:
+      self._disown()
 
 
 def _checked_widths(widths):

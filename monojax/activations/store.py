@@ -16,12 +16,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import tensorstore as ts
 
+from monojax import files
 from monojax.activations.chunks import local_chunks
 from monojax.activations.folder import IN_FLIGHT, Folder, context
 from monojax.activations.layout import PLACE, Layout, from_int8
 from monojax.config import InputError, differences, fingerprint, require
 
-FORMAT, VERSION = "monojax-activations", 2
+FORMAT, VERSION = "monojax-activations", 3
+OLDEST_VERSION = 2  # that is read: its header.json and meta.json had no checksum
 OWN = "monojax.StoreWriter"  # in the identity of a store that a loop of the user's filled
 TOKEN_STRINGS = "token_strings.json"  # what each token id reads like, if the writer was told
 SAMPLE_ROWS = 1024  # of the whole store, kept with its statistics
@@ -88,7 +90,7 @@ def faults(place: str | os.PathLike) -> Iterator[tuple[int, str | None]]:
     InputError: there is no store.
   """
   folder = Folder(place)
-  header = folder.read_json("header.json")
+  header = read_description(folder, "header.json")
   if header is None:
     raise _no_store(folder)
   growing = header["n_rows"] is None
@@ -99,6 +101,23 @@ def faults(place: str | os.PathLike) -> Iterator[tuple[int, str | None]]:
   store = ActivationStore(folder, header, list(header["sites"]), described=not growing)
   for index in range(store.layout.n_shards):
     yield index, _fault_of(store, folder, index)
+
+
+def read_description(folder: Folder, name: str) -> dict | None:
+  """What a store's header.json or meta.json says, verified; `None` where there is no such file.
+
+  Raises:
+    InputError: it is damaged, or of a version that cannot be read.
+  """
+  found = folder.read_json(name)
+  if found is None:
+    return None
+  if not isinstance(found, dict):
+    raise files.damaged(folder.named(name), "it is no JSON object")
+  if found.get("format") != FORMAT or found.get("version") not in range(OLDEST_VERSION, VERSION + 1):
+    raise InputError(f"{folder} has format {found.get('format')!r} version {found.get('version')}, "
+                     f"this version of monojax reads {FORMAT!r} version {OLDEST_VERSION} to {VERSION}: harvest again")
+  return files.unsealed(found, folder.named(name), without=OLDEST_VERSION)
 
 
 def durable_rows(folder: Folder, header: dict) -> int:
@@ -181,23 +200,20 @@ class ActivationStore:
         shard is missing or has the wrong size.
     """
     folder = Folder(place)
-    meta, header = folder.read_json("meta.json"), folder.read_json("header.json")
-    if meta is None and header is None:
-      raise _no_store(folder)
+    meta, header = read_description(folder, "meta.json"), read_description(folder, "header.json")
     found = meta or header
-    if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
-      raise InputError(f"{folder} has format {found.get('format')!r} version {found.get('version')}, "
-                       f"this version of monojax reads {FORMAT!r} version {VERSION}: harvest again")
+    if found is None:
+      raise _no_store(folder)
     if expected_identity is not None:
       changed = differences(found["identity"], json.loads(json.dumps(expected_identity)))
       if changed:
         raise InputError(f"the store in {folder} was harvested from something else "
                          f"({'; '.join(changed)}): delete that folder and run the harvest again")
-    if meta is None and header["identity"].get("written_by") == OWN:
-      raise InputError(f"the store in {folder} is unfinished, {durable_rows(folder, header):,} rows are written: run "
+    if meta is None and found["identity"].get("written_by") == OWN:
+      raise InputError(f"the store in {folder} is unfinished, {durable_rows(folder, found):,} rows are written: run "
                        "again the loop that fills it, which can skip those, and have it call the writer's finish()")
     if meta is None:
-      layout = Layout.of(header)
+      layout = Layout.of(found)
       n_done = layout.n_shards - len(missing_shards(folder, layout))
       raise InputError(f"the store in {folder} is unfinished, harvested {n_done} of "
                        f"{layout.n_shards} shards: run the harvest command again, it continues there")
@@ -213,7 +229,10 @@ class ActivationStore:
 
   def token_strings(self) -> list[str] | None:
     """What each token id reads like, the string of id i at place i; `None` if the writer was not told."""
-    return self._folder.read_json(TOKEN_STRINGS)
+    found = self._folder.read_json(TOKEN_STRINGS)
+    if found is None or isinstance(found, list):  # version 2 kept the list alone
+      return found
+    return files.unsealed(found, self._folder.named(TOKEN_STRINGS), without=-1)["strings"]
 
   def fingerprint(self) -> str:
     """16 hexadecimal digits that stand for the rows: a hash of meta.json and the sites that are read."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from monojax import files
 from monojax.activations.chunks import local_chunks
 from monojax.activations.folder import Folder
 from monojax.activations.layout import PLACE, Layout, from_int8, to_int8
@@ -22,6 +23,7 @@ from monojax.activations.store import (
   VERSION,
   all_finite,
   missing_shards,
+  read_description,
   sums_name,
   sums_of,
 )
@@ -46,7 +48,7 @@ def begin(folder: Folder, header: dict) -> None:
     raise InputError(f"{folder} holds arrays but no header.json, so what they are is not known: delete that folder or "
                      "name another")
   folder.write_json("zarr.json", {"zarr_format": 3, "node_type": "group"})
-  folder.write_json("header.json", header)
+  folder.write_json("header.json", files.sealed(header))
 
 
 class ShardSink:
@@ -183,10 +185,10 @@ class ShardWriter:
     self.layout = layout
     self._folder = Folder(place)
     self._header = header_of(layout, identity)
-    found = self._folder.read_json("header.json")
+    found = read_description(self._folder, "header.json")
     if found is None:
       begin(self._folder, self._header)
-    elif changed := differences(found, self._header):
+    elif changed := differences({**found, "version": VERSION}, self._header):
       raise InputError(f"{self._folder} holds another store ({'; '.join(changed)}): delete that folder or name another")
     missing = missing_shards(self._folder, layout)
     self.todo = [index for index in missing if index % n_processes == process]
@@ -273,5 +275,5 @@ def finish_store(folder: Folder, layout: Layout, header: dict, extra_meta: Mappi
       changed = total[f"{site}/rounding"] / (total[f"{site}/n_rows"] * layout.sites[site])
       scale[site]["rounding_error"] = float(np.sqrt(changed / max(scale[site]["mean_square"], 1e-300)))
   meta = {**extra_meta, **header, "scale": scale, "complete": True}
-  folder.write_json("meta.json", meta)
+  folder.write_json("meta.json", files.sealed(meta))
   return meta

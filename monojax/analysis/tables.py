@@ -75,7 +75,7 @@ class FeatureTables:
     """Writes `features.npz` and `features.json` into `directory`, each whole or not at all."""
     directory = pathlib.Path(directory)
     files.write_npz(directory / "features.npz", self.columns)
-    files.write_json(directory / "features.json", {"token_strings": self.token_strings, "domains": self.domains,
+    files.write_record(directory / "features.json", {"token_strings": self.token_strings, "domains": self.domains,
                                                    "summary": self.summary})
 
   @classmethod
@@ -86,7 +86,7 @@ class FeatureTables:
       InputError: `directory` holds no analysis, or what it holds contradicts itself.
     """
     directory = pathlib.Path(directory)
-    fields = files.read_json(directory / "features.json")
+    fields = files.read_record(directory / "features.json")
     if fields is None or not (directory / "features.npz").is_file():
       raise InputError(f"{directory} holds no analysis, which is features.npz and features.json: run the stage "
                        "`analyze`, or give another folder")

@@ -7,6 +7,9 @@ it left in the folder, and nothing else.
 
 import contextlib
 import dataclasses
+import functools
+import json
+import os
 import pathlib
 import threading
 import time
@@ -24,7 +27,12 @@ STAGES = {
 OTHERS = "dictionaries"  # the folder of further dictionaries, each a stage of its own
 SWEEPS = "sweeps"  # the folder of grids of dictionaries, each grid a stage of its own
 OWN_DICTIONARY = "sae"  # the name of the dictionary that the run's own analysis and pages are of
-VERSION = 2  # of the records; version 0.1 of monojax wrote none
+# Of the records. Version 0.1 of monojax wrote none; those up to version 2 had no checksums, of themselves or of files.
+VERSION = 3
+_RECORD = "stage.json"
+_FIELDS = {"config", "inputs", "identity", "complete", "seconds"}  # what every record has had from the start
+# Folders in a stage's that are no part of what it made, or whose content has checksums of its own.
+_OTHERS = ("checkpoints", "tensorboard", "wandb")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +65,21 @@ class RunFolder:
     self.stages = STAGES if stages is None else stages
 
   def begun(self, name: str) -> dict | None:
-    """The record of a stage that has begun, finished or not: config, inputs, identity, complete, seconds, version."""
-    return files.read_json(self.directory / name / "stage.json")
+    """The record of a stage that has begun, finished or not: config, inputs, identity, complete, seconds, version.
+
+    Raises:
+      InputError: the record is damaged, was changed by hand, or is of a later version of monojax.
+    """
+    path = self.directory / name / _RECORD
+    record = files.read_record(path, without=2)
+    if record is None:
+      return None
+    if missing := _FIELDS - set(record):
+      raise files.damaged(path, f"it lacks {', '.join(sorted(missing))}")
+    if record.get("version", 0) > VERSION:
+      raise InputError(f"{path} has version {record['version']}, this version of monojax reads up to {VERSION}: use "
+                       "the version that wrote it, or a later one")
+    return record
 
   def stage(self, name: str) -> dict | None:
     """The record of a finished stage: that of `begun`, with figures and output; None if it is not finished."""
@@ -76,6 +97,26 @@ class RunFolder:
       raise InputError(f"{self.directory / name} is not finished: run that stage first, or all of them with "
                        "`monojax monosemanticity`")
     return record
+
+  def made(self, name: str, file: str) -> pathlib.Path:
+    """The path of a file (or of a folder) that a finished stage made, once its content is verified.
+
+    Args:
+      name: the stage.
+      file: the file's path in the stage's folder.
+
+    Raises:
+      InputError: the stage is not finished, or the file is not what it was then.
+    """
+    self._verify(name, self.require_stage(name), file)
+    return self.directory / name / file
+
+  def _verify(self, name: str, record: dict, within: str = "") -> None:
+    """Compares what a finished stage made, or the part of it `within` a path, with the checksums that it left."""
+    directory = self.directory / name
+    if record.get("version", 1) > 2 and (fault := files.fault(directory, within)):
+      raise InputError(f"{directory} is damaged, or was changed since it was made ({fault}): restore it from a copy, "
+                       "or delete that folder and run the same command again, which makes it once more")
 
   def execute(self, name: str, config: typing.Any, work: typing.Callable[[pathlib.Path, str], dict],
               after: tuple[str, ...] | None = None, alone: bool = False, extends: bool = False,
@@ -100,22 +141,41 @@ class RunFolder:
       InputError: an earlier stage is missing, or this one was begun with other settings or inputs.
     """
     distributed.wait(f"{name} begins")
-    path = self.directory / name / "stage.json"
     inputs = {stage: self.require_stage(stage)["output"] for stage in (self.stages[name] if after is None else after)}
     wanted = {"config": configs.to_dict(config), "inputs": inputs | (given or {})}
-    found, identity = self.begun(name), configs.fingerprint(wanted)
-    if found:
-      changes = configs.differences({"config": _upgraded(config, found["config"]), "inputs": found["inputs"]}, wanted)
-      if not changes:
-        identity = found["identity"]  # an older version may have written the same settings differently
-      elif not extends:
-        raise InputError(f"{self.directory / name} was begun with other settings ({'; '.join(changes)}): give the old "
-                         f"settings, {self._remedy(name)}")
-      else:
-        found = {**found, "complete": False}
+    look_up = functools.partial(self._looked_up, name, config, wanted, extends)
+    found = look_up()
     if found and found["complete"]:
-      print(f"{name}: already done ({found['seconds']:.0f} s)", flush=True)
-      return found
+      return self._already_done(name, found)
+    from monojax.activations.owner import owned
+    with owned(self.directory / name):
+      found = look_up()  # another process may have been at it until now
+      if found and found["complete"]:
+        return self._already_done(name, found)
+      return self._do(name, wanted, found, work, alone)
+
+  def _already_done(self, name, record) -> dict:
+    self._verify(name, record)
+    print(f"{name}: already done ({record['seconds']:.0f} s)", flush=True)
+    return record
+
+  def _looked_up(self, name, config, wanted, extends) -> dict | None:
+    """The record of a stage that has begun with the settings and inputs `wanted`; see `execute`."""
+    found = self.begun(name)
+    if found is None:
+      return None
+    changes = configs.differences({"config": _upgraded(config, found["config"]), "inputs": found["inputs"]}, wanted)
+    if not changes:
+      return found  # whose identity stays: an older version may have written the same settings differently
+    if not extends:
+      raise InputError(f"{self.directory / name} was begun with other settings ({'; '.join(changes)}): give the old "
+                       f"settings, {self._remedy(name)}")
+    return {**found, "complete": False, "identity": configs.fingerprint(wanted)}
+
+  def _do(self, name, wanted, found, work, alone) -> dict:
+    """Does a stage, whose folder this job owns; `found` is its record, if it was begun. See `execute`."""
+    path = self.directory / name / _RECORD
+    identity = found["identity"] if found else configs.fingerprint(wanted)
     record = {"version": VERSION, **wanted, "identity": identity, "complete": False}
     distributed.wait(f"{name} is looked up")
     if alone and not distributed.is_first():
@@ -126,13 +186,17 @@ class RunFolder:
         figures = work(path.parent, identity)
     except InputError:
       # A stage that was refused before it made anything may be begun again with other settings.
-      if distributed.is_first() and list(path.parent.iterdir()) == [path]:
+      if distributed.is_first() and {file.name for file in path.parent.iterdir()} <= {_RECORD, files.LOCK}:
         path.unlink()
       raise
+    if not alone:
+      distributed.wait(f"{name} is written")
     # Later stages depend on what was made, too: the same settings can find other text.
     output = configs.fingerprint({"identity": identity, "figures": figures})
     record |= {"complete": True, "seconds": elapsed(), "figures": figures, "output": output}
-    files.write_json(path, record)
+    if distributed.is_first():
+      files.write_sums(path.parent, _made_by(path.parent))
+    files.write_record(path, record)
     self.write_summary()
     distributed.wait(f"{name} is done")
     print(f"{name}: done in {record['seconds']:.0f} s", flush=True)
@@ -145,8 +209,7 @@ class RunFolder:
 
   def reopen(self, name: str) -> None:
     """Has a finished stage done again where something of it is missing; the stages after it stay as they are."""
-    record = self.require_stage(name)
-    files.write_json(self.directory / name / "stage.json", {**record, "complete": False})
+    files.write_record(self.directory / name / _RECORD, {**self.require_stage(name), "complete": False})
 
   def write_summary(self, study: str | None = None) -> dict:
     """Writes `summary.json`: every finished stage's figures under `STAGE/name`, and the seconds that it took.
@@ -159,7 +222,9 @@ class RunFolder:
         summary |= {f"{name}/seconds": record["seconds"], **record["figures"]}
     if study:
       summary[f"{study}/seconds"] = sum(value for name, value in summary.items() if name.endswith("/seconds"))
-    files.write_json(self.directory / "summary.json", summary)
+    path = self.directory / "summary.json"
+    if _unlike(path, summary):  # a finished run may be on a disk that cannot be written
+      files.write_json(path, summary)
     return summary
 
   def dictionaries(self) -> dict[str, DictionaryPlace]:
@@ -205,6 +270,25 @@ def _upgraded(config: typing.Any, saved: dict) -> dict:
   return saved
 
 
+def _made_by(directory: pathlib.Path) -> typing.Iterator[str]:
+  """Paths of the files that a stage has made in its folder; those that have checksums of their own are left out."""
+  for folder, folders, names in os.walk(directory):
+    is_stage = lambda name, folder=folder: (pathlib.Path(folder) / name / _RECORD).exists()
+    is_chunks = lambda name, names=names: name == "c" and "zarr.json" in names
+    folders[:] = [name for name in folders if name not in _OTHERS and not is_stage(name) and not is_chunks(name)]
+    for name in names:
+      if name not in (_RECORD, files.LOCK) and not name.endswith((files.PARTIAL, ".__lock")):
+        yield (pathlib.Path(folder) / name).relative_to(directory).as_posix()
+
+
+def _unlike(path: pathlib.Path, value: dict) -> bool:
+  """Whether a JSON file holds something else than a value, or nothing that can be read."""
+  try:
+    return files.read_json(path) != json.loads(json.dumps(value))
+  except InputError:
+    return True
+
+
 @contextlib.contextmanager
 def _clock(path, record, seconds_before, every_seconds=10.0):
   """Writes `record` with the `seconds` spent so far, now and again: a killed stage's time is not lost.
@@ -216,9 +300,10 @@ def _clock(path, record, seconds_before, every_seconds=10.0):
 
   def tick():
     while not stop.wait(every_seconds):
-      files.write_json(path, {**record, "seconds": elapsed()})
+      with contextlib.suppress(OSError):  # a full disk ends the stage where it writes something that matters
+        files.write_record(path, {**record, "seconds": elapsed()})
 
-  files.write_json(path, {**record, "seconds": elapsed()})
+  files.write_record(path, {**record, "seconds": elapsed()})
   thread = threading.Thread(target=tick, daemon=True)
   thread.start()
   try:

@@ -65,28 +65,26 @@ def load_subject(run: RunFolder) -> "LoadedSubject":
 def open_tokens(run: RunFolder, split: str) -> "Tokens":
   """The run's tokens of a split, "train" or "val"."""
   from monojax.text.tokens import Tokens
-  run.require_stage("tokens")
+  for file in ("meta.json", f"{split}.bin", f"{split}.documents.bin"):
+    run.made("tokens", file)
   return Tokens.open(run.directory / "tokens", split)
 
 
 def tokens_meta(run: RunFolder) -> dict:
   """What the stage `tokens` says of its files."""
-  run.require_stage("tokens")
-  return files.read_json(run.directory / "tokens" / "meta.json")
+  return files.read_json(run.made("tokens", "meta.json"))
 
 
 def load_tokenizer(run: RunFolder) -> "Tokenizer":
   """The run's tokenizer."""
   from monojax.text import tokenizer
-  run.require_stage("tokens")
-  return tokenizer.load(run.directory / "tokens" / "tokenizer.json")
+  return tokenizer.load(run.made("tokens", "tokenizer.json"))
 
 
 def mean_activation(run: RunFolder, sites: typing.Sequence[str]) -> "np.ndarray":
   """The mean activations of some sites side by side, of shape (M,), float64."""
   import numpy as np
-  run.require_stage("activations")
-  means = files.read_npz(run.directory / "activations" / MEANS)
+  means = files.read_npz(run.made("activations", MEANS))
   for site in sites:
     require(site in means, "site", site, f"this run's activations are of {', '.join(means)}")
   return np.concatenate([means[site] for site in sites])

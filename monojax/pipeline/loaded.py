@@ -151,7 +151,8 @@ class LoadedRun:
     require(self._folder.stage(stage), "dictionary", self.dictionary,
             f"has not been analysed: run `monojax analyze --workdir={self.directory}"
             + (f" --dictionary={self.dictionary}`" if self._place.home else "`"))
-    return FeatureTables.load(self.directory / stage)
+    self._folder.made(stage, "features.npz")
+    return FeatureTables.load(self._folder.made(stage, "features.json").parent)
 
   @functools.cached_property
   def _token_strings(self) -> list[str]:

@@ -16,7 +16,7 @@ from monojax.pipeline.folder import OTHERS, OWN_DICTIONARY, SWEEPS, RunFolder
 from monojax.pipeline.presets import PRESETS, SHARED, preset
 
 DEFAULT_PRESET = "demo"
-VERSION = 1  # of run.json
+VERSION = 2  # of run.json; version 1 had no checksum
 _REMEMBERED = ("tokens", "subject", "activations", "sae", "frontier", "analysis", "browser", "metrics")  # not the mesh
 
 
@@ -46,7 +46,7 @@ def remembered(folder: RunFolder | None, preset_name: str | None = None, diction
     InputError: there is no such preset, or the run was begun with another one.
   """
   require(preset_name is None or preset_name in PRESETS, "--preset", preset_name, f"choose one of {', '.join(PRESETS)}")
-  saved = files.read_json(folder.directory / "run.json") if folder else None
+  saved = files.read_record(folder.directory / "run.json", without=1) if folder else None
   name = preset_name or (saved["preset"] if saved else DEFAULT_PRESET)
   config, sources = PRESETS[name], dict.fromkeys(configs.to_dict(PRESETS[name]), f"preset {name}")
   if folder is None:
@@ -91,14 +91,14 @@ def remember(folder: RunFolder, settings: Settings, config: RunConfig, sections:
     sections: those that the command knows; the others stay as `settings` has them.
   """
   path = folder.directory / "run.json"
-  saved = files.read_json(path)
+  saved = files.read_record(path, without=1)
   kept = saved["config"] if saved else configs.to_dict(settings.config)
   kept = {**kept, **{section: configs.to_dict(getattr(config, section)) for section in sections
                      if not folder.begun(section)}}
   value = {"version": VERSION, "preset": settings.preset,
            "config": {section: kept[section] for section in _REMEMBERED}}
-  if distributed.is_first() and saved != value:
-    files.write_json(path, value)
+  if distributed.is_first() and (saved or {}) | {"version": VERSION} != value:
+    files.write_record(path, value)
 
 
 def stage_of_name(name: str, what: str) -> str:

@@ -6,7 +6,7 @@ import typing
 from monojax import config as configs
 from monojax import files, metrics
 from monojax.activations.config import SOURCES, HarvestConfig
-from monojax.config import require
+from monojax.config import InputError, require
 from monojax.pipeline import load
 from monojax.pipeline.config import RunConfig
 from monojax.pipeline.folder import RunFolder
@@ -53,22 +53,28 @@ def check_store(run: RunFolder, config: RunConfig, repair: bool) -> list[tuple[i
   Returns:
     A list of (number of a damaged shard, what is wrong with it).
   """
+  from monojax.activations.owner import owned
   from monojax.activations.store import faults, forget
-  record = run.require_stage("activations")
+  # A repair that was killed leaves the stage unfinished, and is gone on with by another one.
+  record = run.begun("activations") if repair else run.require_stage("activations")
+  if record is None:
+    raise InputError(f"{run.directory} has no store of activations: harvest them first")
   settings = configs.from_dict(HarvestConfig, record["config"])
   require(settings.source == "store", "activations.source", settings.source, "keeps no store that could be checked")
   place, damaged = load.store_place(run, settings), []
-  bar = metrics.progress(record["figures"]["activations/shards"], "shards", "check")
+  bar = metrics.progress(record.get("figures", {}).get("activations/shards"), "shards", "check")
   for shard, fault in faults(place):
     if fault:
       damaged.append((shard, fault))
       bar.write(f"shard {shard}: {fault}")
     bar.update()
   bar.close()
-  if repair and damaged:
-    run.reopen("activations")
-    for shard, _ in damaged:
-      forget(place, shard)
+  if repair and (damaged or not record["complete"]):
+    if record["complete"]:
+      run.reopen("activations")
+    with owned(place):
+      for shard, _ in damaged:
+        forget(place, shard)
     harvest(run, dataclasses.replace(config, activations=settings))
   return damaged
 

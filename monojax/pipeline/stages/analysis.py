@@ -68,7 +68,8 @@ def build_browser(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTI
   def work(directory, identity):
     from monojax.analysis.tables import FeatureTables
     from monojax.browser.build import build_browser as build
-    tables = FeatureTables.load(run.directory / analysis)
+    run.made(analysis, "features.npz")
+    tables = FeatureTables.load(run.made(analysis, "features.json").parent)
     summary = run.write_summary()
     if place.home:  # the run's figures of its own dictionary are not this one's
       others = ("sae/", "frontier/", "analysis/", "detectors/", "browser/")
@@ -76,7 +77,7 @@ def build_browser(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTI
       summary |= run.require_stage(place.stage)["figures"] | run.require_stage(analysis)["figures"]
     tables.summary["figures"] = summary
     if run.stage("frontier") and not place.home:
-      tables.summary["frontier"] = files.read_json(run.directory / "frontier" / "frontier.json")
+      tables.summary["frontier"] = files.read_json(run.made("frontier", "frontier.json"))
     name = run.directory.resolve().name
     build(tables, directory / "site", config.browser.title or (f"{name}, {place.name}" if place.home else name),
           config.browser.features_per_file)

@@ -113,8 +113,9 @@ def write_comparison(run: RunFolder) -> list[dict]:
     The rows of the table.
   """
   from monojax.analysis.pictures import draw_frontier
-  everything = [{"sweep": path.parent.name, **point}
-                for path in sorted((run.directory / SWEEPS).glob("*/points.json")) for point in files.read_json(path)]
+  sweeps = [path.parent.name for path in sorted((run.directory / SWEEPS).glob("*/points.json"))]
+  everything = [{"sweep": name, **point} for name in sweeps if run.stage(f"{SWEEPS}/{name}")
+                for point in files.read_json(run.made(f"{SWEEPS}/{name}", "points.json"))]
   for path in sorted((run.directory / OTHERS).glob("*/stage.json")):
     if record := run.stage(f"{OTHERS}/{path.parent.name}"):
       seconds = _seconds(path.parent, configs.from_dict(SAEConfig, record["config"]))

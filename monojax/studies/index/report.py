@@ -45,8 +45,8 @@ class Ties:
   def __init__(self, run: RunFolder) -> None:
     """Reads the files of the stage."""
     run.require_stage("features")
-    self.arrays = files.read_npz(run.directory / "features" / "ties.npz")
-    self.effects = files.read_npz(run.directory / "features" / "effects.npz")
+    self.arrays = files.read_npz(run.made("features", "ties.npz"))
+    self.effects = files.read_npz(run.made("features", "effects.npz"))
     self.label_L = [label_name(*label) for label in zip(
         self.arrays["variable_L"].tolist(), self.arrays["relation_L"].tolist(), self.arrays["value_L"].tolist(),
         strict=True)]
@@ -87,7 +87,7 @@ def sections(run: RunFolder, figures: Mapping[str, Any]) -> dict[str, list[Block
                      _examples(rows)],
   }
   if run.stage("sweep"):
-    found["Other recipes and sizes"] = _sweep(files.read_json(run.directory / "sweep" / "points.json"))
+    found["Other recipes and sizes"] = _sweep(files.read_json(run.made("sweep", "points.json")))
   return found
 
 

@@ -27,12 +27,12 @@ def sections(run: RunFolder, config: SyntheticStudyConfig, figures: Mapping[str,
   Returns:
     {heading: the blocks of the section}.
   """
-  levels = {level: files.read_json(run.directory / f"level_{level:g}" / "points.json") for level in config.levels}
+  levels = {level: files.read_json(run.made(f"level_{level:g}", "points.json")) for level in config.levels}
   return {
       "Figures": [_table(figures)],
-      "What is found, by how often it fires": [_by_frequency(files.read_npz(run.directory / "main" / "scores.npz"))],
+      "What is found, by how often it fires": [_by_frequency(files.read_npz(run.made("main", "scores.npz")))],
       "Where recipes recover the truth": _maps(config, levels),
-      "Where they split and absorb": _trees(files.read_json(run.directory / "trees" / "points.json")),
+      "Where they split and absorb": _trees(files.read_json(run.made("trees", "points.json"))),
   }
 
 

@@ -78,8 +78,7 @@ def run_stage(run: RunFolder, name: str, config: ToyStudyConfig) -> dict[str, An
 
 def load(run: RunFolder, name: str) -> dict[str, np.ndarray]:
   """The arrays that a finished stage left in `models.npz`, by name."""
-  run.require_stage(name)
-  return files.read_npz(run.directory / name / "models.npz")
+  return files.read_npz(run.made(name, "models.npz"))
 
 
 def settings(density_L: Any, importance_LN: Any, restarts: int) -> tuple[np.ndarray, np.ndarray]:
