@@ -316,7 +316,7 @@ def test_a_part_of_the_text_is_a_random_part(tmp_path, pair):
 def test_density_figures_and_histogram():
   from monojax.analysis import analyze
   density = np.array([0, 2e-6, 0.02, 0.005], np.float32)
-  status = np.array([tables.DEAD, tables.ULTRALOW, tables.ALIVE, tables.ALIVE], np.int8)
+  status = np.array([tables.DEAD, tables.ULTRALOW, tables.REGULAR, tables.REGULAR], np.int8)
   figures = analyze.density_figures(status, density)
   assert figures["alive_fraction"] == 0.75 and figures["ultralow_fraction"] == 0.25
   assert figures["dead_fraction"] == 0.25 and figures["features_above_1_percent"] == 1

@@ -113,7 +113,7 @@ def assert_feature(feature, strings, tables):
   assert feature["act_counts"] == tables.act_counts_FH[i].tolist()
   assert feature["logit_counts"] == tables.logit_counts_FH[i].tolist()
   assert_rounded(feature["logit_range"], tables.logit_range_F2[i])
-  assert_rounded(feature["domain_share"], tables.domain_share_FD[i])
+  assert_domains(feature["domain_share"], tables.domain_share_FD[i])
   assert feature["top_neuron_ids"] == tables.top_neuron_ids_FN[i].tolist()
   assert_rounded(feature["top_neuron_weights"], tables.top_neuron_weights_FN[i])
   assert_rounded(feature["top_neuron_l1_share"], tables.top_neuron_l1_share_FN[i])
@@ -133,6 +133,16 @@ def assert_feature(feature, strings, tables):
           tables.token_strings[token] if token >= 0 else None for token in tokens_W]
     if rows:
       assert_rounded([example[3] for example in group], tables.example_acts_FEW[i, rows])
+
+
+def assert_domains(got, share_D):
+  """The domains listed are the largest shares, in falling order; the rest is summed up."""
+  assert got["shares"] == sorted(got["shares"], reverse=True) and len(got["shares"]) <= contents.N_LISTED_DOMAINS
+  assert_rounded(got["shares"], share_D[got["domains"]])
+  assert_rounded(got["shares"], np.sort(share_D)[::-1][:len(got["shares"])])
+  assert got["n_others"] == np.count_nonzero(share_D) - len(got["shares"])
+  rest_D = np.delete(share_D, got["domains"])
+  assert_rounded(got["others"], rest_D.sum())
 
 
 def test_same_tables_give_the_same_bytes(site, tables, tmp_path):
