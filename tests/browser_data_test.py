@@ -145,6 +145,34 @@ def assert_domains(got, share_D):
   assert_rounded(got["others"], rest_D.sum())
 
 
+def labelled(tables, n_features, n_domains):
+  """Tables of some of the features, each with a share in every one of many domains: `tables` without examples."""
+  share_FD = np.random.default_rng(n_domains).dirichlet(np.ones(n_domains), n_features).astype(np.float32)
+  columns = {name: array[:n_features] for name, array in tables.columns.items() if not name.startswith("example")}
+  return dataclasses.replace(tables, domains=[f"domain_{i:05d}" for i in range(n_domains)],
+                             columns={**columns, "domain_share_FD": share_FD})
+
+
+def test_the_size_of_a_site_grows_with_labels_and_with_features_but_not_with_their_product(tmp_path):
+  many = browser_fixture.make_tables(2000)
+  sizes = {}
+  for n_features in (1000, 2000):
+    for n_domains in (10, 1000, 2000):
+      made = labelled(many, n_features, n_domains)
+      site = build_browser(made, tmp_path / f"{n_features}-{n_domains}", "x").parent
+      sizes[n_features, n_domains] = sum(len(text) for text in files_of(site).values())
+      _, (_, block) = arguments(site / "data" / "features-00000.js")
+      for i, feature in enumerate(block["features"]):
+        assert_domains(feature["domain_share"], made.domain_share_FD[i])
+  # A thousand more labels cost their names, for a thousand features as for two thousand.
+  for n_features in (1000, 2000):
+    assert sizes[n_features, 2000] - sizes[n_features, 1000] < 25 * 1000 + 25 * n_features
+  # So the size is a sum of two: what labels and features have in common is a small part of it.
+  both = sizes[2000, 2000] - sizes[1000, 2000] - sizes[2000, 1000] + sizes[1000, 1000]
+  assert abs(both) < 0.02 * sizes[2000, 2000]
+  assert sizes[2000, 2000] < 1.3 * sizes[2000, 10]
+
+
 def test_same_tables_give_the_same_bytes(site, tables, tmp_path):
   again = tmp_path / "again"
   tables.save(tmp_path / "tables")

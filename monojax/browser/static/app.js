@@ -135,9 +135,10 @@ const app = (() => {
     const line = ([text, activation]) => element("tr", {},
       element("td", {}, dom.token(text, {class: "boxed"})),
       element("td", {class: "numeric"}, `activation ${dom.number(activation)}`),
-      element("td", {class: "numeric quiet"}, activation > 0 && max > 0 ? `${dom.percent(activation / max)} of the max` : ""));
+      element("td", {class: "numeric quiet"},
+        activation > 0 && max > 0 ? `${dom.percent(activation / max)} of the max` : ""));
     tooltip.replaceChildren(
-      parts ? element("div", {}, dom.token(token, {class: "boxed"}), "in tokens that share a character:") : "",
+      parts ? element("div", {}, dom.token(token, {class: "boxed"}), "is made of the tokens") : "",
       element("table", {}, element("tbody", {}, (parts ? JSON.parse(parts) : [[token, Number(act)]]).map(line))));
     tooltip.hidden = false;
     const box = target.getBoundingClientRect();

@@ -60,7 +60,7 @@ const panels = (() => {
     const {domains: listed, shares, n_others: nOthers, others} = feature[entry.name];
     if (!listed.length) return null;
     const row = (name, share) => element("tr", {},
-      element("th", {scope: "row"}, name),
+      element("th", {scope: "row", title: name}, name),
       element("td", {class: "bar-cell", "aria-hidden": "true"},
         element("span", {style: `width:${Math.max(100 * share, 0.5)}%`})),
       element("td", {class: "numeric"}, share < 5e-4 ? "< 0.1 %" : dom.percent(share)));
