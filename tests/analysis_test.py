@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from monojax.analysis import analyze, detectors, examples, fidelity, logits, tables, text
+from monojax.analysis import analyze, columns, detectors, examples, fidelity, logits, tables, text
 from monojax.analysis import codes as sparse_codes
 from monojax.analysis.config import AnalysisConfig
 from monojax.sae.config import SAEConfig
@@ -313,10 +313,20 @@ def test_a_part_of_the_text_is_a_random_part(tmp_path, pair):
   assert store.n_rows == 4000 and 0.4 < np.mean(store.places(0, 4000)[:, 3] == 1) < 0.6
 
 
+def test_alive_features_are_those_that_fired_at_all():
+  """The word has one meaning: pages call regular what is alive and not ultralow."""
+  assert columns.STATUSES == ("regular", "ultralow", "dead")
+  for seed in range(20):
+    status = np.random.default_rng(seed).integers(0, 3, 50).astype(np.int8)
+    figures = analyze.density_figures(status, (status != tables.DEAD).astype(np.float32))
+    assert figures["alive_fraction"] == np.mean((status == tables.REGULAR) | (status == tables.ULTRALOW))
+    assert figures["alive_fraction"] + figures["dead_fraction"] == pytest.approx(1)
+
+
 def test_density_figures_and_histogram():
   from monojax.analysis import analyze
   density = np.array([0, 2e-6, 0.02, 0.005], np.float32)
-  status = np.array([tables.DEAD, tables.ULTRALOW, tables.ALIVE, tables.ALIVE], np.int8)
+  status = np.array([tables.DEAD, tables.ULTRALOW, tables.REGULAR, tables.REGULAR], np.int8)
   figures = analyze.density_figures(status, density)
   assert figures["alive_fraction"] == 0.75 and figures["ultralow_fraction"] == 0.25
   assert figures["dead_fraction"] == 0.25 and figures["features_above_1_percent"] == 1

@@ -113,7 +113,7 @@ def assert_feature(feature, strings, tables):
   assert feature["act_counts"] == tables.act_counts_FH[i].tolist()
   assert feature["logit_counts"] == tables.logit_counts_FH[i].tolist()
   assert_rounded(feature["logit_range"], tables.logit_range_F2[i])
-  assert_rounded(feature["domain_share"], tables.domain_share_FD[i])
+  assert_domains(feature["domain_share"], tables.domain_share_FD[i])
   assert feature["top_neuron_ids"] == tables.top_neuron_ids_FN[i].tolist()
   assert_rounded(feature["top_neuron_weights"], tables.top_neuron_weights_FN[i])
   assert_rounded(feature["top_neuron_l1_share"], tables.top_neuron_l1_share_FN[i])
@@ -133,6 +133,44 @@ def assert_feature(feature, strings, tables):
           tables.token_strings[token] if token >= 0 else None for token in tokens_W]
     if rows:
       assert_rounded([example[3] for example in group], tables.example_acts_FEW[i, rows])
+
+
+def assert_domains(got, share_D):
+  """The domains listed are the largest shares, in falling order; the rest is summed up."""
+  assert got["shares"] == sorted(got["shares"], reverse=True) and len(got["shares"]) <= contents.N_LISTED_DOMAINS
+  assert_rounded(got["shares"], share_D[got["domains"]])
+  assert_rounded(got["shares"], np.sort(share_D)[::-1][:len(got["shares"])])
+  assert got["n_others"] == np.count_nonzero(share_D) - len(got["shares"])
+  rest_D = np.delete(share_D, got["domains"])
+  assert_rounded(got["others"], rest_D.sum())
+
+
+def labelled(tables, n_features, n_domains):
+  """Tables of some of the features, each with a share in every one of many domains: `tables` without examples."""
+  share_FD = np.random.default_rng(n_domains).dirichlet(np.ones(n_domains), n_features).astype(np.float32)
+  columns = {name: array[:n_features] for name, array in tables.columns.items() if not name.startswith("example")}
+  return dataclasses.replace(tables, domains=[f"domain_{i:05d}" for i in range(n_domains)],
+                             columns={**columns, "domain_share_FD": share_FD})
+
+
+def test_the_size_of_a_site_grows_with_labels_and_with_features_but_not_with_their_product(tmp_path):
+  many = browser_fixture.make_tables(2000)
+  sizes = {}
+  for n_features in (1000, 2000):
+    for n_domains in (10, 1000, 2000):
+      made = labelled(many, n_features, n_domains)
+      site = build_browser(made, tmp_path / f"{n_features}-{n_domains}", "x").parent
+      sizes[n_features, n_domains] = sum(len(text) for text in files_of(site).values())
+      _, (_, block) = arguments(site / "data" / "features-00000.js")
+      for i, feature in enumerate(block["features"]):
+        assert_domains(feature["domain_share"], made.domain_share_FD[i])
+  # A thousand more labels cost their names, for a thousand features as for two thousand.
+  for n_features in (1000, 2000):
+    assert sizes[n_features, 2000] - sizes[n_features, 1000] < 25 * 1000 + 25 * n_features
+  # So the size is a sum of two: what labels and features have in common is a small part of it.
+  both = sizes[2000, 2000] - sizes[1000, 2000] - sizes[2000, 1000] + sizes[1000, 1000]
+  assert abs(both) < 0.02 * sizes[2000, 2000]
+  assert sizes[2000, 2000] < 1.3 * sizes[2000, 10]
 
 
 def test_same_tables_give_the_same_bytes(site, tables, tmp_path):

@@ -33,17 +33,17 @@ WORDS = {
 def make_tables(n_features, seed=0):
   """`FeatureTables` of features that each prefer a domain and a few of its tokens.
 
-  Feature 1 is dead, 2 is ultralow, 0 is alive and fires most on the first of `HOSTILE`.
+  Feature 1 is dead, 2 is ultralow, 0 is regular and fires most on the first of `HOSTILE`.
   """
   rng = np.random.default_rng(seed)
   domains = list(WORDS)
   token_strings = sorted({token for words in WORDS.values() for token in words})
   ids = [np.array([token_strings.index(token) for token in words]) for words in WORDS.values()]
-  status_F = rng.choice([feature_tables.ALIVE, feature_tables.ULTRALOW, feature_tables.DEAD],
+  status_F = rng.choice([feature_tables.REGULAR, feature_tables.ULTRALOW, feature_tables.DEAD],
                         size=n_features, p=[0.86, 0.08, 0.06]).astype(np.int8)
-  status_F[:3] = feature_tables.ALIVE, feature_tables.DEAD, feature_tables.ULTRALOW
+  status_F[:3] = feature_tables.REGULAR, feature_tables.DEAD, feature_tables.ULTRALOW
   n_tokens = 100_000_000
-  density_F = 10 ** np.where(status_F == feature_tables.ALIVE, rng.normal(-3.1, 0.55, n_features),
+  density_F = 10 ** np.where(status_F == feature_tables.REGULAR, rng.normal(-3.1, 0.55, n_features),
                              rng.normal(-6.8, 0.3, n_features))
   n_fires_F = np.where(status_F == feature_tables.DEAD, 0, np.maximum(density_F * n_tokens, 1))
   n_fires_F = n_fires_F.astype(np.int64)
@@ -135,7 +135,7 @@ def _summary(rng, density_F):
   detectors = [{"class": name, "feature": int(rng.integers(len(density_F))),
                 "feature_f1": rng.uniform(0.7, 1), "neuron": int(rng.integers(512)),
                 "neuron_f1": rng.uniform(0.1, 0.5)} for name in WORDS]
-  frontier = [{"sparsity": coefficient, "l0": l0, "ce_recovered_zero": recovered,
+  frontier = [{"knob": "sparsity_coefficient", "sparsity": coefficient, "l0": l0, "ce_recovered_zero": recovered,
                "explained_variance": recovered - 0.1}
               for coefficient, l0, recovered in [(0.002, 18.3, 0.93), (0.004, 9.1, 0.88), (0.008, 4.4, 0.81),
                                                  (0.016, 2.2, 0.66)]]

@@ -54,14 +54,14 @@ def page(driver, site):
   assert driver.get_log("browser") == []
 
 
-def alive(tables):
-  return np.flatnonzero(tables.status_F == feature_tables.ALIVE)
+def regular(tables):
+  return np.flatnonzero(tables.status_F == feature_tables.REGULAR)
 
 
 def test_index_lists_each_status_apart(page, tables):
   driver = page("")
   assert find(driver, ".brand").text == "A <b>run</b> & more"
-  for name, status in (("alive", feature_tables.ALIVE), ("ultralow", feature_tables.ULTRALOW),
+  for name, status in (("regular", feature_tables.REGULAR), ("ultralow", feature_tables.ULTRALOW),
                        ("dead", feature_tables.DEAD)):
     find(driver, f"button[data-status={name}]").click()
     want = np.flatnonzero(tables.status_F == status).tolist()
@@ -75,7 +75,7 @@ def test_index_lists_each_status_apart(page, tables):
 def test_index_sorts_both_ways(page, tables):
   driver = page("#/")
   find(driver, "th[data-sort=density] button").click()
-  ids = alive(tables)
+  ids = regular(tables)
   rounded = np.array([float(f"{value:.4g}") for value in tables.density_F])
   falling = ids[np.lexsort((ids, -rounded[ids]))].tolist()
   wait(driver, lambda: listed(driver)[0] == falling[:100])
@@ -91,7 +91,7 @@ def test_index_sorts_both_ways(page, tables):
 
 def test_index_filters(page, tables):
   driver = page("#/")
-  ids = alive(tables)
+  ids = regular(tables)
   find(driver, "#filter-q").send_keys("שלום")
   strings = np.array(tables.token_strings)
   seen = [list(strings[tables.top_logit_ids_FK[i]]) + list(strings[tables.example_tokens_FEW[i, :20, 4]])
@@ -115,7 +115,7 @@ def test_index_filters(page, tables):
 
 def test_feature_page_shows_the_tables(page, tables):
   driver = page("#/?sort=max")
-  ids = alive(tables)
+  ids = regular(tables)
   rounded = np.array([float(f"{value:.4g}") for value in tables.max_act_F])
   i = int(ids[np.lexsort((ids, -rounded[ids]))][1])
   find(driver, f"tr[data-id='{i}'] a").click()
@@ -156,7 +156,7 @@ def test_activation_is_the_background(page, tables):
 
 def test_tokens_run_left_to_right_in_every_script(page, tables):
   hebrew = tables.domains.index("hebrew")
-  i = int(next(i for i in alive(tables) if tables.domain_share_FD[i].argmax() == hebrew))
+  i = int(next(i for i in regular(tables) if tables.domain_share_FD[i].argmax() == hebrew))
   driver = page(f"#/feature/{i}")
   wait_for_feature(driver, i)
   lefts = driver.execute_script(

@@ -196,6 +196,22 @@ def loaded(finished):
 TEXT = "In the beginning God created the heaven and the earth."
 
 
+def test_examples_of_whole_characters_read_like_the_text(loaded):
+  """The tiny run's tokenizer has few tokens but single bytes for most scripts."""
+  tables, token_bytes = loaded.features, loaded.tokenizer.token_bytes
+  assert tables.partial_tokens == tables.token_bytes == loaded.tokenizer.partial_tokens()
+  joined = 0
+  for feature in np.flatnonzero(tables.n_fires_F).tolist():
+    for plain, whole, ids_W in zip(loaded.examples(feature), loaded.examples(feature, whole_characters=True),
+                                   tables.example_tokens_FEW[feature], strict=False):
+      text = b"".join(token_bytes(int(token)) for token in ids_W if token >= 0).decode(errors="backslashreplace")
+      assert "".join(whole.tokens) == text and plain[2:] == whole[2:]
+      assert len(whole.tokens) == len(whole.activations) <= len(plain.tokens) == len(plain.activations)
+      assert max(whole.activations) == max(plain.activations)
+      joined += len(plain.tokens) - len(whole.tokens)
+  assert joined > 0
+
+
 def test_a_loaded_run_keeps_device_arrays_that_jit_takes(loaded):
   """Version 0.1 kept NumPy arrays, which a traced index breaks."""
   model, params = loaded.subject, loaded.subject_params

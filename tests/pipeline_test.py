@@ -12,8 +12,9 @@ from tiny_run import EXPERIMENTS, TINY, contents, run, tiny
 
 import monojax
 from monojax.config import InputError
-from monojax.pipeline import folder, load
+from monojax.pipeline import folder, load, stages
 from monojax.pipeline.folder import RunFolder
+from monojax.sae.recipes import RECIPES
 
 STAGES = [("prepare_text", "tokens"), ("train_subject", "subject"), ("harvest", "activations"),
           ("train_sae", "sae"), ("train_frontier", "frontier"), ("analyze", "analysis"),
@@ -33,6 +34,14 @@ def test_summary_holds_every_figure(finished):
   assert (workdir / "browser" / "site" / "index.html").exists()
   assert (workdir / "frontier" / "frontier.csv").read_text().count("\n") == 3
   assert (workdir / "subject" / "samples.txt").stat().st_size > 0
+
+
+def test_the_frontier_of_the_pages_names_the_setting_that_its_recipe_has():
+  for recipe in RECIPES.values():
+    points = [{"recipe": recipe.name, "sparsity": value} for value in recipe.grid]
+    assert [point["knob"] for point in stages.analysis._with_knobs(points)] == [recipe.knob] * len(points)
+  assert stages.analysis._with_knobs([{"recipe": "someone.else", "sparsity": 1}, {"sparsity": 2}]) == [
+      {"recipe": "someone.else", "sparsity": 1}, {"sparsity": 2}]
 
 
 def test_a_finished_run_is_not_done_again(finished):

@@ -66,6 +66,28 @@ def test_an_unknown_column_is_kept_and_named(tables, tmp_path):
   assert "score_F" in dir(loaded)
 
 
+@pytest.mark.parametrize("written", ([], "e9", {"x": "e9"}, {"1": "no"}, {"1": 233}, {"1": None}))
+def test_bytes_of_tokens_that_are_none_are_named(tables, tmp_path, written):
+  tables.save(tmp_path)
+  fields = files.read_json(tmp_path / "features.json")
+  files.write_json(tmp_path / "features.json", {**fields, "token_bytes": written})
+  with pytest.raises(InputError, match="token_bytes must be hexadecimal digits"):
+    FeatureTables.load(tmp_path)
+
+
+def test_bytes_of_tokens_are_kept_or_read_from_their_strings(tables, tmp_path):
+  strings = [*tables.token_strings, r"\xeb\x81", r"\x8a"]
+  made = dataclasses.replace(tables, token_strings=strings, token_bytes={3: b"\xff"})
+  made.save(tmp_path / "new")
+  assert FeatureTables.load(tmp_path / "new").partial_tokens == {3: b"\xff"}
+  dataclasses.replace(made, token_bytes=None).save(tmp_path / "old")  # as version 0.1 saved it
+  assert "token_bytes" not in files.read_json(tmp_path / "old" / "features.json")
+  loaded = FeatureTables.load(tmp_path / "old")
+  n = len(tables.token_strings)
+  assert {i: value for i, value in loaded.partial_tokens.items() if i >= n} == {n: b"\xeb\x81", n + 1: b"\x8a"}
+  assert [piece.text for piece in loaded.pieces(np.array([-1, n, n + 1, n]))] == ["끊", r"\xeb\x81"]
+
+
 def test_an_absent_column_says_why(tables):
   lacking = without(tables, "logit_", "top_logit", "bottom_logit")
   assert tables.has("top_logit_ids_FK") and not lacking.has("top_logit_ids_FK")

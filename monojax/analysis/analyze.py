@@ -146,7 +146,7 @@ def _tables(config, columns, codes, detector_rows, token_strings, domains) -> ta
   """The tables of an analysis, with its status column and its summary."""
   density_F = columns["density_F"]
   status_F = np.where(density_F == 0, tables.DEAD, np.where(density_F < config.ultralow_density,
-                                                            tables.ULTRALOW, tables.ALIVE)).astype(np.int8)
+                                                            tables.ULTRALOW, tables.REGULAR)).astype(np.int8)
   figures = {**density_figures(status_F, density_F), "analysed_tokens": codes.n_rows}
   if detector_rows:
     figures["detectors_won"] = sum(row["feature_f1"] > row["neuron_f1"] for row in detector_rows)
@@ -157,7 +157,10 @@ def _tables(config, columns, codes, detector_rows, token_strings, domains) -> ta
 
 
 def density_figures(status_F: np.ndarray, density_F: np.ndarray) -> dict[str, float | int]:
-  """Fractions of features that are alive (fired at all), ultralow and dead, and how many are dense."""
+  """Fractions of features that are alive, ultralow and dead; how many fire on over 1 % of tokens; the median density.
+
+  Ultralow features are alive, too. The median is that of the alive features.
+  """
   return {
       "alive_fraction": float(np.mean(status_F != tables.DEAD)),
       "ultralow_fraction": float(np.mean(status_F == tables.ULTRALOW)),

@@ -36,7 +36,7 @@ class Kind(enum.StrEnum):
   WEIGHTED_TOKENS = "weighted_tokens"  # token ids (their weights); in the list sorted by the largest weight
   TOP_DOMAIN = "top_domain"          # shares of the domains: the name of the domain with the largest
   TOP_SHARE = "top_share"            # shares of the domains: the largest of them
-  DOMAINS = "domains"                # shares of the domains, as bars
+  DOMAINS = "domains"                # shares of the domains: the largest of them, as bars
   ACTIVATION_HISTOGRAM = "activation_histogram"  # counts (the largest activation, where the last bin ends)
   LOGIT_HISTOGRAM = "logit_histogram"  # counts (the smallest and largest logit weight, where the bins begin and end)
   NEURONS = "neurons"                # numbers of neurons (their weights, their shares of the L1 norm)
@@ -49,7 +49,7 @@ ENTRY_KINDS = (ONE_NUMBER - {Kind.STATUS}) | {Kind.WEIGHTED_TOKENS, Kind.DOMAINS
                                               Kind.LOGIT_HISTOGRAM, Kind.NEURONS, Kind.EXAMPLES}
 N_BESIDE = {Kind.WEIGHTED_TOKENS: 1, Kind.ACTIVATION_HISTOGRAM: 1, Kind.LOGIT_HISTOGRAM: 1, Kind.NEURONS: 2,
             Kind.EXAMPLES: 3}  # how many columns beside its own a kind draws; the others draw none
-STATUSES = ("alive", "ultralow", "dead")  # what 0, 1 and 2 mean in `status_F`
+STATUSES = ("regular", "ultralow", "dead")  # what 0, 1 and 2 mean in `status_F`; the first two are alive
 RESERVED_KEYS = frozenset({"id", "q", "sort", "dir", "page"})  # what the list's address uses for itself
 
 
@@ -185,10 +185,11 @@ _NO_TOKENS = "the activations come without the tokens on which they were taken"
 COLUMNS: tuple[Column, ...] = (
     Column(
         "status_F", "int8",
-        "Whether the feature is alive (0), ultralow (1: it fires, but on a smaller fraction of the analysed tokens "
-        "than the bound that was set) or dead (2: it fires on none of them).",
+        "Whether the feature is dead (2: it fires on none of the analysed tokens) or alive, and then whether it is "
+        "ultralow (1: it fires on a smaller fraction of them than the bound that was set) or regular (0).",
         cells=(Cell("Status", Kind.STATUS, filterable=True, wide_only=True,
-                    help="Dead features never fired on the analysed text; ultralow ones fire very rarely."),)),
+                    help="Dead features never fired on the analysed text; all others are alive. Of these, ultralow "
+                         "ones fire very rarely, and regular ones more often."),)),
     Column(
         "density_F", "float32", "The fraction of the analysed tokens on which the feature fires.",
         cells=(Cell("Density", Kind.LOG_DENSITY, filterable=True, hover="n_fires_F",
@@ -233,7 +234,8 @@ COLUMNS: tuple[Column, ...] = (
         "The token ids in the window of each example; -1 where the window leaves its context and where there is no "
         "example.",
         cells=(Cell("Top token", Kind.TOP_TOKENS, key="token",
-                    help="The token on which the feature's largest activation was seen."),),
+                    help="The token on which the feature's largest activation was seen; where it is only a part of a "
+                         "character, the whole character."),),
         entry=Entry("Examples", "", Kind.EXAMPLES), absent_where=_NO_TOKENS, refers_to="token",
         beside=("example_acts_FEW", "example_domain_FE", "example_document_FE")),
     Column(

@@ -1,13 +1,16 @@
 """The result of an analysis: arrays with one entry for each feature of a dictionary, saved and loaded whole."""
 
 import dataclasses
+import functools
 import os
 import pathlib
+import typing
 import warnings
 
 import numpy as np
 
 from monojax import files
+from monojax.analysis import characters
 from monojax.analysis.columns import COLUMNS, axes_of
 from monojax.config import InputError, require
 
@@ -18,7 +21,7 @@ EXAMPLE_GROUPS = (("Top activations", 20),
                   ("Bottom activations", 20))
 N_EXAMPLES = sum(size for _, size in EXAMPLE_GROUPS)
 
-ALIVE, ULTRALOW, DEAD = 0, 1, 2  # the values of `status_F`; `columns.STATUSES` has their names
+REGULAR, ULTRALOW, DEAD = 0, 1, 2  # the values of `status_F`; `columns.STATUSES` has their names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,8 @@ class FeatureTables:
     domains: names of the D domains of the analysed text; empty where it has no labels.
     summary: facts about the whole dictionary for the page about the run, ready for JSON: see
       `monojax.analysis.analyze`.
+    token_bytes: the bytes of those tokens that are not whole characters, by id. None where they are not known, as in
+      analyses that monojax before 0.2 made; they are then read from `token_strings`, see `partial_tokens`.
 
   Raises:
     InputError: a column that every analysis has is missing, one has another type than `COLUMNS` says, one lacks a
@@ -44,6 +49,7 @@ class FeatureTables:
   token_strings: list[str]
   domains: list[str]
   summary: dict
+  token_bytes: dict[int, bytes] | None = None
 
   def __post_init__(self) -> None:
     _check_described(self.columns)
@@ -71,12 +77,29 @@ class FeatureTables:
     """The number of features, F."""
     return len(self.columns["status_F"])
 
+  @functools.cached_property
+  def partial_tokens(self) -> dict[int, bytes]:
+    """The bytes of those tokens that are not whole characters, by id."""
+    return characters.partial_tokens(self.token_strings) if self.token_bytes is None else self.token_bytes
+
+  def pieces(self, ids_W: np.ndarray) -> list[characters.Piece]:
+    """The text of an example's tokens, `example_tokens_FEW[feature, example]`, joined where they share a character."""
+    return characters.window_pieces(ids_W, self.token_strings, self.partial_tokens)
+
   def save(self, directory: str | os.PathLike) -> None:
     """Writes `features.npz` and `features.json` into `directory`, each whole or not at all."""
     directory = pathlib.Path(directory)
     files.write_npz(directory / "features.npz", self.columns)
+<<<<<<< HEAD
     files.write_record(directory / "features.json", {"token_strings": self.token_strings, "domains": self.domains,
                                                    "summary": self.summary})
+=======
+    fields: dict[str, typing.Any] = {"token_strings": self.token_strings, "domains": self.domains,
+                                     "summary": self.summary}
+    if self.token_bytes is not None:
+      fields["token_bytes"] = {str(token): value.hex() for token, value in self.token_bytes.items()}
+    files.write_json(directory / "features.json", fields)
+>>>>>>> h-pages
 
   @classmethod
   def load(cls, directory: str | os.PathLike) -> "FeatureTables":
@@ -93,12 +116,22 @@ class FeatureTables:
     columns = files.read_npz(directory / "features.npz")
     known = {column.name for column in COLUMNS}
     for kind, unknown in (("columns", sorted(set(columns) - known)),
-                          ("fields", sorted(set(fields) - {"token_strings", "domains", "summary"}))):
+                          ("fields", sorted(set(fields) - {"token_strings", "domains", "summary", "token_bytes"}))):
       if unknown:
         warnings.warn(f"the analysis in {directory} has {kind} that this version of monojax does not know: "
                       f"{', '.join(unknown)}; " + ("they are kept as they are" if kind == "columns" else
                                                    "they are left out"), stacklevel=2)
-    return cls(columns, fields.get("token_strings", []), fields.get("domains", []), fields.get("summary", {}))
+    return cls(columns, fields.get("token_strings", []), fields.get("domains", []), fields.get("summary", {}),
+               _token_bytes(directory, fields.get("token_bytes")))
+
+
+def _token_bytes(directory: pathlib.Path, written: typing.Any) -> dict[int, bytes] | None:
+  """What `save` wrote of the tokens' bytes, in hexadecimal digits, read back; None where it wrote nothing."""
+  try:
+    return written if written is None else {int(token): bytes.fromhex(value) for token, value in written.items()}
+  except (AttributeError, TypeError, ValueError) as error:
+    raise InputError(f"{directory / 'features.json'}: token_bytes must be hexadecimal digits by token id ({error}): "
+                     "run the stage `analyze` again") from error
 
 
 def _check_described(columns: dict[str, np.ndarray]) -> None:

@@ -19,29 +19,28 @@ from monojax.config import require
 
 N_SPARK_BINS = 20       # bins of the small activation histogram
 N_LISTED_TOKENS = 8     # distinct top activating tokens that a search looks at
+N_LISTED_DOMAINS = 20   # domains that a feature's page lists; the others are summed up
 SUMMARY_KEYS = ("figures", "density_histogram", "detectors", "frontier", "config")
 
 
 class Strings:
-  """The token strings that one data file needs, each once; the file names a token by its place among them."""
+  """The strings that one data file needs of tokens, each once; the file names a string by its place among them."""
 
   def __init__(self, token_strings: Sequence[str]):
     self.used: list[str] = []
     self._token_strings = token_strings
-    self._places: dict[int, int] = {}
+    self._places: dict[str, int] = {}
 
-  def place(self, token_id: int) -> int:
-    """Where the token's string is in `used`; -1 for token -1, which is none."""
-    if token_id < 0:
-      return -1
-    if token_id not in self._places:
-      self._places[token_id] = len(self.used)
-      self.used.append(self._token_strings[token_id])
-    return self._places[token_id]
+  def place(self, string: str) -> int:
+    """Where the string is in `used`."""
+    if string not in self._places:
+      self._places[string] = len(self.used)
+      self.used.append(string)
+    return self._places[string]
 
   def places(self, token_ids: np.ndarray) -> list[int]:
-    """`place` of each of a vector of token ids."""
-    return [self.place(token_id) for token_id in token_ids.tolist()]
+    """Where the string of each of a vector of token ids is in `used`; -1 for token -1, which is none."""
+    return [self.place(self._token_strings[token]) if token >= 0 else -1 for token in token_ids.tolist()]
 
 
 def shown_columns(tables: FeatureTables, described: Iterable[Column]) -> list[Column]:
@@ -142,8 +141,7 @@ def _cell_values(tables: FeatureTables, column: Column, kind: Kind, strings: Str
   if kind == Kind.SPARKLINE:
     return _sparks(array)
   if kind == Kind.TOP_TOKENS:
-    centre, n_top = array.shape[2] // 2, feature_tables.EXAMPLE_GROUPS[0][1]
-    return [strings.places(np.array(_distinct(row_E.tolist()), int)) for row_E in array[:, :n_top, centre]]
+    return [_top_tokens(tables, tokens_EW, strings) for tokens_EW in array[:, :feature_tables.EXAMPLE_GROUPS[0][1]]]
   if kind == Kind.WEIGHTED_TOKENS:
     return [strings.places(ids_K) for ids_K in array]
   if kind == Kind.TOP_DOMAIN:
@@ -153,9 +151,19 @@ def _cell_values(tables: FeatureTables, column: Column, kind: Kind, strings: Str
   return _plain(array)
 
 
-def _distinct(token_ids: Iterable[int]) -> list[int]:
-  """The first `N_LISTED_TOKENS` distinct ids, in order, without -1."""
-  return list(dict.fromkeys(token_id for token_id in token_ids if token_id >= 0))[:N_LISTED_TOKENS]
+def _top_tokens(tables: FeatureTables, tokens_EW: np.ndarray, strings: Strings) -> list[int]:
+  """The places of the first `N_LISTED_TOKENS` distinct texts that examples were chosen for."""
+  centre = tokens_EW.shape[1] // 2
+  texts = [piece.text for ids_W in tokens_EW for piece in tables.pieces(ids_W) if piece.start <= centre < piece.stop]
+  return [strings.place(text) for text in list(dict.fromkeys(texts))[:N_LISTED_TOKENS]]
+
+
+def _domains(share_D: np.ndarray) -> dict[str, Any]:
+  """The largest shares that are not 0, at most `N_LISTED_DOMAINS` of them; how many others there are, and their sum."""
+  order_D = np.argsort(-share_D, kind="stable")[:np.count_nonzero(share_D > 0)]
+  listed, others = order_D[:N_LISTED_DOMAINS], order_D[N_LISTED_DOMAINS:]
+  return {"domains": listed.tolist(), "shares": rounded(share_D[listed]), "n_others": len(others),
+          "others": float(f"{share_D[others].sum():.4g}")}
 
 
 def _sparks(counts_FH: np.ndarray) -> list[str]:
@@ -174,8 +182,10 @@ def _feature(tables: FeatureTables, i: int, entries: Sequence[Column], refers_to
   values: dict[str, Any] = {"id": i}
   for column in entries:
     if column.entry and column.entry.kind == Kind.EXAMPLES:
-      acts_EW, domain_E, document_E = (getattr(tables, name)[i] for name in column.beside[:3])
-      values[column.stem] = _groups(getattr(tables, column.name)[i], acts_EW, domain_E, document_E, strings)
+      values[column.stem] = _groups(tables, i, column, strings)
+      continue
+    if column.entry and column.entry.kind == Kind.DOMAINS:
+      values[column.stem] = _domains(getattr(tables, column.name)[i])
       continue
     for name in (column.name, *column.beside):
       array = getattr(tables, name)[i]
@@ -183,13 +193,23 @@ def _feature(tables: FeatureTables, i: int, entries: Sequence[Column], refers_to
   return values
 
 
-def _groups(tokens_EW: np.ndarray, acts_EW: np.ndarray, domain_E: np.ndarray, document_E: np.ndarray,
-            strings: Strings) -> list[list[list[Any]]]:
-  """For each of `EXAMPLE_GROUPS` a feature's examples: [document, domain, tokens, activations]."""
+def _groups(tables: FeatureTables, i: int, column: Column, strings: Strings) -> list[list[list[Any]]]:
+  """For each of `EXAMPLE_GROUPS` feature i's examples: [document, domain, tokens, activations].
+
+  Where tokens of an example share a character, a fifth entry has [first token, number of tokens, their text] for each
+  such run of tokens.
+  """
+  tokens_EW = getattr(tables, column.name)[i]
+  acts_EW, domain_E, document_E = (getattr(tables, name)[i] for name in column.beside[:3])
   centre = tokens_EW.shape[1] // 2
+
+  def example(e: int) -> list[Any]:
+    joined = [[start, stop - start, strings.place(text)] for start, stop, text in tables.pieces(tokens_EW[e])
+              if stop - start > 1]
+    return [int(document_E[e]), int(domain_E[e]), strings.places(tokens_EW[e]), rounded(acts_EW[e]),
+            *([joined] if joined else [])]
   groups, start = [], 0
   for _, size in feature_tables.EXAMPLE_GROUPS:
-    groups.append([[int(document_E[e]), int(domain_E[e]), strings.places(tokens_EW[e]), rounded(acts_EW[e])]
-                   for e in range(start, start + size) if tokens_EW[e, centre] >= 0])
+    groups.append([example(e) for e in range(start, start + size) if tokens_EW[e, centre] >= 0])
     start += size
   return groups

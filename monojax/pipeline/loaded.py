@@ -194,14 +194,17 @@ class LoadedRun:
     require(0 <= feature < self.sae.n_features, "feature", feature,
             f"this dictionary has the features 0 to {self.sae.n_features - 1}")
 
-  def examples(self, feature: int, n: int = 20, group: str = EXAMPLE_GROUPS[0][0]) -> list[Example]:
-    """Places in the analysed text where a feature fires.
+  def examples(self, feature: int, n: int = 20, group: str = EXAMPLE_GROUPS[0][0],
+               whole_characters: bool = False) -> list[Example]:
+    r"""Places in the analysed text where a feature fires.
 
     Args:
       feature: its number.
       n: how many at most.
       group: "Top activations"; "Interval 0" to "Interval 10", of ever weaker activations; or "Bottom activations",
         where it does not fire.
+      whole_characters: whether tokens that share a character count as one, with the largest of their activations, as on
+        the pages. Tokens that hold only a part of a character otherwise read like `\xd8`.
     """
     self._require_feature(feature)
     names = [name for name, _ in EXAMPLE_GROUPS]
@@ -213,9 +216,14 @@ class LoadedRun:
       ids_W, acts_W = tables.example_tokens_FEW[feature, e], tables.example_acts_FEW[feature, e]
       if ids_W[len(ids_W) // 2] < 0:
         continue
+      tokens, acts = [tables.token_strings[i] for i in ids_W if i >= 0], acts_W[ids_W >= 0]
+      if whole_characters:
+        pieces = tables.pieces(ids_W)
+        tokens = [piece.text for piece in pieces]
+        acts = np.array([acts_W[piece.start:piece.stop].max() for piece in pieces])
       domain = int(tables.example_domain_FE[feature, e])
-      found.append(Example([tables.token_strings[i] for i in ids_W if i >= 0], acts_W[ids_W >= 0],
-                           tables.domains[domain] if domain >= 0 else "", int(tables.example_document_FE[feature, e])))
+      found.append(Example(tokens, acts, tables.domains[domain] if domain >= 0 else "",
+                           int(tables.example_document_FE[feature, e])))
     return found[:n]
 
   def _losses(self, text, values=None):

@@ -101,6 +101,11 @@ class Tokenizer:
     r"""A string to show for each token: its text, in which `\xd8` and the like stand for parts of characters."""
     return [self.token_bytes(i).decode(errors="backslashreplace") for i in range(self.vocab_size)]
 
+  def partial_tokens(self) -> dict[int, bytes]:
+    """The bytes of those tokens that are not whole characters, by id."""
+    values = {i: self.token_bytes(i) for i in range(self.vocab_size)}
+    return {i: value for i, value in values.items() if value.decode(errors="ignore").encode() != value}
+
 
 @functools.cache
 def _byte_values() -> dict[str, int]:

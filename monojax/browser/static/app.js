@@ -123,16 +123,23 @@ const app = (() => {
     tooltip.hidden = true;
   }
 
+  // The tooltip of an example's token: its text, its activation, and what share of the feature's largest that is. Of
+  // tokens that are drawn as one, it has a line for each.
   function showTooltip(event) {
     const target = event.target.closest("[data-token]");
     if (!target) {
       hideTooltip();
       return;
     }
-    const share = Number(target.dataset.share);
-    tooltip.replaceChildren(dom.token(target.dataset.token, {class: "boxed"}),
-      element("span", {}, `activation ${dom.number(Number(target.dataset.act))}`),
-      element("span", {class: "quiet"}, share > 0 ? `${dom.percent(share)} of the max` : ""));
+    const {token, act, max, parts} = target.dataset;
+    const line = ([text, activation]) => element("tr", {},
+      element("td", {}, dom.token(text, {class: "boxed"})),
+      element("td", {class: "numeric"}, `activation ${dom.number(activation)}`),
+      element("td", {class: "numeric quiet"},
+        activation > 0 && max > 0 ? `${dom.percent(activation / max)} of the max` : ""));
+    tooltip.replaceChildren(
+      parts ? element("div", {}, dom.token(token, {class: "boxed"}), "is made of the tokens") : "",
+      element("table", {}, element("tbody", {}, (parts ? JSON.parse(parts) : [[token, Number(act)]]).map(line))));
     tooltip.hidden = false;
     const box = target.getBoundingClientRect();
     const left = Math.min(box.left, innerWidth - tooltip.offsetWidth - 8);

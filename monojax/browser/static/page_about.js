@@ -11,8 +11,9 @@ app.page((() => {
       "coloured by activation over the feature's largest one, its max, since features differ in scale."],
     ["Density", "The share of tokens on which a feature fires (activation above zero). Real features of " +
       "the paper lie about 10⁻⁴ to 10⁻². Shown as a base-10 logarithm."],
-    ["Dead, ultralow, alive", "Dead features never fired on the analysed text; ultralow ones fire so " +
-      "rarely that they are seldom meaningful. Both are listed apart from the alive ones, as in the paper."],
+    ["Alive, regular, ultralow, dead", "An alive feature fired at all on the text that was looked at, a dead one " +
+      "never. Of the alive ones, ultralow features fire so rarely that they are seldom meaningful; the others are " +
+      "called regular here. Ultralow and dead features are listed apart from the regular ones, as in the paper."],
     ["L0", "The mean number of features that fire on a token. Lower is sparser, thus easier to read."],
     ["CE recovered", "How much of the language model's performance survives when activations are replaced " +
       "by the dictionary's reconstruction: 100 % is as good as untouched, 0 % as bad as removing the " +
@@ -74,20 +75,27 @@ app.page((() => {
           dom.fixed(row.feature_f1, 3), String(row.neuron), dom.fixed(row.neuron_f1, 3)])));
   }
 
+  // What a frontier's points differ in, as words: k, or the coefficient of the sparsity penalty.
+  function knobName(rows) {
+    const knobs = [...new Set(rows.map(({knob}) => knob))];
+    return knobs.length === 1 && knobs[0] ? knobs[0].replaceAll("_", " ") : "sparsity";
+  }
+
   function frontier(rows) {
+    const knob = knobName(rows);
     const usable = rows.filter((row) => dom.isNumber(row.l0) && dom.isNumber(row.ce_recovered_zero));
     const points = usable.map((row) => ({
       kind: "run", x: row.l0, y: 100 * row.ce_recovered_zero, label: dom.number(row.sparsity, 2),
-      name: `sparsity ${dom.number(row.sparsity)}: L0 ${dom.number(row.l0)}, ` +
+      name: `${knob} ${dom.number(row.sparsity)}: L0 ${dom.number(row.l0)}, ` +
         `${dom.percent(row.ce_recovered_zero)} recovered`}));
     const paper = {kind: "paper", x: PAPER.l0, y: 100 * PAPER.recovered, label: "paper A/1",
                    name: "Towards Monosemanticity, A/1: L0 4.9, 79 % recovered"};
     return section("Sparsity against fidelity",
-      element("p", {}, "One point for each L1 coefficient; higher and further left is better. The paper's ",
-        "A/1 has L0 4.9 and recovers 79 %, with another model and other text."),
+      element("p", {}, `One point for each ${knob}, which stands beside it; higher and further left is better. The `,
+        "paper's A/1 has L0 4.9 and recovers 79 %, with another model and other text."),
       charts.scatter({points: [...points, paper], title: "CE recovered against L0",
                       xLabel: "L0, features per token", yLabel: "CE recovered, %"}),
-      table([["L1 coefficient", true], ["L0", true], ["CE recovered", true], ["Explained variance", true]],
+      table([[knob.replace(/^\w(?=\w)/, (letter) => letter.toUpperCase()), true], ["L0", true], ["CE recovered", true], ["Explained variance", true]],
         rows.map((row) => [dom.number(row.sparsity), dom.number(row.l0),
           dom.percent(row.ce_recovered_zero), dom.number(row.explained_variance)])));
   }

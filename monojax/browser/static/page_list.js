@@ -105,11 +105,19 @@ app.page((() => {
         element("button", {type: "button", id: "reset", onclick: () =>
           change(query.DEFAULTS, false)}, "Reset")),
       parts.count,
-      element("div", {class: "scroll list"},
-        element("table", {id: "features"},
-          element("caption", {class: "hidden"}, "Features of the dictionary"),
-          element("thead", {}, element("tr", {}, parts.headers)), parts.body)),
+      scrolled(element("table", {id: "features"},
+        element("caption", {class: "hidden"}, "Features of the dictionary"),
+        element("thead", {}, element("tr", {}, parts.headers)), parts.body)),
       parts.pager);
+  }
+
+  // A box in which a table scrolls sideways, where it is wider than the page.
+  function scrolled(table) {
+    const box = element("div", {class: "scroll"}, table);
+    const sizes = new ResizeObserver(() => box.classList.toggle("fits", table.offsetWidth <= box.clientWidth));
+    sizes.observe(box);
+    sizes.observe(table);
+    return box;
   }
 
   function cell(column, id) {

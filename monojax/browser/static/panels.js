@@ -55,36 +55,55 @@ const panels = (() => {
       [dom.token(strings[place], {class: "boxed"}), dom.signed(weights[i], 3)])));
   }
 
+  // The largest shares; what the site leaves out of the others is their number and their sum.
   function domains(entry, {feature}) {
-    const shares = feature[entry.name].map((share, i) => [share, i]).filter(([share]) => share > 0);
-    if (!shares.length) return null;
-    shares.sort((a, b) => b[0] - a[0] || a[1] - b[1]);
+    const {domains: listed, shares, n_others: nOthers, others} = feature[entry.name];
+    if (!listed.length) return null;
+    const row = (name, share) => element("tr", {},
+      element("th", {scope: "row", title: name}, name),
+      element("td", {class: "bar-cell", "aria-hidden": "true"},
+        element("span", {style: `width:${Math.max(100 * share, 0.5)}%`})),
+      element("td", {class: "numeric"}, share < 5e-4 ? "< 0.1 %" : dom.percent(share)));
     return element("table", {class: "bars"},
       element("caption", {class: "hidden"}, "Share of the feature's total activation in each domain"),
-      element("tbody", {}, shares.map(([share, i]) => element("tr", {},
-        element("th", {scope: "row"}, data.index.domains[i]),
-        element("td", {class: "bar-cell", "aria-hidden": "true"},
-          element("span", {style: `width:${Math.max(100 * share, 0.5)}%`})),
-        element("td", {class: "numeric"}, share < 5e-4 ? "< 0.1 %" : dom.percent(share))))));
+      element("tbody", {}, listed.map((domain, i) => row(data.index.domains[domain], shares[i])),
+        nOthers ? row(`${dom.number(nOthers)} others`, others) : null));
   }
 
-  function exampleToken(text, activation, largest, isCentre) {
+  // What is drawn of an example: [{text, first, parts}], where `parts` are the [text, activation] of the tokens from
+  // number `first` on. These are one token, or, as `joined` says, several that share a character.
+  function spans([,, tokens, acts, joined = []], strings) {
+    const runs = new Map(joined.map(([first, count, place]) => [first, {count, text: strings[place]}]));
+    const found = [];
+    for (let first = 0; first < tokens.length;) {
+      const {count, text} = runs.get(first) || {count: 1, text: strings[tokens[first]]};
+      const parts = tokens.slice(first, first + count).map((place, i) => [strings[place], acts[first + i]]);
+      if (tokens[first] >= 0) found.push({text, first, parts});
+      first += count;
+    }
+    return found;
+  }
+
+  function exampleSpan({text, first, parts}, centre, largest) {
+    const activation = Math.max(...parts.map(([, act]) => act));
     const heat = largest > 0 ? Math.min(Math.max(activation / largest, 0), 1) : 0;
+    const isCentre = first <= centre && centre < first + parts.length;
     return dom.token(text, {
       class: `window${heat > 0 ? " hot" : ""}${heat > 0.55 ? " hottest" : ""}${isCentre ? " centre" : ""}`,
       style: heat > 0 ? `--heat:${heat.toFixed(3)}` : null,
-      "data-token": text, "data-act": activation, "data-share": heat,
+      "data-token": text, "data-act": activation, "data-max": largest,
+      "data-parts": parts.length > 1 ? JSON.stringify(parts) : null,
     });
   }
 
-  function example([document, domain, tokens, acts], strings, largest) {
+  function example(item, strings, largest) {
+    const [document, domain, tokens, acts] = item;
     const centre = (tokens.length - 1) / 2;
-    const source = domain >= 0 ? data.index.domains[domain] : "";
     return element("li", {},
       element("span", {class: "act"}, dom.fixed(acts[centre], 2)),
-      element("span", {class: "text"}, tokens.map((place, t) =>
-        (place < 0 ? null : exampleToken(strings[place], acts[t], largest, t === centre)))),
-      element("span", {class: "source", title: document >= 0 ? `document ${document}` : null}, source));
+      element("span", {class: "text"}, spans(item, strings).map((span) => exampleSpan(span, centre, largest))),
+      element("span", {class: "source", title: document >= 0 ? `document ${document}` : null},
+        domain >= 0 ? data.index.domains[domain] : ""));
   }
 
   function legend(largest) {
@@ -93,7 +112,8 @@ const panels = (() => {
       `background: activation, 0 to the feature's max ${dom.number(largest)}; underlined: the token the ` +
       "example was chosen for; ", element("span", {class: "token"}, element("span", {class: "space"}, " ")),
       " space, ", element("span", {class: "mark"}, "↵"), " new line, ",
-      element("span", {class: "bytes"}, "\\xd8"), " byte of a longer character. ",
+      element("span", {class: "bytes"}, "\\xd8"), " byte of a character that is cut off; tokens that " +
+      "share a character are drawn as one. ",
       element("span", {class: "note", tabindex: "0", title: ORDER_NOTE}, "Order of the tokens"));
   }
 

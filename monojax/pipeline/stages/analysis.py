@@ -1,5 +1,7 @@
 """The stages `analysis` and `browser`: tables of a dictionary's features, and pages to browse them."""
 
+import dataclasses
+
 from monojax import files
 from monojax.config import InputError
 from monojax.pipeline import load
@@ -38,8 +40,10 @@ def _measured(run, config, dictionary):
   from monojax.analysis import analyze as analysis
   sae, harvested = load.load_sae(run, dictionary), load.activations_config(run)
   if harvested.source != "given":
-    return analysis.analyze(config.analysis, load.load_subject(run), sae, load.open_tokens(run, "train"),
-                            load.open_tokens(run, "val"), load.load_tokenizer(run).token_strings())
+    tokenizer = load.load_tokenizer(run)
+    tables = analysis.analyze(config.analysis, load.load_subject(run), sae, load.open_tokens(run, "train"),
+                              load.open_tokens(run, "val"), tokenizer.token_strings())
+    return dataclasses.replace(tables, token_bytes=tokenizer.partial_tokens())
   from monojax.activations.given import open_given
   from monojax.activations.store import ActivationStore
   record = run.require_stage("activations")
@@ -49,6 +53,13 @@ def _measured(run, config, dictionary):
   raise InputError(f"activations.url={harvested.url!r}: has no tokens beside its rows, which examples, densities and "
                    "domains are made from: write the activations with monojax.StoreWriter, which keeps them "
                    "(`SAE.metrics` gives densities without)")
+
+
+def _with_knobs(points):
+  """The rows of a frontier, each with "knob": the setting of its recipe whose value its "sparsity" is."""
+  from monojax.sae.recipes import RECIPES
+  return [{**point, "knob": RECIPES[point["recipe"]].knob} if point.get("recipe") in RECIPES else point
+          for point in points]
 
 
 def build_browser(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTIONARY) -> dict:
@@ -77,7 +88,7 @@ def build_browser(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTI
       summary |= run.require_stage(place.stage)["figures"] | run.require_stage(analysis)["figures"]
     tables.summary["figures"] = summary
     if run.stage("frontier") and not place.home:
-      tables.summary["frontier"] = files.read_json(run.made("frontier", "frontier.json"))
+      tables.summary["frontier"] = _with_knobs(files.read_json(run.made("frontier", "frontier.json")))
     name = run.directory.resolve().name
     build(tables, directory / "site", config.browser.title or (f"{name}, {place.name}" if place.home else name),
           config.browser.features_per_file)
