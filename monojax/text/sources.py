@@ -35,8 +35,9 @@ class Source:
 
 
 def shown(path: str) -> str:
-  r"""A path as text that any file and terminal takes: bytes of it that are not UTF-8 read like `\xe9`."""
-  return os.fsencode(path).decode(errors="backslashreplace")
+  r"""A path as one line of text: bytes of it that are not UTF-8 read like `\xe9`, an end of line like `\n`."""
+  text = os.fsencode(path).decode(errors="backslashreplace")
+  return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def resolve(paths: Sequence[str]) -> list[Source]:

@@ -18,6 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from monojax.config import InputError
 from monojax.text.corpus import END_OF_TEXT, Document
+from monojax.text.sources import shown
 
 # The tokens that end a document in common tokenizers: GPT-2, Llama 3, Llama 2, Gemma, DeepSeek, Command, ChatML, the
 # turn of Llama 3, BERT. The first that a tokenizer has is taken.
@@ -144,7 +145,7 @@ def load(path: str | os.PathLike[str], end_token: str = "") -> Tokenizer:
   Raises:
     InputError: the file cannot be read, it is no tokenizer, or it has no such end token.
   """
-  name = os.fsencode(path).decode(errors="backslashreplace")
+  name = shown(os.fspath(path))
   try:
     backend = tokenizers.Tokenizer.from_buffer(pathlib.Path(path).read_bytes())
   except (KeyboardInterrupt, SystemExit):

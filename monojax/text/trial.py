@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from monojax.config import InputError
+from monojax.text.sources import shown
 
 _SECONDS = 120.0
 _HEAVY_LOSS = 0.5  # a tokenizer that loses more of the characters is refused
@@ -77,7 +78,7 @@ def try_out(path: str, end_token: str, texts: Sequence[str], seconds: float = _S
   Raises:
     InputError: the tokenizer cannot be used, loses too much of the text, or takes too long.
   """
-  name = os.fsencode(path).decode(errors="backslashreplace")
+  name = shown(os.fspath(path))
   environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
   request = json.dumps({"path": str(path), "end_token": end_token, "texts": list(texts)})
   try:
