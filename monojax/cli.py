@@ -158,7 +158,7 @@ def _require_workdir(rule: str) -> None:
   workdir = flags.FLAGS.workdir
   configs.require(workdir, "--workdir", workdir, rule)
   path = os.fsencode(os.path.abspath(workdir)).decode(errors="backslashreplace")
-  configs.require(path == os.path.abspath(workdir), "--workdir", path, "the path must be text in UTF-8: rename the folder")
+  configs.require(path == os.path.abspath(workdir), "--workdir", path, "the path must be UTF-8: rename the folder")
 
 
 def define_study_flags(config_class: type) -> None:

@@ -18,8 +18,8 @@ from monojax.text.config import TextConfig
 
 COMPRESS = {"": lambda data: data, ".gz": lambda data: gzip.compress(data, 1),
             ".xz": lambda data: lzma.compress(data, preset=0), ".zst": zstandard.compress}
-ALPHABETS = ["abcdefgh ", "ACGT", "äöüß éèàç", "שלוםעולם ", "字漢語日本。", "👩‍👧🎉 ", " \n\t\r", "a\0b \x1c\x85\xa0", "<|endoftext|>\n",
-             "0123456789abcdef", "{}[]\":,\\ "]
+ALPHABETS = ["abcdefgh ", "ACGT", "äöüß éèàç", "שלוםעולם ", "字漢語日本。", "👩‍👧🎉 ", " \n\t\r", "a\0b \x1c\x85\xa0",
+             "<|endoftext|>\n", "0123456789abcdef", "{}[]\":,\\ "]
 DECODED = ["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16"]  # the codec writes a byte order mark
 REFUSED = ["utf-32", "utf-16-le", "utf-16-be", "utf-32-be", "latin-1", "binary", "iso2022_jp"]
 NAMES = ["a", "b.c", "Ä ö", "odd[1]", "x*y", b"caf\xe9", "-dash", "new\nline", "~", "__MACOSX", ".hidden"]
@@ -28,13 +28,15 @@ NAMES = ["a", "b.c", "Ä ö", "odd[1]", "x*y", b"caf\xe9", "-dash", "new\nline",
 def made_text(rng):
   """Some text, often with long words or lines, now and then empty."""
   alphabet = "".join(rng.sample(ALPHABETS, rng.choice([1, 1, 2, 3])))
-  words = ["".join(rng.choices(alphabet, k=rng.choice([0, 1, 5, 5, 9, 300]))) for _ in range(rng.choice([0, 1, 30, 300]))]
+  n_words = rng.choice([0, 1, 30, 300])
+  words = ["".join(rng.choices(alphabet, k=rng.choice([0, 1, 5, 5, 9, 300]))) for _ in range(n_words)]
   return rng.choice([" ", "\n", "\r\n", ""]).join(words)
 
 
 def made_record(rng):
   """A JSON value that may be a record, with fields of any type."""
-  values = [None, 3, -2.5, True, [], ["a", "b"], [{"x": 1}], {"pile_set_name": "ArXiv"}, "", "label", "\ud800", "l" * 999]
+  values = [None, 3, -2.5, True, [], ["a", "b"], [{"x": 1}], {"pile_set_name": "ArXiv"}, "", "label", "\ud800",
+            "l" * 999]
   record = {"text": made_text(rng), "domain": rng.choice(values), "meta": rng.choice(values)}
   if rng.random() < 0.2:
     record["text"] = rng.choice(values)

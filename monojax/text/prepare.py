@@ -153,7 +153,8 @@ def _require_large_enough(work: _Work, n_tokens: Mapping[str, int], least_tokens
     advice += (f" (there are {total:,} tokens in {work.journal['documents']:,} documents, each of which is held out "
                "or not as a whole; --tokens.separator cuts plain files into documents)")
   raise InputError(f"tokens.val_fraction={work.config.val_fraction}: {' and '.join(small)} tokens, but a context of "
-                   f"the subject and the token after it need {least_tokens:,}: {advice}, or a smaller --subject.n_context")
+                   f"the subject and the token after it need {least_tokens:,}: {advice}, or a smaller "
+                   "--subject.n_context")
 
 
 def _require_same(directory: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -113,12 +113,15 @@ def main() -> None:
   request = json.load(sys.stdin)
   try:
     tried = tokenizer.load(request["path"], request["end_token"])
-    loss = loss_of(tried, request["texts"])
+  except InputError as error:
+    print(json.dumps({"error": f"{error}"}))
+    return
+  try:
+    answer = dataclasses.asdict(loss_of(tried, request["texts"]))
     tried.encode_batch(_LONG_WORDS)
     tried.token_strings()
-    answer = dataclasses.asdict(loss)
   except InputError as error:
-    answer = {"error": f"{error}"}
+    answer = {"error": f"tokenizer {shown(request['path'])!r} cannot be used: {error}"}
   print(json.dumps(answer))
 
 
