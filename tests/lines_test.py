@@ -147,6 +147,7 @@ def test_a_wide_window_is_read_and_a_file_that_cannot_be_read_is_named(tmp_path,
 
   def fail(*unused):
     raise OSError(5, "Input/output error")
-  monkeypatch.setattr(corpus.lines, "_piece", fail)
+  monkeypatch.setattr(corpus.lines, "_completed", fail)
+  monkeypatch.setattr(corpus, "_PLAIN_LINE_BYTES", 10)
   with pytest.raises(OSError, match="cannot be read: Input/output error: '.*x.txt.zst'"):
     read(tmp_path / "x.txt.zst")

@@ -237,6 +237,16 @@ def test_the_command_refuses_a_corpus_without_a_held_out_context(tmp_path):
   assert not (tmp_path / "run" / "tokens" / "stage.json").exists()  # so that other settings are not refused
 
 
+@pytest.mark.parametrize("folder", [b"caf\xe9", b"in \xff\xfe/run"])
+def test_a_workdir_that_is_not_utf_8_is_refused_at_once(tmp_path, folder):
+  workdir = os.path.join(os.fsencode(tmp_path), folder)
+  for script in ("prepare_text", "toy_superposition"):  # a run, and a study
+    refused = subprocess.run([os.fsencode(part) for part in command(script, "")[:2]] + [b"--workdir=" + workdir],
+                             capture_output=True, text=True)
+    assert refused.returncode == 2 and "the path must be UTF-8" in refused.stderr and "Traceback" not in refused.stderr
+  assert not os.path.exists(workdir)
+
+
 def test_a_late_refusal_leaves_nothing_behind(tmp_path):
   config = dataclasses.replace(small_corpus(tmp_path, 30), domain_field="absent")
   vocabulary = {"</s>": 0, "document": 1, "of": 2, "many": 3, "?": 4}

@@ -139,7 +139,7 @@ def _from_plain(read: Iterable[tuple[str, str]], source: Source, domain: str, se
   for location, line in read:
     if "\0" in line:
       problems.add("line with zero characters", location)
-    text += line.replace("\r\n", "\n")
+    text += line.replace("\r\n", "\n") if "\r" in line else line
     if ends.search(text, n_searched):
       *whole, text = ends.split(text)
       for piece in whole:
@@ -228,11 +228,14 @@ def _from_record(record: typing.Any, location: str, file_domain: str, config: Te
     return
   text = _encodable(text, location, problems)
   domain = _label(label, location, problems) if has_label else file_domain
-  yield from ((location, Document(part, domain)) for part in _parts(text, _LONGEST_CHARACTERS))
+  for part in _parts(text, _LONGEST_CHARACTERS):
+    yield location, Document(part, domain)
 
 
 def _label(value: typing.Any, location: str, problems: Problems) -> str | None:
   """The name of the domain that a field's value stands for: "a, b" for the list ["a", "b"], None for nothing."""
+  if isinstance(value, str) and len(value) <= _LABEL_CHARACTERS:
+    return _encodable(value, location, problems).strip() or None
   if isinstance(value, list):
     value = ", ".join(map(str, value)) if not any(isinstance(item, list | dict) for item in value) else {}
   if isinstance(value, dict):
@@ -244,6 +247,8 @@ def _label(value: typing.Any, location: str, problems: Problems) -> str | None:
 
 def _encodable(text: str, location: str, problems: Problems) -> str:
   """A text that UTF-8 can encode: halves of surrogate pairs, which JSON's escapes can leave alone, are replaced."""
+  if text.isascii():
+    return text
   try:
     text.encode()
     return text
@@ -252,13 +257,14 @@ def _encodable(text: str, location: str, problems: Problems) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _parts(text: str, bound: int) -> Iterator[str]:
-  """Yields a text in parts of at most `bound` characters."""
+def _parts(text: str, bound: int) -> list[str]:
+  """A text in parts of at most `bound` characters."""
+  parts = []
   while len(text) > bound:
     cut = _cut(text, bound)
-    yield text[:cut]
+    parts.append(text[:cut])
     text = text[cut:]
-  yield text
+  return [*parts, text]
 
 
 def _cut(text: str, bound: int) -> int:

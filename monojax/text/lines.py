@@ -47,9 +47,11 @@ def lines(source: Source, compression: str, limit: int, in_pieces: bool,
     with open_text(source, compression) as file:
       while True:
         location = f"{source.name}:{number}"
-        line = _piece(file, limit)
+        line = file.readline(limit)
         if not line:
           return
+        if len(line) >= limit:
+          line = _completed(file, line)
         number += line.endswith(b"\n")
         if len(line) >= limit and not in_pieces and not line.endswith(b"\n"):
           problems.add(f"line of more than {limit:,} bytes (skipped)", location)
@@ -62,19 +64,19 @@ def lines(source: Source, compression: str, limit: int, in_pieces: bool,
         except UnicodeDecodeError:
           problems.add("line with broken UTF-8 (replaced)", location)
           text = line.decode(errors="replace")
-        yield location, text.removeprefix("\ufeff") if is_first else text
-        is_first = False
+        if is_first:
+          text, is_first = text.removeprefix("\ufeff"), False
+        yield location, text
   except _DECOMPRESSION_ERRORS as error:
     problems.add("file broken off", f"{source.name}:{number}: {type(error).__name__}: {error}")
   except OSError as error:
     raise OSError(error.errno, f"cannot be read: {error.strerror}", source.name) from error
 
 
-def _piece(file: "io.BufferedReader[typing.Any]", limit: int) -> bytes:
-  """The next line, or as much of it as ends after `limit` bytes with a whole character and a whole end of line."""
-  line = file.readline(limit)
+def _completed(file: "io.BufferedReader[typing.Any]", line: bytes) -> bytes:
+  """The beginning of a line, and what follows it of its last character, or of an end of line of two characters."""
   for _ in range(3):  # a character of UTF-8 can need three more bytes
-    after = file.peek(1)[:1] if len(line) >= limit else b""
+    after = file.peek(1)[:1]
     if after and (after[0] & 0xC0 == 0x80 or line.endswith(b"\r") and after == b"\n"):
       line += file.read(1)
   return line
