@@ -27,6 +27,7 @@ from monojax.text.sources import Source, shown
 from monojax.text.tokenizer import Tokenizer
 from monojax.text.tokens import DOCUMENT, NO_DOMAIN, SPLITS
 
+_OUTPUTS = tuple(f"{split}{part}" for split in SPLITS for part in (".bin", ".documents.bin"))
 _BATCH_BYTES = 4_000_000
 _JOURNAL_BYTES = 32_000_000
 _TRIAL_CHARACTERS = 1_000_000  # of the corpus, on which a tokenizer that is given is tried
@@ -72,13 +73,7 @@ def prepare(config: TextConfig, directory: str | os.PathLike[str], progress: boo
   found = corpus.resolve(config.paths)
   corpus.check(found)
   identity = {"text": saved_config, "sources": {source.name: source.n_bytes for source in found}}
-  journal = files.read_json(directory / "journal.json")
-  if journal and journal["documents"]:
-    _require_same(directory, journal["identity"], identity)
-  elif not journal or journal["identity"] != identity:  # an earlier call that wrote no document does not count
-    journal = {"identity": identity, "documents": 0, "sizes": {}, "text_bytes": dict.fromkeys(SPLITS, 0)}
-    (directory / "tokenizer.json").unlink(missing_ok=True)
-    files.write_json(directory / "journal.json", journal)
+  journal = _journal(directory, identity)
   n_bytes = sum(source.n_bytes for source in found)
   n_bytes = min(n_bytes, config.max_bytes) if config.max_bytes else n_bytes
   work = _Work(config, directory, journal, found, n_bytes, progress)
@@ -89,8 +84,7 @@ def prepare(config: TextConfig, directory: str | os.PathLike[str], progress: boo
     n_tokens = {s: (directory / f"{s}.bin").stat().st_size // dtype.itemsize for s in SPLITS}
     _require_large_enough(work, n_tokens, least_tokens)
   except InputError:  # what was written is of no use with the settings or files that are needed instead
-    written = [f"{split}{end}" for split in SPLITS for end in (".bin", ".documents.bin")]
-    for name in ("journal.json", "tokenizer.json", *written):
+    for name in ("journal.json", "tokenizer.json", *_OUTPUTS):
       (directory / name).unlink(missing_ok=True)
     raise
   _warn(problems, domains)
@@ -105,6 +99,18 @@ def prepare(config: TextConfig, directory: str | os.PathLike[str], progress: boo
   files.write_json(directory / "meta.json", meta)
   (directory / "journal.json").unlink()
   return meta
+
+
+def _journal(directory: pathlib.Path, identity: dict[str, Any]) -> dict[str, Any]:
+  """What an earlier call for the same settings and files has done, or the journal of a new beginning."""
+  journal = files.read_json(directory / "journal.json")
+  if journal and journal["documents"]:
+    _require_same(directory, journal["identity"], identity)
+  elif not journal or journal["identity"] != identity:  # an earlier call that wrote no document does not count
+    journal = {"identity": identity, "documents": 0, "sizes": {}, "text_bytes": dict.fromkeys(SPLITS, 0)}
+    (directory / "tokenizer.json").unlink(missing_ok=True)
+    files.write_json(directory / "journal.json", journal)
+  return journal
 
 
 @dataclasses.dataclass
@@ -340,7 +346,7 @@ class _Outputs:
     self.eot_id = encoder.eot_id
     self.dtype = _dtype(encoder.vocab_size)
     self.files: dict[str, Any] = {}
-    for name in (f"{split}{part}" for split in SPLITS for part in (".bin", ".documents.bin")):
+    for name in _OUTPUTS:
       file = open(os.open(work.directory / name, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
       file.truncate(self.journal["sizes"].get(name, 0))
       file.seek(0, os.SEEK_END)
