@@ -142,7 +142,7 @@ def run_and_config(dictionary: str = "sae") -> "tuple[RunFolder, RunConfig]":
   from monojax.pipeline.folder import RunFolder
   from monojax.pipeline.settings import remember, remembered, with_recipe
   values = flags.FLAGS
-  configs.require(values.workdir, "--workdir", values.workdir, "name the run's folder")
+  _require_workdir("name the run's folder")
   folder = RunFolder(values.workdir)
   settings = remembered(folder, values.preset, dictionary)
   settings = with_recipe(settings, values["sae.recipe"].value if "sae.recipe" in values else None)
@@ -151,6 +151,14 @@ def run_and_config(dictionary: str = "sae") -> "tuple[RunFolder, RunConfig]":
     known = {field.name for field in dataclasses.fields(config)}
     remember(folder, settings, config, known & {name.split(".")[0] for name in values if "." in name})
   return folder, config
+
+
+def _require_workdir(rule: str) -> None:
+  """Raises `InputError` unless there is a workdir, whose whole path is text: checkpoints cannot lie in another."""
+  workdir = flags.FLAGS.workdir
+  configs.require(workdir, "--workdir", workdir, rule)
+  path = os.fsencode(os.path.abspath(workdir)).decode(errors="backslashreplace")
+  configs.require(path == os.path.abspath(workdir), "--workdir", path, "the path must be UTF-8: rename the folder")
 
 
 def define_study_flags(config_class: type) -> None:
@@ -171,7 +179,7 @@ def study_run_and_config(config: configs.Config, stages: typing.Callable) -> "tu
     InputError: no workdir, or a setting that breaks its rule.
   """
   from monojax.pipeline.folder import RunFolder
-  configs.require(flags.FLAGS.workdir, "--workdir", flags.FLAGS.workdir, "name the study's folder")
+  _require_workdir("name the study's folder")
   config = configs.override(config, flags.FLAGS)
   return RunFolder(flags.FLAGS.workdir, stages(config)), config
 

@@ -208,9 +208,15 @@ dictionary trains, instead of being stored first.
 Turns documents into tokens: trains (or takes) a tokenizer and writes a run's folder `tokens/`.
 
   {command} --workdir=runs/mine --tokens.paths='data/*.jsonl.zst'
+  {command} --workdir=runs/mine --tokens.paths=data/ --tokens.domain_field=meta.source
+  {command} --workdir=runs/mine --tokens.paths=stories.txt --tokens.separator='\\n\\n\\n'
+  {command} --workdir=runs/mine --tokens.paths=hf:NAME:SUBSET:SPLIT --tokens.tokenizer=tokenizer.json
 
-Reads JSON lines (a field `text`, and optionally `domain`) and plain text, each also as .gz, .xz or .zst; globs,
-folders, and Hugging Face datasets as hf:NAME. Without --tokens.paths it takes the text that comes with monojax.
+Reads JSON lines (a field `text`, and optionally `domain`) and plain text, each also as .gz, .xz or .zst; .parquet
+tables; globs, folders, and Hugging Face datasets. Text is in UTF-8, or in UTF-16 with a byte order mark. Without
+--tokens.paths it takes the text that comes with monojax. A tokenizer that is given is tried on some of the text first,
+and what it loses of it is told. The same command resumes what was interrupted, skips what is finished, and stops if the
+text has changed since.
 """, _one_stage("tokens"), ("tokens",)),
     "train_subject": Command(
         "tokens to a trained transformer, the subject", """\

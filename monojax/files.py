@@ -94,7 +94,7 @@ def damaged(path: Any, why: Any) -> InputError:
 def write_json(path: Path, value: Any) -> None:
   """Writes a value as a JSON file; see `replacing`."""
   with replacing(path) as file:
-    file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+    file.write(json.dumps(value, indent=1, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
 
 
 def read_json(path: Path) -> Any:

@@ -122,6 +122,77 @@ def test_an_empty_domain_field_labels_by_file(tmp_path):
   assert [d.domain for d in found] == ["de.wiki"] * 3
 
 
+NESTED = {"text": "one", "meta": {"pile_set_name": "ArXiv", "of": {"by": "x"}}, "a.b": "dotted", "body": {"raw": "two"}}
+LABELS = [("ArXiv", "meta.pile_set_name"), ("x", "meta.of.by"), ("dotted", "a.b"), ("file", ""), ("file", "domain")]
+
+
+@pytest.mark.parametrize("label, field", LABELS)
+def test_fields_are_found_in_objects(tmp_path, label, field):
+  path = write(tmp_path / "file.jsonl", json.dumps(NESTED).encode())
+  assert read(path, domain_field=field)[0] == [("one", label)]
+  assert read(path, domain_field=field, text_field="body.raw")[0] == [("two", label)]
+
+
+@pytest.mark.parametrize("field", ["meta.absent", "meta.pile_set_name.x", "absent", "text.x", "meta.", ".meta"])
+def test_a_domain_field_in_no_record_is_an_error_that_lists_those_seen(tmp_path, field):
+  path = write(tmp_path / "file.jsonl", json.dumps(NESTED).encode() + b'\n{"text": "two"}')
+  with pytest.raises(InputError, match=r"none of the 2 records.*fields seen: a.b, body, body.raw, meta, meta.of, "
+                                       r"meta.of.by, meta.pile_set_name, text: give one") as raised:
+    read(path, domain_field=field)
+  assert f"tokens.domain_field={field!r}" in str(raised.value)
+  with pytest.raises(InputError, match="none of the 0 records.*plain text has no fields"):
+    read(write(tmp_path / "file.txt", b"x"), domain_field=field)
+  one = write(tmp_path / "other.jsonl", json.dumps({"text": "x", field: "there"}).encode())
+  assert [d.domain for d in read(path, one, domain_field=field)[0]] == ["file", "file", "there"]
+
+
+VALUES = [(3, "3"), (2.5, "2.5"), (True, "True"), (None, None), ("", None), (" a ", "a"), (["a", 2], "a, 2"),
+          ([], None), ({"x": 1}, None), ([["a"]], None), ("l" * 300, "l" * 199 + "…"), ("\ud800", "\ufffd")]
+
+
+@pytest.mark.parametrize("value, label", VALUES)
+def test_a_domain_of_any_type_is_a_label_or_none(tmp_path, value, label):
+  path = write(tmp_path / "file.jsonl", json.dumps({"text": "one", "domain": value}).encode())
+  found, problems = read(path)
+  assert found == [("one", label)]
+  assert ("domain that is an object (left out)" in problems.counts) == (value in ({"x": 1}, [["a"]]))
+
+
+def split(path, separator, **options):
+  """(the texts of the documents that a separator cuts a plain file into, problems)."""
+  found, problems = read(path, separator=separator, **options)
+  return [d.text for d in found], problems
+
+
+@pytest.mark.parametrize("separator, between", [
+    ("", "<|endoftext|>"), ("", "<|endoftext|>\n"), ("\\n\\n\\n", "\n\n\n"), ("---", "\n---\n"), ("字", "字"),
+    (".*", ".*"), ("\\t", "\t"), ("</s>", "</s>"), ("<|endoftext|>", "<|endoftext|>\n")])
+@pytest.mark.parametrize("line_bytes", [8, 1024 * 1024])
+def test_documents_of_a_plain_file_end_at_the_separator(tmp_path, monkeypatch, separator, between, line_bytes):
+  monkeypatch.setattr(corpus, "_PLAIN_LINE_BYTES", line_bytes)
+  texts = [f"Document {i}, of {i * 7919 ** 5} lines.\nAnd one more line" for i in range(40)] + ["long words " * 4000]
+  path = write(tmp_path / "x.txt", between.join(texts).encode())
+  found, problems = split(path, separator)
+  assert not problems.message() and "".join(found[40:]) == texts[40] and len(found) > 42
+  left = [text + "\n" if between == "\n---\n" else text for text in texts[:40]]
+  assert [text.strip("\n") for text in found[:40]] == [text.strip("\n") for text in left]
+  assert split(path, "no such text")[0] != found
+
+
+def test_the_tokenizers_end_token_separates_unless_it_is_a_tag_of_html(tmp_path):
+  path = write(tmp_path / "x.txt", "a<｜end▁of▁sentence｜>b<s>c</s>d<|endoftext|>e".encode())
+  ends = {"<｜end▁of▁sentence｜>": ["a", "b<s>c</s>d", "e"], "</s>": ["a<｜end▁of▁sentence｜>b<s>c</s>d", "e"],
+          "<|endoftext|>": ["a<｜end▁of▁sentence｜>b<s>c</s>d", "e"]}
+  for end_token, expected in ends.items():
+    documents = corpus.documents(TextConfig(paths=(str(path),)), corpus.Problems(), end_token)
+    assert [d.text for d in documents] == expected
+
+
+def test_a_file_of_nothing_but_separators_is_read_in_no_time(tmp_path):
+  path = write(tmp_path / "x.txt", b"<|endoftext|>" * 100_000 + b"end" + b"\n<|endoftext|>" * 3)
+  assert split(path, "")[0] == ["end\n"]
+
+
 def test_long_texts_are_cut_at_boundaries_and_nothing_is_lost(tmp_path):
   paragraphs = "\n\n".join(f"Absatz {i}: " + "größer " * 40 for i in range(400)) + "\n"
   found, _ = read(write(tmp_path / "book.txt", paragraphs.encode()))

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -127,6 +129,44 @@ def test_an_existing_tokenizer_encodes_any_text_whole(tmp_path, trained):
   assert [i.tolist() for i in ids] == [i.tolist() for i in expected]
 
 
+@pytest.mark.parametrize("name", ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<｜end▁of▁sentence｜>",
+                                  "<|im_end|>", "<|eot_id|>", "[SEP]", "<EOS_TOKEN>"])
+def test_the_end_tokens_of_common_tokenizers_are_known(tmp_path, name):
+  backend = tokenizers.Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+  backend.add_special_tokens(["<start>", name])
+  backend.save(str(tmp_path / "t.json"))
+  loaded = tokenizer.load(tmp_path / "t.json")
+  assert loaded.end_token == name and loaded.eot_id == 2
+  assert tokenizer.load(tmp_path / "t.json", "<start>").eot_id == 1
+  with pytest.raises(InputError, match=r"no token '<stop>'; its special tokens are \['<start>', .*--tokens.end_token"):
+    tokenizer.load(tmp_path / "t.json", "<stop>")
+
+
+def test_an_entry_that_no_byte_can_write_is_shown_as_its_text(tmp_path, trained):
+  settings = json.loads(trained.backend.to_str())
+  odd = ["<reserved token 0>", "字", " ", "a\nb", "\x80"]
+  for token in odd:
+    settings["model"]["vocab"][token] = len(settings["model"]["vocab"])
+  (tmp_path / "t.json").write_text(json.dumps(settings))
+  loaded = tokenizer.load(tmp_path / "t.json")
+  assert loaded.token_strings()[-5:] == odd
+  assert loaded.token_strings()[:1000] == trained.token_strings()
+
+
+@pytest.mark.parametrize("place", ["vocab", "added"])
+@pytest.mark.parametrize("id", [2**24, 2**31 - 1, 2**31, 2**32 - 1])
+def test_an_id_beyond_any_embedding_is_refused(tmp_path, trained, place, id):
+  settings = json.loads(trained.backend.to_str())
+  if place == "vocab":
+    settings["model"]["vocab"]["zz"] = id
+  else:
+    settings["added_tokens"].append({**settings["added_tokens"][0], "id": id, "content": "zz"})
+    settings["model"]["vocab"]["zz"] = id
+  (tmp_path / "t.json").write_text(json.dumps(settings))
+  with pytest.raises(InputError, match=f"has the id {id} for 'zz': ids must be below 16777216"):
+    tokenizer.load(tmp_path / "t.json")
+
+
 def test_tokenizer_without_an_end_of_text_token(tmp_path):
   backend = tokenizers.Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
   backend.add_special_tokens(["<odd>"])
@@ -153,6 +193,37 @@ def test_a_little_too_little_text_gives_a_smaller_vocabulary_and_says_so(capsys)
   assert tokenizer.train(text, n_tokens).vocab_size == n_tokens and capsys.readouterr().out == ""
   assert tokenizer.train(text, n_tokens + 20).vocab_size == n_tokens
   assert f"yield only {n_tokens} tokens; going on" in capsys.readouterr().out
+
+
+LONG_WORDS = {"dna": "ACGT", "letters": "abcdefghijklmnop", "digits": "0123456789", "kanji": "日本語文字",
+              "signs": "=-+*", "blanks": " \n\t"}
+
+
+@pytest.mark.parametrize("name", LONG_WORDS)
+def test_long_words_take_a_few_times_as_long_as_short_ones(name):
+  random = np.random.default_rng(0)
+  text = "".join(random.choice(list(LONG_WORDS[name]), 100_000))
+  words = " ".join(text[i:i + 10] for i in range(0, len(text), 10))
+  seconds = []
+  for content in (words, text):
+    start = time.perf_counter()
+    encoder = tokenizer.train([content.encode()], 300)
+    ids, = encoder.encode_batch([content])
+    seconds.append(time.perf_counter() - start)
+    assert encoder.decode(ids) == content
+  assert seconds[1] < 1 + 8 * seconds[0]
+
+
+def test_cutting_long_words_loses_nothing():
+  random = np.random.default_rng(0)
+  for _ in range(200):
+    lengths = random.choice([1, 5, 999, 1000, 1001, 2000, 3500], 6)
+    text = "".join((" " if random.random() < 0.3 else "x") * n + random.choice(["", " ", "\n", "y"]) for n in lengths)
+    pieces = tokenizer._pieces(text)
+    assert "".join(pieces) == text and all(pieces)
+    assert max(len(run) for piece in pieces for run in re.findall(r"\S+|\s+", piece)) <= 1000
+    if not re.search(r"\S{1001}|\s{1001}", text):
+      assert pieces == [text]
 
 
 def test_training_is_the_same_in_any_process_and_order():

@@ -78,7 +78,8 @@ def tokens_meta(run: RunFolder) -> dict:
 def load_tokenizer(run: RunFolder) -> "Tokenizer":
   """The run's tokenizer."""
   from monojax.text import tokenizer
-  return tokenizer.load(run.made("tokens", "tokenizer.json"))
+  end_token = run.require_stage("tokens")["config"].get("end_token", "")  # version 0.1 had none
+  return tokenizer.load(run.made("tokens", "tokenizer.json"), end_token)
 
 
 def mean_activation(run: RunFolder, sites: typing.Sequence[str]) -> "np.ndarray":

@@ -4,6 +4,7 @@ import dataclasses
 
 from monojax.config import option, require
 
+DOMAIN_FIELD = "domain"  # the field that is looked for where no other is named; records may lack it
 SMALLEST_VOCABULARY = 257  # 256 bytes and the end-of-text token
 
 
@@ -12,13 +13,23 @@ class TextConfig:
   """Which text a run is made from, how it is cut into tokens, and how much of it is held out (`prepare.prepare`)."""
   paths: tuple[str, ...] = option(
       (), "where the text is: files, directories or globs of *.jsonl and *.txt, each of which may be compressed (.gz, "
-          ".xz or .zst), or hf:NAME[:SPLIT] for a Hugging Face dataset (needs: pip install 'monojax[huggingface]'). "
-          "By default it is the small multilingual sample that comes with monojax")
-  text_field: str = option("text", "name of the field of a JSON line that holds the document")
-  domain_field: str = option("domain", "name of the field of a JSON line that holds the document's domain, which is "
-                                       "its label. Plain text, lines without this field, and all lines if the name is "
-                                       "empty have the name of their file or dataset as their domain")
+          ".xz or .zst), and *.parquet (needs: pip install 'monojax[parquet]'); or hf:NAME, hf:NAME:SPLIT or "
+          "hf:NAME:SUBSET:SPLIT for a Hugging Face dataset (needs: pip install 'monojax[huggingface]'). Hidden files "
+          "and folders in a directory are left out. By default it is the small multilingual sample that comes with "
+          "monojax")
+  text_field: str = option("text", "name of the field of a record (a JSON line, a row of a table) that holds the "
+                                   "document; meta.body is the field body in the field meta")
+  domain_field: str = option(DOMAIN_FIELD, "name of the field of a record that holds the document's domain, which is "
+                                           "its label, for instance meta.pile_set_name. Plain text, records without "
+                                           "this field, and all records if the name is empty have the name of their "
+                                           "file or dataset as their domain")
+  separator: str = option("", "text that stands between two documents of a plain file, where \\n is the end of a line. "
+                              "By default <|endoftext|> and the end token of --tokens.tokenizer (unless that is also "
+                              "a tag of HTML); without any, a plain file is one document")
   tokenizer: str = option("", "path of a tokenizer.json to use; by default a byte-level BPE tokenizer is trained")
+  end_token: str = option("", "name of the token of --tokens.tokenizer that is put in front of every document, to mark "
+                              "where the one before it ends; by default the one that such tokenizers commonly have, "
+                              "for instance <|endoftext|>, </s> or <|im_end|>")
   vocab_size: int = option(2048, "number of tokens of the tokenizer that is trained, the end-of-text token included. "
                                  "Text that yields up to a tenth fewer is accepted")
   tokenizer_bytes: int = option(50_000_000, "bytes of text, spread over the corpus, that the tokenizer is trained on")
@@ -31,6 +42,8 @@ class TextConfig:
     require(not isinstance(self.paths, str), "tokens.paths", self.paths, "must be a tuple of strings")
     require(all(self.paths), "tokens.paths", self.paths, "must not hold an empty path")
     require(self.text_field, "tokens.text_field", self.text_field, "must not be empty")
+    require(self.tokenizer or not self.end_token, "tokens.end_token", self.end_token,
+            "names a token of a tokenizer that is given with --tokens.tokenizer; one that is trained has <|endoftext|>")
     require(self.tokenizer or self.vocab_size >= SMALLEST_VOCABULARY, "tokens.vocab_size", self.vocab_size,
             f"must be at least {SMALLEST_VOCABULARY}: 256 bytes and the end-of-text token")
     require(self.tokenizer_bytes > 0, "tokens.tokenizer_bytes", self.tokenizer_bytes, "must be positive")

@@ -1,36 +1,25 @@
 """The corpus: documents from files or a Hugging Face dataset, read one by one in a fixed order and bounded memory."""
 
-import dataclasses
-import glob
-import io
 import json
-import lzma
-import os
-import pathlib
+import re
 import typing
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-
-import zstandard
+from collections.abc import Iterable, Iterator, Sequence
 
 from monojax.config import InputError
-from monojax.text.config import TextConfig
+from monojax.text import lines, sources
+from monojax.text.config import DOMAIN_FIELD, TextConfig
+from monojax.text.problems import Problems
+from monojax.text.sources import Source, resolve
 
-SAMPLE = "sample"  # the name of the source that is read where no paths are given
-_SAMPLE_PATH = pathlib.Path(__file__).parent / "sample" / "sample.jsonl.xz"
-_HUGGINGFACE = "hf:"
-_COMPRESSED: dict[str, Callable[[], typing.Any]] = {
-    ".gz": lambda: zlib.decompressobj(wbits=31),
-    ".xz": lzma.LZMADecompressor,
-    ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj(),
-}
-_DECOMPRESSION_ERRORS = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
-_COMPRESSION_RATIO = 4  # a guess at text bytes per compressed byte, for progress bars only
+END_OF_TEXT = "<|endoftext|>"  # what stands between the documents of many plain files, and a trained tokenizer's end
+_TAGS = ("</s>", "<s>")  # end tokens that are also tags of HTML, and separate documents only if they are asked to
 _PLAIN_CHARACTERS = 16 * 1024  # the longest document of a plain file; longer files become several documents
 _LONGEST_CHARACTERS = 1024 * 1024  # the longest document of any other source; longer ones become several
 _PLAIN_LINE_BYTES = 1024 * 1024  # the longest line of a plain file that is read at once; longer ones come in pieces
-_JSON_LINE_BYTES = 256 * 1024 * 1024  # the longest line of JSON; longer ones count as malformed
-_FIELDS_REMEMBERED = 20  # names of fields that an error message lists at most
+_JSON_LINE_BYTES = 64 * 1024 * 1024  # the longest line of JSON
+_TABLE_ROWS = 256  # rows of a table that are read at a time
+_LABEL_CHARACTERS = 200  # the longest name of a domain; longer ones are cut
+_RECORDS_SEEN = 100  # of so many records the names of the fields are remembered, for messages
 
 
 class Document(typing.NamedTuple):
@@ -44,137 +33,7 @@ class Document(typing.NamedTuple):
   domain: str | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """A file or dataset to read.
-
-  Attributes:
-    name: what messages and records call it.
-    path: what is opened.
-    n_bytes: an estimate of the bytes of text in it.
-  """
-  name: str
-  path: str
-  n_bytes: int
-
-
-class Problems:
-  """What was skipped or repaired while reading: how many problems of each kind there were, and where the first was."""
-
-  def __init__(self) -> None:
-    self.counts: dict[str, int] = {}
-    self.first: dict[str, str] = {}
-    self.fields: set[str] = set()
-
-  def add(self, kind: str, location: str) -> None:
-    """Counts one problem; `location` says where it is, for instance "file:line"."""
-    self.counts[kind] = self.counts.get(kind, 0) + 1
-    self.first.setdefault(kind, location)
-
-  def saw_fields(self, names: Iterable[str]) -> None:
-    """Remembers the names of the fields of a record without text, so that an error message can list them."""
-    if len(self.fields) < _FIELDS_REMEMBERED:
-      self.fields.update(sorted(names)[:_FIELDS_REMEMBERED])
-
-  def summary(self) -> dict[str, dict[str, typing.Any]]:
-    """The problems for JSON: {kind: {"count": number, "first": "file:line"}}."""
-    return {kind: {"count": n, "first": self.first[kind]} for kind, n in sorted(self.counts.items())}
-
-  def message(self) -> str:
-    """The problems as one line for people, which is empty where there were none."""
-    lines = [f"{n} x {kind} (first: {self.first[kind]})" for kind, n in sorted(self.counts.items())]
-    return "; ".join(lines)
-
-  def no_documents(self) -> InputError:
-    """The error for a corpus in which no document can be used."""
-    cause = self.message() or "the files hold no text"
-    if self.fields:
-      cause += f"; fields seen: {', '.join(sorted(self.fields))} (choose with --tokens.text_field)"
-    return InputError(f"tokens.paths: no usable document: {cause}")
-
-
-def resolve(paths: Sequence[str]) -> list[Source]:
-  """The sources that paths name, each once, sorted by path.
-
-  Args:
-    paths: files, directories, which are searched with all they contain, globs, or "hf:NAME[:SPLIT]". An empty list
-      stands for the sample that comes with monojax.
-
-  Raises:
-    InputError: a path is missing, unreadable or of an unknown kind, a directory or glob holds nothing
-      to read, or every file is empty.
-  """
-  if not paths:
-    return [Source(SAMPLE, str(_SAMPLE_PATH), _SAMPLE_PATH.stat().st_size * _COMPRESSION_RATIO)]
-  sources = {}
-  for path in paths:
-    if path.startswith(_HUGGINGFACE):
-      sources[path] = Source(path, path, _open_dataset(path).info.dataset_size or 0)
-      continue
-    for file in map(os.path.normpath, _expand(path)):
-      sources[file] = Source(file, file, _check_file(file))
-  found = [sources[path] for path in sorted(sources)]
-  if not any(source.n_bytes or source.path.startswith(_HUGGINGFACE) for source in found):
-    raise InputError(f"tokens.paths={list(paths)}: every file is empty ({len(found)} read)")
-  return found
-
-
-def _expand(path: str) -> list[str]:
-  """The files that a file name, directory or glob stands for."""
-  if os.path.isdir(path):
-    found = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
-             if _kind(name)[0]]
-    if not found:
-      raise InputError(f"tokens.paths: the directory {path!r} holds no *.jsonl or *.txt file "
-                       "(optionally .gz, .xz or .zst)")
-    return found
-  if os.path.exists(path):
-    return [path]
-  if glob.has_magic(path):
-    found = [file for file in glob.glob(path, recursive=True) if not os.path.isdir(file)]
-    if not found:
-      raise InputError(f"tokens.paths: no file matches {path!r}")
-    return found
-  raise InputError(f"tokens.paths: there is no file {path!r}")
-
-
-def _kind(path: str) -> tuple[str, str]:
-  """The kind of a file by its name, ".jsonl", ".txt" or "" for any other, and the suffix of its compression or ""."""
-  stem, suffix = os.path.splitext(path)
-  compression = suffix if suffix in _COMPRESSED else ""
-  kind = os.path.splitext(stem)[1] if compression else suffix
-  return kind if kind in (".jsonl", ".txt") else "", compression
-
-
-def _check_file(path: str) -> int:
-  """An estimate of the bytes of text in a file; raises `InputError` if it cannot be read."""
-  kind, compression = _kind(path)
-  if not kind:
-    raise InputError(f"tokens.paths: {path!r} must end in .jsonl or .txt, optionally followed by "
-                     f"{', '.join(_COMPRESSED)}")
-  if not os.path.isfile(path):
-    raise InputError(f"tokens.paths: {path!r} is not a regular file")
-  try:
-    with open(path, "rb"):
-      return os.path.getsize(path) * (_COMPRESSION_RATIO if compression else 1)
-  except OSError as error:
-    raise InputError(f"tokens.paths: {path!r} cannot be read: {error.strerror}") from error
-
-
-def _open_dataset(path: str) -> typing.Any:
-  """The streamed Hugging Face dataset that "hf:NAME[:SPLIT]" names."""
-  try:
-    import datasets
-  except ImportError as error:
-    raise InputError(f"tokens.paths: {path!r} needs: pip install 'monojax[huggingface]'") from error
-  name, _, split = path.removeprefix(_HUGGINGFACE).partition(":")
-  try:
-    return datasets.load_dataset(name, split=split or "train", streaming=True)
-  except Exception as error:  # the library raises many kinds, network errors among them
-    raise InputError(f"tokens.paths: {path!r} cannot be opened: {type(error).__name__}: {error}") from error
-
-
-def documents(config: TextConfig, problems: Problems) -> Iterator[Document]:
+def documents(config: TextConfig, problems: Problems, end_token: str = END_OF_TEXT) -> Iterator[Document]:
   """Yields every document of the corpus that can be used, always in the same order.
 
   A plain file of more than about 16,000 characters, and any other document of more than about a million, becomes
@@ -183,59 +42,172 @@ def documents(config: TextConfig, problems: Problems) -> Iterator[Document]:
   Args:
     config: which text is read.
     problems: counts what is repaired or skipped.
+    end_token: the text of the tokenizer's end token, which separates the documents of plain files.
 
   Raises:
-    InputError: paths are wrong (see `resolve`), or the corpus has been read and held no document that can be used.
+    InputError: paths are wrong (see `resolve`), a file is in an unknown encoding, or the corpus has been read and held
+      no document that can be used, or not one record with the field that `config.domain_field` names.
+    OSError: a file or the network failed; the error names what was read.
   """
   n_bytes = n_documents = 0
   for source in resolve(config.paths):
-    for location, document in _read(source, config, problems):
-      if not document.text or document.text.isspace():
-        problems.add("empty document", location)
-        continue
+    for document in documents_of(source, config, problems, end_token):
       yield document
       n_documents += 1
       n_bytes += len(document.text.encode())
       if config.max_bytes and n_bytes >= config.max_bytes:
-        return
+        break
+    if config.max_bytes and n_bytes >= config.max_bytes:
+      break
   if not n_documents:
     raise problems.no_documents()
+  if config.domain_field not in ("", DOMAIN_FIELD) and not problems.n_labelled:
+    raise problems.no_label(config.domain_field)
 
 
-def _read(source: Source, config: TextConfig, problems: Problems) -> Iterator[tuple[str, Document]]:
+def documents_of(source: Source, config: TextConfig, problems: Problems,
+                 end_token: str = END_OF_TEXT) -> Iterator[Document]:
+  """Yields the documents of one source that can be used; see `documents`."""
+  problems.opened.add(source.name)
+  for location, document in _read(source, config, problems, end_token):
+    if not document.text or document.text.isspace():
+      problems.add("empty document", location)
+    else:
+      yield document
+
+
+def check(found: Sequence[Source]) -> None:
+  """Raises `InputError` if one of the files is, by its first bytes, not what its name says."""
+  for source in found:
+    kind, compression = sources.kind_of(source.path)
+    if kind == sources.PARQUET:
+      _open_table(source).close()
+    elif kind:
+      lines.check(source, compression)
+
+
+def _read(source: Source, config: TextConfig, problems: Problems,
+          end_token: str) -> Iterator[tuple[str, Document]]:
   """Yields the documents of one source, each with its location."""
-  if source.path.startswith(_HUGGINGFACE):
-    for i, record in enumerate(_open_dataset(source.path)):
-      yield from _from_record(record, f"{source.name}:{i}", source.name, config, problems)
+  if source.path.startswith(sources.HUGGINGFACE):
+    for location, record in _dataset_rows(source):
+      yield from _from_record(record, location, source.name, config, problems)
     return
-  kind, compression = _kind(source.path)
-  limit = _PLAIN_LINE_BYTES if kind == ".txt" else _JSON_LINE_BYTES
-  lines = _lines(source, compression, limit, problems)
-  file_domain = os.path.basename(source.path).removesuffix(compression).removesuffix(kind)
+  kind, compression = sources.kind_of(source.path)
+  label = sources.label_of(source.path)
   if kind == ".txt":
-    yield from _from_plain(lines, source, file_domain)
+    read = lines.lines(source, compression, _PLAIN_LINE_BYTES, True, problems)
+    yield from _from_plain(read, source, label, _separators(config, end_token), problems)
     return
-  for location, line in lines:
+  if kind == sources.PARQUET:
+    for location, record in _table_rows(source, config, problems):
+      yield from _from_record(record, location, label, config, problems)
+    return
+  for location, line in lines.lines(source, compression, _JSON_LINE_BYTES, False, problems):
+    line = line.strip("\ufeff \t\r\n")  # where files were put together, a byte order mark can be anywhere
     try:
-      record = json.loads(line) if line.strip() else None
+      record = json.loads(line) if line else None
     except (ValueError, RecursionError):
       problems.add("malformed JSON line", location)
       continue
-    if record is not None:
-      yield from _from_record(record, location, file_domain, config, problems)
+    if line:
+      yield from _from_record(record, location, label, config, problems)
 
 
-def _from_plain(lines: Iterable[tuple[str, str]], source: Source, domain: str) -> Iterator[tuple[str, Document]]:
-  """Yields the documents that a plain file is cut into, each with its location."""
+def _separators(config: TextConfig, end_token: str) -> tuple[str, ...]:
+  """What stands between the documents of a plain file."""
+  if config.separator:
+    return (config.separator.replace("\\n", "\n").replace("\\t", "\t"),)
+  return (END_OF_TEXT,) if end_token in _TAGS else tuple(dict.fromkeys((END_OF_TEXT, end_token)))
+
+
+def _from_plain(read: Iterable[tuple[str, str]], source: Source, domain: str, separators: tuple[str, ...],
+                problems: Problems) -> Iterator[tuple[str, Document]]:
+  """Yields the documents of a plain file, each with its location.
+
+  Args:
+    read: the lines of the file, each with its location.
+    source: the file.
+    domain: of all its documents.
+    separators: texts that end a document, also with an end of line after them.
+    problems: counts lines with zero characters, which are kept.
+  """
+  ends = re.compile("(?:" + "|".join(map(re.escape, separators)) + ")\n?")
+  longest = max(map(len, separators)) + 1
   text, start = "", f"{source.name}:1"
-  for location, line in lines:
-    text += line
-    while len(text) > _PLAIN_CHARACTERS:
+  n_searched = 0  # characters of `text` in which no separator begins
+  for location, line in read:
+    if "\0" in line:
+      problems.add("line with zero characters", location)
+    text += line.replace("\r\n", "\n") if "\r" in line else line
+    if ends.search(text, n_searched):
+      *whole, text = ends.split(text)
+      for piece in whole:
+        yield from ((start, Document(part, domain)) for part in _parts(piece, _PLAIN_CHARACTERS) if part)
+        start = location
+    while len(text) > _PLAIN_CHARACTERS + longest:  # a separator that has not been read to its end lies beyond the cut
       cut = _cut(text, _PLAIN_CHARACTERS)
       yield start, Document(text[:cut], domain)
       text, start = text[cut:], location
-  if text:
-    yield start, Document(text, domain)
+    n_searched = max(0, len(text) - longest)
+  yield from ((start, Document(part, domain)) for part in _parts(text, _PLAIN_CHARACTERS) if part)
+
+
+def _dataset_rows(source: Source) -> Iterator[tuple[str, typing.Any]]:
+  """Yields the rows of a Hugging Face dataset, each with its location."""
+  try:
+    for i, record in enumerate(sources.open_dataset(source.path)):
+      yield f"{source.name}:{i}", record
+  except Exception as error:  # the library raises many kinds, network errors among them; `resolve` has opened it once
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    raise OSError(f"{source.name} cannot be read: {reason}") from error
+
+
+def _open_table(source: Source) -> typing.Any:
+  """A .parquet file, open for reading; raises `InputError` if it is none."""
+  from pyarrow import parquet
+  try:
+    return parquet.ParquetFile(source.path)
+  except Exception as error:  # the library raises its own kinds, and OSError for what is no such file
+    reason = " ".join(f"{error}".split())
+    raise InputError(f"tokens.paths: {source.name!r} cannot be read as .parquet: {reason}") from error
+
+
+def _table_rows(source: Source, config: TextConfig, problems: Problems) -> Iterator[tuple[str, typing.Any]]:
+  """Yields the rows of a .parquet file, each with its location; only the columns that are needed are read."""
+  number = 0
+  with _open_table(source) as table:
+    known = table.schema_arrow.names
+    wanted = [name for field in (config.text_field, config.domain_field) for name in (field, field.partition(".")[0])
+              if name in known]
+    if not any(name in known for name in (config.text_field, config.text_field.partition(".")[0])):
+      wanted = known  # an error message lists all fields
+    try:
+      for batch in table.iter_batches(_TABLE_ROWS, columns=list(dict.fromkeys(wanted))):
+        for record in batch.to_pylist():
+          yield f"{source.name}:{number}", record
+          number += 1
+    except Exception as error:  # the library raises its own kinds
+      reason = " ".join(f"{type(error).__name__}: {error}".split())
+      problems.add("file broken off", f"{source.name}:{number}: {reason}")
+
+
+def _field(record: typing.Any, name: str) -> tuple[bool, typing.Any]:
+  """(whether a record has a field, its value); "meta.source" is the field source of the object in the field meta."""
+  if not isinstance(record, dict):
+    return False, None
+  if name in record:
+    return True, record[name]
+  first, dot, rest = name.partition(".")
+  return _field(record.get(first), rest) if dot else (False, None)
+
+
+def _names(record: dict, prefix: str = "") -> Iterator[str]:
+  """Yields the names of a record's fields, and of those of the objects in them."""
+  for name, value in record.items():
+    yield f"{prefix}{name}"
+    if isinstance(value, dict) and prefix.count(".") < 3:
+      yield from _names(value, f"{prefix}{name}.")
 
 
 def _from_record(record: typing.Any, location: str, file_domain: str, config: TextConfig,
@@ -244,32 +216,55 @@ def _from_record(record: typing.Any, location: str, file_domain: str, config: Te
   if not isinstance(record, dict):
     problems.add("JSON line that is not an object", location)
     return
-  text = record.get(config.text_field)
+  problems.n_records += 1
+  has_text, text = _field(record, config.text_field)
+  if not isinstance(text, str) or problems.n_records <= _RECORDS_SEEN:
+    problems.saw_fields(map(str, _names(record)))
+  has_label, label = _field(record, config.domain_field) if config.domain_field else (False, None)
+  problems.n_labelled += has_label
   if not isinstance(text, str):
-    missing = config.text_field not in record
-    problems.add(f"no field {config.text_field!r}" if missing else f"{config.text_field!r} is not a string",
-                 location)
-    problems.saw_fields(map(str, record))
+    kind = f"{config.text_field!r} is not a string" if has_text else f"no field {config.text_field!r}"
+    problems.add(kind, location)
     return
   text = _encodable(text, location, problems)
-  domain = record.get(config.domain_field, file_domain) if config.domain_field else file_domain
-  if domain is not None:
-    domain = _encodable(str(domain), location, problems)
-  while len(text) > _LONGEST_CHARACTERS:
-    cut = _cut(text, _LONGEST_CHARACTERS)
-    yield location, Document(text[:cut], domain)
-    text = text[cut:]
-  yield location, Document(text, domain)
+  domain = _label(label, location, problems) if has_label else file_domain
+  for part in _parts(text, _LONGEST_CHARACTERS):
+    yield location, Document(part, domain)
+
+
+def _label(value: typing.Any, location: str, problems: Problems) -> str | None:
+  """The name of the domain that a field's value stands for: "a, b" for the list ["a", "b"], None for nothing."""
+  if isinstance(value, str) and len(value) <= _LABEL_CHARACTERS:
+    return _encodable(value, location, problems).strip() or None
+  if isinstance(value, list):
+    value = ", ".join(map(str, value)) if not any(isinstance(item, list | dict) for item in value) else {}
+  if isinstance(value, dict):
+    problems.add("domain that is an object (left out)", location)
+    return None
+  label = _encodable(str(value), location, problems).strip() if value is not None else ""
+  return (label if len(label) <= _LABEL_CHARACTERS else label[:_LABEL_CHARACTERS - 1] + "…") or None
 
 
 def _encodable(text: str, location: str, problems: Problems) -> str:
   """A text that UTF-8 can encode: halves of surrogate pairs, which JSON's escapes can leave alone, are replaced."""
+  if text.isascii():
+    return text
   try:
     text.encode()
     return text
   except UnicodeEncodeError:
     problems.add("lone surrogate (replaced)", location)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _parts(text: str, bound: int) -> list[str]:
+  """A text in parts of at most `bound` characters."""
+  parts = []
+  while len(text) > bound:
+    cut = _cut(text, bound)
+    parts.append(text[:cut])
+    text = text[cut:]
+  return [*parts, text]
 
 
 def _cut(text: str, bound: int) -> int:
@@ -279,77 +274,3 @@ def _cut(text: str, bound: int) -> int:
     if at >= 0:
       return at + len(mark)
   return bound
-
-
-def _lines(source: Source, compression: str, limit: int, problems: Problems) -> Iterator[tuple[str, str]]:
-  """Yields each line of a file as ("file:line", text with its end); lines longer than `limit` bytes come in pieces."""
-  raw: io.RawIOBase = open(source.path, "rb", buffering=0)
-  if compression:
-    raw = _Decompressed(raw, _COMPRESSED[compression])
-  number = 1
-  with io.BufferedReader(raw, 1 << 18) as file:
-    while True:
-      location = f"{source.name}:{number}"
-      try:
-        line = file.readline(limit)
-        for _ in range(3):  # a piece ends with a whole character, of which UTF-8 can need three more bytes
-          if len(line) >= limit and file.peek(1)[:1] and file.peek(1)[0] & 0xC0 == 0x80:
-            line += file.read(1)
-      except _DECOMPRESSION_ERRORS as error:
-        problems.add("file broken off", f"{location}: {type(error).__name__}: {error}")
-        return
-      if not line:
-        return
-      try:
-        text = line.decode()
-      except UnicodeDecodeError:
-        problems.add("line with broken UTF-8 (replaced)", location)
-        text = line.decode(errors="replace")
-      yield location, text.removeprefix("\ufeff") if number == 1 else text
-      number += line.endswith(b"\n")
-
-
-class _Decompressed(io.RawIOBase):
-  """A file of the decompressed bytes of another, which holds one or more compressed streams.
-
-  It reads every format alike, and unlike the file objects of some libraries it raises an error where the last stream is
-  cut short.
-  """
-
-  def __init__(self, raw: io.RawIOBase, new_decompressor: Callable[[], typing.Any]) -> None:
-    self._raw = raw
-    self._blocks = self._decompress(new_decompressor)
-    self._block = memoryview(b"")
-
-  def _decompress(self, new_decompressor: Callable[[], typing.Any]) -> Iterator[bytes]:
-    decompressor = None
-    while chunk := self._raw.read(1 << 16):
-      while chunk:
-        if decompressor is None:
-          chunk = chunk.lstrip(b"\0")  # zeros between streams are padding
-          if not chunk:
-            break
-          decompressor = new_decompressor()
-        yield decompressor.decompress(chunk)
-        chunk = decompressor.unused_data if decompressor.eof else b""
-        decompressor = None if decompressor.eof else decompressor
-    if decompressor is not None:
-      raise EOFError("the compressed stream is truncated")
-
-  def readable(self) -> bool:
-    return True
-
-  def readinto(self, buffer: typing.Any) -> int:
-    while not self._block:
-      block = next(self._blocks, None)
-      if block is None:
-        return 0
-      self._block = memoryview(block)
-    n = min(len(buffer), len(self._block))
-    buffer[:n] = self._block[:n]
-    self._block = self._block[n:]
-    return n
-
-  def close(self) -> None:
-    self._raw.close()
-    super().close()

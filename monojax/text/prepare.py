@@ -4,8 +4,8 @@ A call that was killed goes on where it stopped: a journal says how many documen
 then.
 """
 
-import concurrent.futures
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import os
@@ -19,18 +19,27 @@ import numpy as np
 from monojax import config as config_lib
 from monojax import files, metrics
 from monojax.config import InputError
-from monojax.text import corpus, tokenizer
+from monojax.text import background, changes, corpus, tokenizer, trial
 from monojax.text.config import TextConfig
 from monojax.text.corpus import Document
+from monojax.text.problems import Problems
+from monojax.text.sources import Source, shown
 from monojax.text.tokenizer import Tokenizer
 from monojax.text.tokens import DOCUMENT, NO_DOMAIN, SPLITS
 
+_OUTPUTS = tuple(f"{split}{part}" for split in SPLITS for part in (".bin", ".documents.bin"))
 _BATCH_BYTES = 4_000_000
 _JOURNAL_BYTES = 32_000_000
+_TRIAL_CHARACTERS = 1_000_000  # of the corpus, on which a tokenizer that is given is tried
+_TRIAL_SOURCES = 50
+_MANY_DOMAINS = 1000  # above so many, the user is warned
+_FRACTIONS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # held-out fractions that a message may advise
+_DRAWS = 100_000  # documents that are remembered to find that advice
 
 
 def prepare(config: TextConfig, directory: str | os.PathLike[str], progress: bool = True,
-            batch_bytes: int = _BATCH_BYTES, journal_bytes: int = _JOURNAL_BYTES) -> dict[str, Any]:
+            batch_bytes: int = _BATCH_BYTES, journal_bytes: int = _JOURNAL_BYTES,
+            least_tokens: int = 0) -> dict[str, Any]:
   """Makes tokens of the corpus and writes them into a folder, or goes on where a killed call stopped.
 
   The folder gets `tokenizer.json`; for each split `<split>.bin`, the ids of all documents one after the other, each
@@ -44,55 +53,117 @@ def prepare(config: TextConfig, directory: str | os.PathLike[str], progress: boo
     batch_bytes: about how many bytes of text are encoded at a time.
     journal_bytes: about how many bytes of text are between two entries of the journal, from which a killed call
       resumes.
+    least_tokens: how many tokens each split needs, for instance those of one context of the subject.
 
   Returns:
     The content of `meta.json`: dtype, vocab_size and eot_id; n_tokens, n_documents and text_bytes for each split;
-    domains, problems, sources, config and complete.
+    domains, problems, sources, files (see `changes.facts_of`), config and complete.
 
   Raises:
-    InputError: the text or the tokenizer cannot be used, or the folder holds tokens that were made with other settings
-      or from files that have changed.
+    InputError: the text or the tokenizer cannot be used, a split is too small, or the folder holds tokens that were
+      made with other settings or from files that have changed.
   """
   directory = pathlib.Path(directory)
   saved_config = config_lib.to_dict(config)
   meta = files.read_json(directory / "meta.json")
   if meta:
     _require_same(directory, {"text": meta["config"], "sources": {}}, {"text": saved_config, "sources": {}})
+    changes.require_unchanged(config, directory)
     return meta
-  sources = corpus.resolve(config.paths)
-  identity = {"text": saved_config, "sources": {source.name: source.n_bytes for source in sources}}
-  journal = files.read_json(directory / "journal.json")
+  found = corpus.resolve(config.paths)
+  corpus.check(found)
+  identity = {"text": saved_config, "sources": {source.name: source.n_bytes for source in found}}
+  journal = _journal(directory, identity)
+  n_bytes = sum(source.n_bytes for source in found)
+  n_bytes = min(n_bytes, config.max_bytes) if config.max_bytes else n_bytes
+  work = _Work(config, directory, journal, found, n_bytes, progress)
+  complete = False
+  try:
+    encoder = _tokenizer(work)
+    problems, domains = _encode_corpus(work, encoder, batch_bytes, journal_bytes)
+    dtype = _dtype(encoder.vocab_size)
+    n_tokens = {s: (directory / f"{s}.bin").stat().st_size // dtype.itemsize for s in SPLITS}
+    complete = True
+    _require_large_enough(work, n_tokens, least_tokens)
+  except InputError:
+    if complete or not journal["documents"]:  # what was written is of no use with other settings or files
+      for name in ("journal.json", "tokenizer.json", *_OUTPUTS):
+        (directory / name).unlink(missing_ok=True)
+    raise
+  _warn(problems, domains)
+  meta = {
+      "dtype": dtype.name, "vocab_size": encoder.vocab_size, "eot_id": encoder.eot_id, "n_tokens": n_tokens,
+      "n_documents": {s: (directory / f"{s}.documents.bin").stat().st_size // DOCUMENT.itemsize
+                      for s in SPLITS},
+      "text_bytes": journal["text_bytes"], "domains": domains, "problems": problems.summary(),
+      "sources": identity["sources"],
+      "files": changes.facts_of(source for source in found if config.paths and source.name in problems.opened),
+      "config": saved_config, "complete": True}
+  files.write_json(directory / "meta.json", meta)
+  (directory / "journal.json").unlink()
+  return meta
+
+
+def _journal(directory: pathlib.Path, identity: dict[str, Any]) -> dict[str, Any]:
+  """What an earlier call for the same settings and files has done, or the journal of a new beginning."""
+  journal = files.read_record(directory / "journal.json", without=0)
   if journal and journal["documents"]:
     _require_same(directory, journal["identity"], identity)
   elif not journal or journal["identity"] != identity:  # an earlier call that wrote no document does not count
     journal = {"identity": identity, "documents": 0, "sizes": {}, "text_bytes": dict.fromkeys(SPLITS, 0)}
     (directory / "tokenizer.json").unlink(missing_ok=True)
-    files.write_json(directory / "journal.json", journal)
-  n_bytes = sum(source.n_bytes for source in sources)
-  n_bytes = min(n_bytes, config.max_bytes) if config.max_bytes else n_bytes
-  try:
-    encoder = _tokenizer(config, directory, n_bytes, progress)
-    problems, domains = _encode_corpus(config, directory, journal, encoder, n_bytes, progress, batch_bytes,
-                                       journal_bytes)
-  except InputError:
-    if not journal["documents"]:  # no document was written: leave nothing behind that a later call would go on from
-      for name in ("journal.json", "tokenizer.json", *(f"{s}{end}" for s in SPLITS
-                                                       for end in (".bin", ".documents.bin"))):
-        (directory / name).unlink(missing_ok=True)
-    raise
+    files.write_record(directory / "journal.json", journal)
+  return journal
+
+
+@dataclasses.dataclass
+class _Work:
+  """One call of `prepare`.
+
+  Attributes:
+    config: which text is read and how it becomes tokens.
+    directory: the folder.
+    journal: what is done already.
+    sources: what is read.
+    n_bytes: an estimate of all bytes of text, for progress bars.
+    progress: whether progress bars are shown.
+    drawn: for the first documents of this call, what `_draw` gives for each and how many tokens it has.
+  """
+  config: TextConfig
+  directory: pathlib.Path
+  journal: dict[str, Any]
+  sources: list[Source]
+  n_bytes: int
+  progress: bool
+  drawn: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+
+
+def _warn(problems: Problems, domains: list[str]) -> None:
+  """Says what was skipped or repaired, and what the analysis will have too much of."""
   if problems.message():
     print(f"warning: while reading text: {problems.message()}", file=sys.stderr)
-  dtype = _dtype(encoder.vocab_size)
-  meta = {
-      "dtype": dtype.name, "vocab_size": encoder.vocab_size, "eot_id": encoder.eot_id,
-      "n_tokens": {s: (directory / f"{s}.bin").stat().st_size // dtype.itemsize for s in SPLITS},
-      "n_documents": {s: (directory / f"{s}.documents.bin").stat().st_size // DOCUMENT.itemsize
-                      for s in SPLITS},
-      "text_bytes": journal["text_bytes"], "domains": domains, "problems": problems.summary(),
-      "sources": identity["sources"], "config": saved_config, "complete": True}
-  files.write_json(directory / "meta.json", meta)
-  (directory / "journal.json").unlink()
-  return meta
+  if len(domains) > _MANY_DOMAINS:
+    print(f"warning: the documents have {len(domains):,} different domains, and the analysis describes every feature "
+          "in each: choose a field with fewer values with --tokens.domain_field, if this is more than you meant",
+          file=sys.stderr)
+
+
+def _require_large_enough(work: _Work, n_tokens: Mapping[str, int], least_tokens: int) -> None:
+  """Raises `InputError` if a split has fewer tokens than it needs, with advice that works for this corpus."""
+  small = [f"{split} has {n_tokens[split]:,}" for split in SPLITS if n_tokens[split] < least_tokens]
+  if not small:
+    return
+  held_out = lambda fraction: sum(n for draw, n in work.drawn if _is_held_out(draw, fraction))
+  total, advice = sum(n_tokens.values()), "give more text"
+  fits = [f for f in _FRACTIONS if least_tokens <= held_out(f) <= total - least_tokens]
+  if len(work.drawn) == work.journal["documents"] and fits:
+    advice += f", or set --tokens.val_fraction={fits[0]}, which is enough here"
+  else:
+    advice += (f" (there are {total:,} tokens in {work.journal['documents']:,} documents, each of which is held out "
+               "or not as a whole; --tokens.separator cuts plain files into documents)")
+  raise InputError(f"tokens.val_fraction={work.config.val_fraction}: {' and '.join(small)} tokens, but a context of "
+                   f"the subject and the token after it need {least_tokens:,}: {advice}, or a smaller "
+                   "--subject.n_context")
 
 
 def _require_same(directory: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -103,7 +174,8 @@ def _require_same(directory: pathlib.Path, old: Mapping[str, Any], new: Mapping[
     old: {"text": settings, "sources": {name: bytes}} that the folder was made from.
     new: the same of what is asked for.
   """
-  by_flag = lambda identity: {"tokens": identity["text"], "sources": identity["sources"]}
+  upgraded = lambda text: config_lib.to_dict(config_lib.from_dict(TextConfig, text))
+  by_flag = lambda identity: {"tokens": upgraded(identity["text"]), "sources": identity["sources"]}
   changes = config_lib.differences(by_flag(old), by_flag(new))
   if changes:
     raise InputError(f"{directory} was made with other settings or from other files ({'; '.join(changes)}): "
@@ -115,43 +187,61 @@ def _dtype(vocab_size: int) -> np.dtype:
   return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
-def _tokenizer(config: TextConfig, directory: pathlib.Path, n_bytes: int, progress: bool) -> Tokenizer:
+def _tokenizer(work: _Work) -> Tokenizer:
   """The tokenizer that the settings ask for, loaded or trained; when this returns, its file is in the folder."""
-  path = directory / "tokenizer.json"
+  path, config = work.directory / "tokenizer.json", work.config
   if path.exists():
-    return tokenizer.load(path)
+    return tokenizer.load(path, config.end_token)
   if config.tokenizer:
-    encoder = tokenizer.load(config.tokenizer)
+    loss = trial.try_out(config.tokenizer, config.end_token, _some_text(work))
+    if loss.n_lost:
+      print(f"warning: the tokenizer {shown(config.tokenizer)} loses {trial.describe(loss)}", file=sys.stderr)
+    encoder = tokenizer.load(config.tokenizer, config.end_token)
     content = pathlib.Path(config.tokenizer).read_bytes()
   else:
-    problems = corpus.Problems()
-    with _bar(n_bytes, "choosing text for the tokenizer", progress) as bar:
+    problems = Problems()
+    with _bar(work.n_bytes, "choosing text for the tokenizer", work.progress) as bar:
       documents = _counted(corpus.documents(config, problems), bar)
       texts = tokenizer.spread_sample(documents, config.tokenizer_bytes)
-    if progress:
-      print(f"training a tokenizer of {config.vocab_size} tokens on {sum(map(len, texts)):,} bytes",
-            file=sys.stderr)
-    encoder = tokenizer.train(texts, config.vocab_size)
+    about = f"training a tokenizer of {config.vocab_size} tokens on {sum(map(len, texts)):,} bytes"
+    call = background.Call(tokenizer.train, texts, config.vocab_size)
+    with _bar(0, about, work.progress, unit="s") as bar:
+      encoder = call.result(bar.update if bar is not None else lambda: None)
     content = encoder.backend.to_str().encode()
   with files.replacing(path) as file:
     file.write(content)
   return encoder
 
 
+def _some_text(work: _Work) -> list[str]:
+  """Some of the corpus: the beginnings of files that are spread evenly over it."""
+  chosen = work.sources[::-(-len(work.sources) // _TRIAL_SOURCES)]
+  texts: list[str] = []
+  for source in chosen:
+    left = _TRIAL_CHARACTERS // len(chosen)
+    for document in corpus.documents_of(source, work.config, Problems()):
+      texts.append(document.text[:left])
+      left -= len(texts[-1])
+      if left <= 0:
+        break
+  return texts
+
+
 @contextlib.contextmanager
-def _bar(n_bytes: int, description: str, progress: bool, initial: int = 0) -> Iterator[Any]:
-  """A progress bar that counts bytes of text, or `None` where none is wanted.
+def _bar(total: int, description: str, progress: bool, initial: int = 0, unit: str = "B") -> Iterator[Any]:
+  """A progress bar that counts bytes of text or seconds, or `None` where none is wanted.
 
   Args:
-    n_bytes: an estimate of all bytes, or 0 where there is none.
+    total: an estimate of all bytes, or 0 where there is none.
     description: what is being done.
     progress: whether a bar is wanted.
     initial: the bytes that are done already.
+    unit: "B" for bytes or "s" for seconds.
   """
   if not progress:
     yield None
     return
-  with metrics.progress(n_bytes or None, "B", description, initial=initial, scale=True) as bar:
+  with metrics.progress(total or None, unit, description, initial=initial, scale=unit == "B") as bar:
     yield bar
     bar.total = bar.n  # the total was an estimate, and now the count is known
 
@@ -160,7 +250,7 @@ def _counted(documents: Iterable[Document], bar: Any) -> Iterator[Document]:
   """Yields the documents, while the bar, if there is one, counts their bytes."""
   for document in documents:
     yield document
-    if bar:
+    if bar is not None:
       bar.update(len(document.text.encode()))
 
 
@@ -181,54 +271,49 @@ def _batches(documents: Iterable[Document], n_bytes: int) -> Iterator[list[Docum
 def _encoded(batches: Iterable[list[Document]],
              encoder: Tokenizer) -> Iterator[tuple[list[Document], list[np.ndarray]]]:
   """Yields each batch with the ids of its documents; a batch is encoded while others are read and written."""
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    waiting: tuple[list[Document], concurrent.futures.Future] | None = None
-    for batch in batches:
-      future = pool.submit(encoder.encode_batch, [document.text for document in batch])
-      if waiting:
-        yield waiting[0], waiting[1].result()
-      waiting = batch, future
-    if waiting:
-      yield waiting[0], waiting[1].result()
+  waiting: tuple[list[Document], background.Call] | None = None
+  for batch in batches:
+    done = [(waiting[0], waiting[1].result())] if waiting else []
+    waiting = batch, background.Call(encoder.encode_batch, [document.text for document in batch])
+    yield from done
+  if waiting:
+    yield waiting[0], waiting[1].result()
 
 
-def _encode_corpus(config: TextConfig, directory: pathlib.Path, journal: dict[str, Any], encoder: Tokenizer,
-                   n_bytes: int, progress: bool, batch_bytes: int,
-                   journal_bytes: int) -> tuple[corpus.Problems, list[str]]:
+def _encode_corpus(work: _Work, encoder: Tokenizer, batch_bytes: int,
+                   journal_bytes: int) -> tuple[Problems, list[str]]:
   """Writes the token files of both splits, from the documents that the journal counts as done to the last one.
 
   Args:
-    config: which text is read and how it is split.
-    directory: the folder.
-    journal: what is done already; it is brought up to date, and written to the folder, now and again.
+    work: what is read and where it goes; its journal is brought up to date, and written to the folder, now and again.
     encoder: the tokenizer.
-    n_bytes: an estimate of all bytes of text, for the progress bar.
-    progress, batch_bytes, journal_bytes: as for `prepare`.
+    batch_bytes, journal_bytes: as for `prepare`.
 
   Returns:
     (problems in the whole corpus, the names of the domains in the order in which they first appear).
   """
-  problems = corpus.Problems()
+  config, directory, journal, progress = work.config, work.directory, work.journal, work.progress
+  problems = Problems()
   domains: dict[str, int] = {}
-  documents = corpus.documents(config, problems)
+  documents = corpus.documents(config, problems, encoder.end_token)
   n_skipped = 0
   for document in itertools.islice(documents, journal["documents"]):
     _domain_index(document.domain, domains)
     n_skipped += 1
   if n_skipped < journal["documents"]:
     raise InputError(f"{directory} has tokens of {journal['documents']} documents, but the files now hold "
-                     f"{n_skipped}: they have changed, so delete the folder and start again")
+                     f"{n_skipped}: they have changed, so the same command starts again")
   done = since_journal = sum(journal["text_bytes"].values())
-  with _Outputs(directory, journal, encoder) as outputs, _bar(n_bytes, "tokenizing", progress, done) as bar:
+  with _Outputs(work, encoder) as outputs, _bar(work.n_bytes, "tokenizing", progress, done) as bar:
     for batch, ids in _encoded(_batches(documents, batch_bytes), encoder):
-      outputs.append(batch, ids, domains, config)
+      outputs.append(batch, ids, domains)
       total = sum(journal["text_bytes"].values())
-      if bar:
+      if bar is not None:
         bar.update(total - done)
       done = total
       if total - since_journal >= journal_bytes:
         outputs.sync()
-        files.write_json(directory / "journal.json", journal)
+        files.write_record(directory / "journal.json", journal)
         since_journal = total
     outputs.sync()
   return problems, list(domains)
@@ -239,11 +324,16 @@ def _domain_index(name: str | None, domains: dict[str, int]) -> int:
   return NO_DOMAIN if name is None else domains.setdefault(name, len(domains))
 
 
-def _is_val(text: bytes, config: TextConfig) -> bool:
-  """Whether a document is held out, which only its text and the settings decide."""
-  key = config.seed.to_bytes(16, "little")
+def _draw(text: bytes, seed: int) -> int:
+  """The number in [0, 2**64) that decides whether a document is held out, which only its text and a seed give."""
+  key = seed.to_bytes(16, "little")
   hash = hashlib.blake2b(text, digest_size=8, key=key, person=b"split").digest()
-  return int.from_bytes(hash, "little") < config.val_fraction * 2.0**64
+  return int.from_bytes(hash, "little")
+
+
+def _is_held_out(draw: int, fraction: float) -> bool:
+  """Whether a document with this draw belongs to the held-out fraction."""
+  return draw < fraction * 2.0**64
 
 
 class _Outputs:
@@ -252,26 +342,27 @@ class _Outputs:
   What a killed call wrote after the last entry of the journal is cut off when they are opened.
   """
 
-  def __init__(self, directory: pathlib.Path, journal: dict[str, Any], encoder: Tokenizer) -> None:
-    self.journal = journal
+  def __init__(self, work: _Work, encoder: Tokenizer) -> None:
+    self.config = work.config
+    self.journal = work.journal
+    self.drawn = work.drawn
     self.eot_id = encoder.eot_id
     self.dtype = _dtype(encoder.vocab_size)
     self.files: dict[str, Any] = {}
-    for name in (f"{split}{part}" for split in SPLITS for part in (".bin", ".documents.bin")):
-      file = open(os.open(directory / name, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
-      file.truncate(journal["sizes"].get(name, 0))
+    for name in _OUTPUTS:
+      file = open(os.open(work.directory / name, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+      file.truncate(self.journal["sizes"].get(name, 0))
       file.seek(0, os.SEEK_END)
       self.files[name] = file
-    files.sync_directory(directory)
+    files.sync_directory(work.directory)
 
-  def append(self, batch: list[Document], ids: list[np.ndarray], domains: dict[str, int], config: TextConfig) -> None:
+  def append(self, batch: list[Document], ids: list[np.ndarray], domains: dict[str, int]) -> None:
     """Writes a batch of documents, each after an end-of-text id, and counts them in the journal.
 
     Args:
       batch: the documents.
       ids: the token ids of each.
       domains: {name: index} of the domains that have appeared, which gains new ones.
-      config: how documents are split.
     """
     eot_1 = np.array([self.eot_id], self.dtype)
     pieces: dict[str, list[Any]] = {split: [] for split in SPLITS}
@@ -279,7 +370,10 @@ class _Outputs:
     ends = {split: self.files[f"{split}.bin"].tell() // self.dtype.itemsize for split in SPLITS}
     for document, document_ids in zip(batch, ids, strict=True):
       text = document.text.encode()
-      split = "val" if _is_val(text, config) else "train"
+      draw = _draw(text, self.config.seed)
+      split = "val" if _is_held_out(draw, self.config.val_fraction) else "train"
+      if len(self.drawn) < _DRAWS:
+        self.drawn.append((draw, 1 + len(document_ids)))
       records[split].append((ends[split], _domain_index(document.domain, domains)))
       pieces[split] += [eot_1, document_ids.astype(self.dtype)]
       ends[split] += 1 + len(document_ids)

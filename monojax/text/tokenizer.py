@@ -7,27 +7,34 @@ import hashlib
 import heapq
 import json
 import os
+import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from monojax.config import InputError
+from monojax.text.corpus import END_OF_TEXT, Document
+from monojax.text.sources import shown
 
-if TYPE_CHECKING:
-  from monojax.text.corpus import Document
-
-END_OF_TEXT = "<|endoftext|>"
-_END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
+# The tokens that end a document in common tokenizers: GPT-2, Llama 3, Llama 2, Gemma, DeepSeek, Command, ChatML, the
+# turn of Llama 3, BERT. The first that a tokenizer has is taken.
+_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<｜end▁of▁sentence｜>", "<EOS_TOKEN>",
+               "<|im_end|>", "<|eot_id|>", "[SEP]")
+_SHOWN_TOKENS = 20  # how many of a tokenizer's tokens a message lists at most
+_LARGEST_ID = 2**24  # a subject has an embedding for each id up to the largest
 _BATCH_DOCUMENTS = 1000
+# The longest word that a tokenizer is trained on: a merge takes time with the square of a word's length.
+_TRAINED_CHARACTERS = 1000
 # Text that yields fewer tokens than asked for is accepted, with a message, if at most this fraction is missing.
 ACCEPTED_SHORTFALL = 0.1
 # A word: white space and what follows it up to the next white space. A tokenizer that splits text by GPT-2's pattern
 # has no token that crosses the end of such a word. Python's \s matches the separators 1c to 1f, GPT-2's does not.
 _WORD = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
+_LONG_WORD = re.compile(rf"(?<!\S)\S{{{_TRAINED_CHARACTERS},}}|(?<!\s)\s{{{_TRAINED_CHARACTERS},}}")
 _REMEMBERED_WORDS = 400_000
 _REMEMBERED_CHARACTERS = 40  # longer words seldom occur again
 
@@ -51,22 +58,38 @@ class Tokenizer:
   _ids: dict[str, bytes] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """The ids of each text, an int32 array. The name of a special token in a text is encoded as any other text."""
+    """The ids of each text, an int32 array. The name of a special token in a text is encoded as any other text.
+
+    Raises:
+      InputError: the tokenizer fails on a text, for instance because its regular expression takes too long.
+    """
     if not self.by_word:
-      encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-      return [np.array(encoding.ids, np.int32) for encoding in encodings]
+      return [np.array(encoding.ids, np.int32) for encoding in self._encodings(texts)]
     words_by_text = [_WORD.findall(text) for text in texts]
     if len(self._ids) > _REMEMBERED_WORDS:
       self._ids.clear()
     new = list(set().union(*words_by_text).difference(self._ids))
-    encodings = self.backend.encode_batch_fast(new, add_special_tokens=False)
-    for word, encoding in zip(new, encodings, strict=True):
+    for word, encoding in zip(new, self._encodings(new), strict=True):
       self._ids[word] = array.array("i", encoding.ids).tobytes()
     ids = [np.frombuffer(b"".join(map(self._ids.__getitem__, words)), np.int32) for words in words_by_text]
     for word in new:
       if len(word) > _REMEMBERED_CHARACTERS:
         del self._ids[word]
     return ids
+
+  def _encodings(self, texts: Sequence[str]) -> Sequence[Any]:
+    """What the library makes of each text."""
+    try:
+      return self.backend.encode_batch_fast(texts, add_special_tokens=False)
+    except (KeyboardInterrupt, SystemExit):
+      raise
+    except BaseException as error:  # a panic of the library's Rust code is no Exception
+      raise InputError(f"the tokenizer cannot encode some of the text: {' '.join(str(error).split())}") from error
+
+  @property
+  def end_token(self) -> str:
+    """The text of the end-of-text token."""
+    return self.backend.id_to_token(self.eot_id) or ""
 
   def decode(self, ids: Iterable[int]) -> str:
     """The text of a sequence of ids, in which U+FFFD stands for bytes that are not a whole character."""
@@ -89,9 +112,11 @@ class Tokenizer:
     token = self.backend.id_to_token(id)
     if token is None:
       return b""
-    if "ByteLevel" in self._decoder:
-      values = _byte_values()
+    values = _byte_values()
+    if "ByteLevel" in self._decoder and all(c in values for c in token):  # others, such as "<a b>", are text
       return bytes(values[c] for c in token)
+    if "ByteLevel" in self._decoder:
+      return token.encode()
     if "▁" in self._decoder:  # a SentencePiece tokenizer, which drops the leading space of a token decoded alone
       byte = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token)
       return bytes.fromhex(byte[1]) if byte else token.replace("▁", " ").encode()
@@ -115,33 +140,53 @@ def _byte_values() -> dict[str, int]:
   return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(others)}
 
 
-def load(path: str | os.PathLike[str]) -> Tokenizer:
+def load(path: str | os.PathLike[str], end_token: str = "") -> Tokenizer:
   """The tokenizer in a tokenizer.json.
 
+  Args:
+    path: the file.
+    end_token: the token that is put in front of every document; by default the first of `_END_TOKENS` that it has.
+
   Raises:
-    InputError: the file cannot be read, or the tokenizer has no end-of-text token.
+    InputError: the file cannot be read, it is no tokenizer, or it has no such end token.
   """
+  name = shown(os.fspath(path))
   try:
-    backend = tokenizers.Tokenizer.from_file(str(path))
-  except Exception as error:  # the library raises bare Exceptions
-    raise InputError(f"tokenizer {str(path)!r} cannot be read: {error}") from error
-  return _wrap(backend, path)
+    backend = tokenizers.Tokenizer.from_buffer(pathlib.Path(path).read_bytes())
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  except BaseException as error:  # the library raises bare Exceptions, and its Rust code panics
+    reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:300]
+    raise InputError(f"tokenizer {name!r} cannot be read: {reason}") from error
+  return _wrap(backend, name, end_token)
 
 
-def _wrap(backend: Any, name: Any) -> Tokenizer:
-  """A tokenizer of the library, set up to encode all of any text and always in the same way; `name` is for errors."""
+def _wrap(backend: Any, name: str, end_token: str = "") -> Tokenizer:
+  """A tokenizer of the library, set up to encode all of any text and always in the same way.
+
+  Args:
+    backend: the tokenizer of the library.
+    name: what errors call it.
+    end_token: as for `load`.
+  """
   backend.no_truncation()
   backend.no_padding()
   backend.encode_special_tokens = True
   if getattr(backend.model, "dropout", None):
     backend.model.dropout = None
   vocabulary = backend.get_vocab(with_added_tokens=True)
-  eot = next((token for token in _END_OF_TEXT_NAMES if token in vocabulary), None)
-  if eot is None:
+  end = next((token for token in ((end_token,) if end_token else _END_TOKENS) if token in vocabulary), None)
+  if end is None:
     special = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
-    raise InputError(f"tokenizer {str(name)!r} has none of the end-of-text tokens "
-                     f"{list(_END_OF_TEXT_NAMES)}; its special tokens are {special}: add {END_OF_TEXT} to it")
-  return Tokenizer(backend, max(vocabulary.values()) + 1, vocabulary[eot], _splits_like_gpt2(backend))
+    wanted = f"no token {end_token!r}" if end_token else f"none of the end-of-text tokens {list(_END_TOKENS)}"
+    more = f" and {len(special) - _SHOWN_TOKENS} more" if len(special) > _SHOWN_TOKENS else ""
+    raise InputError(f"tokenizer {name!r} has {wanted}; its special tokens are {special[:_SHOWN_TOKENS]}{more}: name "
+                     "the one that ends a document with --tokens.end_token")
+  largest = max(vocabulary, key=vocabulary.__getitem__)
+  if vocabulary[largest] >= _LARGEST_ID:
+    raise InputError(f"tokenizer {name!r} has the id {vocabulary[largest]} for {largest!r}: ids must be below "
+                     f"{_LARGEST_ID}, since a subject has an embedding for each id up to the largest")
+  return Tokenizer(backend, vocabulary[largest] + 1, vocabulary[end], _splits_like_gpt2(backend))
 
 
 def _splits_like_gpt2(backend: Any) -> bool:
@@ -153,7 +198,7 @@ def _splits_like_gpt2(backend: Any) -> bool:
           and all(token["special"] for token in settings["added_tokens"]))
 
 
-def spread_sample(documents: Iterable["Document"], n_bytes: int) -> list[bytes]:
+def spread_sample(documents: Iterable[Document], n_bytes: int) -> list[bytes]:
   """A sample of the corpus, spread evenly over it and chosen in bounded memory.
 
   It consists of the documents whose texts have the smallest hashes, so that neither the size of the corpus nor its
@@ -182,6 +227,9 @@ def spread_sample(documents: Iterable["Document"], n_bytes: int) -> list[bytes]:
 def train(texts: Sequence[bytes], vocab_size: int) -> Tokenizer:
   """Trains a byte-level BPE tokenizer; the order of the texts does not matter.
 
+  Words of more than a thousand characters, such as sequences of DNA, are cut into shorter ones first, because the time
+  that training takes would rise with the square of their length. When text is encoded, words are never cut.
+
   Args:
     texts: texts in UTF-8.
     vocab_size: the number of tokens in all: `<|endoftext|>`, whose id is 0, the 256 bytes, and the merges.
@@ -196,9 +244,9 @@ def train(texts: Sequence[bytes], vocab_size: int) -> Tokenizer:
   trainer = trainers.BpeTrainer(
       vocab_size=vocab_size, special_tokens=[END_OF_TEXT], min_frequency=2, show_progress=False,
       initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-  batches: Iterator[list[str]] = ([text.decode() for text in texts[i:i + _BATCH_DOCUMENTS]]
+  batches: Iterator[list[str]] = ([piece for text in texts[i:i + _BATCH_DOCUMENTS] for piece in _pieces(text.decode())]
                                   for i in range(0, len(texts), _BATCH_DOCUMENTS))
-  backend.train_from_iterator(batches, trainer, length=len(texts))
+  backend.train_from_iterator(batches, trainer)
   n_tokens = backend.get_vocab_size()
   if n_tokens < vocab_size:
     found = f"tokens.vocab_size={vocab_size}: {sum(map(len, texts))} bytes of text yield only {n_tokens} tokens"
@@ -207,3 +255,10 @@ def train(texts: Sequence[bytes], vocab_size: int) -> Tokenizer:
                        f"--tokens.vocab_size={n_tokens} or less")
     print(f"{found}; going on with these", flush=True)
   return _wrap(backend, "trained")
+
+
+def _pieces(text: str) -> list[str]:
+  """A text, cut in the words that are too long to train a tokenizer on."""
+  cuts = [at for word in _LONG_WORD.finditer(text)
+          for at in range(word.start() + _TRAINED_CHARACTERS, word.end(), _TRAINED_CHARACTERS)]
+  return [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]

@@ -1,14 +1,23 @@
 """The stage `tokens`: documents become tokens."""
 
+from monojax import distributed
 from monojax.pipeline.config import RunConfig
 from monojax.pipeline.folder import RunFolder
 
 
 def prepare_text(run: RunFolder, config: RunConfig) -> dict:
-  """Trains or takes a tokenizer and writes the run's token files; returns the stage's record."""
+  """Trains or takes a tokenizer and writes the run's token files; returns the stage's record.
+
+  Raises:
+    InputError: the text cannot be used, is too little for one context of the subject in each split, or has changed
+      since the stage was finished.
+  """
   def work(directory, identity):
     from monojax.text import prepare
-    meta = prepare.prepare(config.tokens, directory)
+    meta = prepare.prepare(config.tokens, directory, least_tokens=config.subject.n_context + 1)
     return {"tokens/train_tokens": meta["n_tokens"]["train"], "tokens/val_tokens": meta["n_tokens"]["val"],
             "tokens/vocab_size": meta["vocab_size"], "tokens/documents": sum(meta["n_documents"].values())}
+  if run.stage("tokens") and distributed.is_first():
+    from monojax.text import changes
+    changes.require_unchanged(config.tokens, run.directory / "tokens")
   return run.execute("tokens", config.tokens, work, alone=True)
