@@ -90,16 +90,11 @@ class FeatureTables:
     """Writes `features.npz` and `features.json` into `directory`, each whole or not at all."""
     directory = pathlib.Path(directory)
     files.write_npz(directory / "features.npz", self.columns)
-<<<<<<< HEAD
-    files.write_record(directory / "features.json", {"token_strings": self.token_strings, "domains": self.domains,
-                                                   "summary": self.summary})
-=======
     fields: dict[str, typing.Any] = {"token_strings": self.token_strings, "domains": self.domains,
                                      "summary": self.summary}
     if self.token_bytes is not None:
       fields["token_bytes"] = {str(token): value.hex() for token, value in self.token_bytes.items()}
-    files.write_json(directory / "features.json", fields)
->>>>>>> h-pages
+    files.write_record(directory / "features.json", fields)
 
   @classmethod
   def load(cls, directory: str | os.PathLike) -> "FeatureTables":
