@@ -171,7 +171,8 @@ def make_group(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, mesh:
     states = []
     for config, recipe in zip(configs, members, strict=True):
       state = init(jax.random.key(config.seed), sample_NW)
-      peaks = {name: jnp.asarray(value, jnp.float32) for name, value in recipe.peaks.items()}
+      peaks = {name: np.float32(value) for name, value in recipe.peaks.items()}
+      peaks = begin.placed_like(peaks, {name: state.counters[name] for name in peaks})
       state = dataclasses.replace(state, counters={**state.counters, **peaks})
       if params is not None:
         state = dataclasses.replace(state, params=begin.placed_like(params, state.params))
