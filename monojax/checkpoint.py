@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from monojax import files
+from monojax import files, places
 from monojax.config import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Checkpoints:
 
   def __init__(self, directory: Path, config: Mapping[str, Any]):
     """Opens or creates `directory`; `config` is a JSON-able dict, kept with each checkpoint."""
-    self._directory, self._config = pathlib.Path(directory).absolute(), _plain(config)
+    self._directory, self._config = _absolute(directory), _plain(config)
     self._checkpointer = self._open()
     if self._root_config() != self._config and (self._checkpointer.latest is None or self.version() > 1):
       # Nothing was made by the settings recorded there, or training goes on by others: orbax would keep the old ones.
@@ -98,12 +98,12 @@ def save_params(directory: Path, params: Any, config: Mapping[str, Any]) -> None
     params: nested dict of arrays on the host.
     config: the settings that they were made with.
   """
-  directory, config = pathlib.Path(directory).absolute(), _plain(config)
+  directory, config = _absolute(directory), _plain(config)
   params = jax.tree.map(np.asarray, params)
   if _holds(directory, params, config):
     return
   aside = directory.with_name(directory.name + ".partial")
-  _by_first(lambda: shutil.rmtree(aside, ignore_errors=True), "leftovers are removed")
+  _by_first(lambda: files.remove(aside), "leftovers are removed")
   metadata = {"config": config, "version": VERSION}
   with ocp.training.Checkpointer(aside, custom_metadata=metadata) as writer:
     writer.save_checkpointables(0, {"params": params}, custom_metadata=metadata)
@@ -122,7 +122,7 @@ def load_params(directory: Path) -> tuple[Any, dict[str, Any], int]:
   Raises:
     InputError: there is no whole checkpoint.
   """
-  directory = pathlib.Path(directory).absolute()
+  directory = _absolute(directory)
   if not directory.is_dir():
     raise InputError(f"{directory}: no checkpoints here; run the stage that trains them first")
   with ocp.training.Checkpointer(directory) as checkpointer:
@@ -138,7 +138,7 @@ def load_params(directory: Path) -> tuple[Any, dict[str, Any], int]:
 
 def saved_config(directory: Path) -> tuple[dict[str, Any], int] | None:
   """(settings, version) of the newest whole checkpoint in a directory, or `None` where there is none."""
-  directory = pathlib.Path(directory).absolute()
+  directory = _absolute(directory)
   if not directory.is_dir():
     return None
   with ocp.training.Checkpointer(directory) as checkpointer:
@@ -185,6 +185,15 @@ def _by_first(work: Callable[[], None], name: str) -> None:
   if jax.process_index() == 0:
     work()
   wait("done")
+
+
+def _absolute(directory: Path) -> pathlib.Path:
+  """The absolute path of a folder of checkpoints.
+
+  Raises:
+    InputError: checkpoints cannot be kept under that path.
+  """
+  return places.folder(directory, "folder", checkpoints=True).absolute()
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,25 @@ def sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+  """Has an `OSError` of the `with` block that names no file, as those of full disks do, name the one being written."""
+  try:
+    yield
+  except OSError as error:
+    if error.filename is not None or error.errno is None:
+      raise
+    raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def remove(path: Path) -> None:
+  """Deletes a file, a folder with all it holds, or a link but not what it leads to; does nothing if there is none."""
+  if os.path.isdir(path) and not os.path.islink(path):
+    shutil.rmtree(path)
+  else:
+    pathlib.Path(path).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def replacing(path: Path, by_each: bool = False) -> Iterator[BinaryIO]:
   """Opens a binary file for writing, which gets its name when the `with` block ends without an error.
 
@@ -42,12 +61,14 @@ def replacing(path: Path, by_each: bool = False) -> Iterator[BinaryIO]:
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   aside = path.with_name(path.name + ".partial")
-  with open(aside, "wb") as file:
-    yield file
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(aside, path)
-  sync_directory(path.parent)
+  aside.unlink(missing_ok=True)  # it may be a link, which is not followed
+  with naming(path):
+    with open(aside, "wb", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666)) as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync_directory(path.parent)
 
 
 def put_in_place(aside: pathlib.Path, directory: pathlib.Path) -> None:
@@ -60,7 +81,7 @@ def put_in_place(aside: pathlib.Path, directory: pathlib.Path) -> None:
     directory: the name that it gets.
   """
   old = directory.with_name(directory.name + ".old")
-  shutil.rmtree(old, ignore_errors=True)
+  remove(old)
   if directory.exists():
     os.rename(directory, old)
   os.rename(aside, directory)

@@ -28,7 +28,7 @@ from monojax.text.tokens import Tokens
 
 def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
   """Fills the run's store, or goes on filling it; see `monojax.activations.origin`."""
-  mesh = meshes.make_mesh(devices=jax.local_devices())  # each process makes shards of its own
+  mesh = meshes.local_mesh(mesh)  # each process makes shards of its own
   subject = origin.subject().placed(jax.sharding.NamedSharding(mesh, P()))
   harvest(origin.config, subject, origin.tokens(), origin.place, origin.store_identity, mesh)
   store = ActivationStore.open(origin.place)
@@ -41,7 +41,7 @@ def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
 def open_source(origin: Origin, sites: tuple[str, ...], order: Order, mesh: jax.sharding.Mesh) -> Source:
   """The store's rows in shuffled batches; see `monojax.activations.origin`."""
   store = ActivationStore.open(origin.place, origin.store_identity, sites)
-  meshes.require_divides(mesh, "data", order.batch_rows)
+  meshes.require_divides(mesh, "data", order.batch_rows, "sae.batch_rows")
   return ShuffledRows(store, order.batch_rows, order.buffer_rows, order.seed, meshes.local_rows(mesh, order.batch_rows))
 
 
@@ -66,6 +66,8 @@ def harvest(config: HarvestConfig, subject: LoadedSubject, tokens: Tokens, place
   Raises:
     InputError: a site does not exist, or `place` holds another store.
   """
+  require(config.batch_contexts % mesh.size == 0, "activations.batch_contexts", config.batch_contexts,
+          f"must be a multiple of the {mesh.size} devices of this process that --mesh.data and --mesh.model take")
   visits = Visits.of(config, tokens, subject.n_context)
   widths, n_rows = site_widths(subject.model, config.sites), visits.n_rows
   layout = Layout.sized(n_rows, widths, config.dtype, config.compression, config.shard_rows, config.chunk_rows)
@@ -76,23 +78,22 @@ def harvest(config: HarvestConfig, subject: LoadedSubject, tokens: Tokens, place
   writer = ShardWriter(place, layout, identity, process, n_processes)
   if process == 0:
     distributed.wait("the store is begun")
-  bar = metrics.progress(n_rows // n_processes, "rows", "harvest", scale=True,
-                         initial=max(0, n_rows // n_processes - len(writer.todo) * layout.shard_rows))
-  for shard in writer.todo:
-    first, last = layout.shard_span(shard)
-    rows = {site: np.empty((last - first, width), layout.given_dtype) for site, width in widths.items()}
-    position_R = np.empty(last - first, np.int64)
-    slot_R = np.random.default_rng([config.seed, shard]).permutation(last - first)
-    pieces = _shard_pieces(visits, config.batch_contexts, forward, subject.params, tokens, first, last)
-    for at, acts_JM, position_J in pieces:
-      slots, column = slot_R[at:at + len(position_J)], 0
-      position_R[slots] = position_J
-      for site, width in widths.items():
-        rows[site][slots] = acts_JM[:, column:column + width]
-        column += width
-      bar.update(len(position_J))
-    writer.write_shard(shard, rows, places_of(tokens, position_R))
-  bar.close()
+  with metrics.progress(n_rows // n_processes, "rows", "harvest", scale=True,
+                        initial=max(0, n_rows // n_processes - len(writer.todo) * layout.shard_rows)) as bar:
+    for shard in writer.todo:
+      first, last = layout.shard_span(shard)
+      rows = {site: np.empty((last - first, width), layout.given_dtype) for site, width in widths.items()}
+      position_R = np.empty(last - first, np.int64)
+      slot_R = np.random.default_rng([config.seed, shard]).permutation(last - first)
+      pieces = _shard_pieces(visits, config.batch_contexts, forward, subject.params, tokens, first, last)
+      for at, acts_JM, position_J in pieces:
+        slots, column = slot_R[at:at + len(position_J)], 0
+        position_R[slots] = position_J
+        for site, width in widths.items():
+          rows[site][slots] = acts_JM[:, column:column + width]
+          column += width
+        bar.update(len(position_J))
+      writer.write_shard(shard, rows, places_of(tokens, position_R))
   writer.flush()
   distributed.wait("all shards are written")
   meta = writer.finish({"n_context": visits.width, "tokens_per_context": visits.per_context,
