@@ -5,12 +5,14 @@ folder of finished parameters holds `params` alone. Each checkpoint carries the 
 version of its format in its metadata, so that a model can be rebuilt from its folder and nothing else.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -47,8 +49,9 @@ class Checkpoints:
   def save(self, step: int, state: "TrainState") -> None:
     """Starts to write the state reached after `step` steps; it counts only when whole."""
     rest = {name: getattr(state, name) for name in ("step", "opt_state", "counters")}
-    self._checkpointer.save_checkpointables_async(step, {"params": state.params, "rest": rest}, force=True,
-                                                  custom_metadata={"config": self._config, "version": VERSION})
+    with _writing(self._directory):
+      self._checkpointer.save_checkpointables_async(step, {"params": state.params, "rest": rest}, force=True,
+                                                    custom_metadata={"config": self._config, "version": VERSION})
 
   def latest_step(self) -> int | None:
     """Steps done at the newest whole checkpoint, or `None`."""
@@ -75,13 +78,19 @@ class Checkpoints:
     return dataclasses.replace(state, params=loaded["params"], **loaded["rest"])
 
   def close(self) -> None:
-    """Waits for writes under way."""
-    self._checkpointer.close()
+    """Waits for writes under way.
+
+    Raises:
+      OSError: they failed.
+    """
+    with _writing(self._directory):
+      self._checkpointer.close()
 
   def _open(self) -> ocp.training.Checkpointer:
-    return ocp.training.Checkpointer(
-        self._directory, preservation_policy=ocp.training.preservation_policies.LatestN(2),
-        custom_metadata={"config": self._config})
+    with _writing(self._directory):
+      return ocp.training.Checkpointer(
+          self._directory, preservation_policy=ocp.training.preservation_policies.LatestN(2),
+          custom_metadata={"config": self._config})
 
   def _root_config(self) -> Any:
     return self._checkpointer.root_metadata().custom_metadata.get("config")
@@ -105,7 +114,7 @@ def save_params(directory: Path, params: Any, config: Mapping[str, Any]) -> None
   aside = directory.with_name(directory.name + ".partial")
   _by_first(lambda: files.remove(aside), "leftovers are removed")
   metadata = {"config": config, "version": VERSION}
-  with ocp.training.Checkpointer(aside, custom_metadata=metadata) as writer:
+  with _writing(directory), ocp.training.Checkpointer(aside, custom_metadata=metadata) as writer:
     writer.save_checkpointables(0, {"params": params}, custom_metadata=metadata)
   _by_first(lambda: files.put_in_place(aside, directory), "parameters are put in place")
 
@@ -185,6 +194,27 @@ def _by_first(work: Callable[[], None], name: str) -> None:
   if jax.process_index() == 0:
     work()
   wait("done")
+
+
+@contextlib.contextmanager
+def _writing(directory: pathlib.Path) -> Iterator[None]:
+  """Has what the operating system refuses while a checkpoint is written be one `OSError` that names the file.
+
+  orbax and tensorstore raise it as one of several exceptions, some of which have the number of the system's error in
+  their text only.
+  """
+  try:
+    yield
+  except Exception as error:
+    found: BaseException | None = error
+    while found is not None:
+      if isinstance(found, OSError) and found.errno:
+        raise OSError(found.errno, os.strerror(found.errno), found.filename or os.fspath(directory)) from error
+      if code := re.search(r"os_error_code='(\d+)'", str(found)):
+        path = re.search(r'"(/[^"]*)"', str(found))
+        raise OSError(int(code[1]), os.strerror(int(code[1])), path[1] if path else os.fspath(directory)) from error
+      found = found.__cause__ or found.__context__
+    raise
 
 
 def _absolute(directory: Path) -> pathlib.Path:
