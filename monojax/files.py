@@ -89,10 +89,29 @@ def put_in_place(aside: pathlib.Path, directory: pathlib.Path) -> None:
   shutil.rmtree(old, ignore_errors=True)
 
 
+def write_unless_same(path: Path, content: bytes) -> bool:
+  """Writes a file unless it holds just that; see `replacing`. What is finished may be on a disk that is read only.
+
+  Returns:
+    Whether it was written.
+  """
+  with contextlib.suppress(OSError):
+    if pathlib.Path(path).read_bytes() == content:
+      return False
+  with replacing(path) as file:
+    file.write(content)
+  return True
+
+
 def write_json(path: Path, value: Any) -> None:
   """Writes a value as a JSON file; see `replacing`."""
   with replacing(path) as file:
-    file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+    file.write(json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+  """A value as the content of a JSON file."""
+  return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def read_json(path: Path) -> Any:

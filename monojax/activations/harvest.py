@@ -28,7 +28,7 @@ from monojax.text.tokens import Tokens
 
 def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
   """Fills the run's store, or goes on filling it; see `monojax.activations.origin`."""
-  mesh = meshes.local_mesh(mesh)  # each process makes shards of its own
+  mesh = mesh_of(origin.config, mesh)
   subject = origin.subject().placed(jax.sharding.NamedSharding(mesh, P()))
   harvest(origin.config, subject, origin.tokens(), origin.place, origin.store_identity, mesh)
   store = ActivationStore.open(origin.place)
@@ -36,6 +36,19 @@ def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
   figures = {"rows": store.n_rows, "shards": store.layout.n_shards, "width": store.width,
              **store.meta["scale"][origin.config.site]}
   return Prepared(figures, {site: statistics[f"{site}/mean_M"] for site in origin.config.sites})
+
+
+def mesh_of(config: HarvestConfig, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+  """This process's devices of a run's mesh, over which it splits contexts: each process makes shards of its own.
+
+  Raises:
+    InputError: a batch of contexts does not divide over them.
+  """
+  own = meshes.local_mesh(mesh)
+  require(config.batch_contexts % own.size == 0, "activations.batch_contexts", config.batch_contexts,
+          f"must be a multiple of the {own.size} devices of this process in a mesh with --mesh.data={mesh.shape['data']} "
+          f"and --mesh.model={mesh.shape['model']}: change one of the three")
+  return own
 
 
 def open_source(origin: Origin, sites: tuple[str, ...], order: Order, mesh: jax.sharding.Mesh) -> Source:
@@ -66,8 +79,6 @@ def harvest(config: HarvestConfig, subject: LoadedSubject, tokens: Tokens, place
   Raises:
     InputError: a site does not exist, or `place` holds another store.
   """
-  require(config.batch_contexts % mesh.size == 0, "activations.batch_contexts", config.batch_contexts,
-          f"must be a multiple of the {mesh.size} devices of this process that --mesh.data and --mesh.model take")
   visits = Visits.of(config, tokens, subject.n_context)
   widths, n_rows = site_widths(subject.model, config.sites), visits.n_rows
   layout = Layout.sized(n_rows, widths, config.dtype, config.compression, config.shard_rows, config.chunk_rows)

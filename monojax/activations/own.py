@@ -97,6 +97,7 @@ class StoreWriter:
   def _begin(self):
     """Writes header.json, or finds how far the store is that is there."""
     header = {**header_of(self._layout, self._identity), "n_rows": None}
+    self._folder.reach(to_write=True)
     found = self._folder.read_json("header.json")
     self._first, self._existed = 0, found is not None  # shards that an earlier writer left
     if found is None:

@@ -88,6 +88,7 @@ def faults(place: str | os.PathLike) -> Iterator[tuple[int, str | None]]:
     InputError: there is no store.
   """
   folder = Folder(place)
+  folder.reach()
   header = folder.read_json("header.json")
   if header is None:
     raise _no_store(folder)
@@ -181,6 +182,7 @@ class ActivationStore:
         shard is missing or has the wrong size.
     """
     folder = Folder(place)
+    folder.reach()
     meta, header = folder.read_json("meta.json"), folder.read_json("header.json")
     if meta is None and header is None:
       raise _no_store(folder)

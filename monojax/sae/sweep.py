@@ -171,8 +171,8 @@ def make_group(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, mesh:
     states = []
     for config, recipe in zip(configs, members, strict=True):
       state = init(jax.random.key(config.seed), sample_NW)
-      peaks = {name: np.float32(value) for name, value in recipe.peaks.items()}
-      peaks = begin.placed_like(peaks, {name: state.counters[name] for name in peaks})
+      peaks = {name: jax.device_put(np.float32(value), state.counters[name].sharding)
+               for name, value in recipe.peaks.items()}
       state = dataclasses.replace(state, counters={**state.counters, **peaks})
       if params is not None:
         state = dataclasses.replace(state, params=begin.placed_like(params, state.params))
