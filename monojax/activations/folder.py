@@ -18,7 +18,7 @@ from monojax.config import InputError
 
 IN_FLIGHT = 8  # reads of arrays at a time
 _DRIVERS = {"s3": "s3", "gs": "gcs"}
-_CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 15.0  # how long an object store may take to accept a connection, to answer
+_CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 10.0  # how long an object store may take to accept a connection, to answer
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
