@@ -46,8 +46,8 @@ def mesh_of(config: HarvestConfig, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh
   """
   own = meshes.local_mesh(mesh)
   require(config.batch_contexts % own.size == 0, "activations.batch_contexts", config.batch_contexts,
-          f"must be a multiple of the {own.size} devices of this process in a mesh with --mesh.data={mesh.shape['data']} "
-          f"and --mesh.model={mesh.shape['model']}: change one of the three")
+          f"must be a multiple of the {own.size} devices of this process in a mesh with "
+          f"--mesh.data={mesh.shape['data']} and --mesh.model={mesh.shape['model']}: change one of the three")
   return own
 
 
