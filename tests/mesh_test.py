@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import shutil
+import subprocess
 
 import jax
 import numpy as np
 import pytest
+from tiny_run import ENVIRONMENT, command
 
 from monojax import checkpoint
 from monojax import mesh as meshes
@@ -157,3 +159,25 @@ def test_a_batch_that_does_not_divide_is_named_before_any_work(tmp_path, stage, 
   with pytest.raises(InputError, match=f"mesh.data={shape[0]}") as found:
     look_ahead(RunFolder(tmp_path / "run"), on(shape), [stage])
   assert f"{section}.{field}={value}" in str(found.value) and not (tmp_path / "run").exists()
+
+
+# Studies take all devices of the machine.
+STUDIES = {
+    "synthetic": ["--recipes=tm2023,batchtopk", "--levels=2", "--sizes=1", "--grid_features=16", "--grid_width=12",
+                  "--grid_steps=20", "--planted.n_features=16", "--planted.width=12", "--planted.mean_active=2",
+                  "--sae.n_features=16", "--sae.k=2", "--sae.batch_rows=512", "--sae.n_steps=20"],
+    "index_arithmetic": ["--mlp.n_steps=20", "--mlp.batch_rows=256", "--sae.n_features=64", "--sae.n_steps=20",
+                         "--sae.batch_rows=512", "--sae.k=16", "--sweep_recipes=topk", "--sweep_sizes=32"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_on_several_devices(tmp_path, study):
+  found = []
+  for n in (1, 2):
+    environment = {**ENVIRONMENT, "XLA_FLAGS": f"--xla_force_host_platform_device_count={n}"}
+    result = subprocess.run(command(study, tmp_path / str(n), *STUDIES[study]), env=environment, capture_output=True,
+                            text=True, timeout=900)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found.append(parameters(tmp_path / str(n)))
+  require_close(found[1], found[0], study)
