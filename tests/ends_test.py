@@ -190,13 +190,17 @@ def test_whatever_fails_names_the_file_and_leaves_the_old_one(tmp_path, monkeypa
   assert found.value.errno == code and found.value.filename == str(path) and files.read_json(path) == "old"
 
 
-def test_a_finished_run_that_cannot_be_written_is_done(finished, tmp_path):
+DICTIONARY = [*tiny("sae"), "--sae.n_steps=30", "--sae.resample_every_steps=0"]
+
+
+@pytest.mark.parametrize("commands", [
+    [("monosemanticity", *TINY), ("check_store",)],
+    pytest.param([("harvest",), ("analyze",), ("train_sae", "--name=four", *DICTIONARY),
+                  ("sweep", "--sweep.name=l1", "--sweep.sparsities=0.01,0.05", *DICTIONARY)], marks=pytest.mark.slow)])
+def test_a_finished_run_that_cannot_be_written_is_done(finished, tmp_path, commands):
   """No file is opened for writing, made, moved or deleted below the run's folder."""
   workdir = tmp_path / "run"
   shutil.copytree(finished[0], workdir)
-  flags = tiny("sae") + ["--sae.n_steps=30", "--sae.resample_every_steps=0"]
-  commands = [("monosemanticity", *TINY), ("train_sae", "--name=four", *flags), ("check_store",),
-              ("sweep", "--sweep.name=l1", "--sweep.sparsities=0.01,0.05", *flags), ("harvest",), ("analyze",)]
   guard = tmp_path / "guard.py"
   guard.write_text("""import os, runpy, sys
 place, sys.argv = sys.argv[1], sys.argv[2:]
