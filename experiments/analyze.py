@@ -3,7 +3,7 @@
 `python experiments/analyze.py --help` explains it; `monojax analyze` is the same command.
 """
 
-from monojax import cli
+from monojax.__main__ import script
 
 if __name__ == "__main__":
-  cli.run_command("analyze")
+  script("analyze")

@@ -3,7 +3,7 @@
 `python experiments/build_browser.py --help` explains it; `monojax build_browser` is the same command.
 """
 
-from monojax import cli
+from monojax.__main__ import script
 
 if __name__ == "__main__":
-  cli.run_command("build_browser")
+  script("build_browser")

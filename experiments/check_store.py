@@ -3,7 +3,7 @@
 `python experiments/check_store.py --help` explains it; `monojax check_store` is the same command.
 """
 
-from monojax import cli
+from monojax.__main__ import script
 
 if __name__ == "__main__":
-  cli.run_command("check_store")
+  script("check_store")

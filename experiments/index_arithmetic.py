@@ -3,7 +3,7 @@
 `python experiments/index_arithmetic.py --help` explains it; `monojax index_arithmetic` is the same command.
 """
 
-from monojax import cli
+from monojax.__main__ import script
 
 if __name__ == "__main__":
-  cli.run_command("index_arithmetic")
+  script("index_arithmetic")

@@ -3,7 +3,7 @@
 `python experiments/prepare_text.py --help` explains it; `monojax prepare_text` is the same command.
 """
 
-from monojax import cli
+from monojax.__main__ import script
 
 if __name__ == "__main__":
-  cli.run_command("prepare_text")
+  script("prepare_text")

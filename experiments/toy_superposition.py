@@ -3,7 +3,7 @@
 `python experiments/toy_superposition.py --help` explains it; `monojax toy_superposition` is the same command.
 """
 
-from monojax import cli
+from monojax.__main__ import script
 
 if __name__ == "__main__":
-  cli.run_command("toy_superposition")
+  script("toy_superposition")

@@ -3,7 +3,7 @@
 `python experiments/train_frontier.py --help` explains it; `monojax train_frontier` is the same command.
 """
 
-from monojax import cli
+from monojax.__main__ import script
 
 if __name__ == "__main__":
-  cli.run_command("train_frontier")
+  script("train_frontier")

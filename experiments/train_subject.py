@@ -3,7 +3,7 @@
 `python experiments/train_subject.py --help` explains it; `monojax train_subject` is the same command.
 """
 
-from monojax import cli
+from monojax.__main__ import script
 
 if __name__ == "__main__":
-  cli.run_command("train_subject")
+  script("train_subject")

@@ -1,6 +1,27 @@
-"""`python -m monojax` is the command `monojax`."""
+"""`python -m monojax` is the command `monojax`. Commands begin here, so that Ctrl-C is understood from the start on."""
 
-from monojax.cli import main
+
+def main() -> None:
+  """The installed command `monojax`."""
+  _begin(None)
+
+
+def script(name: str) -> None:
+  """The script `experiments/NAME.py`: the command of that name."""
+  _begin(name)
+
+
+def _begin(name: str | None) -> None:
+  try:
+    from monojax import cli
+    if name is None:
+      cli.main()
+    else:
+      cli.run_command(name)
+  except KeyboardInterrupt:
+    from monojax import ending
+    ending.interrupted()
+
 
 if __name__ == "__main__":
   main()

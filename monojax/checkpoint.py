@@ -6,21 +6,22 @@ made with and the version of its format, so that a model can be rebuilt from its
 files their checksums, which are written last and compared whenever it is read.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-import shutil
+import re
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from monojax import files
+from monojax import files, places
 from monojax.config import InputError
 
 if TYPE_CHECKING:
@@ -58,20 +59,21 @@ class Checkpoints:
     Raises:
       InputError: there are checkpoints, but all of them are damaged.
     """
-    self._directory, self._config = pathlib.Path(directory).absolute(), _plain(config)
-    self._writing: _Writing | None = None
+    self._directory, self._config = _absolute(directory), _plain(config)
+    self._pending: _Pending | None = None
     _by_first(lambda: _set_damaged_aside(self._directory), "checkpoints are verified")
-    with _readable(self._directory):
+    with _readable(self._directory), _writing(self._directory):
       self._checkpointer = ocp.training.Checkpointer(
           self._directory, preservation_policy=ocp.training.preservation_policies.LatestN(2))
 
   def save(self, step: int, state: "TrainState") -> None:
     """Starts to write the state reached after `step` steps; it counts only when whole."""
     self._wait()
-    response = self._checkpointer.save_checkpointables_async(
-        step, {"params": state.params, "rest": _rest(state)}, force=True,
-        custom_metadata={"config": self._config, "version": VERSION})
-    self._writing = _Writing(response, self._directory / str(step))
+    with _writing(self._directory):
+      response = self._checkpointer.save_checkpointables_async(
+          step, {"params": state.params, "rest": _rest(state)}, force=True,
+          custom_metadata={"config": self._config, "version": VERSION})
+    self._pending = _Pending(response, self._directory / str(step))
 
   def restore(self, state: "TrainState") -> Restored | None:
     """The newest checkpoint as `state`'s type, placed by `state`'s shardings, on any mesh; None where there is none.
@@ -93,19 +95,25 @@ class Checkpoints:
       return Restored(restored, step, _settings(self._directory / str(step))[1])
 
   def close(self) -> None:
-    """Waits for writes under way."""
+    """Waits for writes under way.
+
+    Raises:
+      OSError: they failed.
+    """
     try:
       self._wait()
     finally:
-      self._checkpointer.close()
+      with _writing(self._directory):
+        self._checkpointer.close()
 
   def _wait(self) -> None:
-    writing, self._writing = self._writing, None
-    if writing:
-      writing.wait()
+    pending, self._pending = self._pending, None
+    if pending:
+      with _writing(self._directory):
+        pending.wait()
 
 
-class _Writing:
+class _Pending:
   """Waits in the background until orbax has written a checkpoint, and writes the checksums of its files."""
 
   def __init__(self, response: Any, place: pathlib.Path) -> None:
@@ -139,13 +147,13 @@ def save_params(directory: Path, params: Any, config: Mapping[str, Any]) -> None
     params: nested dict of arrays on the host.
     config: the settings that they were made with.
   """
-  directory, config = pathlib.Path(directory).absolute(), _plain(config)
+  directory, config = _absolute(directory), _plain(config)
   params = jax.tree.map(np.asarray, params)
   if _holds(directory, params, config):
     return
   aside = directory.with_name(directory.name + files.PARTIAL)
-  _by_first(lambda: shutil.rmtree(aside, ignore_errors=True), "leftovers are removed")
-  with ocp.training.Checkpointer(aside) as writer:
+  _by_first(lambda: files.remove(aside), "leftovers are removed")
+  with _writing(directory), ocp.training.Checkpointer(aside) as writer:
     writer.save_checkpointables(0, {"params": params}, custom_metadata={"config": config, "version": VERSION})
 
   def finish() -> None:
@@ -166,7 +174,7 @@ def load_params(directory: Path) -> tuple[Any, dict[str, Any], int]:
   Raises:
     InputError: there is no checkpoint, or the newest one is damaged.
   """
-  directory = pathlib.Path(directory).absolute()
+  directory = _absolute(directory)
   if not directory.is_dir():
     raise InputError(f"{directory}: no checkpoints here; run the stage that trains them first")
   steps = _steps(directory)
@@ -189,7 +197,7 @@ def saved_config(directory: Path) -> tuple[dict[str, Any], int] | None:
   Raises:
     InputError: there are checkpoints, but all of them are damaged.
   """
-  directory = pathlib.Path(directory).absolute()
+  directory = _absolute(directory)
   newest, _ = _newest_whole(directory)
   if newest is None:
     return None
@@ -241,7 +249,7 @@ def _set_damaged_aside(directory: pathlib.Path) -> None:
     print(f"warning: {directory / str(step)} is damaged ({fault}): training goes on from the checkpoint before it, "
           f"that of step {newest:,}", file=sys.stderr, flush=True)
     aside = directory / f"damaged-{step}"
-    shutil.rmtree(aside, ignore_errors=True)
+    files.remove(aside)
     os.rename(directory / str(step), aside)
 
 
@@ -258,7 +266,7 @@ class _readable:
     pass
 
   def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-    if isinstance(error, Exception) and not isinstance(error, InputError | MemoryError):
+    if isinstance(error, Exception) and not isinstance(error, InputError | MemoryError | OSError):
       raise files.damaged(self._path, error) from error
 
 
@@ -311,6 +319,36 @@ def _by_first(work: Callable[[], None], name: str) -> None:
   if jax.process_index() == 0:
     work()
   wait("done")
+
+
+@contextlib.contextmanager
+def _writing(directory: pathlib.Path) -> Iterator[None]:
+  """Has what the operating system refuses while a checkpoint is written be one `OSError` that names the file.
+
+  orbax and tensorstore raise it as one of several exceptions, some of which have the number of the system's error in
+  their text only.
+  """
+  try:
+    yield
+  except Exception as error:
+    found: BaseException | None = error
+    while found is not None:
+      if isinstance(found, OSError) and found.errno:
+        raise OSError(found.errno, os.strerror(found.errno), found.filename or os.fspath(directory)) from error
+      if code := re.search(r"os_error_code='(\d+)'", str(found)):
+        path = re.search(r'"(/[^"]*)"', str(found))
+        raise OSError(int(code[1]), os.strerror(int(code[1])), path[1] if path else os.fspath(directory)) from error
+      found = found.__cause__ or found.__context__
+    raise
+
+
+def _absolute(directory: Path) -> pathlib.Path:
+  """The absolute path of a folder of checkpoints.
+
+  Raises:
+    InputError: checkpoints cannot be kept under that path.
+  """
+  return places.folder(directory, "folder", checkpoints=True).absolute()
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ which is a row in `monojax/commands.py`.
 """
 
 import dataclasses
+import logging as python_logging
 import os
 import sys
 import traceback
@@ -14,6 +15,7 @@ from absl import app, flags, logging
 
 import monojax
 from monojax import config as configs
+from monojax import ending
 from monojax.config import InputError
 from monojax.host_memory import keep_freed_memory
 
@@ -196,8 +198,8 @@ def print_figures(figures: dict) -> None:
 def run(main: typing.Callable[[], None], keep_memory: typing.Callable[[], bool] = lambda: True) -> None:
   """Runs `main()` after parsing flags, which the caller has defined.
 
-  Exits with 0; with 2 and one line on standard error for something wrong that the user gave (`InputError`); with 1 for
-  a run that went wrong (`FloatingPointError`, a full disk); and with 130 when interrupted.
+  Exits with 0; with 2 and one line on standard error for something wrong that the user gave (`InputError`); with 1 and
+  one line for a run or a machine that went wrong (`FloatingPointError`, a full disk); and with 130 when interrupted.
 
   Args:
     main: what to do.
@@ -206,27 +208,39 @@ def run(main: typing.Callable[[], None], keep_memory: typing.Callable[[], bool] 
   def guarded(arguments):
     if len(arguments) > 1:
       raise InputError(f"unexpected argument {arguments[1]!r}: options are --name=value, see --help")
-    logging.set_verbosity(logging.WARNING)
+    # What fails in a thread of a library is logged there and raised here: it is said once.
+    logging.set_verbosity(logging.FATAL)
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
     if keep_memory():
       keep_freed_memory()
     _join_job()
     main()
 
+  ending.watch()
   try:
     app.run(guarded, argv=sys.argv, flags_parser=_parse)
-  except InputError as error:
-    _exit(2, error)
-  except BrokenPipeError:  # what reads the output, such as head, has seen enough
-    sys.exit(0)
-  except (FloatingPointError, OSError) as error:
-    _exit(1, error)
   except KeyboardInterrupt:
-    _exit(130, "interrupted; the same command goes on from the last checkpoint")
-  except Exception:
-    traceback.print_exc()
-    from monojax import distributed
-    distributed.leave(1)
-    raise SystemExit(1) from None
+    ending.interrupted()
+  except Exception as error:
+    _fail(error)
+
+
+def _fail(error: Exception) -> typing.NoReturn:
+  """Says what went wrong, and ends with the exit status for it."""
+  if ending.from_interrupt(error):
+    ending.interrupted()
+  if isinstance(error, InputError):
+    _exit(2, error)
+  if isinstance(error, BrokenPipeError):  # what reads the output, such as head, has seen enough
+    sys.exit(0)
+  if isinstance(error, FloatingPointError):
+    _exit(1, error)
+  if isinstance(error, OSError):
+    _exit(1, ending.described(error))
+  traceback.print_exception(error)
+  from monojax import distributed
+  distributed.leave(1)
+  sys.exit(1)
 
 
 def _join_job() -> None:
@@ -248,7 +262,7 @@ def _parse(arguments: list[str]) -> list[str]:
 
 
 def _exit(code: int, message: typing.Any) -> typing.NoReturn:
-  print(f"error: {message}", file=sys.stderr, flush=True)
+  print(f"error: {' '.join(str(message).splitlines())}", file=sys.stderr, flush=True)
   from monojax import distributed
   distributed.leave(code)
   sys.exit(code)

@@ -13,15 +13,19 @@ from monojax.config import require
 def _one_stage(name: str):
   """What a command does that is one stage of a run: the stage, and its figures printed."""
   def main() -> None:
+    from monojax.pipeline.checks import look_ahead
     from monojax.pipeline.stages import IN_ORDER
     run, config = cli.run_and_config()
+    look_ahead(run, config, (name,))
     cli.print_figures(IN_ORDER[name](run, config)["figures"])
   return main
 
 
 def _whole_run() -> None:
+  from monojax.pipeline.checks import look_ahead
   from monojax.pipeline.stages import IN_ORDER
   run, config = cli.run_and_config()
+  look_ahead(run, config, IN_ORDER)
   for stage in IN_ORDER.values():
     stage(run, config)
   print()
@@ -49,6 +53,7 @@ def _own(holder) -> None:
 
 
 def _train_sae() -> None:
+  from monojax.pipeline.checks import look_ahead
   from monojax.pipeline.folder import OWN_DICTIONARY
   from monojax.pipeline.settings import stage_of_name
   from monojax.pipeline.stages import harvest, train_sae, write_comparison
@@ -61,6 +66,7 @@ def _train_sae() -> None:
             f"{run.directory} has no activations: harvest them first (`monojax harvest`), or say where activations of "
             "your own are")
     config = adopted(config, flags.FLAGS["activations.site"].value or "")
+  look_ahead(run, config, (stage,))
   if config.activations.source == "given":
     harvest(run, config)
   cli.print_figures(train_sae(run, config, stage, flags.FLAGS.extend)["figures"])
@@ -70,7 +76,10 @@ def _train_sae() -> None:
 
 def _sweep() -> None:
   from monojax.pipeline import stages
+  from monojax.pipeline.checks import look_ahead
+  from monojax.pipeline.folder import SWEEPS
   run, config = cli.run_and_config()
+  look_ahead(run, config, (f"{SWEEPS}/{config.sweep.name}",))
   stages.sweep(run, config)
   stages.write_comparison(run)
   print((run.directory / "sweeps" / "all.csv").read_text(), end="")

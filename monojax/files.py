@@ -37,6 +37,25 @@ def sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+  """Has an `OSError` of the `with` block that names no file, as those of full disks do, name the one being written."""
+  try:
+    yield
+  except OSError as error:
+    if error.filename is not None or error.errno is None:
+      raise
+    raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def remove(path: Path) -> None:
+  """Deletes a file, a folder with all it holds, or a link but not what it leads to; does nothing if there is none."""
+  if os.path.isdir(path) and not os.path.islink(path):
+    shutil.rmtree(path)
+  else:
+    pathlib.Path(path).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def replacing(path: Path, by_each: bool = False) -> Iterator[BinaryIO]:
   """Opens a binary file for writing, which gets its name when the `with` block ends without an error.
 
@@ -55,7 +74,7 @@ def replacing(path: Path, by_each: bool = False) -> Iterator[BinaryIO]:
   # Another process may write the same name at the same time, and nothing that has the name already is followed.
   aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
   try:
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+    with naming(path), open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
       yield file
       file.flush()
       os.fsync(file.fileno())
@@ -64,7 +83,8 @@ def replacing(path: Path, by_each: bool = False) -> Iterator[BinaryIO]:
     with contextlib.suppress(OSError):
       aside.unlink()
     raise
-  sync_directory(path.parent)
+  with naming(path):
+    sync_directory(path.parent)
 
 
 def put_in_place(aside: pathlib.Path, directory: pathlib.Path) -> None:
@@ -77,7 +97,7 @@ def put_in_place(aside: pathlib.Path, directory: pathlib.Path) -> None:
     directory: the name that it gets.
   """
   old = directory.with_name(directory.name + ".old")
-  shutil.rmtree(old, ignore_errors=True)
+  remove(old)
   if directory.exists():
     os.rename(directory, old)
   os.rename(aside, directory)
@@ -91,10 +111,29 @@ def damaged(path: Any, why: Any) -> InputError:
                     "run what wrote it again")
 
 
+def write_unless_same(path: Path, content: bytes) -> bool:
+  """Writes a file unless it holds just that; see `replacing`. What is finished may be on a disk that is read only.
+
+  Returns:
+    Whether it was written.
+  """
+  with contextlib.suppress(OSError):
+    if pathlib.Path(path).read_bytes() == content:
+      return False
+  with replacing(path) as file:
+    file.write(content)
+  return True
+
+
 def write_json(path: Path, value: Any) -> None:
   """Writes a value as a JSON file; see `replacing`."""
   with replacing(path) as file:
-    file.write(json.dumps(value, indent=1, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+    file.write(json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+  """A value as the content of a JSON file; what UTF-8 cannot encode, such as half a character, is escaped."""
+  return json.dumps(value, indent=1, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 def read_json(path: Path) -> Any:

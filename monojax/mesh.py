@@ -37,7 +37,7 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | 
     devices: the devices to use; by default those of all processes of the job.
 
   Raises:
-    InputError: the mesh needs more devices than there are.
+    InputError: the mesh needs more devices than there are, or has none of some process of the job.
   """
   config = config or MeshConfig()
   devices = devices or jax.devices()
@@ -46,8 +46,16 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | 
   require(data * config.model <= n_devices, "mesh", (data, config.model),
           f"needs {data * config.model} devices, this process sees {n_devices}")
   # The axes are `Auto` because layers of linen cannot be traced under `Explicit` ones.
-  return jax.make_mesh((data, config.model), ("data", "model"), axis_types=(AxisType.Auto,) * 2,
-                       devices=devices[:data * config.model])
+  used = devices[:data * config.model]
+  idle = {device.process_index for device in devices} - {device.process_index for device in used}
+  require(not idle, "mesh", (data, config.model), f"leaves the processes {sorted(idle)} of the job without a device")
+  return jax.make_mesh((data, config.model), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=used)
+
+
+def local_mesh(mesh: Mesh) -> Mesh:
+  """The devices of a mesh that are this process's, all of them along "data", for work that processes do not share."""
+  own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+  return make_mesh(MeshConfig(data=len(own)), own)
 
 
 def shardings(tree: Tree, mesh: Mesh, rules: Mapping[str, PartitionSpec]) -> Tree:
@@ -85,16 +93,18 @@ def born_sharded(init: Callable[[], Tree], mesh: Mesh, rules: Mapping[str, Parti
   return jax.jit(init, out_shardings=shardings(jax.eval_shape(init), mesh, rules))()
 
 
-def require_divides(mesh: Mesh, axis: str, n_batch: int) -> None:
+def require_divides(mesh: Mesh, axis: str, n_batch: int, field: str = "") -> None:
   """Raises `InputError` if a batch does not split evenly over the devices along an axis of the mesh.
 
   Args:
     mesh: the mesh.
     axis: "data" or "model".
     n_batch: the number of items of the batch.
+    field: the name of the setting that says so, for instance "sae.batch_rows".
   """
   require(n_batch % mesh.shape[axis] == 0, f"mesh.{axis}", mesh.shape[axis],
-          f"a batch of {n_batch} does not divide over so many devices: change one of the two")
+          f"{f'{field}={n_batch}' if field else f'a batch of {n_batch}'} does not divide over so many devices: change "
+          "one of the two")
 
 
 def on_mesh(batch: np.ndarray | jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:

@@ -1,6 +1,7 @@
 """Where the metrics of training go: lines of JSON, and if asked for TensorBoard and Weights & Biases; progress bars."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -22,6 +23,13 @@ class MetricsConfig:
                                     "(needs: pip install 'monojax[tensorboard]')")
   wandb_project: str = option("", "the Weights & Biases project to log to, too; none by default "
                                   "(needs: pip install 'monojax[wandb]')")
+
+
+def require_packages(config: MetricsConfig) -> None:
+  """Raises `InputError` if a package that the settings need is not installed."""
+  for field, package, extra in (("tensorboard", "tensorboardX", "tensorboard"), ("wandb_project", "wandb", "wandb")):
+    if getattr(config, field) and importlib.util.find_spec(package) is None:
+      raise InputError(f"--metrics.{field} needs a package that is not installed: pip install 'monojax[{extra}]'")
 
 
 def progress(total: int | None, unit: str, description: str, initial: int = 0, scale: bool = False) -> Any:
@@ -80,6 +88,7 @@ class MetricsLog:
     Raises:
       InputError: a package that the settings need is not installed.
     """
+    require_packages(config)
     self.path = pathlib.Path(path)
     self._tensorboard: Any = None
     self._wandb: Any = None
@@ -99,19 +108,13 @@ class MetricsLog:
       file.write("".join(kept).encode())
     self._file = open(self.path, "a")
     if config.tensorboard:
-      try:
-        import tensorboardX
-      except ImportError as error:
-        raise InputError("--metrics.tensorboard needs: pip install 'monojax[tensorboard]'") from error
+      import tensorboardX
       self._tensorboard = tensorboardX.SummaryWriter(str(self.path.parent / "tensorboard"),
                                                      purge_step=first_step)
       if settings:
         self._tensorboard.add_text("config", f"```\n{json.dumps(settings, indent=1)}\n```", first_step - 1)
     if config.wandb_project:
-      try:
-        import wandb
-      except ImportError as error:
-        raise InputError("--metrics.wandb_project needs: pip install 'monojax[wandb]'") from error
+      import wandb
       id_path = self.path.parent / "wandb_id.json"  # a resumed stage finds its id here and goes on under it
       if first_step <= 1 or not id_path.exists():
         files.write_json(id_path, uuid.uuid4().hex[:12])
@@ -121,8 +124,9 @@ class MetricsLog:
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Logs metrics, {name: value}, under the number of a step."""
-    self._file.write(json.dumps({"step": step, **values}) + "\n")
-    self._file.flush()
+    with files.naming(self.path):
+      self._file.write(json.dumps({"step": step, **values}) + "\n")
+      self._file.flush()
     if self._tensorboard:
       for name, value in values.items():
         self._tensorboard.add_scalar(name, value, step)
@@ -131,7 +135,8 @@ class MetricsLog:
 
   def close(self) -> None:
     """Writes what is still buffered, and closes the file and the other places."""
-    self._file.close()
+    with files.naming(self.path):
+      self._file.close()
     if self._tensorboard:
       self._tensorboard.close()
     if self._wandb:

@@ -35,7 +35,7 @@ def test_the_wheel_holds_what_the_package_needs_and_nothing_else(wheel):
   in_checkout |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "monojax").rglob("*.py")}
   assert in_checkout | {"monojax/py.typed"} <= names
   assert all(name.split("/")[0] in ("monojax", wheel.name.rsplit("-", 3)[0] + ".dist-info") for name in names), names
-  assert "monojax = monojax.cli:main" in commands
+  assert "monojax = monojax.__main__:main" in commands
   for field in ("Author: The monojax authors", "Project-URL: Documentation", "Keywords: sparse auto", "Classifier: "):
     assert field in metadata, field
 

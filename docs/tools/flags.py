@@ -88,4 +88,4 @@ def script_flags(script):
 
 def scripts():
   """The scripts of experiments/ that have flags."""
-  return [path for path in sorted(EXPERIMENTS.glob("*.py")) if "cli.run" in path.read_text()]
+  return [path for path in sorted(EXPERIMENTS.glob("*.py")) if "__main__" in path.read_text()]

@@ -69,7 +69,7 @@ def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
 
 def open_source(origin: Origin, sites: tuple[str, ...], order: Order, mesh: jax.sharding.Mesh) -> Source:
   """The rows in shuffled batches; the shuffling window is rounded to whole chunks."""
-  meshes.require_divides(mesh, "data", order.batch_rows)
+  meshes.require_divides(mesh, "data", order.batch_rows, "sae.batch_rows")
   rows = open_given(origin, sites)
   if isinstance(rows, Source):
     n_rows = len(rows.batch(0))

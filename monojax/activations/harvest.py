@@ -29,7 +29,7 @@ from monojax.text.tokens import Tokens
 
 def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
   """Fills the run's store, or goes on filling it; see `monojax.activations.origin`."""
-  mesh = meshes.make_mesh(devices=jax.local_devices())  # each process makes shards of its own
+  mesh = mesh_of(origin.config, mesh)
   subject = origin.subject().placed(jax.sharding.NamedSharding(mesh, P()))
   with owned(origin.place):  # which need not be in the run's folder
     harvest(origin.config, subject, origin.tokens(), origin.place, origin.store_identity, mesh)
@@ -40,10 +40,23 @@ def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
   return Prepared(figures, {site: statistics[f"{site}/mean_M"] for site in origin.config.sites})
 
 
+def mesh_of(config: HarvestConfig, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+  """This process's devices of a run's mesh, over which it splits contexts: each process makes shards of its own.
+
+  Raises:
+    InputError: a batch of contexts does not divide over them.
+  """
+  own = meshes.local_mesh(mesh)
+  require(config.batch_contexts % own.size == 0, "activations.batch_contexts", config.batch_contexts,
+          f"must be a multiple of the {own.size} devices of this process in a mesh with "
+          f"--mesh.data={mesh.shape['data']} and --mesh.model={mesh.shape['model']}: change one of the three")
+  return own
+
+
 def open_source(origin: Origin, sites: tuple[str, ...], order: Order, mesh: jax.sharding.Mesh) -> Source:
   """The store's rows in shuffled batches; see `monojax.activations.origin`."""
   store = ActivationStore.open(origin.place, origin.store_identity, sites)
-  meshes.require_divides(mesh, "data", order.batch_rows)
+  meshes.require_divides(mesh, "data", order.batch_rows, "sae.batch_rows")
   return ShuffledRows(store, order.batch_rows, order.buffer_rows, order.seed, meshes.local_rows(mesh, order.batch_rows))
 
 
@@ -78,23 +91,22 @@ def harvest(config: HarvestConfig, subject: LoadedSubject, tokens: Tokens, place
   writer = ShardWriter(place, layout, identity, process, n_processes)
   if process == 0:
     distributed.wait("the store is begun")
-  bar = metrics.progress(n_rows // n_processes, "rows", "harvest", scale=True,
-                         initial=max(0, n_rows // n_processes - len(writer.todo) * layout.shard_rows))
-  for shard in writer.todo:
-    first, last = layout.shard_span(shard)
-    rows = {site: np.empty((last - first, width), layout.given_dtype) for site, width in widths.items()}
-    position_R = np.empty(last - first, np.int64)
-    slot_R = np.random.default_rng([config.seed, shard]).permutation(last - first)
-    pieces = _shard_pieces(visits, config.batch_contexts, forward, subject.params, tokens, first, last)
-    for at, acts_JM, position_J in pieces:
-      slots, column = slot_R[at:at + len(position_J)], 0
-      position_R[slots] = position_J
-      for site, width in widths.items():
-        rows[site][slots] = acts_JM[:, column:column + width]
-        column += width
-      bar.update(len(position_J))
-    writer.write_shard(shard, rows, places_of(tokens, position_R))
-  bar.close()
+  with metrics.progress(n_rows // n_processes, "rows", "harvest", scale=True,
+                        initial=max(0, n_rows // n_processes - len(writer.todo) * layout.shard_rows)) as bar:
+    for shard in writer.todo:
+      first, last = layout.shard_span(shard)
+      rows = {site: np.empty((last - first, width), layout.given_dtype) for site, width in widths.items()}
+      position_R = np.empty(last - first, np.int64)
+      slot_R = np.random.default_rng([config.seed, shard]).permutation(last - first)
+      pieces = _shard_pieces(visits, config.batch_contexts, forward, subject.params, tokens, first, last)
+      for at, acts_JM, position_J in pieces:
+        slots, column = slot_R[at:at + len(position_J)], 0
+        position_R[slots] = position_J
+        for site, width in widths.items():
+          rows[site][slots] = acts_JM[:, column:column + width]
+          column += width
+        bar.update(len(position_J))
+      writer.write_shard(shard, rows, places_of(tokens, position_R))
   writer.flush()
   distributed.wait("all shards are written")
   meta = writer.finish({"n_context": visits.width, "tokens_per_context": visits.per_context,

@@ -106,6 +106,7 @@ class StoreWriter:
   def _begin(self):
     """Writes header.json, or finds how far the store is that is there."""
     header = {**header_of(self._layout, self._identity), "n_rows": None}
+    self._folder.reach(to_write=True)
     if self._folder.read("meta.json") is None:
       self._own()
     found = read_description(self._folder, "header.json")

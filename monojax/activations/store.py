@@ -90,6 +90,7 @@ def faults(place: str | os.PathLike) -> Iterator[tuple[int, str | None]]:
     InputError: there is no store.
   """
   folder = Folder(place)
+  folder.reach()
   header = read_description(folder, "header.json")
   if header is None:
     raise _no_store(folder)
@@ -200,6 +201,7 @@ class ActivationStore:
         shard is missing or has the wrong size.
     """
     folder = Folder(place)
+    folder.reach()
     meta, header = read_description(folder, "meta.json"), read_description(folder, "header.json")
     found = meta or header
     if found is None:

@@ -83,7 +83,7 @@ class Stream:
     """
     n_devices, batch_rows, buffer_rows = mesh.shape["data"], order.batch_rows, order.buffer_rows
     model = subject.model
-    meshes.require_divides(mesh, "data", batch_rows)
+    meshes.require_divides(mesh, "data", batch_rows, "sae.batch_rows")
     self._visits = Visits.of(config, tokens, subject.n_context)
     dealt = LANES % n_devices == 0 and batch_rows % LANES == 0 and self._visits.n >= LANES
     n_lanes = LANES if dealt else n_devices

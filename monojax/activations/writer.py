@@ -78,7 +78,8 @@ class ShardSink:
       sample_rows: the first rows that are kept beside the shard's sums.
 
     Raises:
-      InputError: an earlier shard could not be written, or holds a number that is not finite.
+      OSError: an earlier shard could not be written.
+      InputError: an earlier shard holds a number that is not finite.
     """
     self.settle(WRITES_IN_FLIGHT - 1)
     self._pending.append(self._executor.submit(self._write, index, rows, places_RP, sample_rows))
@@ -87,7 +88,7 @@ class ShardSink:
     """Waits until at most so many writes are under way; returns how many still are, later ones perhaps done.
 
     Raises:
-      InputError: as `put`.
+      OSError, InputError: as `put`.
     """
     while self._pending and (len(self._pending) > most_left or self._pending[0].done()):
       self._pending[0].result()
@@ -117,8 +118,8 @@ class ShardSink:
     try:
       self._write_arrays(index, parts)
     except (ValueError, OSError) as error:
-      raise InputError(f"cannot write shard {index} of {self._folder}: {error}; once that is "
-                       f"mended run the same again, it continues there") from error
+      raise OSError(f"cannot write shard {index} of {self._folder}: {error}; once that is mended run the same again, "
+                    "it continues there") from error
     self._folder.write_npz(sums_name(index), kept, by_each=True)
 
   def _write_arrays(self, index, parts):
@@ -184,6 +185,7 @@ class ShardWriter:
     """
     self.layout = layout
     self._folder = Folder(place)
+    self._folder.reach(to_write=True)
     self._header = header_of(layout, identity)
     found = read_description(self._folder, "header.json")
     if found is None:
@@ -208,7 +210,8 @@ class ShardWriter:
 
     Raises:
       ValueError: not the next shard, or arrays of another shape or dtype.
-      InputError: an earlier shard could not be written, or holds a number that is not finite.
+      OSError: an earlier shard could not be written.
+      InputError: an earlier shard holds a number that is not finite.
     """
     start, stop = self.layout.shard_span(index)
     if index not in self.todo[self._next:self._next + 1]:
@@ -226,7 +229,7 @@ class ShardWriter:
     """Waits until this writer's shards are durable.
 
     Raises:
-      InputError: as `write_shard`.
+      OSError, InputError: as `write_shard`.
     """
     self._sink.settle(0)
 
@@ -241,7 +244,7 @@ class ShardWriter:
 
     Raises:
       ValueError: some shards have not been given to `write_shard`.
-      InputError: as `write_shard`, or what was written is gone.
+      OSError, InputError: as `write_shard`, or what was written is gone.
     """
     if self._next != len(self.todo):
       raise ValueError(f"{self._next} of {len(self.todo)} missing shards were written: not finished")

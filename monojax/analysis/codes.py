@@ -52,7 +52,6 @@ def collect(encode: typing.Callable[[typing.Any], jax.Array | np.ndarray],
   rows: list[np.ndarray] = []
   features: list[np.ndarray] = []
   values: list[np.ndarray] = []
-  bar = metrics.progress(n_rows, "tokens", description, scale=True)
   start, n_features = 0, 0
 
   def keep(n_used, f_NF):
@@ -68,14 +67,14 @@ def collect(encode: typing.Callable[[typing.Any], jax.Array | np.ndarray],
     bar.update(n_used)
 
   pending = None  # one batch is computed while the entries of the one before are kept
-  for batch, n_used in batches:
-    coming = n_used, encode(batch)
+  with metrics.progress(n_rows, "tokens", description, scale=True) as bar:
+    for batch, n_used in batches:
+      coming = n_used, encode(batch)
+      if pending:
+        keep(*pending)
+      pending = coming
     if pending:
       keep(*pending)
-    pending = coming
-  if pending:
-    keep(*pending)
-  bar.close()
   feature_P, row_P, value_P = _joined(features), _joined(rows), _joined(values)
   start_F = np.concatenate([[0], np.cumsum(np.bincount(feature_P, minlength=n_features))]).astype(np.int64)
   if rank_N is None:

@@ -79,18 +79,17 @@ def fidelity(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, tokens: Token
   n_contexts = len(context_C)
   sums_of = _make_sums(subject.model, sae.model, sae.reads, sae.writes, baseline is None)
   total: dict = {}
-  bar = metrics.progress(n_contexts * width, "tokens", "fidelity", scale=True)
-  for first in range(0, n_contexts, batch_contexts):
-    index_B = context_C[first:first + batch_contexts]
-    weight_B = np.zeros(batch_contexts, np.float32)
-    weight_B[:len(index_B)] = 1.0
-    padded_B = np.pad(index_B, (0, batch_contexts - len(index_B)), mode="edge")
-    sums = sums_of(subject.params, sae.params, tokens.context(padded_B, width + 1), weight_B,
-                   jnp.asarray(mean_O, jnp.float32))
-    for name, value in jax.device_get(sums).items():
-      total[name] = total.get(name, 0.0) + np.asarray(value, np.float64)
-    bar.update(len(index_B) * width)
-  bar.close()
+  with metrics.progress(n_contexts * width, "tokens", "fidelity", scale=True) as bar:
+    for first in range(0, n_contexts, batch_contexts):
+      index_B = context_C[first:first + batch_contexts]
+      weight_B = np.zeros(batch_contexts, np.float32)
+      weight_B[:len(index_B)] = 1.0
+      padded_B = np.pad(index_B, (0, batch_contexts - len(index_B)), mode="edge")
+      sums = sums_of(subject.params, sae.params, tokens.context(padded_B, width + 1), weight_B,
+                     jnp.asarray(mean_O, jnp.float32))
+      for name, value in jax.device_get(sums).items():
+        total[name] = total.get(name, 0.0) + np.asarray(value, np.float64)
+      bar.update(len(index_B) * width)
   for name, value in (baseline or {}).items():
     total[name] = value * n_contexts * width
   return _scores(total, n_contexts * width)

@@ -16,7 +16,6 @@ import importlib.resources
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +56,7 @@ def build_browser(tables: FeatureTables, directory: str | os.PathLike, title: st
   assets = _assets(pages)
   _check_replaceable(directory)
   partial = directory.with_name(directory.name + ".partial")
-  shutil.rmtree(partial, ignore_errors=True)
+  files.remove(partial)
   for folder in (partial / "assets", partial / "data"):
     folder.mkdir(parents=True)
   _write_static(partial, config.title, assets)

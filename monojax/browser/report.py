@@ -82,13 +82,11 @@ def write_report(directory: str | os.PathLike, title: str, sections: Mapping[str
     parts.append(f'<h2 id="section-{number}">{html.escape(heading)}</h2>')
     parts += [_block(block, script is not None) for block in blocks]
   if script is not None:
-    with files.replacing(directory / "plotly.min.js") as file:
-      file.write(script.encode())
+    files.write_unless_same(directory / "plotly.min.js", script.encode())
     parts.append(f'<script src="plotly.min.js"></script>\n<script>{_DRAW}</script>')
   head = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
           f"<style>{_STYLE}</style></head><body>")
-  with files.replacing(directory / "index.html") as file:
-    file.write("\n".join([head, *parts, "</body></html>\n"]).encode())
+  files.write_unless_same(directory / "index.html", "\n".join([head, *parts, "</body></html>\n"]).encode())
   return directory / "index.html"
 
 

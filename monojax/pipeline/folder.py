@@ -16,7 +16,7 @@ import time
 import typing
 
 from monojax import config as configs
-from monojax import distributed, files
+from monojax import distributed, files, places
 from monojax.config import InputError, require
 
 # The stages of a run in order, and for each the stages whose results it reads.
@@ -60,8 +60,11 @@ class RunFolder:
     Args:
       directory: the folder, which need not exist.
       stages: {stage: the stages it reads}, in order; by default those of a run, `STAGES`. Studies have others.
+
+    Raises:
+      InputError: a run cannot be kept under that path.
     """
-    self.directory = pathlib.Path(directory)
+    self.directory = places.folder(directory, "--workdir", checkpoints=True)
     self.stages = STAGES if stages is None else stages
 
   def begun(self, name: str) -> dict | None:
@@ -228,19 +231,20 @@ class RunFolder:
     return summary
 
   def dictionaries(self) -> dict[str, DictionaryPlace]:
-    """{name: place} of every finished dictionary in the run's folder."""
+    """{name: place} of every finished dictionary in the run's folder; links that lead out of it are left out."""
     found = {}
     if self.stage(OWN_DICTIONARY):
       found[OWN_DICTIONARY] = DictionaryPlace(OWN_DICTIONARY, OWN_DICTIONARY, self.directory / "sae" / "dictionary", "")
+    within = lambda path: path.resolve().is_relative_to(self.directory.resolve())
     for path in sorted(self.directory.glob(f"{OTHERS}/*/dictionary")):
       name = f"{OTHERS}/{path.parent.name}"
-      if self.stage(name):
+      if within(path) and self.stage(name):
         found[name] = DictionaryPlace(name, name, path, f"{name}/")
     members = [*self.directory.glob(f"{SWEEPS}/*/dictionaries/*"), *self.directory.glob("frontier/dictionaries/*")]
     for path in sorted(members):
       name = path.relative_to(self.directory).as_posix()
       stage = name.partition("/dictionaries/")[0]
-      if path.is_dir() and self.stage(stage):
+      if path.is_dir() and within(path) and self.stage(stage):
         found[name] = DictionaryPlace(name, stage, path, f"{name}/")
     return found
 

@@ -9,7 +9,7 @@ import dataclasses
 import typing
 
 from monojax import config as configs
-from monojax import distributed, files
+from monojax import distributed, files, places
 from monojax.config import InputError, require
 from monojax.pipeline.config import RunConfig
 from monojax.pipeline.folder import OTHERS, OWN_DICTIONARY, SWEEPS, RunFolder
@@ -107,5 +107,4 @@ def stage_of_name(name: str, what: str) -> str:
   Raises:
     InputError: it is no name for a folder.
   """
-  require(name.strip(".") and "/" not in name, what, name, "must be the name of a folder, without a slash")
-  return f"{SWEEPS if what == '--sweep.name' else OTHERS}/{name}"
+  return f"{SWEEPS if what == '--sweep.name' else OTHERS}/{places.name(name, what)}"

@@ -89,7 +89,7 @@ def train_sweep(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, dire
   configs, directory = [config.resolved() for config in configs], pathlib.Path(directory)
   _require_fit_together(configs)
   first = configs[0]
-  meshes.require_divides(mesh, "data", first.batch_rows)
+  meshes.require_divides(mesh, "data", first.batch_rows, "sae.batch_rows")
   saved = {name_of(config): begin.settings_of(config, wiring, identities[name_of(config)]) for config in configs}
   goes_on = begin.require_same_sweep(directory, saved)
   groups = {name_of(members[0]): make_group(members, source, wiring, mesh) for members in groups_of(configs)}
@@ -171,7 +171,8 @@ def make_group(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, mesh:
     states = []
     for config, recipe in zip(configs, members, strict=True):
       state = init(jax.random.key(config.seed), sample_NW)
-      peaks = {name: jnp.asarray(value, jnp.float32) for name, value in recipe.peaks.items()}
+      peaks = {name: jax.device_put(np.float32(value), state.counters[name].sharding)
+               for name, value in recipe.peaks.items()}
       state = dataclasses.replace(state, counters={**state.counters, **peaks})
       if params is not None:
         state = dataclasses.replace(state, params=begin.placed_like(params, state.params))

@@ -72,7 +72,7 @@ def train_sae(config: SAEConfig, source: Rows, wiring: Wiring, directory: str | 
     InputError: the settings do not fit each other, the devices or what is in the folder.
     FloatingPointError: training diverged.
   """
-  meshes.require_divides(mesh, "data", config.batch_rows)
+  meshes.require_divides(mesh, "data", config.batch_rows, "sae.batch_rows")
   config, directory = config.resolved(recipe), pathlib.Path(directory)
   made = make_recipe(config, wiring, compute_dtype(config.compute_dtype), recipe)
   saved = begin.settings_of(config, wiring, identity)

@@ -88,7 +88,7 @@ def train_subject(config: SubjectConfig, tokens: Tokens, directory: str | os.Pat
   Returns:
     The trained subject, with its parameters on the host.
   """
-  meshes.require_divides(mesh, "data", config.batch_contexts)
+  meshes.require_divides(mesh, "data", config.batch_contexts, "subject.batch_contexts")
   model = build(config)
   assert isinstance(model, Transformer)  # the only family of subjects that is trained here
   init, step = make_step(model, make_optimizer(config), mesh)

@@ -62,13 +62,12 @@ def check_store(run: RunFolder, config: RunConfig, repair: bool) -> list[tuple[i
   settings = configs.from_dict(HarvestConfig, record["config"])
   require(settings.source == "store", "activations.source", settings.source, "keeps no store that could be checked")
   place, damaged = load.store_place(run, settings), []
-  bar = metrics.progress(record.get("figures", {}).get("activations/shards"), "shards", "check")
-  for shard, fault in faults(place):
-    if fault:
-      damaged.append((shard, fault))
-      bar.write(f"shard {shard}: {fault}")
-    bar.update()
-  bar.close()
+  with metrics.progress(record.get("figures", {}).get("activations/shards"), "shards", "check") as bar:
+    for shard, fault in faults(place):
+      if fault:
+        damaged.append((shard, fault))
+        bar.write(f"shard {shard}: {fault}")
+      bar.update()
   if repair and (damaged or not record["complete"]):
     if record["complete"]:
       run.reopen("activations")

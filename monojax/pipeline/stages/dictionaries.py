@@ -1,7 +1,9 @@
 """The stages that train dictionaries: the run's own, others beside it, grids of them, and the frontier."""
 
+import csv
 import dataclasses
 import functools
+import io
 import pathlib
 import typing
 
@@ -120,8 +122,9 @@ def write_comparison(run: RunFolder) -> list[dict]:
     if record := run.stage(f"{OTHERS}/{path.parent.name}"):
       seconds = _seconds(path.parent, configs.from_dict(SAEConfig, record["config"]))
       everything.append({"sweep": "", **_point(path.parent.name, record["figures"], seconds)})
-  _write_points(run.directory / SWEEPS / "all", everything)
-  if not draw_frontier(everything, run.directory / SWEEPS / "frontier.png"):
+  picture = run.directory / SWEEPS / "frontier.png"
+  changed = _write_points(run.directory / SWEEPS / "all", everything)
+  if (changed or not picture.exists()) and not draw_frontier(everything, picture):
     print("sweeps/frontier.png and curves.png are not drawn: they need matplotlib, pip install 'monojax[report]'")
   return everything
 
@@ -218,11 +221,19 @@ def _point(name, figures, seconds) -> dict:
   return {"name": name, **{column: figures.get(f"sae/{column}") for column in _COLUMNS}, "train_seconds": seconds}
 
 
-def _write_points(path, points):
-  """Writes a table of dictionaries as `path`.json and `path`.csv, sparser ones first."""
-  points = sorted(points, key=lambda point: (point["recipe"], point["l0"]))
-  shown = lambda value: "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-  lines = [",".join(points[0])] + [",".join(shown(value) for value in point.values()) for point in points]
-  with files.replacing(path.with_suffix(".csv")) as file:
-    file.write(("\n".join(lines) + "\n").encode())
-  files.write_json(path.with_suffix(".json"), points)
+def _write_points(path, points) -> bool:
+  """Writes a table of dictionaries as `path`.json and `path`.csv, sparser ones first: whether they have changed."""
+  points, text = sorted(points, key=lambda point: (point["recipe"], point["l0"])), io.StringIO()
+  csv.writer(text, lineterminator="\n").writerows([points[0], *([_cell(value) for value in point.values()]
+                                                               for point in points)])
+  named = lambda suffix: path.with_name(path.name + suffix)
+  changed = [files.write_unless_same(named(".csv"), text.getvalue().encode()),
+             files.write_unless_same(named(".json"), files.json_bytes(points))]
+  return any(changed)
+
+
+def _cell(value) -> str:
+  """A value as it stands in a table; one that a spreadsheet would take for a formula has an apostrophe in front."""
+  if isinstance(value, str):
+    return f"'{value}" if value[:1] in tuple("=+-@\t\r") else value
+  return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -323,11 +323,11 @@ def write_trace(run: RunFolder) -> list[pathlib.Path]:
     for feature, activation, effect, told in row["features"]:
       line += [feature, round(activation, 4), round(effect, 4), told]
     lines.append(line)
-  paths = [run.directory / "report" / "trace.csv"]
+  paths, book_path = [run.directory / "report" / "trace.csv"], run.directory / "report" / "trace.xlsx"
   text = io.StringIO()
   csv.writer(text).writerows([columns, *lines])
-  with files.replacing(paths[0]) as file:
-    file.write(text.getvalue().encode())
+  if not files.write_unless_same(paths[0], text.getvalue().encode()) and book_path.exists():
+    return [*paths, book_path]
   try:
     from openpyxl import Workbook
   except ImportError:
@@ -337,10 +337,9 @@ def write_trace(run: RunFolder) -> list[pathlib.Path]:
   sheet.freeze_panes = "A2"
   for line in [columns, *lines]:
     sheet.append(line)
-  paths.append(run.directory / "report" / "trace.xlsx")
-  with files.replacing(paths[1]) as file:
+  with files.replacing(book_path) as file:
     book.save(file)
-  return paths
+  return [*paths, book_path]
 
 
 def probe(run: RunFolder, config: IndexStudyConfig, text: str) -> list[str]:

@@ -207,17 +207,16 @@ def train_toys(config: ToyConfig, importance_IN: Any, probability_IN: Any, n_rec
   carry = params, tx.init(params)
   history: dict[str, list] = {"step": [], "loss_TI": []}
   pieces = np.array_split(np.arange(config.n_steps), max(n_calls, n_records))
-  bar = metrics.progress(config.n_steps, "steps", name)
-  for piece in pieces:
-    carry = run(carry, jnp.asarray(piece))
-    if n_records:
-      history["step"].append(piece[-1] + 1)
-      history["loss_TI"].append(np.asarray(final(carry[0])))
-      for leaf, value in carry[0].items():
-        history.setdefault(leaf, []).append(np.asarray(value))
-    jax.block_until_ready(carry)
-    bar.update(len(piece))
-  bar.close()
+  with metrics.progress(config.n_steps, "steps", name) as bar:
+    for piece in pieces:
+      carry = run(carry, jnp.asarray(piece))
+      if n_records:
+        history["step"].append(piece[-1] + 1)
+        history["loss_TI"].append(np.asarray(final(carry[0])))
+        for leaf, value in carry[0].items():
+          history.setdefault(leaf, []).append(np.asarray(value))
+      jax.block_until_ready(carry)
+      bar.update(len(piece))
   params = jax.tree.map(np.asarray, carry[0])
   kept = {leaf: np.stack(values) for leaf, values in history.items()} if n_records else {}
   return Trained(params, np.asarray(final(carry[0])), kept)
