@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import sys
@@ -120,14 +121,19 @@ class MetricsLog:
                                name="-".join(self.path.parent.parts[-2:]))
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Logs metrics, {name: value}, under the number of a step."""
-    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    """Logs metrics, {name: value}, under the number of a step.
+
+    A value that is not finite is undefined: it is null in the file, since JSON has no NaN, and left out elsewhere.
+    """
+    defined = {name: value for name, value in values.items() if math.isfinite(value)}
+    record = {"step": step, **{name: defined.get(name) for name in values}}
+    self._file.write(json.dumps(record, allow_nan=False) + "\n")
     self._file.flush()
     if self._tensorboard:
-      for name, value in values.items():
+      for name, value in defined.items():
         self._tensorboard.add_scalar(name, value, step)
     if self._wandb:
-      self._wandb.log(values, step=step)
+      self._wandb.log(defined, step=step)
 
   def close(self) -> None:
     """Writes what is still buffered, and closes the file and the other places."""

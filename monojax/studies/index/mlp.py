@@ -196,9 +196,9 @@ def train_mlp(config: MLPConfig, batches: Callable[[int, int], tuple[Any, Any]],
       mse = jnp.square(found_BO - y_BO).mean()
       pairs = zip(config.activity_penalties, activity, strict=False)  # there are no pairs where no penalties are given
       return mse + rise * sum(penalty * level for penalty, level in pairs), mse
-    (_, mse), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    (loss, mse), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, {}), {"mse": mse}
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, {}), {"loss": loss, "mse": mse}
 
   def step(state, batch):
     state, values = jax.lax.scan(one_step, state, batch)

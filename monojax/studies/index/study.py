@@ -33,6 +33,7 @@ from monojax.sae.sweep import name_of, train_sweep
 from monojax.sae.train import train_sae
 from monojax.studies.index import task as index_task
 from monojax.studies.index.mlp import MLP, MLPConfig, train_mlp
+from monojax.variance import joined, share_unexplained, spread
 
 SITE = "layer.1.mlp.hidden"  # the layer that the dictionary is of
 INPUTS: dict[str, tuple[str, ...]] = {  # the study's stages, and for each the stages whose results it reads
@@ -266,7 +267,7 @@ def spliced_scores(config: IndexStudyConfig, subject: Subject, features: Feature
     Measured on the first 32,768 of these rows,
 
     * "spliced_accuracy" and "spliced_mse": the accuracy and the mean squared error of predictions from reconstructions;
-    * "explained_variance": that of the reconstructions;
+    * "explained_variance": that of the reconstructions; None where all activations are equal;
     * "neurons_l0": how many neurons are not 0 on a row on average;
     * "ablated_accuracy": the accuracy of predictions from the layer's mean activation.
   """
@@ -276,10 +277,11 @@ def spliced_scores(config: IndexStudyConfig, subject: Subject, features: Feature
   judged_BI = rows_BI[:_SPLICED_ROWS]
   x_BM, answer_B = subject.activations(judged_BI), index_task.answers(judged_BI)
   y_BM, mean_1M = features.reconstruct(x_BM), x_BM.mean(0, keepdims=True)
+  unexplained = share_unexplained(np.square(x_BM - y_BM).sum(), joined(None, spread(x_BM)))
   found_B, mean_found_1 = subject.output(y_BM), subject.output(mean_1M)
   return {"spliced_accuracy": float((np.round(found_B) == answer_B).mean()),
           "spliced_mse": float(np.square(found_B - answer_B).mean()),
-          "explained_variance": float(1 - np.square(x_BM - y_BM).sum() / np.square(x_BM - mean_1M).sum()),
+          "explained_variance": None if unexplained is None else 1 - unexplained,
           "l0": float(counts_F.sum() / _COUNTED_ROWS), "neurons_l0": float((x_BM > 0).sum(1).mean()),
           "dead_fraction": float((counts_F == 0).mean()),
           "rare_fraction": float((counts_F < 1e-4 * _COUNTED_ROWS).mean()),
