@@ -13,7 +13,7 @@ from typing import Any
 import tqdm
 
 from monojax import distributed, files
-from monojax.config import InputError, option
+from monojax.config import InputError, option, require_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,9 @@ class MetricsConfig:
                                     "(needs: pip install 'monojax[tensorboard]')")
   wandb_project: str = option("", "the Weights & Biases project to log to, too; none by default "
                                   "(needs: pip install 'monojax[wandb]')")
+
+  def __post_init__(self) -> None:
+    require_rules(self, "metrics.")
 
 
 def progress(total: int | None, unit: str, description: str, initial: int = 0, scale: bool = False) -> Any:

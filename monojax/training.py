@@ -8,7 +8,7 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import flax
@@ -92,7 +92,7 @@ class Loop:
     n_steps: the number of optimiser steps in all.
     scan_steps: the number of optimiser steps in one compiled call.
     checkpoint_every_steps: a checkpoint is written at the multiples of this number and at the end.
-    intervene_steps: the steps after which `intervene` is called.
+    intervene_steps: the steps after which `intervene` is called, rising.
     unit: what the progress bar's rate counts, "tokens" or "rows".
     units_per_step: how many of these units one step uses.
     name: the progress bar's label.
@@ -105,7 +105,7 @@ class Loop:
   n_steps: int
   scan_steps: int
   checkpoint_every_steps: int
-  intervene_steps: tuple[int, ...]
+  intervene_steps: Sequence[int]
   unit: str
   units_per_step: int
   name: str
@@ -120,7 +120,7 @@ class Loop:
     """
     multiples = (self.scan_steps, self.checkpoint_every_steps)
     cuts = [(step // every + 1) * every for every in multiples]
-    cuts += [cut for cut in self.intervene_steps if cut > step]
+    cuts += [next((cut for cut in self.intervene_steps if cut > step), self.n_steps)]
     return min(*cuts, self.n_steps)
 
 

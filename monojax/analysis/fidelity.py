@@ -53,7 +53,8 @@ def fidelity(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, tokens: Token
   """Measures a dictionary spliced into its subject at every position of held-out contexts.
 
   Explained variance is 1 - E|x - x_hat|^2 / E|x - E x|^2 over all tokens, of the sites written (batches are joined in
-  float64, see `monojax.variance`); normalised MSE is one minus that. Both are `None` where all rows are equal. The L2 ratio |x_hat| / |x| is the mean over tokens where x is not 0.
+  float64, see `monojax.variance`); normalised MSE is one minus that. Both are `None` where all rows are equal. The L2
+  ratio |x_hat| / |x| is the mean over tokens where x is not 0.
   Cross-entropy recovered is (CE_ablated - CE_spliced) / (CE_ablated - CE_clean), with the site set to
   zero, or to its mean; several sites are replaced together.
 

@@ -94,8 +94,9 @@ class SAE:
 
     Returns:
       "n_rows"; "l0", features that fire on a row, on average; "explained_variance", 1 - E|y - y_hat|^2 / E|y - E y|^2,
-      which is None where all rows are equal; "mse", the mean of (y - y_hat)^2 over rows and columns; "dead_fraction", the features that fire on none of the
-      rows; "density_F", the fraction of the rows on which each feature fires. Sums are in float64.
+      which is None where all rows are equal; "mse", the mean of (y - y_hat)^2 over rows and columns; "dead_fraction",
+      the features that fire on none of the rows; "density_F", the fraction of the rows on which each feature fires.
+      Sums are in float64.
     """
     x_NM = as_numpy(x_NM, "x")
     require(y_NO is not None or self.model.wiring.autoencodes, "y", None,

@@ -138,9 +138,9 @@ def make_step(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool = 
       and `learning_rate`, the peaks of their schedules; `dense_until`, the step before which no sparse code is
       tried; and, where the recipe keeps one, `ema`, the weights' running mean.
     step: (state, x_SBW of any float dtype) -> (state, metrics averaged over the S batches). The
-      state is donated. Metrics: loss, mse (mean over elements), l1 and l0 (per row),
-      explained_variance (of the batch; NaN where its rows are all equal), fired_fraction (features that fired in the call), dead_fraction,
-      sparse_fraction (of the batches, those computed with a sparse code).
+      state is donated. Metrics: loss, mse (mean over elements), l1 and l0 (per row), explained_variance (of
+      the batch; NaN where its rows are all equal), fired_fraction (features that fired in the call),
+      dead_fraction, sparse_fraction (of the batches, those computed with a sparse code).
   """
   init, one_step = make_init(recipe, mesh), make_update(recipe, mesh, window_steps, sparse, n_parts)
 

@@ -90,6 +90,7 @@ def train_sweep(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, dire
   _require_fit_together(configs)
   first = configs[0]
   meshes.require_divides(mesh, "data", first.batch_rows)
+  begin.require_memory(configs, wiring, mesh)
   saved = {name_of(config): begin.settings_of(config, wiring, identities[name_of(config)]) for config in configs}
   goes_on = begin.require_same_sweep(directory, saved)
   groups = {name_of(members[0]): make_group(members, source, wiring, mesh) for members in groups_of(configs)}
