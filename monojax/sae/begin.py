@@ -115,9 +115,10 @@ def require_memory(members: Sequence[SAEConfig], wiring: Wiring, mesh: Mesh) -> 
   n_steps = min(largest.scan_steps, largest.checkpoint_every_steps, largest.n_steps)
   n_bytes += 2 * n_steps * largest.batch_rows * width
   n_bytes += 4 * largest.batch_rows // largest.accumulate * largest.n_features
-  meshes.require_memory(mesh, n_bytes, "sae.n_features", largest.n_features, f"with sae.batch_rows={largest.batch_rows}, "
-                        f"sae.accumulate={largest.accumulate} and sae.scan_steps={largest.scan_steps}; take fewer "
-                        "features, smaller or more parts of a batch, or fewer steps in a call")
+  meshes.require_memory(
+      mesh, n_bytes, "sae.n_features", largest.n_features, f"take fewer features, a smaller batch than sae.batch_rows="
+      f"{largest.batch_rows}, more parts of it than sae.accumulate={largest.accumulate} or fewer steps in a call than "
+      f"sae.scan_steps={largest.scan_steps}")
 
 
 def start_params(config: SAEConfig, recipe: MadeRecipe, state: TrainState, own: Recipe | None = None) -> Params:

@@ -110,10 +110,10 @@ def _require_memory(config: SubjectConfig, model: Transformer, mesh: jax.shardin
   """Raises `InputError` if weights, gradients, Adam's moments and the MLPs' activations cannot fit into memory."""
   params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
   activations = 2 * config.batch_contexts * config.n_context * config.model.n_layers * config.model.d_mlp
-  meshes.require_memory(mesh, 4 * meshes.bytes_of(params) + activations, "subject.model.d_model", config.model.d_model,
-                        f"with subject.model.d_mlp={config.model.d_mlp}, subject.model.n_layers="
-                        f"{config.model.n_layers} and {config.batch_contexts} contexts of {config.n_context} tokens in a "
-                        "step; make one of these smaller")
+  meshes.require_memory(
+      mesh, 4 * meshes.bytes_of(params) + activations, "subject.model.d_model", config.model.d_model, "make it, "
+      f"subject.model.d_mlp={config.model.d_mlp}, subject.model.n_layers={config.model.n_layers}, subject.n_context="
+      f"{config.n_context} or subject.batch_contexts={config.batch_contexts} smaller")
 
 
 def contexts_per_batch(subject: LoadedSubject) -> int:

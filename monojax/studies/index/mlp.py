@@ -178,8 +178,8 @@ def train_mlp(config: MLPConfig, batches: Callable[[int, int], tuple[Any, Any]],
   """
   n_weights = sum(n_in * n_out for n_in, n_out in zip(config.widths[:-1], config.widths[1:], strict=True))
   n_numbers = 4 * n_weights + config.batch_rows * sum(config.widths)  # with gradients and moments; activations
-  meshes.require_memory(mesh, 4 * n_numbers, "mlp.hidden", config.hidden, f"with mlp.batch_rows={config.batch_rows}; "
-                        "take fewer units or rows")
+  meshes.require_memory(mesh, 4 * n_numbers, "mlp.hidden", config.hidden, 
+                        f"take fewer units, or fewer rows in a step than mlp.batch_rows={config.batch_rows}")
   model = MLP(config)
   schedule = optax.cosine_onecycle_schedule(config.n_steps, config.learning_rate)
   tx = optax.adamw(schedule, weight_decay=config.weight_decay)
