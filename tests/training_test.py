@@ -98,7 +98,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path)
 
 
 def run_steps(directory, metrics_at, weight_at=lambda step: 0.0, batches=lambda a, b: jnp.zeros(b - a), **loop):
-  """Trains a made-up model, 2 of 12 steps a call, a checkpoint every 4; metrics and weight are functions of the step."""
+  """Trains a made-up model, 2 of 12 steps a call, a checkpoint every 4; metrics and weight depend on the step."""
   def step(state, _):
     with jax.transfer_guard("allow"):
       done = int(state.step) + 2
