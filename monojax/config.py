@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import struct
 import sys
 import types as types_
@@ -129,6 +130,7 @@ def _require_rule(field: dataclasses.Field, kind: type, item: typing.Any, name: 
     require(isinstance(item, kinds) and not isinstance(item, bool), name, value,
             "must be a whole number" if kind is int else "must be a number")
     if isinstance(item, float):
+      require(math.isfinite(item), name, value, "must be a finite number")
       require(item == 0 or _SMALLEST <= abs(item) <= _LARGEST, name, value,
               f"must be 0 or of a size from {_SMALLEST:.1e} to {_LARGEST:.1e}, the range of float32")
     else:
