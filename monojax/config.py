@@ -7,8 +7,11 @@ flag's own default is `None`, which stands for "not given": the defaults are in 
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
+import math
+import struct
 import sys
 import types as types_
 import typing
@@ -27,9 +30,49 @@ class InputError(ValueError):
   """
 
 
-def option(default: typing.Any, help: str, choices: Sequence[str] | None = None) -> typing.Any:
-  """A dataclass field for one setting: its default, a line of help, and the values it may take if they are few."""
-  return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+# The largest numbers of 32 bits, which counts of steps, rows and features must not exceed, and of 64 bits.
+INT32, INT64 = 2**31 - 1, 2**63 - 1
+# The smallest and the largest number above 0 that float32 holds with all its digits.
+_SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+  """Which numbers a setting may be: those that lie within all bounds that are not None."""
+  at_least: float | None = None
+  above: float | None = None
+  at_most: float | None = None
+  below: float | None = None
+
+  def hold(self, value: float) -> bool:
+    """Whether a number lies within the bounds, as float32 if it is no whole one: .99999999 is then 1."""
+    if isinstance(value, float):
+      value = struct.unpack("f", struct.pack("f", value))[0]
+    return ((self.at_least is None or value >= self.at_least) and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most) and (self.below is None or value < self.below))
+
+  def __str__(self) -> str:
+    """For instance "at least 0 and below 1"."""
+    shown = {INT32: "2**31 - 1", 2**32 - 1: "2**32 - 1"}
+    return " and ".join(f"{name.replace('_', ' ')} {shown.get(bound, bound)}"
+                        for name, bound in vars(self).items() if bound is not None)
+
+
+POSITIVE, NOT_NEGATIVE = Bounds(above=0), Bounds(at_least=0)
+COUNT, COUNT_OR_0 = Bounds(at_least=1, at_most=INT32), Bounds(at_least=0, at_most=INT32)
+FRACTION, POSITIVE_FRACTION = Bounds(at_least=0, at_most=1), Bounds(above=0, at_most=1)
+SEED = Bounds(at_least=0, at_most=2**32 - 1)  # jax takes no more of a seed than 32 bits: 2**32 would be 0 again
+DECAY, PROPER_FRACTION = Bounds(at_least=0, below=1), Bounds(above=0, below=1)
+
+
+def option(default: typing.Any, help: str, rule: Sequence[str] | Bounds | None = None) -> typing.Any:
+  """A dataclass field for one setting: its default, a line of help, and the rule that its values must follow.
+
+  The rule is the values that it may take, if they are few, or the bounds of a number, or of each number of a tuple. The
+  help text of the flag says it and `require_rules` checks it. Whole numbers must have at most 64 bits in any case, and
+  others must lie in the range of float32.
+  """
+  return dataclasses.field(default=default, metadata={"help": help, "rule": rule})
 
 
 def nested(config_class: Callable[[], Config]) -> Config:
@@ -56,22 +99,56 @@ def require_positive(config: typing.Any, prefix: str, *names: str) -> None:
     require(getattr(config, name) > 0, prefix + name, getattr(config, name), "must be positive")
 
 
-def require_not_negative(config: typing.Any, prefix: str, *names: str) -> None:
-  """Raises `InputError` for the first of the named fields that is below 0; a field may also be None."""
-  for name in names:
-    require((getattr(config, name) or 0) >= 0, prefix + name, getattr(config, name), "must not be negative")
+def require_rules(config: "DataclassInstance", prefix: str = "") -> None:
+  """Raises `InputError` for the first setting whose value breaks its rule or is of another type.
 
+  Call it in `__post_init__`, before settings are compared with each other. Scalars of NumPy become plain numbers, and
+  lists tuples, so that settings can be written as JSON and compared.
 
-def require_choices(config: "DataclassInstance", prefix: str) -> None:
-  """Raises `InputError` for the first field whose value is not one of its choices.
-
-  Settings that are given as flags are checked by absl already; this checks those that are given in Python.
+  Args:
+    config: the settings.
+    prefix: what precedes a field's name in its flag, for instance "sae.".
   """
-  for field in dataclasses.fields(config):
-    choices, value = field.metadata.get("choices"), getattr(config, field.name)
-    require(not choices or value in choices, prefix + field.name, value, f"choose one of {', '.join(choices or ())}")
+  for field, kind in _fields(type(config)):
+    value = _plain(getattr(config, field.name))
+    object.__setattr__(config, field.name, value)  # the class is frozen for its users
+    name, optional = prefix + field.name, field.default is None
+    if dataclasses.is_dataclass(kind):
+      require(isinstance(value, typing.cast(type, kind)), name, value, f"must be a {getattr(kind, '__name__', kind)}")
+    elif "help" in field.metadata and not (value is None and optional):
+      several = typing.get_origin(kind) is tuple
+      require(not several or isinstance(value, tuple), name, value, "must be a tuple")
+      for item in value if several else (value,):
+        _require_rule(field, typing.get_args(kind)[0] if several else kind, item, name, value)
 
 
+def _require_rule(field: dataclasses.Field, kind: type, item: typing.Any, name: str, value: typing.Any) -> None:
+  """Raises `InputError` unless a value of a setting, or an item of one that is a tuple, is right."""
+  rule = field.metadata["rule"]
+  if kind in (int, float):
+    kinds = int if kind is int else (int, float)
+    require(isinstance(item, kinds) and not isinstance(item, bool), name, value,
+            "must be a whole number" if kind is int else "must be a number")
+    if isinstance(item, float):
+      require(math.isfinite(item), name, value, "must be a finite number")
+      require(item == 0 or _SMALLEST <= abs(item) <= _LARGEST, name, value,
+              f"must be 0 or of a size from {_SMALLEST:.1e} to {_LARGEST:.1e}, the range of float32")
+    else:
+      require(abs(item) <= INT64, name, value, "must not have more than 64 bits")
+    require(rule is None or rule.hold(item), name, value, f"must be {rule}")
+  else:
+    require(isinstance(item, kind), name, value, f"must be {'True or False' if kind is bool else 'text'}")
+    require(not rule or item in rule, name, value, f"choose one of {', '.join(rule or ())}")
+
+
+def _plain(value: typing.Any) -> typing.Any:
+  """A value as plain Python has it: a scalar of NumPy as a number, a list as a tuple."""
+  if isinstance(value, list | tuple):
+    return tuple(map(_plain, value))
+  return value.item() if hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0 else value
+
+
+@functools.lru_cache(maxsize=64)
 def _fields(config_class: typing.Any) -> list[tuple[dataclasses.Field, typing.Any]]:
   """Each field of a configuration class with its type, which is T for an optional field of type `T | None`."""
   types = typing.get_type_hints(config_class)
@@ -100,13 +177,15 @@ def define_flags(config_class: typing.Any, prefix: str, flag_values: typing.Any,
     if dataclasses.is_dataclass(field_type):
       define_flags(field_type, name + ".", flag_values, getattr(values, field.name, None), source)
       continue
-    text = f"{field.metadata['help']} ({_default_text(field, values, source)})"
+    rule = field.metadata["rule"]
+    within = f" ({rule})" if isinstance(rule, Bounds) else ""
+    text = f"{field.metadata['help']}{within} ({_default_text(field, values, source)})"
     item = typing.get_args(field_type)[0] if typing.get_origin(field_type) is tuple else field_type
     define: Callable[..., typing.Any]
     if typing.get_origin(field_type) is tuple:
       define = _define_tuple(item)
-    elif field.metadata["choices"]:
-      define = lambda *a, **k: flags.DEFINE_enum(a[0], a[1], field.metadata["choices"], *a[2:], **k)
+    elif rule and not isinstance(rule, Bounds):
+      define = lambda *a, rule=rule, **k: flags.DEFINE_enum(a[0], a[1], rule, *a[2:], **k)
     else:
       of_type: dict[type, Callable[..., typing.Any]] = {
           int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_boolean, str: flags.DEFINE_string}

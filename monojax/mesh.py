@@ -5,6 +5,7 @@ subject's MLP.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from monojax.config import option, require
+from monojax import host_memory
+from monojax.config import COUNT, COUNT_OR_0, option, require, require_rules
 
 Tree = Any  # a pytree of arrays
 
@@ -20,13 +22,13 @@ Tree = Any  # a pytree of arrays
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
   """How many devices share each batch, and how many share the features."""
-  data: int = option(0, "number of devices that each batch is split over; 0 takes all devices, divided by --mesh.model")
+  data: int = option(0, "number of devices that each batch is split over; 0 takes all devices, divided by --mesh.model",
+                     COUNT_OR_0)
   model: int = option(1, "number of devices that the features of a dictionary, or the width of a subject's MLP, are "
-                         "split over")
+                         "split over", COUNT)
 
   def __post_init__(self) -> None:
-    require(self.data >= 0, "mesh.data", self.data, "must be 0, which takes all devices, or positive")
-    require(self.model >= 1, "mesh.model", self.model, "must be at least 1")
+    require_rules(self, "mesh.")
 
 
 def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -105,6 +107,28 @@ def require_divides(mesh: Mesh, axis: str, n_batch: int, field: str = "") -> Non
   require(n_batch % mesh.shape[axis] == 0, f"mesh.{axis}", mesh.shape[axis],
           f"{f'{field}={n_batch}' if field else f'a batch of {n_batch}'} does not divide over so many devices: change "
           "one of the two")
+
+
+def require_memory(mesh: Mesh, n_bytes: int, field: str, value: Any, remedy: str) -> None:
+  """Raises `InputError` if the devices of a mesh do not have that much memory, all of them together.
+
+  Args:
+    mesh: the mesh.
+    n_bytes: the least that is needed.
+    field: the setting that makes it so large, as the message says it.
+    value: the setting's value.
+    remedy: what to do, for instance "take fewer features".
+  """
+  # Devices of a kind have the same memory. A CPU does not say how much: all of a host's share what the host has.
+  stats = mesh.local_devices[0].memory_stats()
+  there = mesh.size * stats["bytes_limit"] if stats else jax.process_count() * host_memory.total_bytes()
+  require(n_bytes <= there, field, value, f"needs {n_bytes / 1e9:,.0f} GB of memory at least, and there are "
+          f"{there / 1e9:,.0f} GB: {remedy}")
+
+
+def bytes_of(tree: Tree) -> int:
+  """The bytes of a pytree of arrays or shape structs."""
+  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def on_mesh(batch: np.ndarray | jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:

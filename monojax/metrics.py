@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import tqdm
 
 from monojax import distributed, files
-from monojax.config import InputError, option
+from monojax.config import InputError, option, require_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,9 @@ class MetricsConfig:
                                     "(needs: pip install 'monojax[tensorboard]')")
   wandb_project: str = option("", "the Weights & Biases project to log to, too; none by default "
                                   "(needs: pip install 'monojax[wandb]')")
+
+  def __post_init__(self) -> None:
+    require_rules(self, "metrics.")
 
 
 def require_packages(config: MetricsConfig) -> None:
@@ -123,15 +127,20 @@ class MetricsLog:
                                name="-".join(self.path.parent.parts[-2:]))
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Logs metrics, {name: value}, under the number of a step."""
+    """Logs metrics, {name: value}, under the number of a step.
+
+    A value that is not finite is undefined: it is null in the file, since JSON has no NaN, and left out elsewhere.
+    """
+    defined = {name: value for name, value in values.items() if math.isfinite(value)}
+    record = {"step": step, **{name: defined.get(name) for name in values}}
     with files.naming(self.path):
-      self._file.write(json.dumps({"step": step, **values}) + "\n")
+      self._file.write(json.dumps(record, allow_nan=False) + "\n")
       self._file.flush()
     if self._tensorboard:
-      for name, value in values.items():
+      for name, value in defined.items():
         self._tensorboard.add_scalar(name, value, step)
     if self._wandb:
-      self._wandb.log(values, step=step)
+      self._wandb.log(defined, step=step)
 
   def close(self) -> None:
     """Writes what is still buffered, and closes the file and the other places."""

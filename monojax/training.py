@@ -8,8 +8,8 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import flax
 import jax
@@ -39,6 +39,9 @@ class TrainState:
   counters: Tree
 
 
+# The metric that training minimises: training stops where it is not finite. All others are diagnostics, which may be
+# undefined, for instance the explained variance of rows that are all equal.
+LOSS = "loss"
 Metrics = Mapping[str, Any]  # the name of each metric and its value, a scalar
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 Intervene = Callable[[TrainState, int], tuple[TrainState, Metrics]]
@@ -72,6 +75,13 @@ def minimised(loss: Callable[[Tree], jax.Array], params: Tree, tx: optax.Gradien
   return jax.lax.scan(step, (params, tx.init(params)), length=n_steps)[0][0]
 
 
+@jax.jit
+def are_finite(state: TrainState) -> jax.Array:
+  """Whether all weights of a state, the running means among its counters included, are finite numbers."""
+  leaves = jax.tree.leaves((state.params, state.counters))
+  return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
+
 @dataclasses.dataclass(frozen=True)
 class Loop:
   """The settings of one training loop: how many steps it has, how they are cut into calls, and where it writes.
@@ -82,22 +92,25 @@ class Loop:
     n_steps: the number of optimiser steps in all.
     scan_steps: the number of optimiser steps in one compiled call.
     checkpoint_every_steps: a checkpoint is written at the multiples of this number and at the end.
-    intervene_steps: the steps after which `intervene` is called.
+    intervene_steps: the steps after which `intervene` is called, rising.
     unit: what the progress bar's rate counts, "tokens" or "rows".
     units_per_step: how many of these units one step uses.
     name: the progress bar's label.
     upgrade: (state, version of its checkpoint) -> state, for states that an older version of monojax left.
+    finite: state -> bool, or an array of one bool for each model where a state holds several that do not depend on
+      each other: whether the weights are finite numbers.
   """
   directory: pathlib.Path
   config: Mapping[str, Any]
   n_steps: int
   scan_steps: int
   checkpoint_every_steps: int
-  intervene_steps: tuple[int, ...]
+  intervene_steps: Sequence[int]
   unit: str
   units_per_step: int
   name: str
   upgrade: Callable[[TrainState, int], TrainState] = lambda state, version: state
+  finite: Callable[[TrainState], jax.Array] = are_finite
 
   def next_cut(self, step: int) -> int:
     """The step at which the call that starts at `step` must end, a function of `step` and the settings alone.
@@ -107,7 +120,7 @@ class Loop:
     """
     multiples = (self.scan_steps, self.checkpoint_every_steps)
     cuts = [(step // every + 1) * every for every in multiples]
-    cuts += [cut for cut in self.intervene_steps if cut > step]
+    cuts += [next((cut for cut in self.intervene_steps if cut > step), self.n_steps)]
     return min(*cuts, self.n_steps)
 
 
@@ -120,7 +133,7 @@ def train(state: TrainState, step: Step, batches: Callable[[int, int], Any], loo
   Args:
     state: the state at step 0, placed on its mesh; it is donated.
     step: (state, batch) -> (state, dict of scalar metrics), a compiled function that takes the steps of one call and
-      donates its state.
+      donates its state. The metric that is minimised is named `LOSS`; others may be NaN where they are undefined.
     batches: (first step, last step) -> what `step` takes for those steps, on the device; a pure function.
     loop: how the steps are cut into calls and where the loop writes.
     metrics_config: where metrics go besides `metrics.jsonl`.
@@ -130,9 +143,10 @@ def train(state: TrainState, step: Step, batches: Callable[[int, int], Any], loo
     The state after the last step.
 
   Raises:
-    FloatingPointError: a metric is not finite. The last good checkpoint stays. Where metrics are named MEMBER/NAME,
-      as those of a sweep are, members do not depend on each other: one that diverges is no longer logged, and
-      training stops only when all of them have diverged.
+    FloatingPointError: the loss is not finite after a call, or the weights are not where a checkpoint is due, which is
+      then not written. The last good checkpoint stays. Where metrics are named MEMBER/NAME, as those of a sweep are,
+      members do not depend on each other: one that diverges is no longer logged, and training stops only when all of
+      them have diverged.
   """
   checkpoints = Checkpoints(pathlib.Path(loop.directory) / "checkpoints", loop.config)
   done = 0
@@ -142,7 +156,16 @@ def train(state: TrainState, step: Step, batches: Callable[[int, int], Any], loo
                            loop.config)
   bar = metrics.progress(loop.n_steps * loop.units_per_step, loop.unit, loop.name,
                          initial=done * loop.units_per_step, scale=True)
-  writer = _LateWriter(log, bar, loop, done)
+  saved = done
+
+  def stop(what: str, first: int, last: int) -> NoReturn:
+    """Ends training because of something that was found in the call of some steps."""
+    kept = f"the checkpoint of step {saved} is kept in {loop.directory}" if saved else "no checkpoint was written"
+    floats = [leaf for leaf in jax.tree.leaves(batches(first, last)) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    cause = ("a lower learning rate usually helps" if all(jnp.isfinite(leaf).all() for leaf in floats)
+             else "the data of these steps holds numbers that are not finite")
+    raise FloatingPointError(f"{loop.name}: {what} in the steps up to {last}: training stopped, {kept}; {cause}")
+  writer = _LateWriter(log, bar, loop, done, stop)
   try:
     while done < loop.n_steps:
       end = loop.next_cut(done)
@@ -150,14 +173,17 @@ def train(state: TrainState, step: Step, batches: Callable[[int, int], Any], loo
       with jax.transfer_guard("disallow"):
         state, values = step(state, batch)
       writer.write(end, values)
-      done = end
+      first, done = done, end
       if intervene is not None and done in loop.intervene_steps:
         writer.flush()
         state, report = intervene(state, done)
         log.write(done, report)
       if done % loop.checkpoint_every_steps == 0 or done == loop.n_steps:
         writer.flush()
+        if not np.any(loop.finite(state)):
+          stop("weights are not finite", first, done)
         checkpoints.save(done, state)
+        saved = done
   finally:
     bar.close()
     log.close()
@@ -168,8 +194,9 @@ def train(state: TrainState, step: Step, batches: Callable[[int, int], Any], loo
 class _LateWriter:
   """Logs the metrics of each call after the next one is dispatched, so that the device need not wait meanwhile."""
 
-  def __init__(self, log: metrics.MetricsLog, bar: Any, loop: Loop, done: int) -> None:
-    self._log, self._bar, self._loop = log, bar, loop
+  def __init__(self, log: metrics.MetricsLog, bar: Any, loop: Loop, done: int,
+               stop: Callable[[str, int, int], NoReturn]) -> None:
+    self._log, self._bar, self._loop, self._stop = log, bar, loop, stop
     self._pending: tuple[int, Metrics] | None = None
     self._written = done
     self._clock = time.perf_counter()
@@ -189,13 +216,12 @@ class _LateWriter:
   def _log_now(self, step: int, values: Metrics) -> None:
     values = {name: float(np.asarray(value)) for name, value in jax.device_get(values).items()}
     member_of = lambda name: name.rpartition("/")[0]
-    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-    diverged = {member_of(name) for name in bad}
-    if bad and diverged == {member_of(name) for name in values}:
+    losses = {name: value for name, value in values.items() if name.rpartition("/")[2] == LOSS}
+    bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
+    if bad and len(bad) == len(losses):
       name, value = next(iter(bad.items()))
-      raise FloatingPointError(
-          f"{self._loop.name}: {name} is {value} in the steps up to {step}: training stopped, and the "
-          f"last good checkpoint is kept in {self._loop.directory}; a lower learning rate usually helps")
+      self._stop(f"{name} is {value}", self._written, step)
+    diverged = {member_of(name) for name in bad}
     values = {name: value for name, value in values.items() if member_of(name) not in diverged}
     now = time.perf_counter()
     n_units = (step - self._written) * self._loop.units_per_step

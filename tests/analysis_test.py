@@ -17,6 +17,7 @@ from monojax.subjects.config import TransformerConfig
 from monojax.subjects.subject import LoadedSubject, LogitPath
 from monojax.subjects.transformer import Transformer
 from monojax.text.tokens import Tokens
+from monojax.variance import joined, spread
 
 CONFIG = TransformerConfig(n_layers=1, d_model=16, n_heads=2, d_mlp=24, vocab_size=31)
 SITE = "layer.0.mlp.hidden"
@@ -133,20 +134,25 @@ def test_recovered_is_undefined_where_ablation_does_not_hurt(pair):
   assert scores["ce_zero"] == scores["ce_clean"]
 
 
-@pytest.mark.parametrize("mean", [0.0, 1.0, 10.0])
+@pytest.mark.parametrize("mean", [0.0, 1.0, 3000.0, 1e5])
 def test_explained_variance_of_the_mean_is_zero_and_an_offset_lowers_it(mean):
   x = np.random.default_rng(0).normal(mean, 1, (4096, 8))
   def variance(x_hat):
-    total = {"sum_O": x.sum(0), "square": np.square(x).sum(), "square_error": np.square(x - x_hat).sum(),
+    rows = None
+    for part in np.split(x.astype(np.float32), 4):
+      rows = joined(rows, jax.device_get(jax.jit(spread)(part)))
+    total = {"square_error": np.square(x - x_hat).sum(),
              "l0": 0, "l1": 0, "norm_ratio": 3.0, "not_zero": 4, "fired_F": np.array([0, 409, 410, 4096]),
              "ce_clean": 1, "ce_spliced": 2, "ce_zero": 3, "ce_mean": 4}
-    scores = fidelity._scores(total, 4096)
+    scores = fidelity._scores(total, rows, 4096)
     assert scores["l2_ratio"] == 0.75  # over the tokens that are not zero
     assert scores["heldout_alive_fraction"] == 0.75 and scores["heldout_dense_features"] == 2  # on over a tenth of them
     return scores["explained_variance"]
-  np.testing.assert_allclose(variance(x.mean(0)), 0, atol=1e-9)
+  np.testing.assert_allclose(variance(x.mean(0)), 0, atol=1e-4)
   np.testing.assert_allclose(variance(x), 1)
   assert variance(x + 0.5) < 0.8
+  x = np.full_like(x, mean)
+  assert variance(x) is None
 
 
 def collected(batch_contexts=7):

@@ -110,7 +110,7 @@ def test_every_setting_has_help_and_every_rule_names_its_field():
   fields = list(walk(RunConfig))
   assert len(fields) > 50
   assert all(len(field.metadata["help"]) > 5 for field in fields)
-  with pytest.raises(InputError, match=r"sae.n_features=0: must be positive"):
+  with pytest.raises(InputError, match=r"sae.n_features=0: must be at least 1"):
     SAEConfig(n_features=0)
 
 

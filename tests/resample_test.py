@@ -116,5 +116,5 @@ def test_inputs_are_drawn_in_proportion_to_the_square_of_their_loss():
 
 def test_resampling_steps_of_the_paper():
   config = SAEConfig(n_steps=1_000_000, resample_every_steps=25_000)
-  assert config.resample_steps == (25_000, 50_000, 75_000, 100_000)
+  assert tuple(config.resample_steps) == (25_000, 50_000, 75_000, 100_000)
   assert config.window_steps == 12_500

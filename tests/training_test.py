@@ -97,6 +97,53 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path)
   assert step == 20 and all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
 
 
+def run_steps(directory, metrics_at, weight_at=lambda step: 0.0, batches=lambda a, b: jnp.zeros(b - a), **loop):
+  """Trains a made-up model, 2 of 12 steps a call, a checkpoint every 4; metrics and weight depend on the step."""
+  def step(state, _):
+    with jax.transfer_guard("allow"):
+      done = int(state.step) + 2
+      return TrainState(jnp.int32(done), {"w": jnp.full(3, weight_at(done))}, (), {}), metrics_at(done)
+  state = TrainState(jnp.int32(0), {"w": jnp.zeros(3)}, (), {})
+  train(state, step, batches, Loop(directory, {}, 12, 2, 4, (), "rows", 1, "toy", **loop), MetricsConfig())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_diagnostic_that_is_not_finite_is_null_and_training_goes_on(tmp_path, value):
+  run_steps(tmp_path, lambda step: {"loss": 1.0, "explained_variance": value if step != 6 else 0.5})
+  assert [(line["loss"], line["explained_variance"]) for line in lines(tmp_path)] == [
+      (1.0, 0.5 if line["step"] == 6 else None) for line in lines(tmp_path)]
+  assert len(lines(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at, kept", [(2, "no checkpoint was written"), (8, "the checkpoint of step 4 is kept in")])
+def test_the_message_of_a_loss_that_is_not_finite_is_true(tmp_path, value, at, kept):
+  metrics_at = lambda step: {"accuracy": value, "loss": value if step == at else 1.0}
+  message = f"toy: loss is {value} in the steps up to {at}: training stopped, {kept}.*; a lower learning rate usually"
+  with pytest.raises(FloatingPointError, match=message):
+    run_steps(tmp_path / "rate", metrics_at)
+  with pytest.raises(FloatingPointError, match=f"{kept}.*the data of these steps holds numbers that are not finite"):
+    run_steps(tmp_path / "data", metrics_at, batches=lambda a, b: jnp.array([np.nan if a < at <= b else 1.0]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, value):
+  with pytest.raises(FloatingPointError, match="toy: weights are not finite in the steps up to 8: .*of step 4 is kept"):
+    run_steps(tmp_path, lambda step: {"loss": 1.0}, lambda step: value if step >= 6 else 7.0)
+  params, _, step = checkpoint.load_params(tmp_path / "checkpoints")
+  assert step == 4 and np.all(params["w"] == 7)
+
+
+def test_one_of_several_that_do_not_depend_on_each_other_may_diverge(tmp_path):
+  finite = lambda state: jnp.isfinite(state.params["w"])  # as if each weight were another member's
+  metrics_at = lambda step: {"a/loss": np.nan if step > 4 else 1.0, "a/mse": 1.0, "b/loss": 2.0, "b/mse": np.nan}
+  run_steps(tmp_path, metrics_at, finite=finite)
+  assert [sorted(set(line) - {"step"}) for line in lines(tmp_path)][1:3] == [
+      ["a/loss", "a/mse", "b/loss", "b/mse"], ["b/loss", "b/mse"]]
+  with pytest.raises(FloatingPointError, match="toy: weights"):
+    run_steps(tmp_path / "all", metrics_at, lambda step: np.nan, finite=finite)
+
+
 def test_cuts_are_a_function_of_the_settings():
   loop = Loop(None, {}, 37, 4, 10, (9, 18), "rows", 1, "x")
   cuts = [0]

@@ -13,6 +13,8 @@ import sys
 import typing
 import xml.etree.ElementTree
 
+from monojax import config as configs
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 EXPERIMENTS = ROOT / "experiments"
 
@@ -51,8 +53,10 @@ def settings(config, prefix=""):
     if dataclasses.is_dataclass(types[field.name]):
       found += settings(value, f"{prefix}{field.name}.")
     else:
-      found.append(Flag(prefix + field.name, typed(value), field.metadata["help"],
-                        tuple(field.metadata.get("choices") or ())))
+      rule = field.metadata["rule"]
+      within = isinstance(rule, configs.Bounds)
+      found.append(Flag(prefix + field.name, typed(value), field.metadata["help"] + (f" ({rule})" if within else ""),
+                        () if within else tuple(rule or ())))
   return found
 
 

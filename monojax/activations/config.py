@@ -4,7 +4,7 @@ import dataclasses
 import types
 import typing
 
-from monojax.config import option, require, require_choices, require_not_negative
+from monojax.config import COUNT, COUNT_OR_0, NOT_NEGATIVE, SEED, option, require, require_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,25 +56,24 @@ class HarvestConfig:
                         "gs://BUCKET/PATH; for the source `given`, where the activations are")
   site: str = option("layer.0.mlp.hidden", "the subject's site whose activations are stored and decomposed")
   more_sites: tuple[str, ...] = option((), "further sites that are stored beside it, row by row")
-  n_tokens: int = option(0, "training tokens to take activations from, in whole contexts chosen at random; 0 takes all")
+  n_tokens: int = option(0, "training tokens to take activations from, in whole contexts chosen at random; 0 takes all",
+                         NOT_NEGATIVE)
   tokens_per_context: int = option(0, "tokens of each context that are kept, chosen at random without replacement; 0 "
-                                      "keeps all (Towards Monosemanticity kept 250)")
-  batch_contexts: int = option(64, "contexts in one forward pass of the subject")
+                                      "keeps all (Towards Monosemanticity kept 250)", COUNT_OR_0)
+  batch_contexts: int = option(64, "contexts in one forward pass of the subject", COUNT)
   dtype: str = option("float16", "type of the stored numbers; int8 has scales for each row and column", DTYPES)
   compression: str = option("none", "compression of the stored numbers", COMPRESSIONS)
   shard_rows: int = option(0, "rows in one file of the store; 0 makes files of about 1 GiB, or sixteen files of a "
-                              "small store")
+                              "small store", NOT_NEGATIVE)
   chunk_rows: int = option(0, "rows that are read and checked together; must divide shard_rows; 0 takes a 64th of "
-                              "shard_rows")
-  seed: int = option(0, "seed of the choice of tokens and of the shuffled order")
+                              "shard_rows", COUNT_OR_0)
+  seed: int = option(0, "seed of the choice of tokens and of the shuffled order", SEED)
 
   def __post_init__(self):
+    require_rules(self, "activations.")
     require(self.site, "activations.site", self.site, "needs the name of a site, for instance layer.0.mlp.hidden")
     require(len({*self.sites}) == len(self.sites) and all(self.sites), "activations.more_sites", self.more_sites,
             "must be names that differ from each other and from activations.site")
-    require_not_negative(self, "activations.", "n_tokens", "tokens_per_context", "seed", "shard_rows", "chunk_rows")
-    require(self.batch_contexts > 0, "activations.batch_contexts", self.batch_contexts, "must be positive")
-    require_choices(self, "activations.")
     require(not self.chunk_rows or self.shard_rows % self.chunk_rows == 0, "activations.shard_rows", self.shard_rows,
             f"must be a multiple of activations.chunk_rows={self.chunk_rows}")
 

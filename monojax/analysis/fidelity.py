@@ -18,6 +18,7 @@ from monojax.subjects.loss import next_token_loss
 from monojax.subjects.subject import LoadedSubject, Sites, Subject
 from monojax.subjects.train import contexts_per_batch
 from monojax.text.tokens import Tokens
+from monojax.variance import joined, share_unexplained, spread
 
 # Scores that depend on the subject alone, whatever the dictionary.
 BASELINE = ("ce_clean", "ce_zero", "ce_mean")
@@ -51,8 +52,9 @@ def fidelity(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, tokens: Token
              batch_contexts: int | None = None, baseline: dict | None = None) -> dict:
   """Measures a dictionary spliced into its subject at every position of held-out contexts.
 
-  Explained variance is 1 - E|x - x_hat|^2 / E|x - E x|^2 over all tokens, summed in float64, of the sites written;
-  normalised MSE is one minus that. The L2 ratio |x_hat| / |x| is the mean over tokens where x is not 0.
+  Explained variance is 1 - E|x - x_hat|^2 / E|x - E x|^2 over all tokens, of the sites written (batches are joined in
+  float64, see `monojax.variance`); normalised MSE is one minus that. Both are `None` where all rows are equal. The L2
+  ratio |x_hat| / |x| is the mean over tokens where x is not 0.
   Cross-entropy recovered is (CE_ablated - CE_spliced) / (CE_ablated - CE_clean), with the site set to
   zero, or to its mean; several sites are replaced together.
 
@@ -79,6 +81,7 @@ def fidelity(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, tokens: Token
   n_contexts = len(context_C)
   sums_of = _make_sums(subject.model, sae.model, sae.reads, sae.writes, baseline is None)
   total: dict = {}
+  rows = None
   with metrics.progress(n_contexts * width, "tokens", "fidelity", scale=True) as bar:
     for first in range(0, n_contexts, batch_contexts):
       index_B = context_C[first:first + batch_contexts]
@@ -87,12 +90,15 @@ def fidelity(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, tokens: Token
       padded_B = np.pad(index_B, (0, batch_contexts - len(index_B)), mode="edge")
       sums = sums_of(subject.params, sae.params, tokens.context(padded_B, width + 1), weight_B,
                      jnp.asarray(mean_O, jnp.float32))
-      for name, value in jax.device_get(sums).items():
+      sums = jax.device_get(sums)
+      rows = joined(rows, sums.pop("rows"))
+      for name, value in sums.items():
         total[name] = total.get(name, 0.0) + np.asarray(value, np.float64)
       bar.update(len(index_B) * width)
   for name, value in (baseline or {}).items():
     total[name] = value * n_contexts * width
-  return _scores(total, n_contexts * width)
+  assert rows is not None  # there is at least one context
+  return _scores(total, rows, n_contexts * width)
 
 
 @functools.lru_cache(maxsize=8)
@@ -129,26 +135,26 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
         "ce_spliced": losses(replace_by(y_hat_NO.reshape(*inputs_BT.shape, -1)))[0],
         "l0": total((f_NF > 0).sum(1)), "l1": total(f_NF.sum(1)),
         "square_error": total(jnp.square(y_NO - y_hat_NO).sum(1)),
-        "square": total(jnp.square(y_NO).sum(1)), "sum_O": weight_N @ y_NO,
+        "rows": spread(y_NO, weight_N),
         "norm_ratio": total(jnp.where(norm_N > 0, jnp.linalg.norm(y_hat_NO, axis=1) / norm_N, 0.0)),
         "not_zero": total(norm_N > 0), "fired_F": weight_N @ (f_NF > 0).astype(jnp.float32),
     }
   return sums
 
 
-def _scores(total, n_tokens):
-  """The reported figures from float64 sums over `n_tokens` tokens."""
-  width = len(total["sum_O"])
+def _scores(total, rows, n_tokens):
+  """The reported figures from float64 sums over `n_tokens` tokens, and the `Spread` of their rows."""
+  width = len(rows.near_O)
   ce = {name: float(total[name] / n_tokens) for name in ("ce_clean", "ce_spliced", "ce_zero", "ce_mean")}
-  variance = total["square"] - np.square(total["sum_O"]).sum() / n_tokens
-  normalised_mse = float(total["square_error"] / variance)
+  normalised_mse = share_unexplained(total["square_error"], rows)
   recovered = lambda ablated: ((ce[ablated] - ce["ce_spliced"]) / (ce[ablated] - ce["ce_clean"])
                                if ce[ablated] > ce["ce_clean"] else None)
   return {
       **{name: float(total[name] / n_tokens) for name in ("l0", "l1")},
       "l2_ratio": float(total["norm_ratio"] / max(total["not_zero"], 1)),
       "mse": float(total["square_error"] / (n_tokens * width)),
-      "normalised_mse": normalised_mse, "explained_variance": 1.0 - normalised_mse, **ce,
+      "normalised_mse": normalised_mse,
+      "explained_variance": None if normalised_mse is None else 1.0 - normalised_mse, **ce,
       "heldout_alive_fraction": float(np.mean(total["fired_F"] > 0)),
       "heldout_dense_features": int(np.sum(total["fired_F"] > 0.1 * n_tokens)),
       "ce_recovered_zero": recovered("ce_zero"), "ce_recovered_mean": recovered("ce_mean"),

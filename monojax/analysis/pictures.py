@@ -58,7 +58,7 @@ def draw_curves(metrics_path: str | os.PathLike[str], path: str | os.PathLike[st
     record = json.loads(line)
     for name, value in record.items():
       label, _, column = name.rpartition("/")
-      if column in lines:
+      if column in lines and value is not None:  # explained variance is undefined where rows do not vary
         lines[column].setdefault(label, []).append((record["step"], value))
   panels = [{"ylabel": title, "xlabel": "step", "yscale": "log" if column == "mse" else "linear",
              "lines": lines[column]} for column, title in CURVES]

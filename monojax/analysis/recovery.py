@@ -13,6 +13,7 @@ import numpy as np
 
 from monojax.sae.model import Dictionary
 from monojax.sae.nonlinearity import Params
+from monojax.variance import joined, share_unexplained, spread
 
 _TINY_NORM = 1e-6  # the ratio of norms that measures shrinkage leaves out rows shorter than this
 
@@ -80,7 +81,8 @@ def recovery(model: Dictionary, params: Params, source: PlantedRows, n_batches: 
     The scores of `direction_scores`, and, by the definitions of SynthSAEBench (arXiv 2602.14687),
 
     * "l0" and "true_l0": how many learned, and how many planted, features fire on a row on average;
-    * "explained_variance": 1 - E|x - x_hat|^2 / (E|x|^2 - |E x|^2);
+    * "explained_variance": 1 - E|x - x_hat|^2 / (E|x|^2 - |E x|^2), computed as `monojax.variance` says; None where all
+      rows are equal;
     * "shrinkage": the mean of |x_hat| / |x|;
     * "dead_fraction": the fraction of features that fire on no row;
     * "precision", "recall" and "f1": how well a learned feature detects that the planted feature which is its best
@@ -91,8 +93,10 @@ def recovery(model: Dictionary, params: Params, source: PlantedRows, n_batches: 
   cosine_FN = cosines(params["W_dec_FO"], direction_NM)
   best_F = jnp.asarray(np.abs(cosine_FN).argmax(1))
   total: Any = None
+  rows = None
   for step in range(first_step, first_step + n_batches):
     counts = _counts(model, params, best_F, *source.truth(step))
+    rows = joined(rows, counts.pop("spread"))
     counts = jax.tree.map(lambda count: np.asarray(count, np.float64), counts)
     total = counts if total is None else jax.tree.map(np.add, total, counts)
   n_rows = total["rows"]
@@ -100,10 +104,11 @@ def recovery(model: Dictionary, params: Params, source: PlantedRows, n_batches: 
   precision_F = ratio(total["both_F"], total["fired_F"])
   recall_F = ratio(total["both_F"], total["true_F"])
   f1_F = ratio(2 * precision_F * recall_F, precision_F + recall_F)
-  variance = total["square"] / n_rows - np.square(total["x_M"] / n_rows).sum()
+  assert rows is not None  # there is at least one batch
+  unexplained = share_unexplained(total["error"], rows)
   return {**direction_scores(params["W_dec_FO"], direction_NM),
           "l0": float(total["fired_F"].sum() / n_rows), "true_l0": float(total["active"] / n_rows),
-          "explained_variance": float(1 - total["error"] / n_rows / max(variance, 1e-30)),
+          "explained_variance": None if unexplained is None else 1 - unexplained,
           "shrinkage": float(total["shrinkage"] / max(total["long_rows"], 1)),
           "dead_fraction": float((total["fired_F"] == 0).mean()),
           "precision": float(precision_F.mean()), "recall": float(recall_F.mean()), "f1": float(f1_F.mean()),
@@ -143,7 +148,7 @@ def _counts(model: Dictionary, params: Params, best_F: jax.Array, x_BM: jax.Arra
   fires_BF, true_BF = f_BF > 0, truth_BN[:, best_F] > 0
   norm_B, length_B = jnp.linalg.norm(x_BM, axis=1), jnp.linalg.norm(y_BM, axis=1)
   long_B = norm_B > _TINY_NORM
-  return {"rows": len(x_BM), "active": (truth_BN > 0).sum(), "x_M": x_BM.sum(0), "square": jnp.square(x_BM).sum(),
+  return {"rows": len(x_BM), "active": (truth_BN > 0).sum(), "spread": spread(x_BM),
           "error": jnp.square(x_BM - y_BM).sum(), "both_F": (fires_BF & true_BF).sum(0), "fired_F": fires_BF.sum(0),
           "true_F": true_BF.sum(0), "long_rows": long_B.sum(),
           "shrinkage": jnp.where(long_B, length_B / jnp.maximum(norm_B, _TINY_NORM), 0).sum()}

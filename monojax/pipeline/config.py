@@ -5,7 +5,7 @@ import dataclasses
 from monojax.activations.config import HarvestConfig
 from monojax.analysis.config import AnalysisConfig
 from monojax.browser.config import BrowserConfig
-from monojax.config import nested, option, require
+from monojax.config import COUNT_OR_0, POSITIVE, nested, option, require_rules
 from monojax.mesh import MeshConfig
 from monojax.metrics import MetricsConfig
 from monojax.sae.config import SAEConfig, SweepConfig
@@ -17,14 +17,13 @@ from monojax.text.config import TextConfig
 class FrontierConfig:
   """Further dictionaries like the main one, but sparser or denser: the points of the frontier."""
   sparsities: tuple[float, ...] = option((), "values of sae.sparsity_coefficient, or of sae.k in the TopK family, to "
-                                             "train besides the main dictionary's; all in one pass over the data")
+                                             "train besides the main dictionary's; all in one pass over the data",
+                                             POSITIVE)
   n_steps: int = option(0, "optimiser steps of each, which then starts from the main dictionary's parameters; 0 "
-                           "trains each from the start for as long as the main one")
+                           "trains each from the start for as long as the main one", COUNT_OR_0)
 
   def __post_init__(self):
-    require(self.n_steps >= 0, "frontier.n_steps", self.n_steps, "must not be negative")
-    for value in self.sparsities:
-      require(value > 0, "frontier.sparsities", self.sparsities, "must be positive")
+    require_rules(self, "frontier.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +39,9 @@ class RunConfig:
   browser: BrowserConfig = nested(BrowserConfig)
   mesh: MeshConfig = nested(MeshConfig)
   metrics: MetricsConfig = nested(MetricsConfig)
+
+  def __post_init__(self):
+    require_rules(self)
 
   @staticmethod
   def upgraded(values: dict) -> dict:

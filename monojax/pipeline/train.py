@@ -85,6 +85,9 @@ def _settings(rows, recipe, n_features, given) -> SAEConfig:
                      f"{', '.join(sorted(known))}")
   require(recipe in RECIPES, "recipe", recipe, f"choose one of {', '.join(RECIPES)}")
   width = sum(rows.widths)
+  # What the others follow from is checked first; whether all fit each other is checked when they are put together.
+  sizes = {name: given[name] for name in ("batch_rows", "n_steps") if name in given}
+  SAEConfig(recipe, **sizes, **({} if n_features is None else {"n_features": n_features}), k=1)
   if hasattr(rows, "n_rows"):
     n_seen = min(_MOST_ROWS, _EPOCHS * rows.n_rows)
     batch_rows = given.get("batch_rows") or min(

@@ -2,14 +2,16 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from monojax import checkpoint
 from monojax import config as configs
+from monojax import mesh as meshes
 from monojax.config import InputError, require
 from monojax.sae.config import SAEConfig
 from monojax.sae.finish import training_params
@@ -94,6 +96,29 @@ def _changes(found: Mapping[str, Any], version: int, wanted: Mapping[str, Any]) 
 def _refuse(directory: pathlib.Path, changes: list[str], remedy: str = "delete it") -> NoReturn:
   raise InputError(f"{directory} was begun with other settings ({'; '.join(changes)}): use another folder, give the "
                    f"old settings, or {remedy}")
+
+
+def require_memory(members: Sequence[SAEConfig], wiring: Wiring, mesh: Mesh) -> None:
+  """Checks that the dictionaries of some resolved settings, trained side by side, can fit into memory.
+
+  It counts what no step can do without: weights, their gradients, Adam's two moments and the running mean of each
+  dictionary, the rows of a call, and the pre-activations of one part of a batch.
+
+  Raises:
+    InputError: they cannot.
+  """
+  width, largest = sum(wiring.widths), max(members, key=lambda config: config.n_features)
+  n_bytes = 0
+  for config in members:
+    n_weights = config.n_features * (wiring.n_inputs + wiring.n_outputs + 1) + wiring.n_outputs
+    n_bytes += 4 * n_weights * (5 if config.ema_decay else 4)
+  n_steps = min(largest.scan_steps, largest.checkpoint_every_steps, largest.n_steps)
+  n_bytes += 2 * n_steps * largest.batch_rows * width
+  n_bytes += 4 * largest.batch_rows // largest.accumulate * largest.n_features
+  meshes.require_memory(
+      mesh, n_bytes, "sae.n_features", largest.n_features, f"take fewer features, a smaller batch than sae.batch_rows="
+      f"{largest.batch_rows}, more parts of it than sae.accumulate={largest.accumulate} or fewer steps in a call than "
+      f"sae.scan_steps={largest.scan_steps}")
 
 
 def start_params(config: SAEConfig, recipe: MadeRecipe, state: TrainState, own: Recipe | None = None) -> Params:

@@ -6,7 +6,20 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from monojax.config import option, require, require_choices, require_not_negative, require_positive
+from monojax.config import (
+  COUNT,
+  COUNT_OR_0,
+  DECAY,
+  FRACTION,
+  NOT_NEGATIVE,
+  POSITIVE,
+  PROPER_FRACTION,
+  SEED,
+  Bounds,
+  option,
+  require,
+  require_rules,
+)
 from monojax.sae.recipes import RECIPES, Recipe, recipe_of
 
 # What settings that are None take where the recipe's publication does not say. "penalty_warmup" is a part of the steps.
@@ -20,9 +33,9 @@ def recipes_with(field: str) -> list[str]:
   return [recipe.name for recipe in RECIPES.values() if field == recipe.knob or field in recipe.uses]
 
 
-def only(field: str, default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
+def only(field: str, default: Any, help: str, rule: Sequence[str] | Bounds | None = None) -> Any:
   """An `option` that only some recipes use; its help begins with their names, as the recipes' records say."""
-  return option(default, f"[{', '.join(recipes_with(field))}] {help}", choices)
+  return option(default, f"[{', '.join(recipes_with(field))}] {help}", rule)
 
 
 # An `SAEConfig` in which no setting is None, which Python's types cannot tell from others.
@@ -38,75 +51,79 @@ class SAEConfig:
   # What is trained.
   recipe: str = option("tm2023", "the published recipe to follow. " + ". ".join(
       f"{recipe.name}: {recipe.about}" for recipe in RECIPES.values()))
-  n_features: int = option(4096, "features in the dictionary")
+  n_features: int = option(4096, "features in the dictionary", COUNT)
   reads: tuple[str, ...] = option((), "sites of the subject that are read, of those stored; activations.site if none "
                                       "are named")
   writes: tuple[str, ...] = option((), "sites that are reconstructed, by default those that are read: one makes an "
                                        "autoencoder, several make a crosscoder. Others than are read make a transcoder")
   skip: bool = option(False, "also map the input to the output by a matrix of its own (skip transcoders)")
   start_from: str = option("", "folder of a finished dictionary whose parameters are the start, instead of random ones")
-  seed: int = option(0, "seed of the initial weights, of the order of the rows and of resampling")
+  seed: int = option(0, "seed of the initial weights, of the order of the rows and of resampling", SEED)
 
   # How sparse it gets: each recipe has one of these two.
-  k: int = only("k", 32, "features of a row that are kept: exactly for topk, on average over a batch for the others")
+  k: int = only("k", 32, "features of a row that are kept: exactly for topk, on average over a batch for the others",
+                COUNT)
   sparsity_coefficient: float | None = only(
       "sparsity_coefficient", None, "weight of the recipe's sparsity penalty: the higher, the fewer features fire. Its "
-      "scale differs from recipe to recipe")
+      "scale differs from recipe to recipe", NOT_NEGATIVE)
   penalty_warmup_steps: int | None = only(
-      "sparsity_coefficient", None, "steps over which the penalty rises linearly from 0 to that weight")
+      "sparsity_coefficient", None, "steps over which the penalty rises linearly from 0 to that weight", COUNT_OR_0)
 
   # The data of a step, and the optimiser.
-  n_steps: int = option(1000, "optimiser steps")
-  batch_rows: int = option(8192, "activation vectors (rows) in a step")
+  n_steps: int = option(1000, "optimiser steps", COUNT)
+  batch_rows: int = option(8192, "activation vectors (rows) in a step", COUNT)
   buffer_rows: int = option(262_144, "rows of the window within which rows are shuffled when a store is read, a "
-                                     "multiple of activations.chunk_rows; two windows are held in memory")
+                                     "multiple of activations.chunk_rows; two windows are held in memory", COUNT)
   start_rows: int = option(32_768, "rows of the sample that the start is measured on: the decoder's bias begins at "
-                                   "their geometric median, and their norms set the scale of the data")
-  learning_rate: float | None = option(None, "Adam's learning rate at its peak")
-  warmup_steps: int = option(0, "first steps, over which the learning rate rises linearly from 0")
+                                   "their geometric median, and their norms set the scale of the data", COUNT)
+  learning_rate: float | None = option(None, "Adam's learning rate at its peak", POSITIVE)
+  warmup_steps: int = option(0, "first steps, over which the learning rate rises linearly from 0", COUNT_OR_0)
   decay_fraction: float | None = option(None, "last part of the steps, 0 to 1, over which the learning rate falls "
-                                              "linearly to 0")
-  beta1: float | None = option(None, "decay of Adam's running mean of gradients")
-  beta2: float | None = option(None, "decay of Adam's running mean of squared gradients")
-  adam_epsilon: float | None = option(None, "Adam's epsilon")
+                                              "linearly to 0", FRACTION)
+  beta1: float | None = option(None, "decay of Adam's running mean of gradients", DECAY)
+  beta2: float | None = option(None, "decay of Adam's running mean of squared gradients", PROPER_FRACTION)
+  adam_epsilon: float | None = option(None, "Adam's epsilon", POSITIVE)
   clip_norm: float | None = option(None, "norm, over all parameters, to which larger gradients are scaled down; 0 for "
-                                         "no limit")
+                                         "no limit", NOT_NEGATIVE)
   ema_decay: float | None = option(None, "decay of a running mean of the weights, which is what is kept in the end. It "
                                          "never spans more than about the last tenth of the steps. 0 keeps the last "
-                                         "weights")
+                                         "weights", DECAY)
 
   # What can be added to a recipe's loss.
   group_sizes: tuple[int, ...] = option((), "sizes n of leading groups: the first n features must also reconstruct "
                                             "alone (Matryoshka), which keeps broad features from splitting. The recipe "
-                                            "matryoshka has sizes of its own if none are named")
-  group_weight: float = option(1.0, "weight of each group's loss beside the whole dictionary's")
+                                            "matryoshka has sizes of its own if none are named", COUNT)
+  group_weight: float = option(1.0, "weight of each group's loss beside the whole dictionary's", NOT_NEGATIVE)
   orthogonality_coefficient: float = option(
       0.0, "weight of a penalty on directions that overlap: the squared products of different features' directions; 0 "
-      "drops it")
+      "drops it", NOT_NEGATIVE)
 
   # Settings of single recipes.
   encoder_init: str = only("encoder_init", "kaiming", "start the encoder at random or as the decoder's transpose",
                            ("kaiming", "decoder_transpose"))
-  threshold: float | None = only("threshold", None, "where the features' thresholds start")
-  bandwidth: float | None = only("bandwidth", None, "width of the band around a threshold in which it learns")
+  threshold: float | None = only("threshold", None, "where the features' thresholds start", NOT_NEGATIVE)
+  bandwidth: float | None = only("bandwidth", None, "width of the band around a threshold in which it learns",
+                                 NOT_NEGATIVE)
   pull_coefficient: float = only(
-      "pull_coefficient", 3e-6, "weight of the pull that draws silent features to their thresholds")
+      "pull_coefficient", 3e-6, "weight of the pull that draws silent features to their thresholds", NOT_NEGATIVE)
   aux_coefficient: float = only(
       "aux_coefficient", 1 / 32, "weight of the loss that revives dead features by fitting them to what the others "
-      "leave (AuxK); 0 drops it")
-  aux_k: int = only("aux_k", 0, "dead features of a row used for that; 0 takes a power of two near half the width")
+      "leave (AuxK); 0 drops it", NOT_NEGATIVE)
+  aux_k: int = only("aux_k", 0, "dead features of a row used for that; 0 takes a power of two near half the width",
+                    COUNT_OR_0)
   multi_k_coefficient: float = only(
       "multi_k_coefficient", 0.0, "weight of a second loss, with four times as many features kept, so that the "
-      "dictionary also works with more than k; Multi-TopK takes 1/8, 0 drops it")
+      "dictionary also works with more than k; Multi-TopK takes 1/8, 0 drops it", NOT_NEGATIVE)
 
   # Resampling: dead features are given new directions, those of rows that are reconstructed badly.
   resample_every_steps: int = option(0, "steps between resamplings of dead features; 0 for none. The publication of "
-                                        "tm2023 takes 25,000")
-  resample_times: int = option(4, "resamplings in all")
-  resample_rows: int = option(819_200, "rows that a resampling draws new directions from")
-  resample_encoder_scale: float = option(0.2, "norm of a resampled encoder row, over the mean norm of the alive ones")
+                                        "tm2023 takes 25,000", COUNT_OR_0)
+  resample_times: int = option(4, "resamplings in all", COUNT_OR_0)
+  resample_rows: int = option(819_200, "rows that a resampling draws new directions from", COUNT)
+  resample_encoder_scale: float = option(0.2, "norm of a resampled encoder row, over the mean norm of the alive ones",
+                                         NOT_NEGATIVE)
   dead_window_steps: int = option(0, "steps without firing after which a feature counts as dead; 0 takes half of "
-                                     "resample_every_steps or, without resampling, 10 million rows")
+                                     "resample_every_steps or, without resampling, 10 million rows", COUNT_OR_0)
 
   # How a step is computed: none of these changes what a step means.
   code: str = option("auto", "whether a step computes, after the encoder, every feature of a row (dense) or only those "
@@ -114,35 +131,25 @@ class SAEConfig:
                      ("auto", "dense", "sparse"))
   slots: int = option(0, "number of firing features a row, on average over a batch, that a sparse code sets memory "
                          "aside for. A batch in which more fire is computed densely instead, which is slower and gives "
-                         "the same result. 0 takes what the recipe usually needs: k for topk, about 64 for most")
-  accumulate: int = option(1, "parts in which a batch is computed one after the other, to save memory")
+                         "the same result. 0 takes what the recipe usually needs: k for topk, about 64 for most",
+                         COUNT_OR_0)
+  accumulate: int = option(1, "parts in which a batch is computed one after the other, to save memory", COUNT)
   compute_dtype: str = option("auto", "dtype of the matrix products; auto is bfloat16 on an accelerator and float32 on "
                                       "a CPU. Weights are always float32", ("auto", "float32", "bfloat16"))
-  scan_steps: int = option(8, "steps in one call of the compiled function, and between lines of metrics")
-  checkpoint_every_steps: int = option(500, "steps between checkpoints, from which an interrupted run goes on")
+  scan_steps: int = option(8, "steps in one call of the compiled function, and between lines of metrics", COUNT)
+  checkpoint_every_steps: int = option(500, "steps between checkpoints, from which an interrupted run goes on", COUNT)
 
   # How it is judged afterwards.
   val_tokens: int = option(262_144, "held-out tokens on which L0, explained variance and recovered cross-entropy are "
-                                    "measured; 0 for all")
+                                    "measured; 0 for all", NOT_NEGATIVE)
 
   def __post_init__(self) -> None:
-    require_choices(self, "sae.")
-    require_positive(self, "sae.", "n_features", "batch_rows", "buffer_rows", "n_steps", "scan_steps",
-                     "checkpoint_every_steps", "start_rows", "resample_rows", "k", "accumulate")
-    require_not_negative(self, "sae.", "sparsity_coefficient", "warmup_steps", "penalty_warmup_steps", "group_weight",
-                         "clip_norm", "resample_every_steps", "resample_times", "dead_window_steps", "val_tokens",
-                         "aux_coefficient", "aux_k", "pull_coefficient", "orthogonality_coefficient",
-                         "multi_k_coefficient", "slots", "threshold", "bandwidth")
+    require_rules(self, "sae.")
     require(self.batch_rows % self.accumulate == 0, "sae.accumulate", self.accumulate,
             f"must divide sae.batch_rows={self.batch_rows}")
-    require(self.learning_rate is None or self.learning_rate > 0, "sae.learning_rate", self.learning_rate,
-            "must be positive")
-    require(all(0 < n < self.n_features for n in self.group_sizes)
+    require(all(n < self.n_features for n in self.group_sizes)
             and list(self.group_sizes) == sorted(set(self.group_sizes)), "sae.group_sizes",
             ",".join(map(str, self.group_sizes)), "must rise between 0 and sae.n_features")
-    require(0 <= (self.decay_fraction or 0) <= 1, "sae.decay_fraction", self.decay_fraction, "must lie in 0..1")
-    for name in ("beta1", "beta2", "ema_decay"):
-      require(0 <= (getattr(self, name) or 0) < 1, f"sae.{name}", getattr(self, name), "must be at least 0 and below 1")
     if "." not in self.recipe:  # a recipe of one's own is checked where its record is given
       self._require_fits(recipe_of(self.recipe))
 
@@ -214,10 +221,10 @@ class SAEConfig:
     return reads, self.writes or reads
 
   @property
-  def resample_steps(self) -> tuple[int, ...]:
+  def resample_steps(self) -> range:
     """The steps after which dead features are resampled."""
-    times = range(1, self.resample_times + 1) if self.resample_every_steps else ()
-    return tuple(i * self.resample_every_steps for i in times if i * self.resample_every_steps < self.n_steps)
+    every = self.resample_every_steps or self.n_steps
+    return range(every, min(every * self.resample_times + 1, self.n_steps), every)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,12 +236,14 @@ class SweepConfig:
   name: str = option("sweep", "folder of this sweep in the run's sweeps/")
   sparsities: tuple[float, ...] = option(
       (), f"values of what makes the recipe sparser or denser: sae.k for {', '.join(recipes_with('k'))}, "
-      "sae.sparsity_coefficient for the others. The recipe's own grid if no axis of the sweep is named")
-  learning_rates: tuple[float, ...] = option((), "values of sae.learning_rate")
-  n_features: tuple[int, ...] = option((), "values of sae.n_features")
-  seeds: tuple[int, ...] = option((), "values of sae.seed for the weights; the order of the rows is that of sae.seed")
+      "sae.sparsity_coefficient for the others. The recipe's own grid if no axis of the sweep is named", NOT_NEGATIVE)
+  learning_rates: tuple[float, ...] = option((), "values of sae.learning_rate", POSITIVE)
+  n_features: tuple[int, ...] = option((), "values of sae.n_features", COUNT)
+  seeds: tuple[int, ...] = option((), "values of sae.seed for the weights; the order of the rows is that of sae.seed",
+                                  SEED)
 
   def __post_init__(self) -> None:
+    require_rules(self, "sweep.")
     require(self.name.strip(".") and "/" not in self.name, "sweep.name", self.name, "must be a folder's name")
 
   def configs(self, base: SAEConfig) -> list[SAEConfig]:

@@ -21,6 +21,7 @@ from monojax.sae.config import SAEConfig
 from monojax.sae.model import Dictionary, Wiring
 from monojax.sae.recipes import Recipe, make_recipe
 from monojax.training import compute_dtype
+from monojax.variance import joined, share_unexplained, spread
 
 _OWN = ("sae", "wiring", "sites")  # what is kept beside the parameters in any case
 _CHUNK_ROWS = 8192  # rows of a NumPy array that are computed at a time
@@ -92,9 +93,10 @@ class SAE:
       y_NO: what is to be reconstructed; by default `x_NM`.
 
     Returns:
-      "n_rows"; "l0", features that fire on a row, on average; "explained_variance", 1 - E|y - y_hat|^2 / E|y - E y|^2;
-      "mse", the mean of (y - y_hat)^2 over rows and columns; "dead_fraction", the features that fire on none of the
-      rows; "density_F", the fraction of the rows on which each feature fires. Sums are in float64.
+      "n_rows"; "l0", features that fire on a row, on average; "explained_variance", 1 - E|y - y_hat|^2 / E|y - E y|^2,
+      which is None where all rows are equal; "mse", the mean of (y - y_hat)^2 over rows and columns; "dead_fraction",
+      the features that fire on none of the rows; "density_F", the fraction of the rows on which each feature fires.
+      Sums are in float64.
     """
     x_NM = as_numpy(x_NM, "x")
     require(y_NO is not None or self.model.wiring.autoencodes, "y", None,
@@ -102,18 +104,20 @@ class SAE:
     y_NO = x_NM if y_NO is None else as_numpy(y_NO, "y")
     require(len(x_NM) == len(y_NO) > 0, "y", y_NO.shape, f"must have a row for each of the {len(x_NM)} rows of x")
     total: dict[str, typing.Any] = {}
+    rows = None
     for first in range(0, len(x_NM), _CHUNK_ROWS):
       part = slice(first, first + _CHUNK_ROWS)
       f_NF = self.encode(x_NM[part])
       y_hat_NO = self.decode(f_NF, x_NM[part]).astype(np.float64)
       part_NO = y_NO[part].astype(np.float64)
-      sums = {"fired_F": (f_NF > 0).sum(0), "error": np.square(part_NO - y_hat_NO).sum(),
-              "square": np.square(part_NO).sum(), "sum_O": part_NO.sum(0)}
+      sums = {"fired_F": (f_NF > 0).sum(0), "error": np.square(part_NO - y_hat_NO).sum()}
+      rows = joined(rows, spread(part_NO))
       total = {name: total.get(name, 0) + value for name, value in sums.items()}
     n_rows = len(x_NM)
-    variance = total["square"] - np.square(total["sum_O"]).sum() / n_rows
+    assert rows is not None  # there is at least one row
+    unexplained = share_unexplained(total["error"], rows)
     return {"n_rows": n_rows, "l0": float(total["fired_F"].sum() / n_rows),
-            "explained_variance": float(1 - total["error"] / max(variance, 1e-300)),
+            "explained_variance": None if unexplained is None else 1 - unexplained,
             "mse": float(total["error"] / y_NO.size), "dead_fraction": float((total["fired_F"] == 0).mean()),
             "density_F": total["fired_F"] / n_rows}
 

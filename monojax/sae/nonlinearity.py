@@ -176,7 +176,7 @@ class Gated(Nonlinearity):
 
 @dataclasses.dataclass(frozen=True)
 class TopK(Nonlinearity):
-  """The k largest of each row, those above 0 (arXiv 2406.04093).
+  """The k largest of each row, those above 0 (arXiv 2406.04093). Of equal ones at the cut, those of the first features.
 
   Attributes:
     k: features kept of a row.
@@ -193,21 +193,35 @@ class TopK(Nonlinearity):
     return self.largest(h, places, self.k, mesh)
 
   def largest(self, h: jax.Array, places: Places | None, n: int, mesh: Mesh | None = None) -> jax.Array:
-    """Which entries are among the n largest of their row, as bools of h's shape.
+    """Which entries are among the n largest of their row, as bools of h's shape; further ones are not above 0.
 
     The rows of a sparse code are sorted from large to small, so that its first n columns are meant; it holds no more
     than max(k, n_sparse).
     """
     if places is not None:
       return jnp.broadcast_to(jnp.arange(h.shape[1])[None] < n, h.shape)
-    return h >= top_k(h, n, mesh)[0][:, -1:]
+    cut_B1 = top_k(h, n, mesh)[0][:, -1:]
+    reach_BF = h >= cut_B1
+
+    def first_of_equal() -> jax.Array:
+      above_BF, equal_BF = h > cut_B1, h == cut_B1
+      left_B1 = n - above_BF.sum(1, keepdims=True)
+      return above_BF | equal_BF & (jnp.cumsum(equal_BF, axis=1) <= left_B1)
+    too_many = jnp.any(jnp.sum(reach_BF & (h > 0), axis=1) > n)
+    return jax.lax.cond(too_many, first_of_equal, lambda: reach_BF)
 
   def narrow(self, h_BF: jax.Array, params: Params, slots: int,
              mesh: Mesh | None = None) -> tuple[jax.Array, Places, jax.Array]:
+    # One more than there is room for, to see whether entries at a cut are equal: those are left to a dense code, which
+    # keeps the first. In which order `top_k` finds equal entries depends on how it looks for them.
+    n_asked = min(slots + 1, h_BF.shape[1])
     if is_spread(mesh):
-      h_BK, index_BK, found = *top_k(h_BF, slots, mesh), jnp.array(True)
+      h_BK, index_BK, found = *top_k(h_BF, n_asked, mesh), jnp.array(True)
     else:
-      h_BK, index_BK, found = top_k_above_0(h_BF, slots)
+      h_BK, index_BK, found = top_k_above_0(h_BF, n_asked)
+    for n in {self.k, slots} - {n_asked}:
+      found &= ~jnp.any((h_BK[:, n - 1] == h_BK[:, n]) & (h_BK[:, n] > 0))
+    h_BK, index_BK = h_BK[:, :slots], index_BK[:, :slots]
     places = Places(jnp.where(h_BK > 0, index_BK, h_BF.shape[1]), jnp.zeros((0,), jnp.int32))
     return jnp.where(h_BK > 0, h_BK, SILENT), places, found
 
@@ -222,6 +236,8 @@ class TopK(Nonlinearity):
 @dataclasses.dataclass(frozen=True)
 class BatchTopK(Nonlinearity):
   """The B k largest of a whole batch, those above 0; outside of training, those above one constant threshold.
+
+  Where entries at the cut are equal, all of them are kept, so that there can be a few more than B k.
 
   The threshold is a running mean over batches of the smallest value kept (arXiv 2412.06410).
 

@@ -21,6 +21,7 @@ from monojax.sae.model import Dictionary
 from monojax.sae.nonlinearity import JumpReLU, Params, TopK
 from monojax.sae.sparse.code import Places, at, decode, pre_activations_at
 from monojax.sae.sparse.select import top_k
+from monojax.variance import spread
 
 
 @flax.struct.dataclass
@@ -136,8 +137,13 @@ def summed_square(y_BO: jax.Array, e_BO: jax.Array) -> jax.Array:
 
 
 def unexplained(y_BO: jax.Array, e_BO: jax.Array) -> jax.Array:
-  """The squared error over that of the batch's mean, the fraction of variance unexplained: the TopK family."""
-  return jnp.square(e_BO).sum() / jnp.square(y_BO - y_BO.mean(0, keepdims=True)).sum()
+  """The squared error over that of the batch's mean, the fraction of variance unexplained: the TopK family.
+
+  Of rows that are all equal there is nothing to explain: it is 0, without a gradient.
+  """
+  square = jnp.square(y_BO - y_BO.mean(0, keepdims=True)).sum()
+  varies = spread(y_BO).varies & (square > 0)
+  return jnp.where(varies, jnp.square(e_BO).sum() / jnp.where(varies, square, 1.0), 0.0)
 
 
 # Terms.
@@ -226,7 +232,7 @@ def _dead_error(p: Pass, k: int, n_few: int) -> jax.Array:
     if k < len(dead_D):
       f_BD = jnp.where(f_BD >= top_k(jax.lax.stop_gradient(f_BD), k, mesh)[0][:, -1:], f_BD, 0.0)
     e_hat_BO = matmul(f_BD, of(params["W_dec_FO"], 0), model.dtype)
-    return jnp.square(e_BO - e_hat_BO).sum() / jnp.square(e_BO - e_BO.mean(0, keepdims=True)).sum()
+    return unexplained(e_BO, e_BO - e_hat_BO)
 
   def nothing(params, x_BM, e_BO, dead_F):
     return jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)

@@ -164,6 +164,8 @@ def _topk_family(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any
                  group_sizes: Sequence[int], more_terms: Sequence[Term] = ()) -> MadeRecipe:
   """Unit directions, a bias subtracted before the encoder, AuxK, the encoder started as the decoder's transpose."""
   model = parts.dictionary(config, wiring, dtype, nonlinearity, wiring.autoencodes, "decoder_transpose")
+  require(config.batch_rows > config.accumulate, "sae.accumulate", config.accumulate, "leaves one row to a part, "
+          f"and {config.recipe} divides a part's error by the variance of its rows: take fewer parts or more rows")
   aux_k = config.aux_k or parts.starts.default_aux_k(wiring)
   aux = [parts.objectives.auxk(config.aux_coefficient, aux_k)] if config.aux_coefficient else []
   return parts.compose(config, model, error=parts.objectives.unexplained, terms=[*aux, *more_terms],

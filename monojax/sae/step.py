@@ -16,6 +16,7 @@ from monojax.sae.objectives import Given
 from monojax.sae.parts import MadeRecipe
 from monojax.sae.sparse.code import count_F
 from monojax.training import TrainState
+from monojax.variance import explained_variance
 
 # Steps that stay with a dense code after a batch that a sparse one had no room for.
 RETRY_STEPS = 16
@@ -137,9 +138,9 @@ def make_step(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool = 
       and `learning_rate`, the peaks of their schedules; `dense_until`, the step before which no sparse code is
       tried; and, where the recipe keeps one, `ema`, the weights' running mean.
     step: (state, x_SBW of any float dtype) -> (state, metrics averaged over the S batches). The
-      state is donated. Metrics: loss, mse (mean over elements), l1 and l0 (per row),
-      explained_variance (of the batch), fired_fraction (features that fired in the call), dead_fraction,
-      sparse_fraction (of the batches, those computed with a sparse code).
+      state is donated. Metrics: loss, mse (mean over elements), l1 and l0 (per row), explained_variance (of
+      the batch; NaN where its rows are all equal), fired_fraction (features that fired in the call),
+      dead_fraction, sparse_fraction (of the batches, those computed with a sparse code).
   """
   init, one_step = make_init(recipe, mesh), make_update(recipe, mesh, window_steps, sparse, n_parts)
 
@@ -222,9 +223,3 @@ def reconstruction_metrics(y_BO: jax.Array, error_BO: jax.Array, scale_O: jax.Ar
   """Mean squared error over elements in the data's own units, and explained variance within the batch."""
   mse = (jnp.square(error_BO).mean(0) / jnp.square(scale_O)).mean()
   return {"mse": mse, "explained_variance": explained_variance(y_BO, error_BO)}
-
-
-def explained_variance(y_BO: jax.Array, error_BO: jax.Array) -> jax.Array:
-  """1 - the mean squared error over the targets' variance, both over all elements of the batch."""
-  variance = (jnp.square(y_BO).mean(0) - jnp.square(y_BO.mean(0))).mean()
-  return 1.0 - jnp.square(error_BO).mean() / variance

@@ -29,7 +29,7 @@ from monojax.sae.parts import MadeRecipe
 from monojax.sae.recipes import make_recipe
 from monojax.sae.step import Step, judging_what_is_kept, make_step
 from monojax.sae.train import Rows, make_batches, make_resampling, use_sparse
-from monojax.training import Loop, TrainState, compute_dtype, train
+from monojax.training import Loop, TrainState, are_finite, compute_dtype, train
 
 # What the members of a group may differ in, and what all dictionaries of a sweep must share.
 FREE = ("sparsity_coefficient", "learning_rate", "seed")
@@ -90,6 +90,7 @@ def train_sweep(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, dire
   _require_fit_together(configs)
   first = configs[0]
   meshes.require_divides(mesh, "data", first.batch_rows, "sae.batch_rows")
+  begin.require_memory(configs, wiring, mesh)
   saved = {name_of(config): begin.settings_of(config, wiring, identities[name_of(config)]) for config in configs}
   goes_on = begin.require_same_sweep(directory, saved)
   groups = {name_of(members[0]): make_group(members, source, wiring, mesh) for members in groups_of(configs)}
@@ -114,8 +115,12 @@ def train_sweep(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, dire
     states = unpack(state, groups)
     return pack({name: begin.upgrading(group.recipe)(states[name], version) for name, group in groups.items()})
 
+  @jax.jit
+  def finite(state: TrainState) -> jax.Array:
+    return jnp.concatenate([jax.vmap(are_finite)(one) for one in unpack(state, groups).values()])
+
   loop = Loop(directory, saved, first.n_steps, first.scan_steps, first.checkpoint_every_steps, first.resample_steps,
-              "rows", first.batch_rows, f"sweep of {len(configs)}", upgrade)
+              "rows", first.batch_rows, f"sweep of {len(configs)}", upgrade, finite)
   sample_NW = source.sample(first.start_rows, sample_seed)
   state = pack({name: group.init(sample_NW, start, not goes_on) for name, group in groups.items()})
   state = train(state, step, make_batches(source, mesh), loop, metrics_config, intervene)

@@ -74,6 +74,7 @@ def train_sae(config: SAEConfig, source: Rows, wiring: Wiring, directory: str | 
   """
   meshes.require_divides(mesh, "data", config.batch_rows, "sae.batch_rows")
   config, directory = config.resolved(recipe), pathlib.Path(directory)
+  begin.require_memory([config], wiring, mesh)
   made = make_recipe(config, wiring, compute_dtype(config.compute_dtype), recipe)
   saved = begin.settings_of(config, wiring, identity)
   goes_on = begin.require_same(directory, saved, extend)

@@ -91,6 +91,7 @@ def train_subject(config: SubjectConfig, tokens: Tokens, directory: str | os.Pat
   meshes.require_divides(mesh, "data", config.batch_contexts, "subject.batch_contexts")
   model = build(config)
   assert isinstance(model, Transformer)  # the only family of subjects that is trained here
+  _require_memory(config, model, mesh)
   init, step = make_step(model, make_optimizer(config), mesh)
   width = config.n_context
 
@@ -103,6 +104,16 @@ def train_subject(config: SubjectConfig, tokens: Tokens, directory: str | os.Pat
               "tokens", config.batch_contexts * width, "subject")
   state = train(init(jax.random.key(config.seed)), step, batches, loop, metrics_config)
   return LoadedSubject(model, meshes.to_host(state.params), config.n_context)
+
+
+def _require_memory(config: SubjectConfig, model: Transformer, mesh: jax.sharding.Mesh) -> None:
+  """Raises `InputError` if weights, gradients, Adam's moments and the MLPs' activations cannot fit into memory."""
+  params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+  activations = 2 * config.batch_contexts * config.n_context * config.model.n_layers * config.model.d_mlp
+  meshes.require_memory(
+      mesh, 4 * meshes.bytes_of(params) + activations, "subject.model.d_model", config.model.d_model, "make it, "
+      f"subject.model.d_mlp={config.model.d_mlp}, subject.model.n_layers={config.model.n_layers}, subject.n_context="
+      f"{config.n_context} or subject.batch_contexts={config.batch_contexts} smaller")
 
 
 def contexts_per_batch(subject: LoadedSubject) -> int:

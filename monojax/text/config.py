@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from monojax.config import option, require
+from monojax.config import COUNT_OR_0, NOT_NEGATIVE, POSITIVE, PROPER_FRACTION, SEED, option, require, require_rules
 
 DOMAIN_FIELD = "domain"  # the field that is looked for where no other is named; records may lack it
 SMALLEST_VOCABULARY = 257  # 256 bytes and the end-of-text token
@@ -31,23 +31,20 @@ class TextConfig:
                               "where the one before it ends; by default the one that such tokenizers commonly have, "
                               "for instance <|endoftext|>, </s> or <|im_end|>")
   vocab_size: int = option(2048, "number of tokens of the tokenizer that is trained, the end-of-text token included. "
-                                 "Text that yields up to a tenth fewer is accepted")
-  tokenizer_bytes: int = option(50_000_000, "bytes of text, spread over the corpus, that the tokenizer is trained on")
-  val_fraction: float = option(0.05, "fraction of the documents that are held out, chosen by a hash of their text")
-  seed: int = option(0, "seed of the choice of held-out documents")
+                                 "Text that yields up to a tenth fewer is accepted", COUNT_OR_0)
+  tokenizer_bytes: int = option(50_000_000, "bytes of text, spread over the corpus, that the tokenizer is trained on",
+                                POSITIVE)
+  val_fraction: float = option(0.05, "fraction of the documents that are held out, chosen by a hash of their text",
+                               PROPER_FRACTION)
+  seed: int = option(0, "seed of the choice of held-out documents", SEED)
   max_bytes: int = option(0, "bytes of text after which reading stops, where files are read in the order of their "
-                             "names; 0 reads all")
+                             "names; 0 reads all", NOT_NEGATIVE)
 
   def __post_init__(self) -> None:
-    require(not isinstance(self.paths, str), "tokens.paths", self.paths, "must be a tuple of strings")
+    require_rules(self, "tokens.")
     require(all(self.paths), "tokens.paths", self.paths, "must not hold an empty path")
     require(self.text_field, "tokens.text_field", self.text_field, "must not be empty")
     require(self.tokenizer or not self.end_token, "tokens.end_token", self.end_token,
             "names a token of a tokenizer that is given with --tokens.tokenizer; one that is trained has <|endoftext|>")
     require(self.tokenizer or self.vocab_size >= SMALLEST_VOCABULARY, "tokens.vocab_size", self.vocab_size,
             f"must be at least {SMALLEST_VOCABULARY}: 256 bytes and the end-of-text token")
-    require(self.tokenizer_bytes > 0, "tokens.tokenizer_bytes", self.tokenizer_bytes, "must be positive")
-    require(0 < self.val_fraction < 1, "tokens.val_fraction", self.val_fraction,
-            "must lie strictly between 0 and 1")
-    require(self.seed >= 0, "tokens.seed", self.seed, "must not be negative")
-    require(self.max_bytes >= 0, "tokens.max_bytes", self.max_bytes, "must not be negative; 0 reads all")

@@ -98,7 +98,10 @@ def decode(f: jax.Array, places: Places | None, W_FO: jax.Array, dtype: Any,
   ends = tuple(ends or (W_FO.shape[0],))
   if places is not None:
     return sparse_decode(f, places, W_FO, ends)
-  return tuple(matmul(f[:, first:last], W_FO[first:last], dtype) for first, last in zip((0, *ends), ends, strict=False))
+  # The gradient of a split is a concatenation, which XLA's CPU backend leaves between the products. That of slices is a
+  # sum of padded products, which jax 0.10 there puts into one kernel with the optimiser's next step; it crashes.
+  parts = zip((0, *ends), ends, jnp.split(W_FO, ends[:-1]), strict=False)
+  return tuple(matmul(f[:, first:last], W_part, dtype) for first, last, W_part in parts)
 
 
 def entries(h_BF: jax.Array, places: Places) -> jax.Array:

@@ -134,6 +134,8 @@ def top_k_above_0(h_BF: jax.Array, k: int) -> tuple[jax.Array, jax.Array, jax.Ar
 def top_k(h_BF: jax.Array, k: int, mesh: Mesh | None = None) -> tuple[jax.Array, jax.Array]:
   """The k largest of each row, from large to small: (values_BK, index_BK), exactly.
 
+  In which order equal entries come, and which of them are left out at the end, is not defined.
+
   On a mesh each device finds the k largest of its own features, and only those are compared: no device ever holds
   all features of a row.
   """

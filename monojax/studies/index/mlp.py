@@ -19,7 +19,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from monojax import mesh as meshes
-from monojax.config import option, require, require_positive
+from monojax.config import COUNT, COUNT_OR_0, NOT_NEGATIVE, POSITIVE, SEED, option, require, require_rules
 from monojax.linear import matmul
 from monojax.metrics import MetricsConfig
 from monojax.training import Loop, TrainState, train
@@ -33,37 +33,38 @@ Moments = Sequence[tuple[jax.Array, jax.Array]]
 @dataclasses.dataclass(frozen=True)
 class MLPConfig:
   """The MLP's architecture and its training."""
-  n_inputs: int = option(10, "number of numbers in a row")
-  hidden: tuple[int, ...] = option((256, 512, 256), "number of units of each hidden layer")
+  n_inputs: int = option(10, "number of numbers in a row", COUNT)
+  hidden: tuple[int, ...] = option((256, 512, 256), "number of units of each hidden layer", COUNT)
   n_normed: int = option(2, "number of hidden layers, from the first on, whose pre-activations are batch-normalised in "
-                            "training")
-  n_outputs: int = option(1, "number of numbers that the MLP gives out for a row")
-  n_steps: int = option(6000, "number of optimiser steps")
-  batch_rows: int = option(1024, "number of rows in a step")
-  learning_rate: float = option(1e-2, "AdamW's learning rate at its peak, between one rise and one fall (one cycle)")
-  weight_decay: float = option(1e-5, "AdamW's weight decay")
+                            "training", COUNT_OR_0)
+  n_outputs: int = option(1, "number of numbers that the MLP gives out for a row", COUNT)
+  n_steps: int = option(6000, "number of optimiser steps", COUNT)
+  batch_rows: int = option(1024, "number of rows in a step", COUNT)
+  learning_rate: float = option(1e-2, "AdamW's learning rate at its peak, between one rise and one fall (one cycle)",
+                                POSITIVE)
+  weight_decay: float = option(1e-5, "AdamW's weight decay", NOT_NEGATIVE)
   activity_penalties: tuple[float, ...] = option((), "for each hidden layer, the weight of a penalty on the sum of its "
                                                      "activations, which rises from 0 over the first third of the "
-                                                     "steps; no penalties by default")
+                                                     "steps; no penalties by default", NOT_NEGATIVE)
   noise: tuple[float, ...] = option((), "for each hidden layer, the standard deviation of Gaussian noise that is added "
                                         "to its activations in training, over their root mean square; no noise by "
-                                        "default")
-  scan_steps: int = option(50, "steps in one call of the compiled function, and between lines of metrics")
-  checkpoint_every_steps: int = option(2000, "steps between checkpoints, from which an interrupted training resumes")
-  seed: int = option(0, "seed of the initial weights")
+                                        "default", NOT_NEGATIVE)
+  scan_steps: int = option(50, "steps in one call of the compiled function, and between lines of metrics", COUNT)
+  checkpoint_every_steps: int = option(2000, "steps between checkpoints, from which an interrupted training resumes",
+                                       COUNT)
+  seed: int = option(0, "seed of the initial weights", SEED)
 
   def __post_init__(self) -> None:
-    require_positive(self, "mlp.", "n_inputs", "n_outputs", "n_steps", "batch_rows", "learning_rate", "scan_steps",
-                     "checkpoint_every_steps")
-    require(self.hidden and all(width > 0 for width in self.hidden), "mlp.hidden", self.hidden, "needs positive widths")
+    require_rules(self, "mlp.")
+    require(self.hidden, "mlp.hidden", self.hidden, "needs the width of a layer or more")
     for name in ("activity_penalties", "noise"):
       values = getattr(self, name)
-      require(not values or len(values) == len(self.hidden) and min(values) >= 0, f"mlp.{name}",
-              ",".join(map(str, values)), f"needs a number of at least 0 for each of {len(self.hidden)} hidden layers")
+      require(not values or len(values) == len(self.hidden), f"mlp.{name}", ",".join(map(str, values)),
+              f"needs a number for each of {len(self.hidden)} hidden layers")
     require(not any(self.noise[:max(self.n_normed - 1, 0)]), "mlp.noise", ",".join(map(str, self.noise)),
             "must be 0 before a normalised layer, whose moments it would change")
-    require(0 <= self.n_normed <= len(self.hidden), "mlp.n_normed", self.n_normed,
-            f"must lie in 0..{len(self.hidden)}, the number of hidden layers")
+    require(self.n_normed <= len(self.hidden), "mlp.n_normed", self.n_normed,
+            f"must not exceed {len(self.hidden)}, the number of hidden layers")
 
   @property
   def widths(self) -> tuple[int, ...]:
@@ -175,6 +176,10 @@ def train_mlp(config: MLPConfig, batches: Callable[[int, int], tuple[Any, Any]],
   Returns:
     (the MLP, its parameters on the host).
   """
+  n_weights = sum(n_in * n_out for n_in, n_out in zip(config.widths[:-1], config.widths[1:], strict=True))
+  n_numbers = 4 * n_weights + config.batch_rows * sum(config.widths)  # with gradients and moments; activations
+  meshes.require_memory(mesh, 4 * n_numbers, "mlp.hidden", config.hidden, 
+                        f"take fewer units, or fewer rows in a step than mlp.batch_rows={config.batch_rows}")
   model = MLP(config)
   schedule = optax.cosine_onecycle_schedule(config.n_steps, config.learning_rate)
   tx = optax.adamw(schedule, weight_decay=config.weight_decay)
@@ -196,9 +201,10 @@ def train_mlp(config: MLPConfig, batches: Callable[[int, int], tuple[Any, Any]],
       mse = jnp.square(found_BO - y_BO).mean()
       pairs = zip(config.activity_penalties, activity, strict=False)  # there are no pairs where no penalties are given
       return mse + rise * sum(penalty * level for penalty, level in pairs), mse
-    (_, mse), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    (loss, mse), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, {}), {"mse": mse}
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state, {}), {"loss": loss, "mse": mse}
 
   def step(state, batch):
     state, values = jax.lax.scan(one_step, state, batch)

@@ -22,7 +22,7 @@ import numpy as np
 from monojax import checkpoint, files
 from monojax import mesh as meshes
 from monojax.activations.generated import Generated
-from monojax.config import option, require, require_not_negative, require_positive
+from monojax.config import COUNT, COUNT_OR_0, SEED, option, require, require_rules
 from monojax.metrics import MetricsConfig
 from monojax.pipeline.folder import RunFolder
 from monojax.sae.config import SAEConfig
@@ -33,6 +33,7 @@ from monojax.sae.sweep import name_of, train_sweep
 from monojax.sae.train import train_sae
 from monojax.studies.index import task as index_task
 from monojax.studies.index.mlp import MLP, MLPConfig, train_mlp
+from monojax.variance import joined, share_unexplained, spread
 
 SITE = "layer.1.mlp.hidden"  # the layer that the dictionary is of
 INPUTS: dict[str, tuple[str, ...]] = {  # the study's stages, and for each the stages whose results it reads
@@ -53,27 +54,29 @@ _drawn = jax.jit(index_task.draw_rows, static_argnums=1)
 @dataclasses.dataclass(frozen=True)
 class IndexStudyConfig:
   """The study's MLP, its dictionary, how features are tied to variables, and the sweep."""
-  seed: int = option(0, "seed of the rows; it is also added to mlp.seed and sae.seed")
+  seed: int = option(0, "seed of the rows; it is also added to mlp.seed and sae.seed", SEED)
   mlp: MLPConfig = dataclasses.field(default_factory=lambda: MLPConfig(
       n_steps=2750, batch_rows=512, activity_penalties=(2e-3, 1e-3, 0.0), noise=(0.0, 0.6, 0.0)))
-  train_rows: int = option(0, "number of rows that the MLP learns from, over and over; 0 draws new rows at each step")
+  train_rows: int = option(0, "number of rows that the MLP learns from, over and over; 0 draws new rows at each step",
+                           COUNT_OR_0)
   sae: SAEConfig = dataclasses.field(default_factory=lambda: SAEConfig(
       recipe="batchtopk", n_features=2048, k=19, batch_rows=1024, n_steps=532, learning_rate=5e-4, warmup_steps=50,
       decay_fraction=0.4, aux_k=16, dead_window_steps=100, scan_steps=19, checkpoint_every_steps=190))
   variable_features: int = option(96, "number of features that are tied to each variable: those that contribute most "
-                                      "to the prediction's change when the variable changes")
-  readout_features: int = option(40, "number of a variable's features that a readout of one of its values adds up")
+                                      "to the prediction's change when the variable changes", COUNT)
+  readout_features: int = option(40, "number of a variable's features that a readout of one of its values adds up",
+                                 COUNT)
   sweep_recipes: tuple[str, ...] = option((), "recipes that the stage sweep trains on the same layer; by default there "
                                               "is no sweep")
-  sweep_sizes: tuple[int, ...] = option((512, 1024, 2048), "numbers of features that the sweep trains each recipe with")
+  sweep_sizes: tuple[int, ...] = option((512, 1024, 2048), "numbers of features that the sweep trains each recipe with",
+                                        COUNT)
 
   def __post_init__(self) -> None:
-    require_not_negative(self, "", "seed", "train_rows")
-    require_positive(self, "", "readout_features")
+    require_rules(self)
     require(self.readout_features <= self.variable_features <= self.sae.n_features // 2, "variable_features",
             self.variable_features, f"must lie between readout_features={self.readout_features} and half of "
                                     f"sae.n_features={self.sae.n_features}")
-    require(min(self.sweep_sizes, default=0) > 0, "sweep_sizes", self.sweep_sizes, "needs positive sizes")
+    require(self.sweep_sizes, "sweep_sizes", self.sweep_sizes, "needs a size or more")
     require(all(name in RECIPES for name in self.sweep_recipes), "sweep_recipes", ",".join(self.sweep_recipes),
             f"choose among {', '.join(RECIPES)}")
     require(len(self.mlp.hidden) == 3 and self.mlp.n_inputs == index_task.WIDTH and self.mlp.n_outputs == 1,
@@ -246,7 +249,7 @@ def train_dictionary(run: RunFolder, config: IndexStudyConfig) -> dict[str, Any]
   return run.execute("sae", {"sae": sae, "seed": config.seed}, work)
 
 
-def spliced_scores(config: IndexStudyConfig, subject: Subject, features: Features) -> dict[str, float]:
+def spliced_scores(config: IndexStudyConfig, subject: Subject, features: Features) -> dict[str, float | None]:
   """How well a dictionary stands in for the layer: the MLP predicts from its reconstruction of the activations.
 
   A prediction counts as right if it rounds to the answer.
@@ -266,7 +269,7 @@ def spliced_scores(config: IndexStudyConfig, subject: Subject, features: Feature
     Measured on the first 32,768 of these rows,
 
     * "spliced_accuracy" and "spliced_mse": the accuracy and the mean squared error of predictions from reconstructions;
-    * "explained_variance": that of the reconstructions;
+    * "explained_variance": that of the reconstructions; None where all activations are equal;
     * "neurons_l0": how many neurons are not 0 on a row on average;
     * "ablated_accuracy": the accuracy of predictions from the layer's mean activation.
   """
@@ -276,10 +279,11 @@ def spliced_scores(config: IndexStudyConfig, subject: Subject, features: Feature
   judged_BI = rows_BI[:_SPLICED_ROWS]
   x_BM, answer_B = subject.activations(judged_BI), index_task.answers(judged_BI)
   y_BM, mean_1M = features.reconstruct(x_BM), x_BM.mean(0, keepdims=True)
+  unexplained = share_unexplained(np.square(x_BM - y_BM).sum(), joined(None, spread(x_BM)))
   found_B, mean_found_1 = subject.output(y_BM), subject.output(mean_1M)
   return {"spliced_accuracy": float((np.round(found_B) == answer_B).mean()),
           "spliced_mse": float(np.square(found_B - answer_B).mean()),
-          "explained_variance": float(1 - np.square(x_BM - y_BM).sum() / np.square(x_BM - mean_1M).sum()),
+          "explained_variance": None if unexplained is None else 1 - unexplained,
           "l0": float(counts_F.sum() / _COUNTED_ROWS), "neurons_l0": float((x_BM > 0).sum(1).mean()),
           "dead_fraction": float((counts_F == 0).mean()),
           "rare_fraction": float((counts_F < 1e-4 * _COUNTED_ROWS).mean()),

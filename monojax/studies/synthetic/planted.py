@@ -7,7 +7,18 @@ import dataclasses
 
 import numpy as np
 
-from monojax.config import option, require, require_choices, require_not_negative, require_positive
+from monojax.config import (
+  COUNT,
+  COUNT_OR_0,
+  FRACTION,
+  NOT_NEGATIVE,
+  POSITIVE_FRACTION,
+  SEED,
+  Bounds,
+  option,
+  require,
+  require_rules,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,54 +28,49 @@ class PlantedConfig:
   The defaults are those of Sharkey et al. and of the toy data in arXiv 2309.08600: 512 unit directions in 256
   dimensions, of which 5 fire on a row on average, with strengths from U[0, 1].
   """
-  n_features: int = option(512, "number of planted features")
-  width: int = option(256, "number of numbers in a row")
+  n_features: int = option(512, "number of planted features", Bounds(at_least=1, at_most=2**24))
+  width: int = option(256, "number of numbers in a row", COUNT)
   frequency: str = option("decay", "how the probability that a feature fires depends on the feature's number: it is "
                                    "equal for all; falls by a factor from each feature to the next (decay); or falls "
                                    "as a power of the number, rescaled to a range (zipf)",
                           ("equal", "decay", "zipf"))
-  mean_active: float = option(5.0, "number of features that fire on a row on average, for equal and decay")
-  decay: float = option(0.99, "factor from one feature's probability to that of the next, for decay")
-  zipf_exponent: float = option(0.5, "exponent of the power, for zipf")
-  max_probability: float = option(0.4, "probability of the most frequent feature, for zipf")
-  min_probability: float = option(5e-4, "probability of the rarest feature, for zipf")
+  mean_active: float = option(5.0, "number of features that fire on a row on average, for equal and decay",
+                              NOT_NEGATIVE)
+  decay: float = option(0.99, "factor from one feature's probability to that of the next, for decay", POSITIVE_FRACTION)
+  zipf_exponent: float = option(0.5, "exponent of the power, for zipf", NOT_NEGATIVE)
+  max_probability: float = option(0.4, "probability of the most frequent feature, for zipf", POSITIVE_FRACTION)
+  min_probability: float = option(5e-4, "probability of the rarest feature, for zipf", POSITIVE_FRACTION)
   strength: str = option("uniform", "distribution of the strength of a feature that fires: U[min_strength, 1] "
                                     "(uniform), or relu(mean + std * N(0, 1)) (normal)", ("uniform", "normal"))
-  min_strength: float = option(0.0, "smallest strength, for uniform")
+  min_strength: float = option(0.0, "smallest strength, for uniform", FRACTION)
   first_strength: float = option(5.0, "mean strength of the first feature, for normal; means change linearly from the "
-                                      "first feature to the last")
-  last_strength: float = option(4.0, "mean strength of the last feature, for normal")
+                                      "first feature to the last", NOT_NEGATIVE)
+  last_strength: float = option(4.0, "mean strength of the last feature, for normal", NOT_NEGATIVE)
   strength_std_mean: float = option(0.5, "mean of the normal distribution from which each feature's standard deviation "
-                                         "is drawn, for normal; its absolute value is taken")
-  strength_std_std: float = option(0.5, "standard deviation of the same distribution")
+                                         "is drawn, for normal; its absolute value is taken", NOT_NEGATIVE)
+  strength_std_std: float = option(0.5, "standard deviation of the same distribution", NOT_NEGATIVE)
   correlation_rank: int = option(0, "rank of the correlation between features: they fire where correlated Gaussian "
-                                    "variables exceed thresholds; 0 leaves features independent")
+                                    "variables exceed thresholds; 0 leaves features independent", COUNT_OR_0)
   correlation_scale: float = option(0.1, "standard deviation of the entries of the correlation's factor, a matrix of "
-                                         "n_features x correlation_rank")
+                                         "n_features x correlation_rank", NOT_NEGATIVE)
   n_roots: int = option(0, "number of trees of features, in which a child fires only where its parent does; 0 plants "
-                           "none")
-  branching: int = option(4, "number of children of a feature in a tree")
-  depth: int = option(3, "number of levels below the root of a tree")
+                           "none", COUNT_OR_0)
+  branching: int = option(4, "number of children of a feature in a tree", COUNT)
+  depth: int = option(3, "number of levels below the root of a tree", Bounds(at_least=1, at_most=64))
   child_probability: float = option(0.0, "probability that any child of a feature fires where the feature does, shared "
                                          "evenly among its children; 0 gives children the probability that frequency "
-                                         "says")
+                                         "says", FRACTION)
   exclusive: bool = option(True, "whether at most one child of a feature fires on a row")
-  spread_steps: int = option(0, "steps of Adam by which the random directions are moved apart")
-  noise: float = option(0.0, "standard deviation of Gaussian noise that is added to every number")
-  bias_norm: float = option(0.0, "length of a constant vector that is added to every row")
-  seed: int = option(0, "seed of the directions and of what else is random about features; rows have another seed")
+  spread_steps: int = option(0, "steps of Adam by which the random directions are moved apart", COUNT_OR_0)
+  noise: float = option(0.0, "standard deviation of Gaussian noise that is added to every number", NOT_NEGATIVE)
+  bias_norm: float = option(0.0, "length of a constant vector that is added to every row", NOT_NEGATIVE)
+  seed: int = option(0, "seed of the directions and of what else is random about features; rows have another seed",
+                     SEED)
 
   def __post_init__(self) -> None:
-    require_choices(self, "planted.")
-    require_positive(self, "planted.", "n_features", "width", "branching", "depth")
-    require_not_negative(self, "planted.", "mean_active", "noise", "bias_norm", "correlation_rank",
-                         "correlation_scale", "n_roots", "spread_steps", "strength_std_mean", "strength_std_std",
-                         "seed", "min_strength")
-    require(0 <= self.child_probability <= 1, "planted.child_probability", self.child_probability, "must lie in 0..1")
-    require(self.min_strength <= 1, "planted.min_strength", self.min_strength, "must be at most 1")
-    require(0 < self.decay <= 1, "planted.decay", self.decay, "must lie in 0..1")
-    require(0 < self.min_probability <= self.max_probability <= 1, "planted.min_probability", self.min_probability,
-            f"must be positive and at most max_probability={self.max_probability}, which is at most 1")
+    require_rules(self, "planted.")
+    require(self.min_probability <= self.max_probability, "planted.min_probability", self.min_probability,
+            f"must be at most max_probability={self.max_probability}")
     require(not self.n_roots or self.tree_sizes()[-1] > 0, "planted.n_roots", self.n_roots,
             f"leaves no children among {self.n_features} features")
     require(self.probabilities().max() <= 1, "planted.mean_active", self.mean_active,

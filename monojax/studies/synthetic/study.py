@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monojax import files
-from monojax.config import nested, option, require, require_positive
+from monojax.config import COUNT, INT32, POSITIVE, nested, option, require, require_rules
 from monojax.pipeline.folder import RunFolder
 from monojax.sae.config import SAEConfig
 from monojax.sae.recipes import RECIPES, recipe_of
@@ -40,21 +40,22 @@ class SyntheticStudyConfig:
   recipes: tuple[str, ...] = option(("tm2023", "jumprelu", "batchtopk", "matryoshka"),
                                     "recipes that are trained in the grid")
   levels: tuple[float, ...] = option((1.0, 4.0, 16.0), "numbers of features that fire on a row on average, with a "
-                                                       "stage for each")
+                                                       "stage for each", POSITIVE)
   sizes: tuple[float, ...] = option((0.5, 1.0, 2.0), "sizes of the grid's dictionaries, over the number of planted "
-                                                     "features")
-  grid_features: int = option(128, "number of planted features in the grid, all of which fire equally often")
-  grid_width: int = option(64, "number of numbers in a row of the grid")
-  grid_steps: int = option(1000, "number of optimiser steps of each dictionary in the grid")
-  grid_batch_rows: int = option(512, "number of rows in a step of the grid")
+                                                     "features", POSITIVE)
+  grid_features: int = option(128, "number of planted features in the grid, all of which fire equally often", COUNT)
+  grid_width: int = option(64, "number of numbers in a row of the grid", COUNT)
+  grid_steps: int = option(1000, "number of optimiser steps of each dictionary in the grid", COUNT)
+  grid_batch_rows: int = option(512, "number of rows in a step of the grid", COUNT)
 
   def __post_init__(self) -> None:
-    require_positive(self, "", "grid_features", "grid_width", "grid_steps", "grid_batch_rows")
+    require_rules(self)
     require(all(name in RECIPES for name in self.recipes) and self.recipes, "recipes", ",".join(self.recipes),
             f"choose one or more of {', '.join(RECIPES)}")
-    require(all(0 < level < self.grid_features for level in self.levels), "levels", self.levels,
-            f"must lie between 0 and grid_features={self.grid_features}")
-    require(all(size * self.grid_features >= 1 for size in self.sizes), "sizes", self.sizes, "must be positive")
+    require(all(level < self.grid_features for level in self.levels), "levels", self.levels,
+            f"must be below grid_features={self.grid_features}")
+    require(all(1 <= size * self.grid_features <= INT32 for size in self.sizes), "sizes", self.sizes,
+            f"must give dictionaries of 1 to 2**31 - 1 features, over grid_features={self.grid_features}")
 
   @property
   def inputs(self) -> dict[str, tuple[str, ...]]:

@@ -20,14 +20,14 @@ import numpy as np
 import optax
 
 from monojax import metrics
-from monojax.config import option, require, require_choices, require_positive
+from monojax.config import COUNT, POSITIVE, SEED, option, require, require_rules
 
 
 @dataclasses.dataclass(frozen=True)
 class ToyConfig:
   """A toy model, how its inputs are distributed, and its training."""
-  n_features: int = option(5, "number of features, which are the model's inputs")
-  n_hidden: int = option(2, "number of hidden dimensions")
+  n_features: int = option(5, "number of features, which are the model's inputs", COUNT)
+  n_hidden: int = option(2, "number of hidden dimensions", COUNT)
   variant: str = option("relu", "what the model computes. relu: relu(W^T W x + b); linear: W^T W x + b; privileged: "
                                 "relu(W^T relu(W x) + b); absolute: relu(W_out relu(W x) + b), which is to be |x|",
                         ("relu", "linear", "privileged", "absolute"))
@@ -35,15 +35,15 @@ class ToyConfig:
                                       "features of a set fire together (correlated); or exactly one feature fires of "
                                       "each set that fires (anticorrelated)",
                        ("independent", "correlated", "anticorrelated"))
-  set_size: int = option(2, "number of neighbouring features in a set, for correlated and anticorrelated")
-  n_steps: int = option(5000, "number of optimiser steps")
-  batch_rows: int = option(512, "number of rows in a step; all instances see the same random numbers")
-  learning_rate: float = option(3e-3, "Adam's learning rate at the first step, from which it falls to 0 as a cosine")
-  seed: int = option(0, "seed of the weights and of the rows")
+  set_size: int = option(2, "number of neighbouring features in a set, for correlated and anticorrelated", COUNT)
+  n_steps: int = option(5000, "number of optimiser steps", COUNT)
+  batch_rows: int = option(512, "number of rows in a step; all instances see the same random numbers", COUNT)
+  learning_rate: float = option(3e-3, "Adam's learning rate at the first step, from which it falls to 0 as a cosine",
+                                POSITIVE)
+  seed: int = option(0, "seed of the weights and of the rows", SEED)
 
   def __post_init__(self) -> None:
-    require_choices(self, "toy.")
-    require_positive(self, "toy.", "n_features", "n_hidden", "set_size", "n_steps", "batch_rows", "learning_rate")
+    require_rules(self, "toy.")
     require(self.inputs == "independent" or self.n_features % self.set_size == 0, "toy.set_size", self.set_size,
             f"must divide n_features={self.n_features}")
 

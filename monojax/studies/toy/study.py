@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from monojax import files
-from monojax.config import option, require_not_negative, require_positive
+from monojax.config import COUNT, POSITIVE, SEED, option, require_rules
 from monojax.pipeline.folder import RunFolder
 from monojax.studies.toy import geometry as superposition
 from monojax.studies.toy.model import ToyConfig, Trained, draw, forward, inputs_of, loss_of, train_toys
@@ -41,16 +41,16 @@ Figures = dict[str, Any]
 @dataclasses.dataclass(frozen=True)
 class ToyStudyConfig:
   """How many models the study trains, and for how long."""
-  seed: int = option(0, "seed of all weights and rows")
+  seed: int = option(0, "seed of all weights and rows", SEED)
   levels: int = option(24, "number of densities, besides three high ones, at which 400 equal features are put into 30 "
-                           "dimensions")
-  phase_points: int = option(20, "number of points along each axis of the phase diagrams")
-  restarts: int = option(8, "number of instances of each small model, of which the one with the lowest loss is kept")
-  effort: float = option(1.0, "factor by which all numbers of optimiser steps are multiplied")
+                           "dimensions", COUNT)
+  phase_points: int = option(20, "number of points along each axis of the phase diagrams", COUNT)
+  restarts: int = option(8, "number of instances of each small model, of which the one with the lowest loss is kept",
+                         COUNT)
+  effort: float = option(1.0, "factor by which all numbers of optimiser steps are multiplied", POSITIVE)
 
   def __post_init__(self) -> None:
-    require_positive(self, "", "levels", "phase_points", "restarts", "effort")
-    require_not_negative(self, "", "seed")
+    require_rules(self)
 
   def toy(self, n_features: int, n_hidden: int, n_steps: int, **more: Any) -> ToyConfig:
     """The settings of a toy model, with the study's seed and effort; `more` is further fields of `ToyConfig`."""
