@@ -164,8 +164,6 @@ def test_settings_of_a_folder_in_which_nothing_was_made_can_be_corrected(tmp_pat
   _, expected = fit(tmp_path / "alone", other)
   assert_equal(found, expected)
   assert checkpoint.load_params(tmp_path / "checkpoints")[1]["sae"]["k"] == 8
-  assert json.loads((tmp_path / "checkpoints/metadata/_ROOT_METADATA").read_text())[
-      "custom_metadata"]["config"]["sae"]["k"] == 8
 
 
 def test_parameters_and_settings_are_replaced_together(tmp_path):

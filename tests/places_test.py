@@ -22,6 +22,10 @@ FINE = ["plain", "./dot", "trailing/", "with space", "../PARENT/up", "sub/../bes
 REFUSED = ["a[1]", "a]", "back\\slash", "[x]/y", "a\\/b", "name\udcff", "null\0", "deep/" * 800]
 
 
+# The record of a finished stage, as version 0.1 wrote it: without checksums of what the stage made.
+DONE = {"config": {}, "inputs": {}, "identity": "", "complete": True, "seconds": 0.0}
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
@@ -36,8 +40,8 @@ def here(tmp_path, monkeypatch):
 def test_files_stores_and_checkpoints_can_be_kept_in_it(here, path):
   path = path.replace("PARENT", here.name)
   run = RunFolder(path)
-  files.write_json(run.directory / "sae" / "stage.json", {"complete": True})
-  files.write_json(run.directory / "dictionaries" / "one" / "stage.json", {"complete": True})
+  files.write_json(run.directory / "sae" / "stage.json", DONE)
+  files.write_json(run.directory / "dictionaries" / "one" / "stage.json", DONE)
   checkpoint.save_params(run.directory / "dictionaries" / "one" / "dictionary", {"a": np.ones(3)}, {"x": 1})
   params, config, _ = checkpoint.load_params(pathlib.Path(path) / "dictionaries" / "one" / "dictionary")
   assert config == {"x": 1} and params["a"].tolist() == [1, 1, 1]
@@ -82,11 +86,11 @@ def test_any_name_of_a_dictionary_is_a_folder_within_or_is_refused(name):
 
 def test_a_dictionary_is_looked_for_within_the_run_only(here):
   for name in ("dictionaries/one", "dictionaries/two"):
-    files.write_json(here / "run" / name / "stage.json", {"complete": True})
+    files.write_json(here / "run" / name / "stage.json", DONE)
   (here / "run" / "dictionaries" / "one" / "dictionary").mkdir()
   (here / "run" / "dictionaries" / "two" / "dictionary").symlink_to(here / "elsewhere")
   (here / "other" / "dictionaries" / "three" / "dictionary").mkdir(parents=True)
-  files.write_json(here / "other" / "dictionaries" / "three" / "stage.json", {"complete": True})
+  files.write_json(here / "other" / "dictionaries" / "three" / "stage.json", DONE)
   run = RunFolder(here / "run")
   assert set(run.dictionaries()) == {"dictionaries/one"}
   for name in ("../x", "../other/dictionaries/three", str(here / "other" / "dictionaries" / "three"), "two", "..", "/",

@@ -52,8 +52,8 @@ def test_analysis_of_version_0_1_loads():
 def test_an_unknown_column_is_kept_and_named(tables, tmp_path):
   score_F = np.arange(20, dtype=np.float16)
   changed(tables, score_F=score_F, of_another_version=np.arange(3)).save(tmp_path / "a")
-  fields = files.read_json(tmp_path / "a" / "features.json")
-  files.write_json(tmp_path / "a" / "features.json", {**fields, "language": "en"})
+  fields = files.read_record(tmp_path / "a" / "features.json")
+  files.write_record(tmp_path / "a" / "features.json", {**fields, "language": "en"})
   with pytest.warns(UserWarning) as warned:
     loaded = FeatureTables.load(tmp_path / "a")
   assert [str(warning.message).partition(" in ")[2].partition(" has ")[2] for warning in warned] == [
@@ -69,8 +69,8 @@ def test_an_unknown_column_is_kept_and_named(tables, tmp_path):
 @pytest.mark.parametrize("written", ([], "e9", {"x": "e9"}, {"1": "no"}, {"1": 233}, {"1": None}))
 def test_bytes_of_tokens_that_are_none_are_named(tables, tmp_path, written):
   tables.save(tmp_path)
-  fields = files.read_json(tmp_path / "features.json")
-  files.write_json(tmp_path / "features.json", {**fields, "token_bytes": written})
+  fields = files.read_record(tmp_path / "features.json")
+  files.write_record(tmp_path / "features.json", {**fields, "token_bytes": written})
   with pytest.raises(InputError, match="token_bytes must be hexadecimal digits"):
     FeatureTables.load(tmp_path)
 

@@ -152,7 +152,7 @@ def test_a_file_that_changed_between_two_calls_is_refused(tmp_path):
   path = tmp_path / "x.jsonl"
   path.write_text('{"text": "one two"}\n' * 5)
   config = TextConfig(paths=(str(path),), vocab_size=257)
-  files.write_json(tmp_path / "run" / "journal.json", {
+  files.write_record(tmp_path / "run" / "journal.json", {
       "identity": {"text": prepare.config_lib.to_dict(config), "sources": {str(path): 1}},
       "documents": 1, "sizes": {}, "text_bytes": {}})
   with pytest.raises(InputError, match=r"sources.*x.jsonl: 1 -> 100"):
