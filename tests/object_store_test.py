@@ -11,10 +11,13 @@ import urllib.error
 import urllib.request
 
 import pytest
+from owner_test import holder
 from tiny_run import ENVIRONMENT, command, digests, run, tiny
 
-from monojax import checkpoint
+from monojax import checkpoint, files
 from monojax.activations.folder import Folder
+from monojax.activations.owner import owned
+from monojax.config import InputError
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +101,21 @@ def test_bad_places_are_named(finished, tmp_path):
                        ("/proc/nothing", "cannot write /proc/nothing/")):
     result = run("harvest", workdir, *tiny("activations"), f"--activations.url={url}")
     assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
+
+
+def test_an_object_store_has_one_owner(s3, monkeypatch):
+  for name, value in s3.items():
+    monkeypatch.setenv(name, value)
+    monkeypatch.setitem(ENVIRONMENT, name, value)
+  url = "s3://bucket/owned"
+  process = holder(url)
+  try:
+    with pytest.raises(InputError, match=f"{url} is in use by process {process.pid}"):
+      with owned(url):
+        pass
+  finally:
+    process.kill()
+    process.wait()
+  with owned(url):
+    assert Folder(url).read(files.LOCK)
+  assert Folder(url).read(files.LOCK) is None

@@ -226,8 +226,15 @@ class ActivationStore:
     return store
 
   def statistics(self) -> dict[str, np.ndarray]:
-    """{"SITE/mean_M": the mean row, "SITE/sample_RM": up to 1,024 rows from all over the store}."""
-    return self._folder.read_npz("stats.npz")
+    """{"SITE/mean_M": the mean row, "SITE/sample_RM": up to 1,024 rows from all over the store}.
+
+    Raises:
+      InputError: the file that holds them is damaged or gone.
+    """
+    found = self._folder.read_npz("stats.npz")
+    if found is None:
+      raise files.damaged(self._folder.named("stats.npz"), "it is missing")
+    return found
 
   def token_strings(self) -> list[str] | None:
     """What each token id reads like, the string of id i at place i; `None` if the writer was not told."""

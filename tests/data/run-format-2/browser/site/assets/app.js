@@ -1,0 +1,175 @@
+"use strict";
+
+// Pages, keys, the tooltip. Each page is a script of its own, page_NAME.js, which calls app.page with
+//   path          the first part of its address: "about" for #/about, "" for the list
+//   nav           the text of its link at the top; without it there is no link
+//   order         where its link stands: the list's is 0, that of the page about the run 100
+//   takesArgument whether something follows the path, as in #/feature/12
+//   keepsList     whether its link keeps how the list is filtered and sorted
+//   isAvailable   () => whether this site has what the page shows; without it, always
+//   show          (main, route) => the document's title; fills the element `main`
+// where route has {path, argument, state, isNew, isCurrent}: `state` is how the list is filtered and sorted, `isNew`
+// whether another page was shown before, and isCurrent() says, once a page's data is here, whether the page is still
+// wanted. A page that shows a feature sets route.feature to its number, from which the keys go on.
+const app = (() => {
+  const {element} = dom;
+  const main = document.getElementById("main");
+  const help = document.getElementById("help");
+  const tooltip = document.getElementById("tooltip");
+  const pages = [];
+  let route = {path: null, state: query.parse("")};
+  let nShown = 0;  // counts what was asked for, so that a slow load does not overwrite a later page
+
+  const available = () => pages.filter(({isAvailable}) => !isAvailable || isAvailable());
+
+  function parseRoute() {
+    const [, path, slash, argument, text] = /^#?\/?([^/?]*)(\/?)([^?]*)\??(.*)$/s.exec(location.hash);
+    const page = available().find((other) => other.path === path && (other.takesArgument || !slash));
+    return {page, path, argument, state: query.parse(text)};
+  }
+
+  function message(target, title, text) {
+    target.replaceChildren(element("div", {class: "message", role: "alert"}, element("h1", {}, title),
+      element("p", {}, text), element("p", {}, dom.link("#/", "All features"))));
+  }
+
+  function show() {
+    const before = route;
+    const turn = ++nShown;
+    route = {...parseRoute(), isCurrent: () => turn === nShown};
+    route.isNew = route.page !== before.page;
+    hideTooltip();
+    delete main.dataset.feature;
+    let name = "No such page";
+    if (route.page) name = route.page.show(main, route);
+    else message(main, "There is no such page", location.hash);
+    document.title = `${name} – ${data.index.title}`;
+    showLinks();
+  }
+
+  // The links to the pages, made from what the pages say of themselves.
+  function addLinks() {
+    const linked = available().filter(({nav}) => nav).sort((a, b) => (a.order ?? 50) - (b.order ?? 50));
+    document.getElementById("pages").replaceChildren(...linked.map((page) => {
+      page.link = dom.link(`#/${page.path}`, page.nav);
+      return page.link;
+    }));
+  }
+
+  function showLinks() {
+    for (const page of pages.filter(({link}) => link)) {
+      if (page === route.page) page.link.setAttribute("aria-current", "page");
+      else page.link.removeAttribute("aria-current");
+      if (page.keepsList) page.link.href = `#/${page.path}${query.format(route.state)}`;
+    }
+  }
+
+  function openList(state, replace) {
+    const hash = `#/${query.format(state)}`;
+    if (replace) location.replace(hash);
+    else location.hash = hash;
+  }
+
+  function openFeature(id) {
+    if (id !== null) location.hash = `#/feature/${id}${query.format(route.state)}`;
+  }
+
+  function step(by) {
+    if (route.feature !== undefined) openFeature(query.neighbour(route.state, route.feature, by));
+  }
+
+  const random = () => openFeature(query.random(route.state, route.feature));
+
+  function search() {
+    if (route.path !== "") {
+      location.hash = `#/${query.format(route.state)}`;
+      addEventListener("hashchange", () => setTimeout(search), {once: true});
+      return;
+    }
+    const field = document.getElementById("filter-q");
+    field.focus();
+    field.select();
+  }
+
+  function toList() {
+    if (route.path !== "") openList(route.state, false);
+  }
+
+  const KEYS = {
+    j: () => step(1), ArrowRight: () => step(1), k: () => step(-1), ArrowLeft: () => step(-1),
+    r: random, "/": search, u: toList, Escape: toList, "?": () => help.showModal(),
+  };
+
+  function onKey(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
+    if (event.target.closest("input, select, textarea")) {
+      if (event.key === "Escape") event.target.blur();
+      return;
+    }
+    const action = Object.hasOwn(KEYS, event.key) ? KEYS[event.key] : null;
+    if (!action) return;
+    event.preventDefault();
+    action();
+  }
+
+  function showSearchHelp() {
+    const searched = data.cells.filter(({kind}) => kinds[kind].searched).map(({heading}) => `“${heading}”`);
+    if (!searched.length) return;
+    document.getElementById("help-search").textContent = "A search looks for its text in the columns " +
+      `${dom.listing(searched, "and")}; in quotes, it must be the whole token. `;
+  }
+
+  function hideTooltip() {
+    tooltip.hidden = true;
+  }
+
+  function showTooltip(event) {
+    const target = event.target.closest("[data-token]");
+    if (!target) {
+      hideTooltip();
+      return;
+    }
+    const share = Number(target.dataset.share);
+    tooltip.replaceChildren(dom.token(target.dataset.token, {class: "boxed"}),
+      element("span", {}, `activation ${dom.number(Number(target.dataset.act))}`),
+      element("span", {class: "quiet"}, share > 0 ? `${dom.percent(share)} of the max` : ""));
+    tooltip.hidden = false;
+    const box = target.getBoundingClientRect();
+    const left = Math.min(box.left, innerWidth - tooltip.offsetWidth - 8);
+    const below = box.bottom + 6 + tooltip.offsetHeight < innerHeight;
+    tooltip.style.left = `${Math.max(left, 8)}px`;
+    tooltip.style.top = `${below ? box.bottom + 6 : box.top - tooltip.offsetHeight - 6}px`;
+  }
+
+  function start() {
+    if (!data.index) {
+      message(main, "The data is missing", "data/index.js could not be read: build the site again.");
+      return;
+    }
+    addLinks();
+    showSearchHelp();
+    const jump = document.getElementById("jump-id");
+    jump.max = data.index.n_features - 1;
+    jump.placeholder = `0 … ${data.index.n_features - 1}`;
+    document.getElementById("jump").addEventListener("submit", (event) => {
+      event.preventDefault();
+      openFeature(jump.value);
+      jump.blur();
+    });
+    document.getElementById("help-button").addEventListener("click", () => help.showModal());
+    document.getElementById("skip").addEventListener("click", (event) => {
+      event.preventDefault();  // the address is the route
+      main.focus();
+    });
+    document.addEventListener("keydown", onKey);
+    main.addEventListener("mouseover", showTooltip);
+    main.addEventListener("mouseleave", hideTooltip);
+    addEventListener("scroll", hideTooltip, {passive: true});
+    addEventListener("hashchange", show);
+    show();
+  }
+
+  addEventListener("DOMContentLoaded", start);  // when the scripts of the pages are here
+
+  return {page: (page) => pages.push(page), openList, openFeature, step, random, message};
+})();

@@ -1,0 +1,117 @@
+"use strict";
+
+// The page about the run: its figures and what the terms mean. A section whose data is absent is left out.
+app.page((() => {
+  const {element} = dom;
+  const PAPER = {l0: 4.9, recovered: 0.79};  // A/1 of "Towards Monosemanticity"
+  const TERMS = [
+    ["Feature", "A direction in activation space that the sparse autoencoder learned, with an encoder that " +
+      "says how strongly it is present. The dictionary is the set of them."],
+    ["Activation", "How strongly a feature is present on a token; zero on most tokens. Examples are " +
+      "coloured by activation over the feature's largest one, its max, since features differ in scale."],
+    ["Density", "The share of tokens on which a feature fires (activation above zero). Real features of " +
+      "the paper lie about 10⁻⁴ to 10⁻². Shown as a base-10 logarithm."],
+    ["Dead, ultralow, alive", "Dead features never fired on the analysed text; ultralow ones fire so " +
+      "rarely that they are seldom meaningful. Both are listed apart from the alive ones, as in the paper."],
+    ["L0", "The mean number of features that fire on a token. Lower is sparser, thus easier to read."],
+    ["CE recovered", "How much of the language model's performance survives when activations are replaced " +
+      "by the dictionary's reconstruction: 100 % is as good as untouched, 0 % as bad as removing the " +
+      "activations. CE is the cross entropy of the next token."],
+    ["Explained variance", "The share of the activations' variance that the reconstruction accounts for."],
+    ["Logit weights", "The direct effect of a feature on the next token: its decoder direction through the " +
+      "output weights, with the median over the vocabulary at zero."],
+    ["Interval 0 to 10", "Examples with activations nearest to 10/11, 9/11, … 0 of the feature's largest. " +
+      "They show whether a feature means the same when it is weaker."],
+    ["Bottom activations", "Examples on which the feature is least active."],
+    ["F1", "Of a feature or neuron as a detector of a class of text: the harmonic mean of its precision " +
+      "and recall."],
+    ["Share of L1", "A neuron's absolute decoder weight over the sum of all of them: small where a feature " +
+      "is not just a neuron."],
+  ];
+
+  function section(title, ...content) {
+    return element("section", {class: "panel"}, element("h2", {}, title), ...content);
+  }
+
+  function table(heads, rows) {
+    return element("div", {class: "scroll"}, element("table", {class: "plain"},
+      element("thead", {}, element("tr", {}, heads.map(([head, isNumeric]) =>
+        element("th", {scope: "col", class: isNumeric ? "numeric" : null}, head)))),
+      element("tbody", {}, rows.map((row) => element("tr", {}, row.map((content, i) =>
+        element("td", {class: heads[i][1] ? "numeric" : null}, content)))))));
+  }
+
+  function counts() {
+    const status = data.cells.find(({kind}) => kind === "status");
+    const totals = data.index.statuses.map(() => 0);
+    for (const value of status.values) totals[value]++;
+    return element("ul", {class: "tiles"}, data.index.statuses.map((name, i) => element("li", {},
+      dom.link(`#/${query.format({...query.DEFAULTS, [status.key]: name})}`,
+        element("strong", {}, dom.number(totals[i])), ` ${name}`),
+      element("span", {class: "quiet"}, ` ${dom.percent(totals[i] / data.index.n_features)}`))));
+  }
+
+  const figureName = (name) => name.replaceAll("/", " / ").replaceAll("_", " ")
+    .replace(/\b(l0|l1|ce|mse|sae|f1)\b/g, (term) => term.toUpperCase()).replace(/^n (\w)/, "number of $1");
+
+  function figures(values) {
+    return section("Figures", table([["Figure"], ["Value", true]],
+      Object.entries(values).map(([name, value]) =>
+        [figureName(name), typeof value === "string" ? value : dom.number(value)])));
+  }
+
+  function densities(histogram) {
+    return section("Densities", charts.histogram({
+      edges: histogram.log10_edges, counts: histogram.counts, title: "Histogram of the features' densities",
+      xLabel: "log₁₀ density", yLabel: "features"}));
+  }
+
+  function detectors(rows) {
+    return section("Detectors of a class of text",
+      element("p", {}, "For each class the feature that detects it best, beside the best single neuron."),
+      table([["Class"], ["Feature", true], ["F1", true], ["Neuron", true], ["F1 of neuron", true]],
+        rows.map((row) => [row.class, dom.link(`#/feature/${row.feature}`, String(row.feature)),
+          dom.fixed(row.feature_f1, 3), String(row.neuron), dom.fixed(row.neuron_f1, 3)])));
+  }
+
+  function frontier(rows) {
+    const usable = rows.filter((row) => dom.isNumber(row.l0) && dom.isNumber(row.ce_recovered_zero));
+    const points = usable.map((row) => ({
+      kind: "run", x: row.l0, y: 100 * row.ce_recovered_zero, label: dom.number(row.sparsity, 2),
+      name: `sparsity ${dom.number(row.sparsity)}: L0 ${dom.number(row.l0)}, ` +
+        `${dom.percent(row.ce_recovered_zero)} recovered`}));
+    const paper = {kind: "paper", x: PAPER.l0, y: 100 * PAPER.recovered, label: "paper A/1",
+                   name: "Towards Monosemanticity, A/1: L0 4.9, 79 % recovered"};
+    return section("Sparsity against fidelity",
+      element("p", {}, "One point for each L1 coefficient; higher and further left is better. The paper's ",
+        "A/1 has L0 4.9 and recovers 79 %, with another model and other text."),
+      charts.scatter({points: [...points, paper], title: "CE recovered against L0",
+                      xLabel: "L0, features per token", yLabel: "CE recovered, %"}),
+      table([["L1 coefficient", true], ["L0", true], ["CE recovered", true], ["Explained variance", true]],
+        rows.map((row) => [dom.number(row.sparsity), dom.number(row.l0),
+          dom.percent(row.ce_recovered_zero), dom.number(row.explained_variance)])));
+  }
+
+  function configuration(value) {
+    return section("Configuration", element("details", {}, element("summary", {}, "Show as JSON"),
+      element("pre", {tabindex: "0"}, JSON.stringify(value, null, 2))));
+  }
+
+  function terms() {
+    return section("Terms", element("dl", {class: "terms"}, TERMS.flatMap(([term, text]) =>
+      [element("dt", {}, term), element("dd", {}, text)])));
+  }
+
+  function show(main) {
+    const summary = data.index.summary;
+    const part = (name, draw) => (summary[name] ? draw(summary[name]) : null);
+    const panels = [part("figures", figures), part("density_histogram", densities),
+                    part("frontier", frontier), part("detectors", detectors), part("config", configuration)];
+    main.replaceChildren(element("h1", {}, "About the run"), counts(),
+      element("div", {class: "about"}, panels), terms());
+    scrollTo(0, 0);
+    return "About the run";
+  }
+
+  return {path: "about", nav: "About the run", order: 100, show};
+})());
