@@ -13,14 +13,16 @@ def script(name: str) -> None:
 
 def _begin(name: str | None) -> None:
   try:
-    from monojax import cli
-    if name is None:
-      cli.main()
-    else:
-      cli.run_command(name)
-  except KeyboardInterrupt:
+    from monojax import ending
+    ending.watch()
+  except KeyboardInterrupt:  # in the first milliseconds
     from monojax import ending
     ending.interrupted()
+  from monojax import cli
+  if name is None:
+    cli.main()
+  else:
+    cli.run_command(name)
 
 
 if __name__ == "__main__":

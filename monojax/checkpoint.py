@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from monojax import files, places
+from monojax import ending, files, places
 from monojax.config import InputError
 
 if TYPE_CHECKING:
@@ -331,14 +331,12 @@ def _writing(directory: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    found: BaseException | None = error
-    while found is not None:
-      if isinstance(found, OSError) and found.errno:
-        raise OSError(found.errno, os.strerror(found.errno), found.filename or os.fspath(directory)) from error
-      if code := re.search(r"os_error_code='(\d+)'", str(found)):
-        path = re.search(r'"(/[^"]*)"', str(found))
+    for cause in ending.causes(error):
+      if isinstance(cause, OSError) and cause.errno:
+        raise OSError(cause.errno, os.strerror(cause.errno), cause.filename or os.fspath(directory)) from error
+      if code := re.search(r"os_error_code='(\d+)'", str(cause)):
+        path = re.search(r'"(/[^"]*)"', str(cause))
         raise OSError(int(code[1]), os.strerror(int(code[1])), path[1] if path else os.fspath(directory)) from error
-      found = found.__cause__ or found.__context__
     raise
 
 

@@ -216,7 +216,6 @@ def run(main: typing.Callable[[], None], keep_memory: typing.Callable[[], bool] 
     _join_job()
     main()
 
-  ending.watch()
   try:
     app.run(guarded, argv=sys.argv, flags_parser=_parse)
   except KeyboardInterrupt:
@@ -227,8 +226,6 @@ def run(main: typing.Callable[[], None], keep_memory: typing.Callable[[], bool] 
 
 def _fail(error: Exception) -> typing.NoReturn:
   """Says what went wrong, and ends with the exit status for it."""
-  if ending.from_interrupt(error):
-    ending.interrupted()
   if isinstance(error, InputError):
     _exit(2, error)
   if isinstance(error, BrokenPipeError):  # what reads the output, such as head, has seen enough

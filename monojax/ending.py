@@ -5,11 +5,9 @@ import os
 import signal
 import sys
 import threading
-import time
 import typing
 
 INTERRUPTED = 130  # the exit status of a command that Ctrl-C ended, as in every shell
-_SECONDS = 3.0  # after Ctrl-C a command has so long to end by itself
 # What to do about an error of the operating system.
 _REMEDIES = {errno.ENOSPC: "make room on that disk", errno.EDQUOT: "make room within the quota",
              errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
@@ -18,11 +16,14 @@ _REMEDIES = {errno.ENOSPC: "make room on that disk", errno.EDQUOT: "make room wi
 
 
 def watch() -> None:
-  """From now on a command that Ctrl-C does not end within some seconds is ended, wherever it is.
+  """From now on Ctrl-C ends this process at once, wherever it is, with one line and the exit status 130.
 
-  Python tells the main thread of Ctrl-C only between two of its own instructions. While a library compiles or writes,
-  that can be a minute later. What ends here is as safe as a process that is killed: the next call goes on from there.
+  Python itself raises `KeyboardInterrupt` in the main thread, between two of its own instructions. While a library
+  compiles or writes, that can be a minute later, and a library that is being loaded prints what it thinks of it. What
+  ends here is as safe as a process that is killed: the next call goes on from there.
   """
+  if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for a command in the background of a shell
+    return
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -30,18 +31,20 @@ def watch() -> None:
   def wait() -> None:
     while os.read(reader, 1) != bytes([signal.SIGINT]):
       pass
-    time.sleep(_SECONDS)
     print(file=sys.stderr)  # a progress bar's line may not have ended
     interrupted()
   threading.Thread(target=wait, name="interrupts", daemon=True).start()
+  signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
-def from_interrupt(error: BaseException) -> bool:
-  """Whether Ctrl-C is what an exception was raised for, as by a library that stopped in the middle of being loaded."""
+def causes(error: BaseException) -> typing.Iterator[BaseException]:
+  """An exception, what it was raised for, what that was raised for, and so on; each of them once."""
   found: BaseException | None = error
-  while found is not None and not isinstance(found, KeyboardInterrupt):
+  seen: list[BaseException] = []
+  while found is not None and not any(found is one for one in seen):
+    yield found
+    seen.append(found)
     found = found.__cause__ or found.__context__
-  return found is not None
 
 
 def interrupted() -> typing.NoReturn:

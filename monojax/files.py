@@ -73,17 +73,17 @@ def replacing(path: Path, by_each: bool = False) -> Iterator[BinaryIO]:
   path.parent.mkdir(parents=True, exist_ok=True)
   # Another process may write the same name at the same time, and nothing that has the name already is followed.
   aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
-  try:
-    with naming(path), open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(aside, path)
-  except BaseException:
-    with contextlib.suppress(OSError):
-      aside.unlink()
-    raise
   with naming(path):
+    try:
+      with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(aside, path)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        aside.unlink()
+      raise
     sync_directory(path.parent)
 
 

@@ -10,7 +10,7 @@ import tempfile
 
 import numpy as np
 
-from monojax import checkpoint
+from monojax import checkpoint, files
 from monojax.pipeline import folder
 from monojax.pipeline.folder import RunFolder
 
@@ -55,7 +55,8 @@ def contents(workdir):
   for path in sorted(workdir.rglob("*")):
     name = path.relative_to(workdir).as_posix()
     skipped = (any(saved in path.parents for saved in checkpoints) or "site/" in name or path.name.endswith(".__lock")
-               or path.name in ("metrics.jsonl", "stage.json", "summary.json", "figures.json", "frontier.csv"))
+               or path.name in ("metrics.jsonl", "stage.json", "summary.json", "figures.json", "frontier.csv",
+                                files.SUMS))
     if path.name == "frontier.json":
       points = [{**point, "train_seconds": None} for point in json.loads(path.read_text())]
       found[name] = json.dumps(points, sort_keys=True)
