@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # parameters, and its running means of the weights began at 0 (`monojax.sae.begin.upgrading`). Version 2 had no
 # checksums.
 VERSION = 3
+_UNFINISHED = "it was not finished, or its checksums are gone"
 _RENAMED = {"W_dec_FM": "W_dec_FO", "b_dec_M": "b_dec_O"}
 
 Path = str | os.PathLike[str]
@@ -49,19 +50,19 @@ class Checkpoints:
   def __init__(self, directory: Path, config: Mapping[str, Any]):
     """Opens or creates `directory`.
 
-    A checkpoint that is damaged, or was not finished, is passed over for the one before it, which is said. It is
-    renamed, so that training can write its step again.
+    A checkpoint that is damaged, or was not finished by a process that was killed, is passed over for the one before
+    it, which is said. It is renamed, so that training can write its step again.
 
     Args:
       directory: the folder.
       config: a JSON-able dict, kept with each checkpoint.
 
     Raises:
-      InputError: there are checkpoints, but all of them are damaged.
+      InputError: there is no whole checkpoint, but a damaged one.
     """
     self._directory, self._config = _absolute(directory), _plain(config)
     self._pending: _Pending | None = None
-    _by_first(lambda: _set_damaged_aside(self._directory), "checkpoints are verified")
+    _by_first(lambda: _set_aside(self._directory), "checkpoints are verified")
     with _readable(self._directory), _writing(self._directory):
       self._checkpointer = ocp.training.Checkpointer(
           self._directory, preservation_policy=ocp.training.preservation_policies.LatestN(2))
@@ -192,10 +193,10 @@ def load_params(directory: Path) -> tuple[Any, dict[str, Any], int]:
 
 
 def saved_config(directory: Path) -> tuple[dict[str, Any], int] | None:
-  """(settings, version) of the newest checkpoint in a directory that is not damaged, or `None` where there is none.
+  """(settings, version) of the newest checkpoint in a directory that is whole, or `None` where there is none.
 
   Raises:
-    InputError: there are checkpoints, but all of them are damaged.
+    InputError: there is none, but a damaged one.
   """
   directory = _absolute(directory)
   newest, _ = _newest_whole(directory)
@@ -219,16 +220,16 @@ def _fault(place: pathlib.Path) -> str | None:
     return files.fault(place)
   try:
     metadata = json.loads((place / "_CHECKPOINT_METADATA").read_bytes())["custom_metadata"] or {}
-    return None if metadata.get("version", 1) < 3 else "it was not finished, or its checksums are missing"
+    return None if metadata.get("version", 1) < 3 else _UNFINISHED
   except (OSError, ValueError, TypeError, KeyError) as error:
     return f"its metadata cannot be read: {error}"
 
 
 def _newest_whole(directory: pathlib.Path) -> tuple[int | None, dict[int, str]]:
-  """The newest checkpoint that is not damaged, and what is wrong with those after it.
+  """The newest checkpoint that is whole, None if there is none, and what is wrong with those after it.
 
   Raises:
-    InputError: there are checkpoints, but all of them are damaged.
+    InputError: there is none, but a damaged one.
   """
   faults: dict[int, str] = {}
   for step in reversed(_steps(directory)):
@@ -236,18 +237,19 @@ def _newest_whole(directory: pathlib.Path) -> tuple[int | None, dict[int, str]]:
     if fault is None:
       return step, faults
     faults[step] = fault
-  if faults:
-    newest = max(faults)
-    raise files.damaged(directory / str(newest), faults[newest])
-  return None, {}
-
-
-def _set_damaged_aside(directory: pathlib.Path) -> None:
-  """Renames the checkpoints after the newest that is not damaged; says so."""
-  newest, faults = _newest_whole(directory)
   for step, fault in faults.items():
-    print(f"warning: {directory / str(step)} is damaged ({fault}): training goes on from the checkpoint before it, "
-          f"that of step {newest:,}", file=sys.stderr, flush=True)
+    if fault != _UNFINISHED:
+      raise files.damaged(directory / str(step), fault)
+  return None, faults
+
+
+def _set_aside(directory: pathlib.Path) -> None:
+  """Renames the checkpoints after the newest that is whole, and says so."""
+  newest, faults = _newest_whole(directory)
+  goes_on = "begins anew" if newest is None else f"goes on from the checkpoint before it, that of step {newest:,}"
+  for step, fault in faults.items():
+    what = "is not whole" if fault == _UNFINISHED else "is damaged"
+    print(f"warning: {directory / str(step)} {what} ({fault}): training {goes_on}", file=sys.stderr, flush=True)
     aside = directory / f"damaged-{step}"
     files.remove(aside)
     os.rename(directory / str(step), aside)

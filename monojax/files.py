@@ -237,7 +237,7 @@ def unpacked(content: bytes, path: Any) -> dict[str, np.ndarray]:
 
 
 def write_sums(directory: Path, names: Iterable[str] | None = None) -> None:
-  """Writes the checksums of files in a folder to a file `SHA256SUMS` there, which `sha256sum --check` can read, too.
+  """Writes the checksums of files in a folder to a file `SHA256SUMS` there, which `sha256sum -c` can read, too.
 
   Args:
     directory: the folder.

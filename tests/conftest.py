@@ -1,6 +1,7 @@
 """Every test sees eight CPU devices and strict ranks, and takes programs that another has compiled."""
 
 import shutil
+import signal
 import tempfile
 
 import jax
@@ -8,6 +9,8 @@ import made_store
 import pytest
 from tiny_run import TINY, run
 
+# In the background of a shell Ctrl-C is ignored, by what a test starts there as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 _CACHE = tempfile.TemporaryDirectory()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

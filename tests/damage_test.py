@@ -137,9 +137,23 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(finished, tmp
   else:
     (newest / files.SUMS).unlink()
   result = run("train_sae", place)
-  assert result.returncode == 0 and f"{newest.name} is damaged" in result.stderr, result.stderr
+  assert result.returncode == 0, result.stderr
+  assert f"{newest.name} is {'damaged' if kind == 'flip' else 'not whole'}" in result.stderr
   params, expected = (monojax.SAE.load(path / "sae" / "dictionary").params for path in (place, finished[0]))
   assert as_bytes(params) == as_bytes(expected)
+
+
+def test_a_first_checkpoint_that_was_not_finished_counts_for_nothing(finished, tmp_path, capfd):
+  place = shutil.copytree(finished[0] / "sae" / "checkpoints", tmp_path / "checkpoints")
+  for sums in place.glob(f"*/{files.SUMS}"):
+    sums.unlink()
+  assert checkpoint.saved_config(place) is None
+  with pytest.raises(InputError, match="it was not finished"):
+    checkpoint.load_params(place)
+  opened = checkpoint.Checkpoints(place, {})
+  assert opened.restore(None) is None
+  opened.close()
+  assert "training begins anew" in capfd.readouterr().err
 
 
 def test_all_checkpoints_damaged_is_refused(finished, tmp_path):

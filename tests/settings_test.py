@@ -55,6 +55,12 @@ def test_another_recipe_keeps_sizes_and_leaves_penalties_behind(tmp_path):
   assert with_recipe(remembered(run), "tm2023").config.sae.sparsity_coefficient == 0.5
 
 
+def test_another_recipe_on_a_small_dictionary_has_no_more_places_than_features():
+  start = remembered(None)
+  small = dataclasses.replace(start.config, sae=dataclasses.replace(start.config.sae, n_features=8, group_sizes=()))
+  assert with_recipe(dataclasses.replace(start, config=small), "topk").config.sae.k == 8
+
+
 def test_the_mesh_is_not_remembered(tmp_path):
   run = RunFolder(tmp_path)
   settings = remembered(run)

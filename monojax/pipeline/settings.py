@@ -77,7 +77,8 @@ def with_recipe(settings: Settings, recipe: str | None) -> Settings:
   if recipe in (None, config.sae.recipe):
     return settings
   other = preset(settings.preset, recipe)
-  sae = dataclasses.replace(other.sae, **{field: getattr(config.sae, field) for field in SHARED})
+  shared = {field: getattr(config.sae, field) for field in SHARED}
+  sae = dataclasses.replace(other.sae, **shared, k=min(other.sae.k, config.sae.n_features))
   return dataclasses.replace(settings, config=dataclasses.replace(config, sae=sae, frontier=other.frontier))
 
 

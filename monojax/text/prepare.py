@@ -77,18 +77,15 @@ def prepare(config: TextConfig, directory: str | os.PathLike[str], progress: boo
   n_bytes = sum(source.n_bytes for source in found)
   n_bytes = min(n_bytes, config.max_bytes) if config.max_bytes else n_bytes
   work = _Work(config, directory, journal, found, n_bytes, progress)
-  complete = False
   try:
     encoder = _tokenizer(work)
     problems, domains = _encode_corpus(work, encoder, batch_bytes, journal_bytes)
     dtype = _dtype(encoder.vocab_size)
     n_tokens = {s: (directory / f"{s}.bin").stat().st_size // dtype.itemsize for s in SPLITS}
-    complete = True
     _require_large_enough(work, n_tokens, least_tokens)
-  except InputError:
-    if complete or not journal["documents"]:  # what was written is of no use with other settings or files
-      for name in ("journal.json", "tokenizer.json", *_OUTPUTS):
-        (directory / name).unlink(missing_ok=True)
+  except InputError:  # what was written is of no use with the settings or files that are needed instead
+    for name in ("journal.json", "tokenizer.json", *_OUTPUTS):
+      (directory / name).unlink(missing_ok=True)
     raise
   _warn(problems, domains)
   meta = {
