@@ -96,7 +96,7 @@ def kill_at_random_and_finish(workdir, seed, n_kills, *flags, most_seconds=25.0)
     How many times it was ended, each time by SIGKILL, SIGTERM or SIGINT.
   """
   rng = random.Random(seed)
-  n_killed, delay = 0, rng.uniform(2.0, most_seconds)
+  n_killed, delay = 0, rng.uniform(most_seconds / 8, most_seconds)
   while n_killed < n_kills:
     process = subprocess.Popen(command("monosemanticity", workdir, *TINY, *flags), stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, start_new_session=True, env=ENVIRONMENT)
@@ -105,7 +105,7 @@ def kill_at_random_and_finish(workdir, seed, n_kills, *flags, most_seconds=25.0)
     except subprocess.TimeoutExpired:
       os.killpg(process.pid, rng.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)))
       process.wait()
-      n_killed, delay = n_killed + 1, rng.uniform(2.0, most_seconds)
+      n_killed, delay = n_killed + 1, rng.uniform(most_seconds / 8, most_seconds)
       continue
     if n_killed:
       break
@@ -124,7 +124,7 @@ def test_killed_once_it_ends_with_the_same_bits(finished, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 21))
 def test_killed_anywhere_it_ends_with_the_same_bits(finished, tmp_path, seed):
-  n_killed = kill_at_random_and_finish(tmp_path / "killed", seed, 6, most_seconds=8.0)
+  n_killed = kill_at_random_and_finish(tmp_path / "killed", seed, 8, most_seconds=6.0)
   print(f"{n_killed} kills")
   assert contents(tmp_path / "killed") == contents(finished[0])
 
@@ -132,7 +132,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(finished, tmp_path, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_killed_anywhere_a_streamed_run_ends_with_the_same_bits(streamed, tmp_path, seed):
-  n_killed = kill_at_random_and_finish(tmp_path / "killed", seed, 6, "--source=stream", most_seconds=8.0)
+  n_killed = kill_at_random_and_finish(tmp_path / "killed", seed, 8, "--source=stream", most_seconds=6.0)
   print(f"{n_killed} kills")
   assert contents(tmp_path / "killed") == contents(streamed)
 

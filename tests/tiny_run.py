@@ -56,7 +56,7 @@ def contents(workdir):
     name = path.relative_to(workdir).as_posix()
     skipped = (any(saved in path.parents for saved in checkpoints) or "site/" in name or path.name.endswith(".__lock")
                or path.name in ("metrics.jsonl", "stage.json", "summary.json", "figures.json", "frontier.csv",
-                                files.SUMS))
+                                files.SUMS, files.LOCK))
     if path.name == "frontier.json":
       points = [{**point, "train_seconds": None} for point in json.loads(path.read_text())]
       found[name] = json.dumps(points, sort_keys=True)
