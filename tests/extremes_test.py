@@ -46,7 +46,7 @@ def test_a_dictionary_that_memory_cannot_hold_is_refused_at_once(tmp_path, setti
 
 
 @pytest.mark.parametrize("model, settings", [
-    ({"d_model": INT32 - 7}, {}), ({"d_mlp": INT32}, {}), ({"n_layers": 1024, "d_model": 2**16}, {}),
+    ({"d_model": INT32 - 7}, {}), ({"d_mlp": INT32}, {}), ({"n_layers": 64, "d_model": 2**16}, {}),
     ({}, {"n_context": INT32}), ({}, {"batch_contexts": INT32}), ({"vocab_size": INT32}, {})], ids=str)
 def test_a_subject_that_memory_cannot_hold_is_refused_at_once(tmp_path, model, settings):
   config = SubjectConfig(model=TransformerConfig(**{"vocab_size": 64, **model}), **settings)

@@ -126,7 +126,7 @@ def test_of_many_that_try_at_once_one_gets_it(tmp_path):
   dead = holder(tmp_path)
   dead.kill()
   dead.wait()
-  together = str(time.time() + 6)
+  together = str(time.time() + 4)
   processes = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), together], stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) for _ in range(6)]
   got = ["held" in process.communicate()[0] for process in processes]
