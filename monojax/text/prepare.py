@@ -341,6 +341,7 @@ class _Outputs:
 
   def __init__(self, work: _Work, encoder: Tokenizer) -> None:
     self.config = work.config
+    self.directory = work.directory
     self.journal = work.journal
     self.drawn = work.drawn
     self.eot_id = encoder.eot_id
@@ -376,20 +377,28 @@ class _Outputs:
       ends[split] += 1 + len(document_ids)
       self.journal["text_bytes"][split] += len(text)
     for split in SPLITS:
-      self.files[f"{split}.bin"].write(b"".join(pieces[split]))
-      self.files[f"{split}.documents.bin"].write(np.array(records[split], DOCUMENT).tobytes())
+      for name, content in ((f"{split}.bin", b"".join(pieces[split])),
+                            (f"{split}.documents.bin", np.array(records[split], DOCUMENT).tobytes())):
+        with files.naming(self.directory / name):
+          self.files[name].write(content)
     self.journal["documents"] += len(batch)
 
   def sync(self) -> None:
     """Makes sure that what was written is on the disk, and brings the files' lengths in the journal up to date."""
     for name, file in self.files.items():
-      file.flush()
-      os.fsync(file.fileno())
+      with files.naming(self.directory / name):
+        file.flush()
+        os.fsync(file.fileno())
       self.journal["sizes"][name] = file.tell()
 
   def __enter__(self) -> "_Outputs":
     return self
 
-  def __exit__(self, *unused: object) -> None:
-    for file in self.files.values():
-      file.close()
+  def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    for name, file in self.files.items():
+      try:
+        with files.naming(self.directory / name):
+          file.close()  # which writes what is still buffered
+      except OSError:
+        if error is None:
+          raise
