@@ -126,7 +126,8 @@ class _Pending:
   def _finish(self) -> None:
     try:
       self._response.result()
-      files.write_sums(self._place)
+      if jax.process_index() == 0:  # the others may come here before it has its name
+        files.write_sums(self._place)
     except Exception as error:  # raised again where training waits for it
       self._failure = error
 

@@ -78,6 +78,8 @@ def test_ctrl_c_works_while_a_checkpoint_is_written(finished, tmp_path, stage):
     if before == stage:
       break
     shutil.copytree(finished[0] / before, workdir / before)
+  workdir.mkdir(exist_ok=True)
+  shutil.copy(finished[0] / "run.json", workdir)
   require_interrupted(*interrupt(workdir, written))
   assert run("monosemanticity", workdir, *TINY).returncode == 0
   assert contents(workdir) == contents(finished[0])
