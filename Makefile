@@ -18,10 +18,10 @@ $(VENV)/test.stamp: $(VENV)/run.stamp
 demo: $(VENV)/run.stamp  ## text to a browsable dictionary of features, in minutes
 	$(BIN)/python experiments/monosemanticity.py --preset=demo --workdir=runs/demo
 
-test: $(VENV)/test.stamp  ## the tests that CI runs
+test: $(VENV)/test.stamp  ## the tests that CI runs, in two processes
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 NEWEST ?= python3.13
 FAST := config settings runs layers tokenizer tokens recipes sae_step tables rows store transformer analysis versions

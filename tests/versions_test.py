@@ -77,7 +77,9 @@ def test_the_whole_run_counts_as_done_and_a_change_is_named_by_its_flag(old):
   assert result.returncode == 2 and "config.n_context: 16 -> 32" in result.stderr
 
 
-def test_its_dictionary_is_trained_further(old):
+def test_its_dictionary_is_trained_further(tmp_path):
+  """`begin_test.py` does so with the checkpoints of version 0.1."""
+  old = shutil.copytree(DATA / "run-format-2", tmp_path / "run")
   result = run("train_sae", old, "--extend", "--sae.n_steps=80")
   assert result.returncode == 0, result.stderr[-3000:]
   sae = monojax.load(old).sae
