@@ -256,21 +256,18 @@ def _set_aside(directory: pathlib.Path) -> None:
     os.rename(directory / str(step), aside)
 
 
-class _readable:
+@contextlib.contextmanager
+def _readable(path: pathlib.Path) -> Iterator[None]:
   """In its `with` block, whatever orbax and tensorstore raise for damaged files is an `InputError` that names a path.
 
   These libraries raise many kinds of errors, and others in each version.
   """
-
-  def __init__(self, path: pathlib.Path) -> None:
-    self._path = path
-
-  def __enter__(self) -> None:
-    pass
-
-  def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-    if isinstance(error, Exception) and not isinstance(error, InputError | MemoryError | OSError):
-      raise files.damaged(self._path, error) from error
+  try:
+    yield
+  except (InputError, MemoryError, OSError):
+    raise
+  except Exception as error:
+    raise files.damaged(path, error) from error
 
 
 def _settings(place: pathlib.Path) -> tuple[dict[str, Any], int]:

@@ -11,13 +11,12 @@ import urllib.error
 import urllib.request
 
 import pytest
-from owner_test import holder
+from owner_test import refused_until
 from tiny_run import ENVIRONMENT, command, digests, run, tiny
 
 from monojax import checkpoint, files
 from monojax.activations.folder import Folder
 from monojax.activations.owner import owned
-from monojax.config import InputError
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +107,7 @@ def test_an_object_store_has_one_owner(s3, monkeypatch):
     monkeypatch.setenv(name, value)
     monkeypatch.setitem(ENVIRONMENT, name, value)
   url = "s3://bucket/owned"
-  process = holder(url)
-  try:
-    with pytest.raises(InputError, match=f"{url} is in use by process {process.pid}"):
-      with owned(url):
-        pass
-  finally:
-    process.kill()
-    process.wait()
+  refused_until(url, signal.SIGKILL).wait()
   with owned(url):
     assert Folder(url).read(files.LOCK)
   assert Folder(url).read(files.LOCK) is None

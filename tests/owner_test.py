@@ -39,15 +39,21 @@ def holder(place):
   return process
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_another_process_is_named_and_a_dead_one_holds_nobody_up(tmp_path, signal_):
-  process = holder(tmp_path)
+def refused_until(place, signal_):
+  """Asserts that a folder which another process owns cannot be owned; that process, which a signal has ended."""
+  process = holder(place)
   try:
     with pytest.raises(InputError, match=rf"is in use by process {process.pid} on .* since \d{{4}}-\d\d-\d\d .*: wait"):
-      with owned(tmp_path):
+      with owned(place):
         pass
   finally:
     process.send_signal(signal_)
+  return process
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_another_process_is_named_and_a_dead_one_holds_nobody_up(tmp_path, signal_):
+  process = refused_until(tmp_path, signal_)
   time.sleep(0.5)  # it is not waited for: a zombie is dead, too
   with owned(tmp_path):
     assert json.loads((tmp_path / files.LOCK).read_text())["holder"]["pid"] == os.getpid()
@@ -114,6 +120,11 @@ def test_a_lock_is_renewed_and_a_process_that_lost_it_ends(tmp_path):
     time.sleep(0.05)
   assert len(seen) > 2
   folder = Folder(tmp_path)
+  content, generation = folder.read_generation(files.LOCK)
+  while not folder.swap(files.LOCK, content, generation):  # as if the answer to a renewal had been lost
+    content, generation = folder.read_generation(files.LOCK)
+  time.sleep(1.0)
+  assert process.poll() is None
   while not folder.swap(files.LOCK, lock_of("another"), folder.read_generation(files.LOCK)[1]):
     pass
   assert process.wait(10) == 1 and "taken over by another process" in process.stderr.read()

@@ -171,7 +171,7 @@ class Folder:
       What stands for the new content; `None` if something else was written meanwhile, and nothing was done.
 
     Raises:
-      InputError: the place cannot be reached or is full.
+      OSError: the place cannot be reached or is full.
     """
     return self._do("write", name, lambda: self._files.write(name, content, if_equal=generation)).generation or None
 

@@ -32,7 +32,7 @@ class Holder(typing.NamedTuple):
 
   Attributes:
     host: the name of its machine.
-    machine: what tells the machine, and the process numbers that hold in it, from all others; "" if nothing does.
+    machine: what tells the machine, and the process numbers that hold in it, from all others.
     pid: its number there.
     started: when it started, in ticks of that machine's clock; 0 where that cannot be told.
     since: when it took the lock, for people.
@@ -44,6 +44,11 @@ class Holder(typing.NamedTuple):
   started: int
   since: str
   command: str
+
+  @property
+  def process(self) -> tuple[str, int, int]:
+    """What tells this process from all others."""
+    return self.machine, self.pid, self.started
 
   def __str__(self) -> str:
     return f"process {self.pid} on {self.host} since {self.since} ({self.command})"
@@ -145,7 +150,7 @@ def _acquired(folder: Folder, me: Holder) -> bytes | None:
       if taken := folder.swap(files.LOCK, _Lock(me, 0).to_bytes(), generation):
         return taken
       continue  # another process was faster
-    if found.holder[1:4] == me[1:4]:
+    if found.holder.process == me.process:
       return None
     if found.holder.machine == me.machine or (watched and found != watched):
       raise InputError(f"{folder} is in use by {found.holder}: wait for it to end, or stop it")
@@ -177,12 +182,24 @@ class _Keeper:
         taken = self._folder.swap(files.LOCK, _Lock(self._me, renewals).to_bytes(), self._generation)
       except (InputError, OSError):  # a full disk, or an object store that does not answer: the next time, perhaps
         continue
-      if not taken and not self._done.is_set():
-        # This process was stopped for so long that another one took over: nothing more may be written.
-        print(f"error: {self._folder} was taken over by another process, since this one did not renew its lock",
-              file=sys.stderr, flush=True)
-        os._exit(1)
-      self._generation = taken or self._generation
+      self._generation = taken or self._still_held()
+
+  def _still_held(self) -> bytes:
+    """The lock's generation, if it is this process's after all: a renewal can succeed though its answer is lost.
+
+    Otherwise this process was stopped for so long that another one took over. It ends, since nothing more may be
+    written.
+    """
+    try:
+      content, generation = self._folder.read_generation(files.LOCK)
+    except (InputError, OSError):
+      return self._generation
+    found = _Lock.parsed(content)
+    if found is not None and found.holder.process == self._me.process:
+      return generation
+    print(f"error: {self._folder} was taken over by another process, since this one did not renew its lock",
+          file=sys.stderr, flush=True)
+    os._exit(1)
 
   def release(self) -> None:
     """Gives the lock back."""
@@ -193,7 +210,10 @@ class _Keeper:
 
 
 def _remove_leftovers(path: pathlib.Path) -> None:
-  """Removes what a killed process left half written in a folder."""
-  for leftover in path.rglob(f"*{files.PARTIAL}"):
-    if leftover.is_file() or leftover.is_symlink():
-      leftover.unlink(missing_ok=True)
+  """Removes the files that a killed process left half written in a folder, but for folders in it with other owners."""
+  for folder, folders, names in os.walk(path):
+    here = pathlib.Path(folder)
+    folders[:] = [name for name in folders if not (here / name / files.LOCK).exists()]
+    for name in names:
+      if name.endswith(files.PARTIAL):
+        (here / name).unlink(missing_ok=True)
