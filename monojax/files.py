@@ -1,7 +1,7 @@
-"""Files that are whole or not there, and that are known again: how they are written, read back and verified.
+"""Files that are whole or not there, and that are verified when they are read back.
 
 Each file is written under another name, synced to the disk, and renamed. A record, which is a JSON object, carries a
-checksum of itself; for other files `checksum` gives one that a record can keep.
+checksum of itself (`write_record`); those of other files stand in a file beside them (`write_sums`, `fault`).
 """
 
 import contextlib
@@ -171,8 +171,8 @@ def unsealed(record: Any, path: Any, without: int = 0) -> dict[str, Any]:
   Args:
     record: what `sealed` returned.
     path: where it is from, for the error.
-    without: the last version of the record's format that had no checksum; a record that says "version" in it, or says
-      no version, is taken as it is if it has none.
+    without: the last version of the record's format that had no checksum. A record without one is accepted if its
+      entry "version" is no larger, or if it has no such entry.
 
   Raises:
     InputError: it has been changed since.

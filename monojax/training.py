@@ -4,6 +4,7 @@ The loop calls a compiled function of several steps, logs its metrics, writes ch
 one with the bits that an uninterrupted training would have had.
 """
 
+import bisect
 import dataclasses
 import math
 import pathlib
@@ -120,7 +121,7 @@ class Loop:
     """
     multiples = (self.scan_steps, self.checkpoint_every_steps)
     cuts = [(step // every + 1) * every for every in multiples]
-    cuts += [next((cut for cut in self.intervene_steps if cut > step), self.n_steps)]
+    cuts += self.intervene_steps[bisect.bisect_right(self.intervene_steps, step):][:1]
     return min(*cuts, self.n_steps)
 
 

@@ -23,14 +23,6 @@ def tables():
   return browser_fixture.make_tables(N_FEATURES, seed=1)
 
 
-@pytest.fixture(scope="module")
-def driver():
-  browser_fixture.require_browser()
-  with browser_fixture.chromium() as driver:
-    driver.implicitly_wait(5)
-    yield driver
-
-
 @pytest.fixture
 def visit(driver):
   """A function that opens a route of a site anew; afterwards the console must be empty."""

@@ -26,14 +26,6 @@ def made(n_features=N_FEATURES):
 
 
 @pytest.fixture(scope="module")
-def driver():
-  browser_fixture.require_browser()
-  with browser_fixture.chromium() as driver:
-    driver.implicitly_wait(5)
-    yield driver
-
-
-@pytest.fixture(scope="module")
 def sites(tmp_path_factory):
   folder = tmp_path_factory.mktemp("sites")
   return [build_browser(browser_fixture.make_tables(N_FEATURES, seed=1), folder / "usual", "a run"),

@@ -33,14 +33,6 @@ def assert_rounded(got, want):
 
 # Each test opens the pages it needs; none leaves anything behind but the address.
 
-@pytest.fixture(scope="module")
-def driver():
-  browser_fixture.require_browser()
-  with browser_fixture.chromium() as driver:
-    driver.implicitly_wait(5)
-    yield driver
-
-
 @pytest.fixture
 def page(driver, site):
   """A function that opens a route of the site anew; afterwards the console must be empty."""

@@ -4,6 +4,7 @@ import shutil
 import signal
 import tempfile
 
+import browser_fixture
 import jax
 import made_store
 import pytest
@@ -17,6 +18,15 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="module")
+def driver():
+  """A browser without a window, for the tests of one file; they are skipped where there is none."""
+  browser_fixture.require_browser()
+  with browser_fixture.chromium() as driver:
+    driver.implicitly_wait(5)
+    yield driver
 
 
 @pytest.fixture(scope="session")

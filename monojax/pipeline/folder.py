@@ -8,7 +8,6 @@ it left in the folder, and nothing else.
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import threading
@@ -225,9 +224,7 @@ class RunFolder:
         summary |= {f"{name}/seconds": record["seconds"], **record["figures"]}
     if study:
       summary[f"{study}/seconds"] = sum(value for name, value in summary.items() if name.endswith("/seconds"))
-    path = self.directory / "summary.json"
-    if _unlike(path, summary):  # a finished run may be on a disk that cannot be written
-      files.write_json(path, summary)
+    files.write_unless_same(self.directory / "summary.json", files.json_bytes(summary))
     return summary
 
   def dictionaries(self) -> dict[str, DictionaryPlace]:
@@ -283,14 +280,6 @@ def _made_by(directory: pathlib.Path) -> typing.Iterator[str]:
     for name in names:
       if name not in (_RECORD, files.LOCK) and not name.endswith((files.PARTIAL, ".__lock")):
         yield (pathlib.Path(folder) / name).relative_to(directory).as_posix()
-
-
-def _unlike(path: pathlib.Path, value: dict) -> bool:
-  """Whether a JSON file holds something else than a value, or nothing that can be read."""
-  try:
-    return files.read_json(path) != json.loads(json.dumps(value))
-  except InputError:
-    return True
 
 
 @contextlib.contextmanager
