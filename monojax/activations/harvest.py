@@ -168,7 +168,7 @@ def sampled(model: Subject, params: dict, sites: tuple[str, ...], tokens_BT: jax
 
   Under `jit` the subject runs up to the last of the sites and no further, since nothing else is used.
   """
-  _, found = model.apply({"params": params}, tokens_BT)
+  _, found = model.apply({"params": params}, tokens_BT, wanted=sites)
   acts_BTM = jnp.concatenate([found[site] for site in sites], axis=-1)
   return jnp.take_along_axis(acts_BTM, sampled_BR[:, :, None], axis=1)
 

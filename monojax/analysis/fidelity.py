@@ -42,7 +42,7 @@ def make_encode(subject: Subject, sae: Dictionary, reads: tuple[str, ...]) -> ty
   """
   @jax.jit
   def encode(subject_params, sae_params, tokens_BT):
-    _, sites = subject.apply({"params": subject_params}, tokens_BT)
+    _, sites = subject.apply({"params": subject_params}, tokens_BT, wanted=reads)
     x_NM = side_by_side(sites, reads)
     return sae.apply({"params": sae_params}, x_NM, method="encode"), x_NM
   return encode
@@ -111,9 +111,10 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
   def sums(subject_params, sae_params, tokens_BU, weight_B, mean_O):
     inputs_BT, targets_BT = tokens_BU[:, :-1], tokens_BU[:, 1:]
     weight_N = jnp.repeat(weight_B, inputs_BT.shape[1])
+    needed = tuple(dict.fromkeys(reads + writes))
 
     def losses(edit):
-      logits_BTV, sites = subject.apply({"params": subject_params}, inputs_BT, edit)
+      logits_BTV, sites = subject.apply({"params": subject_params}, inputs_BT, edit, wanted=() if edit else needed)
       return (next_token_loss(logits_BTV, targets_BT) * weight_B[:, None]).sum(), sites
 
     clean, sites = losses(None)

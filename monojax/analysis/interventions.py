@@ -37,7 +37,7 @@ def wired(sae: SAE) -> Wired:
 def spliced_logits(subject: Subject, dictionary: Wired, params: dict, sae_params: dict,
                    tokens_1T: jax.Array) -> jax.Array:
   """Logits (1, T, V) with the dictionary's reconstruction in the place of the sites that it writes; to be traced."""
-  _, sites = subject.apply({"params": params}, tokens_1T)
+  _, sites = subject.apply({"params": params}, tokens_1T, wanted=dictionary.reads)
   y_NO, _ = dictionary.model.apply({"params": sae_params}, side_by_side(sites, dictionary.reads))
   return _with_written(subject, dictionary, params, tokens_1T, y_NO)
 
@@ -45,7 +45,7 @@ def spliced_logits(subject: Subject, dictionary: Wired, params: dict, sae_params
 def steered_logits(subject: Subject, dictionary: Wired, params: dict, sae_params: dict, tokens_1T: jax.Array,
                    feature_J: jax.Array, value_J: jax.Array) -> jax.Array:
   """Logits (1, T, V) with some features held at given values at every position; to be traced."""
-  _, sites = subject.apply({"params": params}, tokens_1T)
+  _, sites = subject.apply({"params": params}, tokens_1T, wanted={*dictionary.reads, *dictionary.writes})
   f_NF = dictionary.model.apply({"params": sae_params}, side_by_side(sites, dictionary.reads), method="encode")
   change_NJ = value_J[None] - f_NF[:, feature_J]
   y_NO = side_by_side(sites, dictionary.writes) + change_NJ @ sae_params["W_dec_FO"][feature_J]
@@ -60,7 +60,7 @@ def _with_written(subject, dictionary, params, tokens_1T, y_NO):
     part = y_NO[:, first:first + width].reshape(*tokens_1T.shape, width)
     edit[site] = lambda x, part=part: part.astype(x.dtype)
     first += width
-  return subject.apply({"params": params}, tokens_1T, edit)[0]
+  return subject.apply({"params": params}, tokens_1T, edit, wanted=())[0]
 
 
 @functools.lru_cache(maxsize=8)
@@ -70,7 +70,7 @@ def _compiled_losses(subject: Subject, dictionary: Wired):
     """Next-token losses (T - 1,): of the subject, spliced, with the sites' mean in their place, and steered."""
     loss = lambda logits_1TV: next_token_loss(logits_1TV[:, :-1], tokens_1T[:, 1:])[0]
     mean_NO = jnp.broadcast_to(mean_O[None], (tokens_1T.size, len(mean_O)))
-    return {"clean": loss(subject.apply({"params": params}, tokens_1T)[0]),
+    return {"clean": loss(subject.apply({"params": params}, tokens_1T, wanted=())[0]),
             "spliced": loss(spliced_logits(subject, dictionary, params, sae_params, tokens_1T)),
             "ablated": loss(_with_written(subject, dictionary, params, tokens_1T, mean_NO)),
             "steered": loss(steered_logits(subject, dictionary, params, sae_params, tokens_1T, feature_J, value_J))}

@@ -91,7 +91,7 @@ def typical_scale(subject: LoadedSubject, path: LogitPath, tokens: Tokens, batch
   """
   @jax.jit
   def scales(params, tokens_BT):
-    _, sites = subject.model.apply({"params": params}, tokens_BT)
+    _, sites = subject.model.apply({"params": params}, tokens_BT, wanted=(path.scale_site,))
     residual_BTD = sites[path.scale_site].astype(jnp.float32)
     if path.norm == "layer":
       return jnp.std(residual_BTD, axis=-1).mean()

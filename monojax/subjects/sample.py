@@ -39,7 +39,7 @@ def sample(subject: LoadedSubject, prompt: list[int], n_tokens: int, key: jax.Ar
 
 def _plain_logits(model: Subject, params: dict, tokens_1T: jax.Array, given: typing.Any) -> jax.Array:
   """The logits of the subject as it is."""
-  return model.apply({"params": params}, tokens_1T)[0]
+  return model.apply({"params": params}, tokens_1T, wanted=())[0]
 
 
 @functools.lru_cache(maxsize=8)

@@ -69,20 +69,25 @@ class Subject(collections.abc.Hashable, typing.Protocol):
   @property
   def site_widths(self) -> dict[str, int]: ...
 
-  def apply(self, variables: dict, tokens_BT: jax.Array, edit: Edit | None = None) -> tuple[jax.Array, Sites]:
+  def apply(self, variables: dict, tokens_BT: jax.Array, edit: Edit | None = None, *,
+            wanted: collections.abc.Collection[str] | None = None) -> tuple[jax.Array, Sites]:
     """(logits_BTV in float32, {site: activation of shape (B, T, width)}) of token ids.
 
     Sites are named alike in every family: `embed`; then for layer L `layer.L.attn.in`, `layer.L.attn.out`,
-    `layer.L.mlp.in`, `layer.L.mlp.hidden`, `layer.L.mlp.out` and `layer.L.resid`; and `final.in`. Under `jit`, what
-    the caller does not use is not computed: asking for a site alone runs the subject up to there and no further.
+    `layer.L.mlp.in`, `layer.L.mlp.hidden`, `layer.L.mlp.out` and `layer.L.resid`; and `final.in`. Some families have
+    more. Under `jit`, what the caller does not use is not computed: asking for a site alone runs the subject up to
+    there and no further.
 
     Args:
       variables: {"params": parameters}.
       tokens_BT: integer token ids.
-      edit: {site: function}: the function's result takes the activation's place before anything reads it.
+      edit: {site: function}: the function's result takes the activation's place before anything reads it. Functions
+        are called in the order of the sites.
+      wanted: the sites to return, by default all of them. A deep subject computes layers of which none is wanted or
+        edited in one compiled loop, which is faster and is compiled sooner.
 
     Raises:
-      ValueError: `edit` names a site that the subject does not have.
+      ValueError: `edit` or `wanted` names a site that the subject does not have.
     """
     ...
 

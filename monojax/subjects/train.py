@@ -136,7 +136,7 @@ def validation_loss(subject: LoadedSubject, tokens: Tokens, context_C: np.ndarra
 
   @jax.jit
   def losses(params, tokens_BU):
-    logits_BTV, _ = subject.model.apply({"params": params}, tokens_BU[:, :-1])
+    logits_BTV, _ = subject.model.apply({"params": params}, tokens_BU[:, :-1], wanted=())
     return next_token_loss(logits_BTV, tokens_BU[:, 1:]).sum(1)
 
   total = 0.0

@@ -8,7 +8,7 @@ Inside the model rows are flat, (N, D), because XLA's matrix products on a CPU a
 arrays of shape (B, T, D). Sites have the shape (B, T, width).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import flax.linen as nn
 import jax
@@ -170,7 +170,7 @@ class Transformer(nn.Module):
       params: the parameters.
       tokens_BU: token ids, (B, T + 1). Inputs are all but the last of each context, targets all but the first.
     """
-    _, sites = self.apply({"params": params}, tokens_BU[:, :-1])
+    _, sites = self.apply({"params": params}, tokens_BU[:, :-1], wanted=("final.in",))
     return unembed_loss(sites["final.in"], params["W_unembed_DV"], tokens_BU[:, 1:], self.dtype)
 
   def setup(self) -> None:
@@ -183,7 +183,8 @@ class Transformer(nn.Module):
     self.W_unembed_DV = self.param("W_unembed_DV", nn.initializers.normal(c.d_model ** -0.5),
                                    (c.d_model, c.vocab_size))
 
-  def __call__(self, tokens_BT: jax.Array, edit: Edit | None = None) -> tuple[jax.Array, Sites]:
+  def __call__(self, tokens_BT: jax.Array, edit: Edit | None = None, *,
+               wanted: Collection[str] | None = None) -> tuple[jax.Array, Sites]:
     edit = edit or {}
     sites: Sites = {}
     n_batch, n_positions = tokens_BT.shape
@@ -200,7 +201,7 @@ class Transformer(nn.Module):
     u_ND = visit("final.in", layer_norm(x_ND, self.gain_D, self.bias_D))
     logits_NV = matmul(u_ND, self.W_unembed_DV, self.dtype)
     logits_BTV = logits_NV.reshape(n_batch, n_positions, -1)
-    unknown = set(edit) - set(sites)
+    unknown = {*edit, *(wanted or ())} - set(sites)
     if unknown:
-      raise ValueError(f"edit names {sorted(unknown)}; this subject's sites are {sorted(sites)}")
-    return logits_BTV, sites
+      raise ValueError(f"there is no site {sorted(unknown)}; this subject's sites are {sorted(sites)}")
+    return logits_BTV, sites if wanted is None else {name: sites[name] for name in wanted}
