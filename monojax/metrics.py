@@ -36,7 +36,8 @@ def require_packages(config: MetricsConfig) -> None:
       raise InputError(f"--metrics.{field} needs a package that is not installed: pip install 'monojax[{extra}]'")
 
 
-def progress(total: int | None, unit: str, description: str, initial: int = 0, scale: bool = False) -> Any:
+def progress(total: int | None, unit: str, description: str, initial: int = 0, scale: bool = False,
+             hidden: bool = False) -> Any:
   """A progress bar of tqdm on standard error, with its rate and the time left.
 
   Only the first process of a job shows it. Call `bar.update(n)` when n more units are done.
@@ -47,11 +48,12 @@ def progress(total: int | None, unit: str, description: str, initial: int = 0, s
     description: what is being done, shown in front of the bar.
     initial: the number of units that were done before the bar was made.
     scale: whether numbers are shortened, as in 1.2M for 1,200,000.
+    hidden: whether it is not shown, for work that is too short to watch.
   """
   interactive = sys.stderr.isatty()
   return tqdm.tqdm(total=total, unit=f" {unit}", desc=description, initial=initial, unit_scale=scale,
                    dynamic_ncols=interactive, mininterval=0.5 if interactive else 10.0,
-                   smoothing=0.1, leave=True, disable=not distributed.is_first())
+                   smoothing=0.1, leave=True, disable=hidden or not distributed.is_first())
 
 
 def seconds_trained(path: str | os.PathLike[str], unit: str, units_per_step: int) -> float:

@@ -7,13 +7,15 @@ import functools
 import typing
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from monojax.subjects.subject import LoadedSubject, Subject
+from monojax.subjects.subject import Edit, LoadedSubject, Subject
 
 
 def sample(subject: LoadedSubject, prompt: list[int], n_tokens: int, key: jax.Array, temperature: float = 0.8,
-           logits_of: typing.Callable | None = None, given: typing.Any = ()) -> list[int]:
+           edit_of: typing.Callable[[typing.Any], Edit] | None = None,
+           logits_of: typing.Callable | None = None, given: typing.Any = (), use_cache: bool = True) -> list[int]:
   """Continues a prompt with tokens that are drawn from the subject's predictions.
 
   Args:
@@ -21,38 +23,86 @@ def sample(subject: LoadedSubject, prompt: list[int], n_tokens: int, key: jax.Ar
     prompt: token ids, at least one.
     n_tokens: how many tokens to add. The text ends earlier if it fills the subject's context.
     key: the random key.
-    temperature: what the logits are divided by; the lower it is, the less random is the text.
-    logits_of: computes the logits, if the subject as it is should not: a function
-      (subject's model, params, tokens_1T, given) -> logits_1TV that can be compiled. It is compiled once, if it is the
-      same function in every call.
-    given: arrays for `logits_of`, which may change from call to call.
+    temperature: what the logits are divided by; the lower it is, the less random is the text. 0 takes the likeliest
+      token each time.
+    edit_of: given -> the edits to make at each position, if the subject should not be as it is. What is compiled for a
+      function serves later calls with the same one.
+    logits_of: computes the logits of the whole text where edits alone do not say what is to be done: a function
+      (subject's model, params, tokens_1T, given) -> logits_1TV that can be compiled.
+    given: arrays for `edit_of` or `logits_of`, which may change from call to call.
+    use_cache: whether keys and values of earlier tokens are remembered, where the subject can and `logits_of` is not
+      given; otherwise the whole text is read again for each token.
 
   Returns:
     The token ids of the prompt and its continuation.
   """
   length = min(subject.n_context, len(prompt) + n_tokens)
+  if length <= len(prompt):
+    return list(prompt[:length])
+  with_cache = use_cache and logits_of is None and subject.model.new_cache(1, 1) is not None
+  if with_cache:
+    n_padded = min(_bucket(len(prompt)), subject.n_context)  # so that prompts of similar lengths share what is compiled
+    fill = _make_extend(subject.model, edit_of, temperature, n_padded, _bucket(length - len(prompt)))
+    prompt_1T = np.asarray([prompt + [prompt[-1]] * (n_padded - len(prompt))], np.int32)
+    added = np.asarray(fill(subject.params, prompt_1T, len(prompt), key, given)).tolist()
+    return list(prompt) + added[:length - len(prompt)]
   tokens_1T = np.zeros((1, length), np.int32)
-  tokens_1T[0, :len(prompt)] = prompt[:length]
-  fill = _make_fill(subject.model, logits_of or _plain_logits, temperature)
+  tokens_1T[0, :len(prompt)] = prompt
+  fill = _make_fill(subject.model, edit_of, logits_of, temperature)
   return np.asarray(fill(subject.params, tokens_1T, len(prompt), key, given))[0].tolist()
 
 
-def _plain_logits(model: Subject, params: dict, tokens_1T: jax.Array, given: typing.Any) -> jax.Array:
-  """The logits of the subject as it is."""
-  return model.apply({"params": params}, tokens_1T, wanted=())[0]
+def _draw(logits_V: jax.Array, key: jax.Array, position: typing.Any, temperature: float) -> jax.Array:
+  """The token for a position."""
+  if temperature == 0:
+    return jnp.argmax(logits_V).astype(jnp.int32)
+  return jax.random.categorical(jax.random.fold_in(key, position), logits_V / temperature).astype(jnp.int32)
 
 
 @functools.lru_cache(maxsize=8)
-def _make_fill(model: Subject, logits_of: typing.Callable, temperature: float) -> typing.Callable:
+def _make_fill(model: Subject, edit_of: typing.Callable | None, logits_of: typing.Callable | None,
+               temperature: float) -> typing.Callable:
   """The compiled function (params, tokens_1T, position of the first new token, key, given) -> tokens_1T, all drawn."""
-  def add(params, tokens_1T, position, key, given):
-    logits_1TV = logits_of(model, params, tokens_1T, given)
-    token = jax.random.categorical(key, logits_1TV[0, position - 1] / temperature)
-    return tokens_1T.at[0, position].set(token)
+  def logits(params, tokens_1T, given):
+    if logits_of:
+      return logits_of(model, params, tokens_1T, given)
+    return model.apply({"params": params}, tokens_1T, edit_of(given) if edit_of else None, wanted=())[0]
 
   @jax.jit
   def fill(params, tokens_1T, first, key, given):
     def body(position, tokens_1T):
-      return add(params, tokens_1T, position, jax.random.fold_in(key, position), given)
+      logits_1TV = logits(params, tokens_1T, given)
+      return tokens_1T.at[0, position].set(_draw(logits_1TV[0, position - 1], key, position, temperature))
     return jax.lax.fori_loop(first, tokens_1T.shape[1], body, tokens_1T)
+  return fill
+
+
+def _bucket(n: int) -> int:
+  """The power of two, at least 16, that n fits into."""
+  return max(16, 1 << (n - 1).bit_length())
+
+
+@functools.lru_cache(maxsize=8)
+def _make_extend(model: Subject, edit_of: typing.Callable | None, temperature: float, n_padded: int,
+                 n_added: int) -> typing.Callable:
+  """The compiled function (params, prompt_1T, length of the prompt, key, given) -> the new tokens.
+
+  It remembers what it has read. The prompt is padded to `n_padded` tokens; what follows its own length is overwritten.
+  """
+  @jax.jit
+  def fill(params, prompt_1T, length, key, given):
+    edit = edit_of(given) if edit_of else None
+    extend = functools.partial(model.extend, {"params": params})
+    cache = model.new_cache(1, n_padded + n_added)
+    logits_1TV, cache = extend(cache, prompt_1T, edit)
+    cache = {**cache, "length": jnp.asarray(length, jnp.int32)}
+
+    def step(carry, position):
+      token, cache = carry
+      logits_11V, cache = extend(cache, token[None, None], edit)
+      new = _draw(logits_11V[0, -1], key, position, temperature)
+      return (new, cache), new
+    first = _draw(logits_1TV[0, length - 1], key, length, temperature)
+    _, rest = jax.lax.scan(step, (first, cache), length + jnp.arange(1, n_added))
+    return jnp.concatenate([first[None], rest])
   return fill

@@ -21,6 +21,9 @@ from monojax.training import compute_dtype
 Sites = dict[str, jax.Array]
 # What replaces the activation at each named site: a function of the activation that returns one of the same shape.
 Edit = collections.abc.Mapping[str, collections.abc.Callable[[jax.Array], jax.Array]]
+# Keys and values of the tokens read so far, and "length", the number of these tokens; what is kept beyond it does not
+# count and is overwritten.
+Cache = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Subject(collections.abc.Hashable, typing.Protocol):
     max_context: the longest context it can read, or None if there is no limit. How long the contexts of a run are is a
       setting of the run (`SubjectConfig.n_context`), not of the subject.
     site_widths: {site: width of the activation there}, in the order in which the forward pass computes them.
+    output: what a forward pass gives beside its sites: "logits" of each next token; or, of an encoder, which predicts
+      no tokens, an "embedding" of each context.
   """
 
   @property
@@ -69,9 +74,12 @@ class Subject(collections.abc.Hashable, typing.Protocol):
   @property
   def site_widths(self) -> dict[str, int]: ...
 
+  @property
+  def output(self) -> typing.Literal["logits", "embedding"]: ...
+
   def apply(self, variables: dict, tokens_BT: jax.Array, edit: Edit | None = None, *,
             wanted: collections.abc.Collection[str] | None = None) -> tuple[jax.Array, Sites]:
-    """(logits_BTV in float32, {site: activation of shape (B, T, width)}) of token ids.
+    """(logits_BTV in float32, {site: activation of shape (B, T, width)}) of token ids; of an encoder, embedding_BD.
 
     Sites are named alike in every family: `embed`; then for layer L `layer.L.attn.in`, `layer.L.attn.out`,
     `layer.L.mlp.in`, `layer.L.mlp.hidden`, `layer.L.mlp.out` and `layer.L.resid`; and `final.in`. Some families have
@@ -89,6 +97,18 @@ class Subject(collections.abc.Hashable, typing.Protocol):
     Raises:
       ValueError: `edit` or `wanted` names a site that the subject does not have.
     """
+    ...
+
+  def new_cache(self, n_contexts: int, n_positions: int) -> Cache | None:
+    """An empty memory for texts of up to `n_positions` tokens; None where the subject has none.
+
+    With it a text can be continued token by token without reading it again each time.
+    """
+    ...
+
+  def extend(self, variables: dict, cache: Cache, tokens_BT: jax.Array,
+             edit: Edit | None = None) -> tuple[jax.Array, Cache]:
+    """(logits_BTV, the cache) of tokens that follow those in the cache; see `apply`."""
     ...
 
   def logit_path(self, params: dict, site: str) -> LogitPath | None:

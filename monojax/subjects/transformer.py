@@ -9,6 +9,7 @@ arrays of shape (B, T, D). Sites have the shape (B, T, width).
 """
 
 from collections.abc import Callable, Collection
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from monojax.linear import matmul
 from monojax.subjects.config import TransformerConfig
 from monojax.subjects.loss import unembed_loss
-from monojax.subjects.subject import Edit, LogitPath, Sites
+from monojax.subjects.subject import Cache, Edit, LogitPath, Sites
 
 # Where parameters are on the mesh: the MLP's width and the vocabulary are split over its axis "model".
 SHARDING_RULES = {
@@ -153,6 +154,19 @@ class Transformer(nn.Module):
     block = {"attn.in": d, "attn.out": d, "mlp.in": d, "mlp.hidden": m, "mlp.out": d, "resid": d}
     blocks = {f"layer.{i}.{name}": width for i in range(self.config.n_layers) for name, width in block.items()}
     return {"embed": d, **blocks, "final.in": d}
+
+  @property
+  def output(self) -> Literal["logits", "embedding"]:
+    return "logits"
+
+  @nn.nowrap
+  def new_cache(self, n_contexts: int, n_positions: int) -> Cache | None:
+    return None
+
+  @nn.nowrap
+  def extend(self, variables: dict, cache: Cache, tokens_BT: jax.Array,
+             edit: Edit | None = None) -> tuple[jax.Array, Cache]:
+    raise NotImplementedError("this subject keeps no cache: new_cache gives None")
 
   @nn.nowrap
   def logit_path(self, params: dict, site: str) -> LogitPath | None:

@@ -1,0 +1,272 @@
+"""Where the weights of a pretrained transformer come from, and how they get onto the devices.
+
+`--subject.weights` names a folder in the layout of Hugging Face (config.json and .safetensors files), `hf:NAME` or
+`hf:NAME@REVISION` on a hub, or a .gguf file. Tensors are read one by one into arrays of the final layout, which the
+devices then take over, so that the host never holds the weights twice.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from monojax import metrics
+from monojax import mesh as meshes
+from monojax.config import InputError
+from monojax.subjects.pretrained.architecture import Architecture
+from monojax.subjects.pretrained.families import Family, read_config, sizes_of
+from monojax.subjects.pretrained.model import SHARDING_RULES, PretrainedTransformer
+
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_ALIGNMENT = 128  # of arrays on the host that a CPU device can use as they are
+_SHOWN_BYTES = 2 ** 28  # smaller models are there at once, without a progress bar
+_LISTED = 5  # how many names of tensors a message lists
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+  """A tensor of a file: its shape, and a function that reads it."""
+  shape: tuple[int, ...]
+  read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """Weights that are there, of which only the description has been read.
+
+  Attributes:
+    spec: what the user gave.
+    family: the family of models.
+    architecture: the model.
+    tensors: {name, as the family's table has it: tensor}.
+    identity: a JSON-able dict that changes when the files do.
+  """
+  spec: str
+  family: Family
+  architecture: Architecture
+  tensors: Mapping[str, StoredTensor]
+  identity: dict[str, Any]
+
+  @property
+  def description(self) -> str:
+    """What the model is, in a few words."""
+    a = self.architecture
+    n = sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+    return (f"{a.family}, {n / 1e6:,.1f} M parameters: {a.n_layers} layers of width {a.d_model}, MLPs of {a.d_mlp}, "
+            f"{a.n_heads} heads, {a.vocab_size:,} tokens, contexts up to {a.max_context:,}")
+
+
+def open_weights(spec: str) -> Weights:
+  """Looks at pretrained weights, of which it reads the description alone.
+
+  Args:
+    spec: a Hugging Face folder, `hf:NAME` or `hf:NAME@REVISION`, or a .gguf file.
+
+  Raises:
+    InputError: there is nothing, it is of no supported family, or tensors are missing, are not known or have another
+      shape than config.json says.
+  """
+  if spec.endswith(".gguf"):
+    from monojax.subjects.pretrained import gguf_weights
+    config, tensors, identity = gguf_weights.open_gguf(spec)
+  else:
+    folder = _folder(spec)
+    config = _read_json(spec, folder / "config.json")
+    tensors, identity = _open_folder(spec, folder)
+    identity["config"] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+  family, architecture = read_config(config, spec)
+  named = {plain: tensor for name, tensor in tensors.items() if (plain := family.plain_name(name))}
+  weights = Weights(spec, family, architecture, named, identity)
+  _require_complete(weights)
+  return weights
+
+
+def _folder(spec: str) -> pathlib.Path:
+  if spec.startswith("hf:"):
+    from monojax import hub
+    return hub.folder_of(spec, ["*.safetensors", "*.json"])
+  folder = pathlib.Path(spec)
+  if not folder.is_dir():
+    raise InputError(f"subject.weights={spec!r}: there is no such folder; give a Hugging Face folder, hf:NAME, or a "
+                     ".gguf file")
+  return folder
+
+
+def _read_json(spec: str, path: pathlib.Path) -> dict:
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    raise InputError(f"subject.weights={spec!r}: has no {path.name}, which a Hugging Face folder must have") from None
+  except (OSError, ValueError) as error:
+    raise InputError(f"subject.weights={spec!r}: {path.name} cannot be read: {error}") from error
+
+
+def _open_folder(spec: str, folder: pathlib.Path) -> tuple[dict[str, StoredTensor], dict]:
+  """The tensors of all .safetensors files of a folder, and what identifies them."""
+  if (folder / _INDEX).exists():
+    names = sorted(set(_read_json(spec, folder / _INDEX).get("weight_map", {}).values()))
+  else:
+    names = [_SINGLE] if (folder / _SINGLE).exists() else sorted(path.name for path in folder.glob("*.safetensors"))
+  if not names:
+    raise InputError(f"subject.weights={spec!r}: has no .safetensors files; other kinds, such as pytorch_model.bin, "
+                     "are not read: save the model with save_pretrained(folder, safe_serialization=True)")
+  tensors: dict[str, StoredTensor] = {}
+  identity = {}
+  for name in names:
+    try:
+      found, identity[name] = _open_safetensors(folder / name)
+    except (OSError, ValueError, KeyError, struct.error) as error:
+      raise InputError(f"subject.weights={spec!r}: {name} cannot be read: {error}") from error
+    tensors |= found
+  return tensors, {"files": identity}
+
+
+def _open_safetensors(path: pathlib.Path) -> tuple[dict[str, StoredTensor], dict]:
+  """The tensors of a file, and what identifies it: its size, its header, and its first and last bytes."""
+  size = path.stat().st_size
+  with open(path, "rb") as file:
+    start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+    if length > size - 8:
+      raise ValueError(f"it is cut short: its header should have {length:,} bytes, and the file has {size:,}")
+    raw = file.read(length)
+    header = json.loads(raw)
+    ends = hashlib.sha256(raw)
+    for at in (8 + length, max(8 + length, size - 2 ** 20)):
+      file.seek(at)
+      ends.update(file.read(2 ** 20))
+  header.pop("__metadata__", None)
+  needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+  if needed > size:
+    raise ValueError(f"it is cut short: its tensors end at byte {needed:,}, and the file has {size:,}")
+  return ({name: _stored(path, 8 + length, entry) for name, entry in header.items()},
+          {"bytes": size, "sha256_of_ends": ends.hexdigest()})
+
+
+def _stored(path: pathlib.Path, offset: int, entry: dict) -> StoredTensor:
+  shape, kind, at = tuple(entry["shape"]), entry["dtype"], offset + entry["data_offsets"][0]
+
+  def read():
+    if kind not in _DTYPES:
+      raise InputError(f"{path} has a tensor of type {kind}, which is not read: {', '.join(_DTYPES)} are")
+    found = np.fromfile(path, np.dtype(_DTYPES[kind]), math.prod(shape), offset=at)
+    if found.size != math.prod(shape):
+      raise InputError(f"{path} has become shorter since it was opened")
+    return found.reshape(shape)
+  return StoredTensor(shape, read)
+
+
+def _require_complete(weights: Weights) -> None:
+  """Raises `InputError` unless there is just what the model needs, in the right shapes."""
+  a = weights.architecture
+  needed = {name: tensor.shape(sizes_of(a)) for _, name, tensor in weights.family.tensors(a, a.n_layers)}
+  found = {name: tensor.shape for name, tensor in weights.tensors.items()}
+  extra = set(found) - set(needed)
+  if a.tied:  # a copy of the embedding, which some files have
+    extra -= {tensor.name for tensor in weights.family.outer if tensor.parameter == "W_unembed_DV"}
+  wrong = [f"{name} has the shape {found[name]} instead of {shape}" for name, shape in needed.items()
+           if name in found and found[name] != shape]
+  for problem, names in (("lacks the tensors", sorted(set(needed) - set(found))),
+                         ("has tensors that its config.json does not tell of", sorted(extra)), ("", wrong)):
+    if names:
+      more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+      raise InputError(f"subject.weights={weights.spec!r}: {problem} {', '.join(names[:_LISTED])}{more}: the files are "
+                       f"not a whole model of the family {a.family}")
+
+
+def load_params(weights: Weights, dtype: Any, mesh: Mesh | None = None,
+                n_loaded: int | None = None) -> tuple[PretrainedTransformer, dict]:
+  """The model and its parameters, on the devices of a mesh.
+
+  Args:
+    weights: from `open_weights`.
+    dtype: the type of the parameters, of activations, and of matrix products.
+    mesh: the devices; heads, the MLP's width and the vocabulary are split over its axis "model". By default one device.
+    n_loaded: how many layers are loaded, from the first; by default all of them, and the head.
+  """
+  a = weights.architecture
+  model = PretrainedTransformer(a, dtype, a.n_layers if n_loaded is None else n_loaded)
+  abstract = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+  mesh = mesh or meshes.make_mesh(devices=jax.devices()[:1])
+  where = meshes.shardings(abstract, mesh, {name: jax.sharding.PartitionSpec(None, *spec) if name not in _OUTER else spec
+                                            for name, spec in SHARDING_RULES.items()})
+  plan = _plan(weights, model)
+  total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract)) * np.dtype(dtype).itemsize
+  with metrics.progress(total, "B", "weights", scale=True, hidden=total < _SHOWN_BYTES) as bar:
+    def filled(path, leaf, sharding):
+      name = path[-1].key
+      array = _filled(leaf.shape, np.dtype(dtype), sharding, plan[name], a)
+      bar.update(array.nbytes)
+      return array
+    params = jax.tree.map_with_path(filled, abstract, where)
+  return model, params
+
+
+_OUTER = ("W_embed_VD", "W_unembed_DV")  # parameters of the sharding rules that are not in layers
+
+
+def _plan(weights: Weights, model: PretrainedTransformer) -> dict[str, list[tuple[tuple, Callable[[], np.ndarray]]]]:
+  """{parameter: [(where in it, reads what goes there with the parameter's axes)]}."""
+  a, sizes = weights.architecture, sizes_of(weights.architecture)
+  plan: dict[str, list] = {}
+  for layer, name, tensor in weights.family.tensors(a, model.n_loaded):
+    place = (() if layer is None else (layer,)) + tensor.place(a.group)
+    read = lambda stored=weights.tensors[name], tensor=tensor: tensor.turned(stored.read(), sizes)
+    plan.setdefault(tensor.parameter, []).append((place, read))
+  return plan
+
+
+def _filled(shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding, pieces: list, a: Architecture) -> jax.Array:
+  """An array whose parts on this process' devices are filled piece by piece, each piece read once."""
+  spans = {device: index for device, index in sharding.addressable_devices_indices_map(shape).items()
+           if index is not None}
+  distinct = {}
+  for index in spans.values():
+    key = tuple(span.indices(size)[:2] for span, size in zip(index, shape, strict=True))
+    if key not in distinct:
+      distinct[key] = _aligned(tuple(stop - start for start, stop in key), dtype)
+  for place, read in pieces:
+    whole = read()
+    for key, part in distinct.items():
+      _copy_piece(part, key, shape, place, whole)
+    del whole
+  parts = [jax.device_put(distinct[tuple(span.indices(size)[:2] for span, size in zip(index, shape, strict=True))],
+                          device) for device, index in spans.items()]
+  return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def _copy_piece(part: np.ndarray, key: tuple, shape: tuple[int, ...], place: tuple, whole: np.ndarray) -> None:
+  """Copies a piece that belongs at `place` of an array into the part of it that spans `key`."""
+  target, source = [], []
+  for axis, (start, stop) in enumerate(key):
+    at = place[axis] if axis < len(place) else slice(None)
+    if isinstance(at, int):
+      if not start <= at < stop:
+        return
+      target.append(at - start)
+      continue
+    first, last, _ = at.indices(shape[axis])
+    low, high = max(first, start), min(last, stop)
+    if low >= high:
+      return
+    target.append(slice(low - start, high - start))
+    source.append(slice(low - first, high - first))
+  part[tuple(target)] = whole[tuple(source)]
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """An array on the host whose memory a CPU device can take over without a copy."""
+  n_bytes = math.prod(shape) * dtype.itemsize
+  memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
+  offset = -memory.ctypes.data % _ALIGNMENT
+  return memory[offset:offset + n_bytes].view(dtype).reshape(shape)
