@@ -60,6 +60,15 @@ class HarvestConfig:
                          NOT_NEGATIVE)
   tokens_per_context: int = option(0, "tokens of each context that are kept, chosen at random without replacement; 0 "
                                       "keeps all (Towards Monosemanticity kept 250)", COUNT_OR_0)
+  first_position: int | None = option(
+      None, "first position of a context whose activation is kept; the subject reads earlier ones, too, but nothing "
+            "trains on them, and no feature fires there. By default 1 for a pretrained subject, since transformers use "
+            "the first position as a sink of attention, where the residual stream can be 100 times as long as "
+            "elsewhere; 0 for a subject that was trained here. A BOS token in front of the text never counts",
+      COUNT_OR_0)
+  skip_special: bool = option(False, "whether positions of special tokens, such as those between documents, are left "
+                                     "out, too. Contexts with fewer other tokens than tokens_per_context are then not "
+                                     "used; where that is 0, as many tokens are kept as 95 % of the contexts have")
   batch_contexts: int = option(64, "contexts in one forward pass of the subject", COUNT)
   dtype: str = option("float16", "type of the stored numbers; int8 has scales for each row and column", DTYPES)
   compression: str = option("none", "compression of the stored numbers", COMPRESSIONS)
@@ -76,6 +85,11 @@ class HarvestConfig:
             "must be names that differ from each other and from activations.site")
     require(not self.chunk_rows or self.shard_rows % self.chunk_rows == 0, "activations.shard_rows", self.shard_rows,
             f"must be a multiple of activations.chunk_rows={self.chunk_rows}")
+
+  @staticmethod
+  def upgraded(values: dict) -> dict:
+    """Saved settings in today's fields: until version 0.2 every position counted."""
+    return {"first_position": 0, **values}
 
   @property
   def sites(self) -> tuple[str, ...]:

@@ -110,6 +110,7 @@ def harvest(config: HarvestConfig, subject: LoadedSubject, tokens: Tokens, place
   writer.flush()
   distributed.wait("all shards are written")
   meta = writer.finish({"n_context": visits.width, "tokens_per_context": visits.per_context,
+                        **({} if visits.counts.all else {"first_position": visits.counts.first_position}),
                         "shuffle_seed": config.seed, "domains": list(tokens.domains)})
   distributed.wait("the store is finished")
   return meta
@@ -138,7 +139,7 @@ def _shard_pieces(visits, batch_contexts, forward, params, tokens, first, last):
     n_used = min(batch_contexts, len(number_C) - start)
     if pending:
       yield _clip(first, last, visits.per_context, *pending)
-    pending = (number_B[0], acts_BRM, context_B[:, None] * visits.width + kept_BR, n_used)
+    pending = (number_B[0], acts_BRM, visits.positions(context_B), n_used)
   yield _clip(first, last, visits.per_context, *pending)
 
 

@@ -146,9 +146,8 @@ class Stream:
     for epoch, window, place_LJ, taken_J in self._pieces(step):
       slot_LJ, kept_LJ = np.divmod(place_LJ[:, taken_J], per_context)
       context_LJ = self._contexts(epoch, window * self._window_visits + slot_LJ)
-      kept_LJ = np.stack([self._visits.kept(context_J)[np.arange(len(kept_J)), kept_J]
-                          for context_J, kept_J in zip(context_LJ, kept_LJ, strict=True)])
-      position_LJ[:, taken_J] = context_LJ * self._visits.width + kept_LJ
+      position_LJ[:, taken_J] = np.stack([self._visits.positions(context_J)[np.arange(len(kept_J)), kept_J]
+                                          for context_J, kept_J in zip(context_LJ, kept_LJ, strict=True)])
     return position_LJ.reshape(-1)
 
   def _pieces(self, step):

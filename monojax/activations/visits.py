@@ -1,20 +1,26 @@
 """Which contexts of a text a subject is run on, in which order, and which tokens of each context are kept.
 
-A *context* is a piece of text of as many tokens as the subject is given to read at a time: context 0 is the first T
-tokens of the text, context 1 the next T, and so on. To *visit* a context is to run the subject on it. Contexts are
-visited in a random order that is a pure function of the seed, so that nothing has to be stored to go on in the middle.
+A *context* is a piece of text of as many tokens as the subject is given to read at a time (`monojax.text.tokens`):
+context 0 is the first T tokens of the text, context 1 the next T, and so on. To *visit* a context is to run the subject
+on it. Contexts are visited in a random order that is a pure function of the seed, so that nothing has to be stored to
+go on in the middle.
 
-Letters: B contexts of a batch, T positions of a context, R positions kept of each.
+Letters: B contexts of a batch, C contexts of the text, T positions of a context, R positions kept of each.
 """
 
 import dataclasses
+import sys
 
 import numpy as np
 
 from monojax import shuffle
 from monojax.activations.config import HarvestConfig
+from monojax.activations.kept import Kept
 from monojax.config import require
 from monojax.text.tokens import Tokens
+
+_CHUNK_CONTEXTS = 65_536  # whose tokens are looked at together
+_MAY_MISS = 0.05  # the share of contexts that may have too few tokens that count, where none asks for a number of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,27 +31,54 @@ class Visits:
 
   Attributes:
     n: how many contexts are visited.
-    n_contexts: how many contexts the text has; those visited are a random part of them.
+    n_contexts: how many contexts the text has of which enough tokens count; those visited are a random part of them.
     width: tokens in a context, T.
     per_context: tokens kept of each context, R.
     seed: seed of the order and of the choice of tokens.
+    counts: which positions count.
+    tokens: the text.
+    context_C: the numbers of the `n_contexts` contexts; None where that is all contexts of the text.
   """
   n: int
   n_contexts: int
   width: int
   per_context: int
   seed: int
+  counts: Kept
+  tokens: Tokens = dataclasses.field(repr=False, compare=False)
+  context_C: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
 
   @classmethod
   def of(cls, config: HarvestConfig, tokens: Tokens, width: int) -> "Visits":
     """The visits that a configuration asks for, to contexts of `width` tokens.
 
+    Where special tokens do not count, contexts differ in how many of their tokens do. As many are kept of each as is
+    asked for, and contexts that have fewer are left out. If nothing is asked for, it is the number that all but a
+    twentieth of the contexts reach.
+
     Raises:
-      InputError: a context has fewer tokens than are to be kept, or the text is shorter than one.
+      InputError: a context has fewer tokens that count than are to be kept, or the text is shorter than one.
     """
-    per_context = config.tokens_per_context or width
-    require(per_context <= width, "activations.tokens_per_context", per_context, f"a context has {width} tokens")
-    return cls(tokens.contexts(width, config.n_tokens), tokens.contexts(width), width, per_context, config.seed)
+    counts, n_contexts = Kept.of(config, tokens.prefix, tokens.special_ids), tokens.contexts(width)
+    available = width - counts.first_position
+    require(available > 0, "activations.first_position", counts.first_position, f"a context has {width} tokens")
+    per_context, context_C = config.tokens_per_context or available, None
+    behind = f", of which {available} count" if available < width else ""
+    require(per_context <= available, "activations.tokens_per_context", per_context,
+            f"a context has {width} tokens{behind}")
+    if counts.special_ids:
+      n_counting_C = _counting(tokens, n_contexts, width, counts)
+      per_context = config.tokens_per_context or int(np.quantile(n_counting_C, _MAY_MISS, method="lower"))
+      context_C = np.flatnonzero(n_counting_C >= per_context)
+      require(per_context > 0 and len(context_C), "activations.tokens_per_context", config.tokens_per_context,
+              f"contexts have {n_counting_C.min()} to {n_counting_C.max()} tokens that are not special")
+      if len(context_C) < n_contexts:
+        print(f"{n_contexts - len(context_C):,} of {n_contexts:,} contexts are left out, since fewer than "
+              f"{per_context} of their tokens count (activations.skip_special, activations.tokens_per_context)",
+              file=sys.stderr)
+      n_contexts = len(context_C)
+    n_visits = min(n_contexts, tokens.contexts(width, config.n_tokens))
+    return cls(n_visits, n_contexts, width, per_context, config.seed, counts, tokens, context_C)
 
   @property
   def n_rows(self) -> int:
@@ -54,12 +87,28 @@ class Visits:
 
   def context(self, visit_B: np.ndarray) -> np.ndarray:
     """The number, in the text, of the context that each visit goes to."""
-    return shuffle.permute(visit_B, self.n_contexts, self.seed)
+    chosen_B = shuffle.permute(visit_B, self.n_contexts, self.seed)
+    return chosen_B if self.context_C is None else self.context_C[chosen_B]
 
   def kept(self, context_B: np.ndarray) -> np.ndarray:
-    """(B, R) positions that are kept of each context, rising: all of them, or a random choice without replacement."""
+    """(B, R) positions that are kept of each context, rising: all that count, or a random choice of these."""
     every_BT = np.broadcast_to(np.arange(self.width), (len(context_B), self.width))
-    if self.per_context == self.width:
-      return every_BT
-    rank_BT = shuffle.permute(context_B[:, None] * self.width + every_BT, self.n_contexts * self.width, self.seed, 1)
+    first = self.counts.first_position
+    if self.per_context == self.width - first:
+      return every_BT[:, first:]
+    n_contexts = self.tokens.contexts(self.width)
+    rank_BT = shuffle.permute(context_B[:, None] * self.width + every_BT, n_contexts * self.width, self.seed, 1)
+    if not self.counts.all:
+      counts_BT = self.counts.mask(self.tokens.context(context_B, self.width))
+      rank_BT = np.where(counts_BT, rank_BT, np.iinfo(np.int64).max)
     return np.sort(np.argsort(rank_BT, axis=1)[:, :self.per_context], axis=1)
+
+  def positions(self, context_B: np.ndarray) -> np.ndarray:
+    """(B, R) int64: where in the text the tokens that are kept of each context are."""
+    return np.take_along_axis(self.tokens.positions(context_B, self.width), self.kept(context_B), axis=1)
+
+
+def _counting(tokens: Tokens, n_contexts: int, width: int, counts: Kept) -> np.ndarray:
+  """How many tokens of each context of a text count, (C,)."""
+  chunks = np.array_split(np.arange(n_contexts), -(-n_contexts // _CHUNK_CONTEXTS))
+  return np.concatenate([counts.mask(tokens.context(chunk_B, width)).sum(1) for chunk_B in chunks])

@@ -12,6 +12,7 @@ from monojax.pipeline.folder import OWN_DICTIONARY, RunFolder
 if typing.TYPE_CHECKING:  # these need jax or numpy, which a script's --help should not wait for
   import numpy as np
 
+  from monojax.activations.kept import Kept
   from monojax.activations.origin import Origin
   from monojax.activations.source import RowStore, Source
   from monojax.pipeline.loaded import LoadedRun
@@ -78,8 +79,18 @@ def tokens_meta(run: RunFolder) -> dict:
 def load_tokenizer(run: RunFolder) -> "Tokenizer":
   """The run's tokenizer."""
   from monojax.text import tokenizer
-  end_token = run.require_stage("tokens")["config"].get("end_token", "")  # version 0.1 had none
+  end_token = tokens_meta(run).get("end_token")  # until version 0.2 it was only there if a setting named it
+  if end_token is None:
+    end_token = run.require_stage("tokens")["config"].get("end_token", "")
   return tokenizer.load(run.made("tokens", "tokenizer.json"), end_token)
+
+
+def kept_of(run: RunFolder) -> "Kept":
+  """Which positions of a context count in a run, by its finished stages `tokens` and `activations`."""
+  from monojax.activations.kept import Kept
+  from monojax.text.tokens import prefix_of
+  meta = tokens_meta(run)
+  return Kept.of(activations_config(run), prefix_of(meta), tuple(meta.get("special_ids", ())))
 
 
 def mean_activation(run: RunFolder, sites: typing.Sequence[str]) -> "np.ndarray":

@@ -42,6 +42,8 @@ class SubjectConfig:
 
   It is trained by AdamW with clipped gradients and a learning rate that rises linearly and falls as a cosine.
   """
+  weights: str = option("", "a pretrained transformer to study instead of training one: a Hugging Face folder, hf:NAME "
+                            "or hf:NAME@REVISION, or a .gguf file")
   model: TransformerConfig = nested(TransformerConfig)
   n_context: int = option(128, "number of tokens in a context, which is what the subject reads at a time, in its "
                                "training and in every later stage of the run", COUNT)

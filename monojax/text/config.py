@@ -26,7 +26,11 @@ class TextConfig:
   separator: str = option("", "text that stands between two documents of a plain file, where \\n is the end of a line. "
                               "By default <|endoftext|> and the end token of --tokens.tokenizer (unless that is also "
                               "a tag of HTML); without any, a plain file is one document")
-  tokenizer: str = option("", "path of a tokenizer.json to use; by default a byte-level BPE tokenizer is trained")
+  tokenizer: str = option("", "tokenizer to use: a tokenizer.json, a folder of a Hugging Face model, hf:NAME or "
+                              "hf:NAME@REVISION, or a .gguf file. By default that of subject.weights, or, where a "
+                              "subject is trained, a byte-level BPE tokenizer that is trained, too")
+  bos: str = option("auto", "whether a BOS token (for BERT: [CLS]) stands in front of every context that the subject "
+                            "reads; auto does what the tokenizer's model was trained with", ("auto", "always", "never"))
   end_token: str = option("", "name of the token of --tokens.tokenizer that is put in front of every document, to mark "
                               "where the one before it ends; by default the one that such tokenizers commonly have, "
                               "for instance <|endoftext|>, </s> or <|im_end|>")

@@ -19,11 +19,11 @@ import numpy as np
 from monojax import config as config_lib
 from monojax import files, metrics
 from monojax.config import InputError
-from monojax.text import background, changes, corpus, tokenizer, trial
+from monojax.text import background, changes, corpus, given, tokenizer
 from monojax.text.config import TextConfig
 from monojax.text.corpus import Document
 from monojax.text.problems import Problems
-from monojax.text.sources import Source, shown
+from monojax.text.sources import Source
 from monojax.text.tokenizer import Tokenizer
 from monojax.text.tokens import DOCUMENT, NO_DOMAIN, SPLITS
 
@@ -42,9 +42,10 @@ def prepare(config: TextConfig, directory: str | os.PathLike[str], progress: boo
             least_tokens: int = 0) -> dict[str, Any]:
   """Makes tokens of the corpus and writes them into a folder, or goes on where a killed call stopped.
 
-  The folder gets `tokenizer.json`; for each split `<split>.bin`, the ids of all documents one after the other, each
-  preceded by the end-of-text id, in little-endian uint16 or uint32, and `<split>.documents.bin`, a `DOCUMENT` record
-  for each document; and last `meta.json`. Equal texts always belong to the same split.
+  The folder gets `tokenizer.json`, with `conventions.json` where the tokenizer was given; for each split `<split>.bin`,
+  the ids of all documents one after the other, each preceded by the end-of-text id, in little-endian uint16 or uint32,
+  and `<split>.documents.bin`, a `DOCUMENT` record for each document; and last `meta.json`. Equal texts always belong to
+  the same split.
 
   Args:
     config: which text is read and how it becomes tokens.
@@ -56,8 +57,9 @@ def prepare(config: TextConfig, directory: str | os.PathLike[str], progress: boo
     least_tokens: how many tokens each split needs, for instance those of one context of the subject.
 
   Returns:
-    The content of `meta.json`: dtype, vocab_size and eot_id; n_tokens, n_documents and text_bytes for each split;
-    domains, problems, sources, files (see `changes.facts_of`), config and complete.
+    The content of `meta.json`: dtype, vocab_size, eot_id, end_token, bos_id (of the token that stands in front of
+    every context, or None) and special_ids (of tokens that are no text); n_tokens, n_documents and text_bytes for each
+    split; domains, problems, sources, files (see `changes.facts_of`), config and complete.
 
   Raises:
     InputError: the text or the tokenizer cannot be used, a split is too small, or the folder holds tokens that were
@@ -79,17 +81,19 @@ def prepare(config: TextConfig, directory: str | os.PathLike[str], progress: boo
   work = _Work(config, directory, journal, found, n_bytes, progress)
   try:
     encoder = _tokenizer(work)
+    bos_id = given.bos_id(config, directory, encoder)
     problems, domains = _encode_corpus(work, encoder, batch_bytes, journal_bytes)
     dtype = _dtype(encoder.vocab_size)
     n_tokens = {s: (directory / f"{s}.bin").stat().st_size // dtype.itemsize for s in SPLITS}
     _require_large_enough(work, n_tokens, least_tokens)
   except InputError:  # what was written is of no use with the settings or files that are needed instead
-    for name in ("journal.json", "tokenizer.json", *_OUTPUTS):
+    for name in ("journal.json", "tokenizer.json", given.CONVENTIONS, *_OUTPUTS):
       (directory / name).unlink(missing_ok=True)
     raise
   _warn(problems, domains)
   meta = {
-      "dtype": dtype.name, "vocab_size": encoder.vocab_size, "eot_id": encoder.eot_id, "n_tokens": n_tokens,
+      "dtype": dtype.name, "vocab_size": encoder.vocab_size, "eot_id": encoder.eot_id,
+      "end_token": encoder.end_token, "bos_id": bos_id, "special_ids": list(encoder.special_ids), "n_tokens": n_tokens,
       "n_documents": {s: (directory / f"{s}.documents.bin").stat().st_size // DOCUMENT.itemsize
                       for s in SPLITS},
       "text_bytes": journal["text_bytes"], "domains": domains, "problems": problems.summary(),
@@ -108,7 +112,8 @@ def _journal(directory: pathlib.Path, identity: dict[str, Any]) -> dict[str, Any
     _require_same(directory, journal["identity"], identity)
   elif not journal or journal["identity"] != identity:  # an earlier call that wrote no document does not count
     journal = {"identity": identity, "documents": 0, "sizes": {}, "text_bytes": dict.fromkeys(SPLITS, 0)}
-    (directory / "tokenizer.json").unlink(missing_ok=True)
+    for name in ("tokenizer.json", given.CONVENTIONS):
+      (directory / name).unlink(missing_ok=True)
     files.write_record(directory / "journal.json", journal)
   return journal
 
@@ -188,14 +193,11 @@ def _tokenizer(work: _Work) -> Tokenizer:
   """The tokenizer that the settings ask for, loaded or trained; when this returns, its file is in the folder."""
   path, config = work.directory / "tokenizer.json", work.config
   if path.exists():
-    return tokenizer.load(path, config.end_token)
+    return tokenizer.load(path, config.end_token, given.conventions_in(work.directory).eos_token)
   if config.tokenizer:
-    loss = trial.try_out(config.tokenizer, config.end_token, _some_text(work))
-    if loss.n_lost:
-      print(f"warning: the tokenizer {shown(config.tokenizer)} loses {trial.describe(loss)}", file=sys.stderr)
-    encoder = tokenizer.load(config.tokenizer, config.end_token)
-    content = pathlib.Path(config.tokenizer).read_bytes()
+    encoder, content = given.take(config, work.directory, _some_text(work))
   else:
+    given.conventions_in(work.directory).bos(config.bos)  # which is refused at once where it is "always"
     problems = Problems()
     with _bar(work.n_bytes, "choosing text for the tokenizer", work.progress) as bar:
       documents = _counted(corpus.documents(config, problems), bar)

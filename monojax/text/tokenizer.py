@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from monojax.text.sources import shown
 # turn of Llama 3, BERT. The first that a tokenizer has is taken.
 _END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<｜end▁of▁sentence｜>", "<EOS_TOKEN>",
                "<|im_end|>", "<|eot_id|>", "[SEP]")
+_SEPARATORS = _END_TOKENS[:2]  # those that stand between documents also where a model ends its own text by another one
 _SHOWN_TOKENS = 20  # how many of a tokenizer's tokens a message lists at most
 _LARGEST_ID = 2**24  # a subject has an embedding for each id up to the largest
 _BATCH_DOCUMENTS = 1000
@@ -95,6 +96,12 @@ class Tokenizer:
     """The text of a sequence of ids, in which U+FFFD stands for bytes that are not a whole character."""
     return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
+  @property
+  def special_ids(self) -> tuple[int, ...]:
+    """The ids of tokens that are no text, such as the end-of-text token, rising."""
+    added = self.backend.get_added_tokens_decoder()
+    return tuple(sorted({self.eot_id, *(i for i, token in added.items() if token.special)}))
+
   @functools.cached_property
   def _added(self) -> dict[int, str]:
     """The names of the special and other added tokens, by id."""
@@ -140,17 +147,19 @@ def _byte_values() -> dict[str, int]:
   return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(others)}
 
 
-def load(path: str | os.PathLike[str], end_token: str = "") -> Tokenizer:
+def load(path: str | os.PathLike[str], end_token: str = "", eos_token: str | None = None, name: str = "") -> Tokenizer:
   """The tokenizer in a tokenizer.json.
 
   Args:
     path: the file.
-    end_token: the token that is put in front of every document; by default the first of `_END_TOKENS` that it has.
+    end_token: the token that is put in front of every document; by default see `_end_of`.
+    eos_token: the token that the tokenizer's model ends its own text with, if it is known.
+    name: what errors call it, if not by its path.
 
   Raises:
     InputError: the file cannot be read, it is no tokenizer, or it has no such end token.
   """
-  name = shown(os.fspath(path))
+  name = shown(name or os.fspath(path))
   try:
     backend = tokenizers.Tokenizer.from_buffer(pathlib.Path(path).read_bytes())
   except (KeyboardInterrupt, SystemExit):
@@ -158,16 +167,16 @@ def load(path: str | os.PathLike[str], end_token: str = "") -> Tokenizer:
   except BaseException as error:  # the library raises bare Exceptions, and its Rust code panics
     reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:300]
     raise InputError(f"tokenizer {name!r} cannot be read: {reason}") from error
-  return _wrap(backend, name, end_token)
+  return _wrap(backend, name, end_token, eos_token)
 
 
-def _wrap(backend: Any, name: str, end_token: str = "") -> Tokenizer:
+def _wrap(backend: Any, name: str, end_token: str = "", eos_token: str | None = None) -> Tokenizer:
   """A tokenizer of the library, set up to encode all of any text and always in the same way.
 
   Args:
     backend: the tokenizer of the library.
     name: what errors call it.
-    end_token: as for `load`.
+    end_token, eos_token: as for `load`.
   """
   backend.no_truncation()
   backend.no_padding()
@@ -175,9 +184,9 @@ def _wrap(backend: Any, name: str, end_token: str = "") -> Tokenizer:
   if getattr(backend.model, "dropout", None):
     backend.model.dropout = None
   vocabulary = backend.get_vocab(with_added_tokens=True)
-  end = next((token for token in ((end_token,) if end_token else _END_TOKENS) if token in vocabulary), None)
+  special = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
+  end = end_token if end_token in vocabulary else None if end_token else _end_of(vocabulary, special, eos_token)
   if end is None:
-    special = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
     wanted = f"no token {end_token!r}" if end_token else f"none of the end-of-text tokens {list(_END_TOKENS)}"
     more = f" and {len(special) - _SHOWN_TOKENS} more" if len(special) > _SHOWN_TOKENS else ""
     raise InputError(f"tokenizer {name!r} has {wanted}; its special tokens are {special[:_SHOWN_TOKENS]}{more}: name "
@@ -187,6 +196,19 @@ def _wrap(backend: Any, name: str, end_token: str = "") -> Tokenizer:
     raise InputError(f"tokenizer {name!r} has the id {vocabulary[largest]} for {largest!r}: ids must be below "
                      f"{_LARGEST_ID}, since a subject has an embedding for each id up to the largest")
   return Tokenizer(backend, vocabulary[largest] + 1, vocabulary[end], _splits_like_gpt2(backend))
+
+
+def _end_of(vocabulary: Mapping[str, int], special: Collection[str], eos_token: str | None) -> str | None:
+  """The token that ends a document, or None: the first that a tokenizer has of
+
+  * the special tokens that only ever stand between documents, `_SEPARATORS`;
+  * its model's own `eos_token`, with which an assistant may end its turn;
+  * special tokens that end a document elsewhere, `_END_TOKENS`;
+  * other tokens of these names. Gemma, for instance, has </s> as a tag of HTML and <eos> as a special token.
+  """
+  candidates = [*(token for token in _SEPARATORS if token in special), eos_token,
+                *(token for token in _END_TOKENS if token in special), *_END_TOKENS]
+  return next((token for token in candidates if token in vocabulary), None)
 
 
 def _splits_like_gpt2(backend: Any) -> bool:

@@ -1,23 +1,29 @@
 """The tokens of a run, read through a memory map from the files that `prepare.py` writes.
 
+A *context* is what a subject reads at a time: the tokens of a stretch of the text, behind a *prefix*, which is empty
+or the one token that the subject expects in front of everything (BOS). The stretches lie side by side in the text. For
+instance, with a prefix and contexts of 128 tokens, context 2 is the prefix and the tokens at positions 254 to 380.
+
 Letters: N tokens of a split, B contexts of a batch, T tokens of a context.
 """
 
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from monojax import files
-from monojax.config import InputError
+from monojax.config import InputError, require
 from monojax.shuffle import permute
 
 SPLITS = ("train", "val")
 # What is kept of each document, 12 bytes: the position of its end-of-text id in the split, and its domain's index.
 DOCUMENT = np.dtype([("start", "<u8"), ("domain", "<i4")])
 NO_DOMAIN = -1  # the index of a document without a domain
+NO_POSITION = -1  # the position in the text of a context's prefix, which is not in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Tokens:
     vocab_size: the number of tokens that there are; ids are below it.
     eot_id: the end-of-text id, which precedes each document.
     text_bytes: the bytes of the split's text in UTF-8.
+    prefix: the ids that stand in front of the text of every context, none or one.
+    special_ids: the ids of tokens that are no text, rising; none in folders that version 0.2 wrote.
   """
   split: str
   tokens_N: np.ndarray
@@ -42,6 +50,8 @@ class Tokens:
   vocab_size: int
   eot_id: int
   text_bytes: int
+  prefix: tuple[int, ...] = ()
+  special_ids: tuple[int, ...] = ()
 
   @classmethod
   def open(cls, directory: str | os.PathLike[str], split: str) -> "Tokens":
@@ -62,12 +72,23 @@ class Tokens:
                        "copy it again, or delete the folder and run the tokens stage")
     documents = np.fromfile(directory / f"{split}.documents.bin", DOCUMENT)
     return cls(split, tokens_N, documents["start"].astype(np.int64), documents["domain"].astype(np.int32),
-               tuple(meta["domains"]), meta["vocab_size"], meta["eot_id"], meta["text_bytes"][split])
+               tuple(meta["domains"]), meta["vocab_size"], meta["eot_id"], meta["text_bytes"][split],
+               prefix_of(meta), tuple(meta.get("special_ids", ())))
 
   @property
   def n_tokens(self) -> int:
     """How many tokens the split has."""
     return len(self.tokens_N)
+
+  def _stride(self, n_context: int) -> int:
+    """How many tokens of the text a context of `n_context` tokens has.
+
+    Raises:
+      InputError: it has none.
+    """
+    require(n_context > len(self.prefix), "subject.n_context", n_context,
+            f"a context begins with {len(self.prefix)} token that is not of the text, and must have more")
+    return n_context - len(self.prefix)
 
   def _windows(self, n_needed: int) -> int:
     """How many windows of `n_needed` tokens the split holds side by side.
@@ -95,14 +116,14 @@ class Tokens:
       seed: the seed of offsets and orders.
 
     Returns:
-      tokens_BT, int32, with T = n_context + 1: inputs are [:, :-1] and targets [:, 1:].
+      tokens_BT, int32, with T = n_context + 1: inputs are [:, :-1] and targets [:, 1:]. The first are the prefix.
 
     Raises:
       InputError: the split is shorter than one window.
     """
-    width = n_context + 1
+    width = self._stride(n_context + 1)
     self._windows(width)
-    n_windows = max(1, (self.n_tokens - n_context) // width)  # so many fit after any offset
+    n_windows = max(1, (self.n_tokens - width + 1) // width)  # so many fit after any offset
     n_offsets = min(width, self.n_tokens - n_windows * width + 1)
     index_B = step * batch_contexts + np.arange(batch_contexts, dtype=np.int64)
     epoch_B, window_B = np.divmod(index_B, n_windows)
@@ -111,7 +132,7 @@ class Tokens:
       here_B = epoch_B == epoch
       offset = permute(0, n_offsets, seed, epoch, 1)
       start_B[here_B] = offset + width * permute(window_B[here_B], n_windows, seed, epoch)
-    return self._gather(start_B, width)
+    return self._read(start_B[:, None] + np.arange(width))
 
   def contexts(self, n_context: int, n_tokens: int = 0) -> int:
     """How many contexts of `n_context` tokens the split holds side by side, or about how many hold `n_tokens` tokens.
@@ -119,8 +140,9 @@ class Tokens:
     Raises:
       InputError: the split is shorter than one context.
     """
-    n_contexts = self._windows(n_context)
-    return min(n_contexts, max(1, n_tokens // n_context)) if n_tokens else n_contexts
+    stride = self._stride(n_context)
+    n_contexts = self._windows(stride)
+    return min(n_contexts, max(1, n_tokens // stride)) if n_tokens else n_contexts
 
   def choose(self, n_context: int, n_tokens: int, seed: int = 0) -> np.ndarray:
     """The numbers of random contexts that hold about `n_tokens` tokens, for `context`.
@@ -142,11 +164,28 @@ class Tokens:
     return np.sort(permute(chosen, self.contexts(n_context), seed, 7))
 
   def context(self, index_B: Any, n_context: int) -> np.ndarray:
-    """The tokens of contexts by their numbers, tokens_BT, int32; context i begins at position i * n_context."""
-    return self._gather(np.asarray(index_B, np.int64) * n_context, n_context)
+    """The tokens of contexts by their numbers, tokens_BT, int32: the prefix and what `positions` says."""
+    return self._read(self._positions(index_B, n_context))
 
-  def _gather(self, start_B: np.ndarray, width: int) -> np.ndarray:
-    return self.tokens_N[start_B[:, None] + np.arange(width)].astype(np.int32)
+  def positions(self, index_B: Any, n_context: int) -> np.ndarray:
+    """Where in the text the tokens of contexts are, by the contexts' numbers: (B, T) int64, `NO_POSITION` for a prefix.
+
+    The text of context i begins at position i * (n_context - length of the prefix).
+    """
+    position_BT = self._positions(index_B, n_context)
+    return np.pad(position_BT, ((0, 0), (len(self.prefix), 0)), constant_values=NO_POSITION)
+
+  def _positions(self, index_B: Any, n_context: int) -> np.ndarray:
+    """`positions` without those of the prefix."""
+    stride = self._stride(n_context)
+    return np.asarray(index_B, np.int64)[:, None] * stride + np.arange(stride)
+
+  def _read(self, position_BT: np.ndarray) -> np.ndarray:
+    """The prefix and the tokens at some positions, int32."""
+    tokens_BT = self.tokens_N[position_BT].astype(np.int32)
+    if not self.prefix:
+      return tokens_BT
+    return np.concatenate([np.full((len(tokens_BT), 1), self.prefix, np.int32), tokens_BT], axis=1)
 
   def position_document(self, position_N: np.ndarray) -> np.ndarray:
     """The index of the document that each position belongs to; a document begins with its end-of-text id."""
@@ -155,3 +194,8 @@ class Tokens:
   def position_domain(self, position_N: np.ndarray) -> np.ndarray:
     """The index in `domains` of the domain of each position's document, or `NO_DOMAIN`."""
     return self.domain_D[self.position_document(position_N)]
+
+
+def prefix_of(meta: Mapping[str, Any]) -> tuple[int, ...]:
+  """The ids in front of every context, none or one, by the content of a folder's meta.json."""
+  return () if meta.get("bos_id") is None else (meta["bos_id"],)

@@ -63,7 +63,8 @@ def loss_of(tokenizer: Any, texts: Sequence[str]) -> Loss:
   return Loss(before.total(), lost.total(), tuple(c for c, _ in lost.most_common(_SHOWN)))
 
 
-def try_out(path: str, end_token: str, texts: Sequence[str], seconds: float = _SECONDS) -> Loss:
+def try_out(path: str, end_token: str, texts: Sequence[str], seconds: float = _SECONDS,
+            eos_token: str | None = None, name: str = "") -> Loss:
   """Reads a tokenizer.json and makes tokens and text again of some texts, in a process of its own.
 
   Args:
@@ -71,6 +72,8 @@ def try_out(path: str, end_token: str, texts: Sequence[str], seconds: float = _S
     end_token: its end token; "" finds it.
     texts: some of the corpus.
     seconds: how long the trial may take.
+    eos_token: the token that the tokenizer's model ends its own text with, if it is known.
+    name: what errors call it, if not by its path.
 
   Returns:
     What was lost of the texts.
@@ -78,9 +81,10 @@ def try_out(path: str, end_token: str, texts: Sequence[str], seconds: float = _S
   Raises:
     InputError: the tokenizer cannot be used, loses too much of the text, or takes too long.
   """
-  name = shown(os.fspath(path))
+  name = shown(name or os.fspath(path))
   environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-  request = json.dumps({"path": str(path), "end_token": end_token, "texts": list(texts)})
+  request = json.dumps({"path": str(path), "end_token": end_token, "eos_token": eos_token, "name": name,
+                        "texts": list(texts)})
   try:
     done = subprocess.run([sys.executable, "-m", "monojax.text.trial"], input=request.encode(), capture_output=True,
                           timeout=seconds, env=environment)
@@ -112,7 +116,7 @@ def main() -> None:
   from monojax.text import tokenizer
   request = json.load(sys.stdin)
   try:
-    tried = tokenizer.load(request["path"], request["end_token"])
+    tried = tokenizer.load(request["path"], request["end_token"], request["eos_token"], request["name"])
   except InputError as error:
     print(json.dumps({"error": f"{error}"}))
     return
@@ -121,7 +125,7 @@ def main() -> None:
     tried.encode_batch(_LONG_WORDS)
     tried.token_strings()
   except InputError as error:
-    answer = {"error": f"tokenizer {shown(request['path'])!r} cannot be used: {error}"}
+    answer = {"error": f"tokenizer {request['name']!r} cannot be used: {error}"}
   print(json.dumps(answer))
 
 

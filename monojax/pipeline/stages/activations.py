@@ -26,7 +26,7 @@ def harvest(run: RunFolder, config: RunConfig, rows: "RowStore | Source | None" 
   Returns:
     The stage's record.
   """
-  settings = config.activations
+  settings = _resolved(run, config.activations)
   given, after = None, None
   if settings.source == "given":
     from monojax.activations.given import fingerprint, open_given
@@ -40,6 +40,14 @@ def harvest(run: RunFolder, config: RunConfig, rows: "RowStore | Source | None" 
     files.write_npz(directory / load.MEANS, prepared.means)
     return {f"activations/{name}": value for name, value in prepared.figures.items()}
   return run.execute("activations", settings, work, after, given=given)
+
+
+def _resolved(run: RunFolder, settings: HarvestConfig) -> HarvestConfig:
+  """The settings with a first position that counts: that of the subject, unless one is given."""
+  if settings.first_position is not None:
+    return settings
+  subject = run.stage("subject") if settings.source != "given" else None
+  return dataclasses.replace(settings, first_position=1 if subject and subject["config"].get("weights") else 0)
 
 
 def check_store(run: RunFolder, config: RunConfig, repair: bool) -> list[tuple[int, str]]:

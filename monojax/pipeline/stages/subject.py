@@ -53,10 +53,12 @@ def _write_samples(run, directory, subject, config):
   import jax
 
   from monojax.subjects.sample import sample
+  from monojax.text.tokens import prefix_of
   tokenizer, key = load.load_tokenizer(run), jax.random.key(config.seed)
+  prompt = [*prefix_of(load.tokens_meta(run)), tokenizer.eot_id]
   texts = []
   for i in range(_N_SAMPLES):
-    ids = sample(subject, [tokenizer.eot_id], config.sample_tokens, jax.random.fold_in(key, i))
-    texts.append(tokenizer.decode(ids[1:]))
+    ids = sample(subject, prompt, config.sample_tokens, jax.random.fold_in(key, i))
+    texts.append(tokenizer.decode(ids[len(prompt):]))
   with files.replacing(directory / "samples.txt") as file:
     file.write("\n\n-----\n\n".join(texts).encode())

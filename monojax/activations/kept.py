@@ -1,0 +1,67 @@
+"""Which positions of a context count: those whose activations are kept, trained on, analysed and replaced.
+
+At the first position of a context a pretrained transformer has little to predict from, and uses it as a sink of
+attention: its residual stream is there 100 times as long as elsewhere, whatever the token. One such row would outweigh
+all others in a mean, in the scale of the data and in every error. Subjects read these positions like any other, but
+dictionaries do not.
+
+Letters: B contexts of a batch, T positions of a context, V tokens of the vocabulary.
+"""
+
+import dataclasses
+import typing
+
+import numpy as np
+
+from monojax.activations.config import HarvestConfig
+
+if typing.TYPE_CHECKING:
+  import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+  """The rule by which positions count. It can be hashed, so that functions that use it can be compiled and cached.
+
+  Attributes:
+    first_position: the first position of a context that counts.
+    special_ids: tokens at whose positions nothing counts.
+  """
+  first_position: int = 0
+  special_ids: tuple[int, ...] = ()
+
+  @classmethod
+  def of(cls, config: HarvestConfig, prefix: tuple[int, ...], special_ids: tuple[int, ...]) -> "Kept":
+    """The rule of a run, by its settings and by the `prefix` and the `special_ids` of its `Tokens`.
+
+    The prefix of a context never counts, since it is no part of the text.
+    """
+    return cls(max(config.first_position or 0, len(prefix)), special_ids if config.skip_special else ())
+
+  @property
+  def all(self) -> bool:
+    """Whether every position counts."""
+    return not self.first_position and not self.special_ids
+
+  @typing.overload
+  def mask(self, tokens_BT: np.ndarray) -> np.ndarray: ...
+
+  @typing.overload
+  def mask(self, tokens_BT: "jax.Array") -> "jax.Array": ...
+
+  def mask(self, tokens_BT: typing.Any) -> typing.Any:
+    """Which positions of some contexts count, (B, T) bool; of a `jax.Array` another one, also while it is traced.
+
+    Args:
+      tokens_BT: the tokens of the contexts from their first one on.
+    """
+    if isinstance(tokens_BT, np.ndarray):
+      array = np
+    else:
+      import jax.numpy as array  # type: ignore[no-redef]
+    mask_BT = array.broadcast_to(array.arange(tokens_BT.shape[1]) >= self.first_position, tokens_BT.shape)
+    if not self.special_ids:
+      return mask_BT
+    special_V = np.zeros(max(self.special_ids) + 2, bool)  # the last one stands for all higher ids
+    special_V[list(self.special_ids)] = True
+    return mask_BT & ~array.asarray(special_V)[array.minimum(tokens_BT, len(special_V) - 1)]

@@ -1,0 +1,58 @@
+"""A tokenizer that is given, not trained: it is tried on some of the text, and kept with its model's conventions."""
+
+import dataclasses
+import pathlib
+import sys
+import tempfile
+from collections.abc import Sequence
+
+from monojax import files
+from monojax.config import InputError
+from monojax.text import conventions, tokenizer, trial
+from monojax.text.config import TextConfig
+from monojax.text.conventions import Conventions
+from monojax.text.sources import shown
+from monojax.text.tokenizer import Tokenizer
+
+CONVENTIONS = "conventions.json"  # in the folder of the tokens
+
+
+def take(config: TextConfig, directory: pathlib.Path, texts: Sequence[str]) -> tuple[Tokenizer, bytes]:
+  """A tokenizer that is given, once it was tried on some texts, with the content of its tokenizer.json.
+
+  Its model's conventions are written into the folder.
+
+  Raises:
+    InputError: it cannot be read or used, or has no token that the settings ask for.
+  """
+  given = conventions.read(config.tokenizer)
+  given.conventions.bos(config.bos)  # which is refused at once where there is none
+  eos_token = given.conventions.eos_token
+  with tempfile.TemporaryDirectory() as folder:
+    copy = pathlib.Path(folder) / "tokenizer.json"
+    copy.write_bytes(given.content)
+    loss = trial.try_out(str(copy), config.end_token, texts, eos_token=eos_token, name=config.tokenizer)
+    encoder = tokenizer.load(copy, config.end_token, eos_token, config.tokenizer)
+  if loss.n_lost:
+    print(f"warning: the tokenizer {shown(config.tokenizer)} loses {trial.describe(loss)}", file=sys.stderr)
+  files.write_json(directory / CONVENTIONS, dataclasses.asdict(given.conventions))
+  return encoder, given.content
+
+
+def conventions_in(directory: pathlib.Path) -> Conventions:
+  """What the model of a tokenizer that was given wants of its text; nothing, if it was trained here."""
+  return Conventions(**files.read_json(directory / CONVENTIONS) or {})
+
+
+def bos_id(config: TextConfig, directory: pathlib.Path, encoder: Tokenizer) -> int | None:
+  """The id that is put in front of every context, or None.
+
+  Raises:
+    InputError: the settings ask for one and there is none, or the tokenizer lacks the token that it says it adds.
+  """
+  token = conventions_in(directory).bos(config.bos)
+  found = encoder.backend.token_to_id(token) if token else None
+  if token and found is None:
+    raise InputError(f"tokenizer {shown(config.tokenizer)!r} is to put {token!r} in front of text and has no such "
+                     "token: leave it out with --tokens.bos=never, or mend the tokenizer")
+  return found
