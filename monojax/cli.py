@@ -39,6 +39,7 @@ class Command:
     only: {section: its settings that are flags}, for sections of which not all are.
     define: defines further flags.
     keep_memory: whether freed host memory is kept (see `host_memory`); asked once flags are parsed.
+    preset: the preset that a new run starts from, unless the user names another.
   """
   what: str
   doc: str
@@ -47,6 +48,7 @@ class Command:
   only: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   define: typing.Callable[[], None] = lambda: None
   keep_memory: typing.Callable[[], bool] = lambda: True
+  preset: str = "demo"
 
 
 def main() -> None:
@@ -79,12 +81,13 @@ def run_command(name: str, called: str | None = None) -> None:
   command = COMMANDS[name]
   sys.modules["__main__"].__doc__ = command.doc.replace("{command}", called or f"python experiments/{name}.py")
   if command.sections:
-    define_run_flags(command.sections, command.only)
+    define_run_flags(command.sections, command.only, command.preset)
   command.define()
   run(command.main, command.keep_memory)
 
 
-def define_run_flags(sections: typing.Iterable[str], only: dict[str, tuple[str, ...]] | None = None) -> None:
+def define_run_flags(sections: typing.Iterable[str], only: dict[str, tuple[str, ...]] | None = None,
+                     default_preset: str = "demo") -> None:
   """Defines `--workdir`, `--preset`, those of a job, and a dotted flag for every setting of some sections.
 
   Each flag's help says which default is in force, given the `--workdir` and `--preset` among the arguments, and who has
@@ -93,14 +96,14 @@ def define_run_flags(sections: typing.Iterable[str], only: dict[str, tuple[str, 
   from monojax.pipeline.presets import PRESETS
   flags.DEFINE_string("workdir", None, "the run's folder; it is made if it does not exist")
   flags.DEFINE_string("preset", None, f"the settings to start from: {', '.join(PRESETS)} (default: what the run was "
-                      "begun with, or demo)")
+                      f"begun with, or {default_preset})")
   flags.DEFINE_string("coordinator", "", "where several processes do a run together: HOST:PORT of the first one, or "
                       "auto to learn this and the next two from the cluster")
   flags.DEFINE_integer("num_processes", 1, "how many processes there are")
   flags.DEFINE_integer("process_id", 0, "which of them this is, from 0")
   for name in ("workdir", "preset", "coordinator", "num_processes", "process_id"):
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
-  shown = _shown_defaults()
+  shown = _shown_defaults(default_preset)
   for section in sections:
     values, source = shown[section]
     configs.define_flags(type(values), f"{section}.", flags.FLAGS, values, source, (only or {}).get(section))
@@ -118,25 +121,27 @@ def _define_old_names() -> None:
       flags.DEFINE_alias(old_name, name)
 
 
-def _shown_defaults() -> dict[str, tuple[typing.Any, str]]:
+def _shown_defaults(default_preset: str) -> dict[str, tuple[typing.Any, str]]:
   """{section: (its settings in force, who set them)}, as far as the arguments tell before they are parsed."""
   from monojax.pipeline.folder import RunFolder
   from monojax.pipeline.settings import remembered, with_recipe
   given = {name: value for name, _, value in (argument.lstrip("-").partition("=") for argument in sys.argv[1:])}
   try:
-    settings = remembered(RunFolder(given["workdir"]) if given.get("workdir") else None, given.get("preset"))
+    settings = remembered(RunFolder(given["workdir"]) if given.get("workdir") else None, given.get("preset"),
+                          default=default_preset)
     settings = with_recipe(settings, given.get("sae.recipe"))
   except (InputError, OSError):  # parsing the flags says what is wrong
-    settings = remembered(None)
+    settings = remembered(None, default=default_preset)
   return {field.name: (getattr(settings.config, field.name), settings.sources[field.name])
           for field in dataclasses.fields(settings.config)}
 
 
-def run_and_config(dictionary: str = "sae") -> "tuple[RunFolder, RunConfig]":
+def run_and_config(dictionary: str = "sae", default_preset: str = "demo") -> "tuple[RunFolder, RunConfig]":
   """The run's folder and the settings that the flags ask for; settings that no flag names are the run's own.
 
   Args:
     dictionary: the stage whose settings the section `sae` starts from.
+    default_preset: the preset that a new run starts from, unless the user names another.
 
   Raises:
     InputError: no workdir, no such preset, or a setting that breaks its rule.
@@ -146,7 +151,7 @@ def run_and_config(dictionary: str = "sae") -> "tuple[RunFolder, RunConfig]":
   values = flags.FLAGS
   _require_workdir("name the run's folder")
   folder = RunFolder(values.workdir)
-  settings = remembered(folder, values.preset, dictionary)
+  settings = remembered(folder, values.preset, dictionary, default_preset)
   settings = with_recipe(settings, values["sae.recipe"].value if "sae.recipe" in values else None)
   config = configs.override(settings.config, values)
   if dictionary == "sae":

@@ -33,6 +33,30 @@ def _whole_run() -> None:
   print(f"\nOpen {run.directory / 'browser' / 'site' / 'index.html'} in a browser.")
 
 
+def _pretrained() -> None:
+  from monojax.pipeline import plan
+  from monojax.pipeline.checks import look_ahead
+  from monojax.pipeline.stages import IN_ORDER
+  run, config = cli.run_and_config(default_preset="pretrained")
+  require(config.subject.weights, "--subject.weights", "", "name a pretrained transformer: a Hugging Face folder, "
+          "hf:NAME, or a .gguf file")
+  look_ahead(run, config, IN_ORDER)
+  if not run.stage("sae"):
+    print(plan.of_run(config))
+  if flags.FLAGS.plan_only:
+    return
+  for stage in IN_ORDER.values():
+    stage(run, config)
+  print()
+  cli.print_figures(run.write_summary())
+  print(f"\nOpen {run.directory / 'browser' / 'site' / 'index.html'} in a browser.")
+
+
+def _define_pretrained() -> None:
+  _define_source_alias()
+  _own(flags.DEFINE_boolean("plan_only", False, "print what the run will take, and do nothing"))
+
+
 def _define_source_alias() -> None:
   flags.DEFINE_alias("source", "activations.source")
 
@@ -212,6 +236,20 @@ that comes with monojax; `small` takes an hour on two cores and some hundred meg
 sizes, for an accelerator. Every setting below is a flag. With --source=stream activations are computed where the
 dictionary trains, instead of being stored first.
 """, _whole_run, _ALL, define=_define_source_alias),
+    "pretrained": Command(
+        "a pretrained transformer to pages of its features", """\
+A dictionary of a transformer that was trained elsewhere: from its weights and a text to pages of features.
+
+  {command} --workdir=runs/smol --subject.weights=hf:HuggingFaceTB/SmolLM2-135M
+  {command} --workdir=runs/mine --subject.weights=FOLDER --activations.site=layer.15.resid --tokens.paths='*.jsonl'
+  {command} --workdir=runs/mine --subject.weights=MODEL.gguf --activations.site=layer.-1.mlp.hidden --plan_only
+
+Weights are a Hugging Face folder (config.json, *.safetensors, tokenizer.json), hf:NAME or hf:NAME@REVISION, or a .gguf
+file, of GPT-2, GPT-NeoX (Pythia), Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, or BERT. The text is cut by the model's
+own tokenizer. A plan of memory, disk and time is printed first. The same command skips what is finished and resumes
+what was interrupted. Sites are named layer.L.resid, layer.L.mlp.hidden, layer.L.mlp.out, layer.L.attn.z and so on;
+layer.-1 is the last. The first position of each context, where transformers keep a sink of attention, is left out.
+""", _pretrained, _ALL, define=_define_pretrained, preset="pretrained"),
     "prepare_text": Command(
         "documents to tokens", """\
 Turns documents into tokens: trains (or takes) a tokenizer and writes a run's folder `tokens/`.

@@ -54,10 +54,19 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | 
   return jax.make_mesh((data, config.model), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=used)
 
 
-def local_mesh(mesh: Mesh) -> Mesh:
-  """The devices of a mesh that are this process's, all of them along "data", for work that processes do not share."""
+def local_mesh(mesh: Mesh, model: int = 1) -> Mesh:
+  """The devices of a mesh that are this process's, for work that processes do not share.
+
+  Args:
+    mesh: the mesh.
+    model: how many of them are along "model"; the others are along "data".
+
+  Raises:
+    InputError: there are not so many.
+  """
   own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-  return make_mesh(MeshConfig(data=len(own)), own)
+  require(len(own) % model == 0, "mesh.model", model, f"must divide the {len(own)} devices of each process")
+  return make_mesh(MeshConfig(data=len(own) // model, model=model), own)
 
 
 def shardings(tree: Tree, mesh: Mesh, rules: Mapping[str, PartitionSpec]) -> Tree:

@@ -23,14 +23,14 @@ from monojax.activations.store import ActivationStore
 from monojax.activations.visits import Visits
 from monojax.activations.writer import ShardWriter
 from monojax.config import require
-from monojax.subjects.subject import LoadedSubject, Subject
+from monojax.subjects.subject import LoadedSubject, Subject, site_of
 from monojax.text.tokens import Tokens
 
 
 def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
   """Fills the run's store, or goes on filling it; see `monojax.activations.origin`."""
-  mesh = mesh_of(origin.config, mesh)
-  subject = origin.subject().placed(jax.sharding.NamedSharding(mesh, P()))
+  mesh = mesh_of(origin.config, mesh, origin.pretrained)
+  subject = origin.subject(origin.config.sites, mesh)
   with owned(origin.place):  # which need not be in the run's folder
     harvest(origin.config, subject, origin.tokens(), origin.place, origin.store_identity, mesh)
   store = ActivationStore.open(origin.place)
@@ -40,15 +40,18 @@ def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
   return Prepared(figures, {site: statistics[f"{site}/mean_M"] for site in origin.config.sites})
 
 
-def mesh_of(config: HarvestConfig, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+def mesh_of(config: HarvestConfig, mesh: jax.sharding.Mesh, pretrained: bool = False) -> jax.sharding.Mesh:
   """This process's devices of a run's mesh, over which it splits contexts: each process makes shards of its own.
+
+  A pretrained subject is split over the axis "model", so that one that is larger than a device can be run.
 
   Raises:
     InputError: a batch of contexts does not divide over them.
   """
-  own = meshes.local_mesh(mesh)
-  require(config.batch_contexts % own.size == 0, "activations.batch_contexts", config.batch_contexts,
-          f"must be a multiple of the {own.size} devices of this process in a mesh with "
+  own = meshes.local_mesh(mesh, mesh.shape["model"] if pretrained else 1)
+  n_data = own.shape["data"]
+  require(config.batch_contexts % n_data == 0, "activations.batch_contexts", config.batch_contexts,
+          f"must be a multiple of the {n_data} devices of this process that share contexts in a mesh with "
           f"--mesh.data={mesh.shape['data']} and --mesh.model={mesh.shape['model']}: change one of the three")
   return own
 
@@ -157,10 +160,7 @@ def site_widths(model: Subject, sites: tuple[str, ...]) -> dict[str, int]:
   Raises:
     InputError: the subject has no such site; the message lists those it has.
   """
-  for site in sites:
-    require(site in model.site_widths, "activations.site", site,
-            f"the subject's sites are {', '.join(model.site_widths)}")
-  return {site: model.site_widths[site] for site in sites}
+  return {site: model.site_widths[site_of(model.site_widths, site)] for site in sites}
 
 
 def sampled(model: Subject, params: dict, sites: tuple[str, ...], tokens_BT: jax.Array,

@@ -18,6 +18,8 @@ import numpy as np
 from monojax.activations.config import HarvestConfig
 
 if typing.TYPE_CHECKING:
+  import jax
+
   from monojax.activations.source import RowStore, Source
   from monojax.subjects.subject import LoadedSubject
   from monojax.text.tokens import Tokens
@@ -31,16 +33,19 @@ class Origin:
     config: the settings of the stage.
     place: the folder or URL of the run's store.
     identity: names the settings and inputs of the rows, so that rows made from something else are noticed.
-    subject: loads the subject; called only where one is needed.
+    subject: (sites, mesh) -> the subject on the devices of a mesh, with what it needs to compute these sites; called
+      only where one is needed.
+    pretrained: whether the subject was read from elsewhere, and its parameters are split over the devices along "model".
     tokens: opens the training tokens; likewise.
     rows: activations that a Python program holds in memory, for the source `given`; otherwise None.
   """
   config: HarvestConfig
   place: str | pathlib.Path
   identity: str
-  subject: typing.Callable[[], "LoadedSubject"]
+  subject: typing.Callable[[tuple[str, ...], "jax.sharding.Mesh"], "LoadedSubject"]
   tokens: typing.Callable[[], "Tokens"]
   rows: "RowStore | Source | None" = None
+  pretrained: bool = False
 
   @property
   def store_identity(self) -> dict:

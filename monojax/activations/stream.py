@@ -48,7 +48,7 @@ def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
 def open_source(origin: Origin, sites: tuple[str, ...], order: Order, mesh: jax.sharding.Mesh) -> "Stream":
   """The stream of some sites; see `monojax.activations.origin`."""
   config = dataclasses.replace(origin.config, site=sites[0], more_sites=sites[1:])
-  return Stream(config, origin.subject(), origin.tokens(), order, mesh)
+  return Stream(config, origin.subject(config.sites, mesh), origin.tokens(), order, mesh)
 
 
 class Stream:
@@ -102,7 +102,7 @@ class Stream:
     self.widths = tuple(site_widths(model, config.sites).values())
     self.width = sum(self.widths)
     self.n_rows = self._lane_visits * n_lanes * per_context
-    self._params = jax.device_put(subject.params, NamedSharding(mesh, P()))
+    self._params = subject.placed(mesh).params
     self._forward = make_forward(model, config.sites, self._dtype, mesh)
     self._fill = make_fill(model, config.sites, self._dtype, mesh)
     self._draw = make_draw(mesh)

@@ -3,10 +3,13 @@
 from collections.abc import Iterable
 
 from monojax import metrics
+from monojax.config import InputError, require
+from monojax.pipeline import load
 from monojax.pipeline.config import RunConfig
 from monojax.pipeline.folder import RunFolder
 
 _UNTRAINED = ("tokens", "activations", "analysis", "browser")  # stages that train nothing and log no metrics
+_MAY_DIFFER = 0.01  # the share of tokens that a tokenizer may have changed and still be that of a model
 _ON_ONE_DEVICE = ("tokens", "analysis", "browser")  # stages that take no mesh
 
 
@@ -23,6 +26,8 @@ def look_ahead(run: RunFolder, config: RunConfig, stages: Iterable[str]) -> None
       batch does not divide over the devices.
   """
   todo = {stage for stage in stages if not run.stage(stage)}
+  if config.subject.weights and todo.intersection(("tokens", "subject", "activations")):
+    _require_pretrained(config)
   if todo.difference(_UNTRAINED):
     metrics.require_packages(config.metrics)
   if "activations" in todo and config.activations.url:
@@ -32,6 +37,44 @@ def look_ahead(run: RunFolder, config: RunConfig, stages: Iterable[str]) -> None
     _require_batches_divide(config, todo)
 
 
+def _require_pretrained(config: RunConfig) -> None:
+  """Raises `InputError` unless a pretrained subject, its tokenizer, its sites and its context fit each other."""
+  from monojax import mesh as meshes
+  from monojax.subjects.pretrained.weights import bytes_of, open_weights
+  from monojax.subjects.subject import site_of
+  from monojax.training import compute_dtype
+  settings = config.subject
+  a = open_weights(settings.weights).architecture
+  require(settings.n_context <= a.max_context, "subject.n_context", settings.n_context,
+          f"this model reads at most {a.max_context:,} tokens at a time")
+  for site in config.activations.sites:
+    site_of(a.site_widths, site)
+  n_bytes = bytes_of(a, compute_dtype(settings.compute_dtype), a.n_layers)
+  meshes.require_memory(load.model_mesh(config), n_bytes, "subject.weights",
+                        settings.weights, "split it over more devices with --mesh.model, or take a smaller model")
+  _require_tokenizer(config, a.vocab_size)
+
+
+def _require_tokenizer(config: RunConfig, n_vocab: int) -> None:
+  """Raises `InputError` if a tokenizer is that of another model than the pretrained subject."""
+  from monojax.text import given
+  weights, place = config.subject.weights, config.tokens.tokenizer or config.subject.weights
+  vocabulary = given.vocabulary_of(config.tokens, place)
+  largest = max(vocabulary.values())
+  require(largest < n_vocab, "tokens.tokenizer", place, f"has the id {largest:,}, and the model embeddings for "
+          f"{n_vocab:,} tokens: it is the tokenizer of another model")
+  if place == weights:
+    return
+  try:
+    own = given.vocabulary_of(config.tokens, weights)
+  except InputError:  # the weights have no tokenizer beside them
+    return
+  n_other = sum(own.get(token) != id for token, id in vocabulary.items())
+  require(n_other <= _MAY_DIFFER * len(vocabulary), "tokens.tokenizer", place,
+          f"{n_other:,} of its {len(vocabulary):,} tokens have other ids than in the tokenizer of {weights!r}: it is "
+          "the tokenizer of another model")
+
+
 def _require_batches_divide(config: RunConfig, todo: set[str]) -> None:
   from monojax import mesh as meshes
   mesh = meshes.make_mesh(config.mesh)
@@ -39,6 +82,6 @@ def _require_batches_divide(config: RunConfig, todo: set[str]) -> None:
     meshes.require_divides(mesh, "data", config.subject.batch_contexts, "subject.batch_contexts")
   if "activations" in todo and config.activations.source == "store":
     from monojax.activations.harvest import mesh_of
-    mesh_of(config.activations, mesh)
+    mesh_of(config.activations, mesh, bool(config.subject.weights))
   if todo.difference((*_ON_ONE_DEVICE, "subject", "activations")):
     meshes.require_divides(mesh, "data", config.sae.batch_rows, "sae.batch_rows")

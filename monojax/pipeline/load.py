@@ -8,13 +8,18 @@ from monojax import files
 from monojax.activations.config import HarvestConfig
 from monojax.config import require
 from monojax.pipeline.folder import OWN_DICTIONARY, RunFolder
+from monojax.subjects.config import SubjectConfig
 
 if typing.TYPE_CHECKING:  # these need jax or numpy, which a script's --help should not wait for
+  from collections.abc import Collection
+
+  import jax
   import numpy as np
 
   from monojax.activations.kept import Kept
   from monojax.activations.origin import Origin
   from monojax.activations.source import RowStore, Source
+  from monojax.pipeline.config import RunConfig
   from monojax.pipeline.loaded import LoadedRun
   from monojax.sae.dictionary import SAE
   from monojax.subjects.subject import LoadedSubject
@@ -35,6 +40,7 @@ def load(directory: str | pathlib.Path, dictionary: str = OWN_DICTIONARY) -> "Lo
   Raises:
     InputError: a stage that is needed is not finished, or there is no such dictionary.
   """
+  from monojax.pipeline.config import RunConfig
   from monojax.pipeline.loaded import LoadedRun
   run = RunFolder(directory)
   place = run.dictionary(dictionary)
@@ -52,15 +58,56 @@ def load_sae(run: RunFolder, dictionary: str = OWN_DICTIONARY) -> "SAE":
   return SAE.load(place.weights, tuple(dict.fromkeys(reads + writes)))
 
 
-def load_subject(run: RunFolder) -> "LoadedSubject":
-  """The run's trained subject.
+def load_subject(run: RunFolder, sites: "Collection[str] | None" = None,
+                 mesh: "jax.sharding.Mesh | None" = None) -> "LoadedSubject":
+  """The run's subject.
+
+  Args:
+    run: the run's folder.
+    sites: the only sites that are needed, by default all; of a pretrained subject, layers after them are not loaded.
+    mesh: the devices that it is to be on; by default one.
 
   Raises:
-    InputError: the run has none.
+    InputError: the run has none, or the files of a pretrained one have changed since the stage was finished.
   """
   from monojax.subjects import subject
-  run.require_stage("subject")
-  return subject.load(run.directory / "subject" / "checkpoints")
+  record = run.require_stage("subject")
+  settings = subject_config(run)
+  if settings.weights:
+    require_same_weights(settings, record)
+    return subject.load_pretrained(settings, sites, mesh)
+  found = subject.load(run.directory / "subject" / "checkpoints")
+  return found.placed(mesh) if mesh else found
+
+
+def model_mesh(config: "RunConfig") -> "jax.sharding.Mesh":
+  """The devices that a pretrained subject is split over where one process runs it by itself: those of --mesh.model."""
+  import jax
+
+  from monojax import mesh as meshes
+  n_devices = config.mesh.model
+  own = jax.local_devices()
+  require(n_devices <= len(own), "mesh.model", n_devices, f"this process has {len(own)} devices")
+  return meshes.make_mesh(meshes.MeshConfig(data=1, model=n_devices), own[:n_devices])
+
+
+def subject_config(run: RunFolder) -> SubjectConfig:
+  """The settings of the run's finished stage `subject`."""
+  return configs.from_dict(SubjectConfig, run.require_stage("subject")["config"])
+
+
+def is_pretrained(run: RunFolder) -> bool:
+  """Whether the run has a subject, and it was read from elsewhere."""
+  subject = run.stage("subject")
+  return bool(subject and subject["config"].get("weights"))
+
+
+def require_same_weights(settings: SubjectConfig, record: dict) -> None:
+  """Raises `InputError` if the files of a pretrained subject are not those that the stage was finished with."""
+  from monojax.subjects.pretrained.weights import open_weights
+  now, then = open_weights(settings.weights).identity, record["inputs"]["weights"]
+  require(now == then, "subject.weights", settings.weights, "its files have changed since the run was begun: restore "
+          "them, or use another --workdir")
 
 
 def open_tokens(run: RunFolder, split: str) -> "Tokens":
@@ -116,5 +163,6 @@ def origin_of(run: RunFolder, settings: HarvestConfig, identity: str,
               rows: "RowStore | Source | None" = None) -> "Origin":
   """What a run's activations are made from, or where they are; see `monojax.activations.origin`."""
   from monojax.activations.origin import Origin
-  return Origin(settings, store_place(run, settings), identity, lambda: load_subject(run),
-                lambda: open_tokens(run, "train"), rows)
+  pretrained = settings.source != "given" and is_pretrained(run)
+  return Origin(settings, store_place(run, settings), identity, lambda sites, mesh: load_subject(run, sites, mesh),
+                lambda: open_tokens(run, "train"), rows, pretrained)

@@ -59,7 +59,18 @@ PAPER = RunConfig(
                             batch_contexts=256),
 )
 
-PRESETS = {"demo": DEMO, "small": SMALL, "paper": PAPER}
+# A pretrained transformer of some hundred million parameters on two cores, in an hour; larger ones on an accelerator.
+PRETRAINED = RunConfig(
+    tokens=TextConfig(val_fraction=0.05, max_bytes=20_000_000),
+    subject=SubjectConfig(n_context=128, val_tokens=8192, sample_tokens=64),
+    activations=HarvestConfig(site="layer.-1.mlp.hidden", n_tokens=500_000, batch_contexts=8),
+    sae=SAEConfig(
+        recipe="batchtopk", k=32, n_features=8192, batch_rows=1024, n_steps=1500, learning_rate=2e-3, warmup_steps=50,
+        decay_fraction=0.3, dead_window_steps=200, checkpoint_every_steps=250, val_tokens=8192),
+    analysis=AnalysisConfig(n_tokens=200_000, n_detector_tokens=32_768, batch_contexts=8),
+)
+
+PRESETS = {"demo": DEMO, "small": SMALL, "paper": PAPER, "pretrained": PRETRAINED}
 
 # Settings of a preset's dictionary that hold for any recipe.
 SHARED = ("n_features", "batch_rows", "buffer_rows", "n_steps", "warmup_steps", "scan_steps", "checkpoint_every_steps",

@@ -34,20 +34,22 @@ class Settings:
   sources: dict[str, str]
 
 
-def remembered(folder: RunFolder | None, preset_name: str | None = None, dictionary: str = OWN_DICTIONARY) -> Settings:
+def remembered(folder: RunFolder | None, preset_name: str | None = None, dictionary: str = OWN_DICTIONARY,
+               default: str = DEFAULT_PRESET) -> Settings:
   """The settings that a run was made with, as far as it has been made; otherwise a preset's.
 
   Args:
     folder: the run's folder, which need not exist; None for no run.
     preset_name: the preset that the user asks for, if any.
     dictionary: the stage whose record the section `sae` is from: "sae", or "dictionaries/NAME" for another one.
+    default: the preset that a run starts from which was not begun and for which the user asks for none.
 
   Raises:
     InputError: there is no such preset, or the run was begun with another one.
   """
   require(preset_name is None or preset_name in PRESETS, "--preset", preset_name, f"choose one of {', '.join(PRESETS)}")
   saved = files.read_record(folder.directory / "run.json", without=1) if folder else None
-  name = preset_name or (saved["preset"] if saved else DEFAULT_PRESET)
+  name = preset_name or (saved["preset"] if saved else default)
   config, sources = PRESETS[name], dict.fromkeys(configs.to_dict(PRESETS[name]), f"preset {name}")
   if folder is None:
     return Settings(name, config, sources)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from monojax import checkpoint
 from monojax import config as configs
+from monojax import mesh as meshes
 from monojax.config import require
 from monojax.subjects.config import SubjectConfig
 from monojax.training import compute_dtype
@@ -61,6 +62,8 @@ class Subject(collections.abc.Hashable, typing.Protocol):
     max_context: the longest context it can read, or None if there is no limit. How long the contexts of a run are is a
       setting of the run (`SubjectConfig.n_context`), not of the subject.
     site_widths: {site: width of the activation there}, in the order in which the forward pass computes them.
+    sharding_rules: where its parameters are on a mesh when it is run, see `monojax.mesh.shardings`; those without a rule
+      are whole on every device.
     output: what a forward pass gives beside its sites: "logits" of each next token; or, of an encoder, which predicts
       no tokens, an "embedding" of each context.
   """
@@ -73,6 +76,9 @@ class Subject(collections.abc.Hashable, typing.Protocol):
 
   @property
   def site_widths(self) -> dict[str, int]: ...
+
+  @property
+  def sharding_rules(self) -> collections.abc.Mapping[str, jax.sharding.PartitionSpec]: ...
 
   @property
   def output(self) -> typing.Literal["logits", "embedding"]: ...
@@ -140,9 +146,52 @@ class LoadedSubject:
     require(limit is None or self.n_context <= limit, "subject.n_context", self.n_context,
             f"this subject reads at most {limit} tokens at a time")
 
-  def placed(self, sharding: jax.sharding.Sharding) -> "LoadedSubject":
-    """The same subject with its parameters where a sharding says, for instance on every device of a mesh."""
-    return dataclasses.replace(self, params=jax.device_put(self.params, sharding))
+  def placed(self, mesh: jax.sharding.Mesh) -> "LoadedSubject":
+    """The same subject with its parameters on the devices of a mesh, split over them or whole on each."""
+    where = meshes.shardings(self.params, mesh, self.model.sharding_rules)
+    return dataclasses.replace(self, params=jax.device_put(self.params, where))
+
+
+def site_of(widths: collections.abc.Mapping[str, int], name: str, flag: str = "activations.site") -> str:
+  """A site's name as the subject has it; layers may be counted from the end: layer.-1.resid is of the last one.
+
+  Args:
+    widths: the subject's `site_widths`.
+    name: the name as a user gives it.
+    flag: what an error calls the setting.
+
+  Raises:
+    InputError: the subject has no such site; the message says which it has.
+  """
+  parts = name.split(".")
+  n_layers = 1 + max((int(site.split(".")[1]) for site in widths if site.startswith("layer.")), default=-1)
+  if len(parts) > 2 and parts[0] == "layer" and parts[1].startswith("-") and parts[1][1:].isdigit():
+    parts[1] = str(n_layers + int(parts[1]))
+  found = ".".join(parts)
+  inner = [site.removeprefix("layer.0") for site in widths if site.startswith("layer.0.")]
+  outer = [site for site in widths if not site.startswith("layer.")]
+  layers = f"layer.0 to layer.{n_layers - 1}, each with {', '.join(inner)}; and " if inner else ""
+  require(found in widths, flag, name, f"the subject's sites are {layers}{', '.join(outer)}")
+  return found
+
+
+def load_pretrained(config: SubjectConfig, sites: collections.abc.Collection[str] | None = None,
+                    mesh: jax.sharding.Mesh | None = None) -> LoadedSubject:
+  """The pretrained subject that `config.weights` names.
+
+  Args:
+    config: the settings.
+    sites: the only sites that are needed, of which no layer after the last is loaded; by default all of the model is.
+    mesh: the devices that its parameters are split over; by default one device.
+
+  Raises:
+    InputError: the weights cannot be used.
+  """
+  from monojax.subjects.pretrained import weights as pretrained  # imported here, since that module imports this one
+  weights = pretrained.open_weights(config.weights)
+  n_loaded = pretrained.layers_for(weights.architecture, sites)
+  model, params = pretrained.load_params(weights, compute_dtype(config.compute_dtype), mesh, n_loaded)
+  return LoadedSubject(model, params, config.n_context)
 
 
 def load(directory: str | pathlib.Path) -> LoadedSubject:

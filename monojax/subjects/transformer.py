@@ -8,7 +8,7 @@ Inside the model rows are flat, (N, D), because XLA's matrix products on a CPU a
 arrays of shape (B, T, D). Sites have the shape (B, T, width).
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
 import flax.linen as nn
@@ -154,6 +154,10 @@ class Transformer(nn.Module):
     block = {"attn.in": d, "attn.out": d, "mlp.in": d, "mlp.hidden": m, "mlp.out": d, "resid": d}
     blocks = {f"layer.{i}.{name}": width for i in range(self.config.n_layers) for name, width in block.items()}
     return {"embed": d, **blocks, "final.in": d}
+
+  @property
+  def sharding_rules(self) -> Mapping[str, P]:
+    return {}  # when it is run it is whole on every device: `SHARDING_RULES` are for its training
 
   @property
   def output(self) -> Literal["logits", "embedding"]:

@@ -56,3 +56,18 @@ def bos_id(config: TextConfig, directory: pathlib.Path, encoder: Tokenizer) -> i
     raise InputError(f"tokenizer {shown(config.tokenizer)!r} is to put {token!r} in front of text and has no such "
                      "token: leave it out with --tokens.bos=never, or mend the tokenizer")
   return found
+
+
+def vocabulary_of(config: TextConfig, place: str) -> dict[str, int]:
+  """{token: id} of a tokenizer that is given at `place`; special tokens, which no text becomes, are left out.
+
+  Raises:
+    InputError: there is nothing that can be read, or it holds no tokenizer.
+  """
+  found = conventions.read(place)
+  with tempfile.TemporaryDirectory() as folder:
+    copy = pathlib.Path(folder) / "tokenizer.json"
+    copy.write_bytes(found.content)
+    backend = tokenizer.load(copy, config.end_token, found.conventions.eos_token, place).backend
+  special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+  return {token: id for token, id in backend.get_vocab().items() if token not in special}

@@ -43,11 +43,17 @@ def harvest(run: RunFolder, config: RunConfig, rows: "RowStore | Source | None" 
 
 
 def _resolved(run: RunFolder, settings: HarvestConfig) -> HarvestConfig:
-  """The settings with a first position that counts: that of the subject, unless one is given."""
-  if settings.first_position is not None:
-    return settings
-  subject = run.stage("subject") if settings.source != "given" else None
-  return dataclasses.replace(settings, first_position=1 if subject and subject["config"].get("weights") else 0)
+  """The settings with the subject's own names of sites, and the first position that counts for it."""
+  pretrained = settings.source != "given" and load.is_pretrained(run)
+  if settings.first_position is None:
+    settings = dataclasses.replace(settings, first_position=int(pretrained))
+  if pretrained:
+    from monojax.subjects.pretrained.weights import open_weights
+    from monojax.subjects.subject import site_of
+    widths = open_weights(load.subject_config(run).weights).architecture.site_widths
+    sites = [site_of(widths, site) for site in settings.sites]
+    settings = dataclasses.replace(settings, site=sites[0], more_sites=tuple(sites[1:]))
+  return settings
 
 
 def check_store(run: RunFolder, config: RunConfig, repair: bool) -> list[tuple[int, str]]:

@@ -55,7 +55,7 @@ def train_sae(run: RunFolder, config: RunConfig, stage: str = OWN_DICTIONARY, ex
     about = {"identity": identity, "sites": list(sites)}
     model, params = fit(settings, source, wiring, directory, about, mesh, config.metrics, extend=extend)
     draw_curves(directory / "metrics.jsonl", directory / "curves.png")
-    return _measure(_HeldOut(run, source), SAE(settings, model, params, sites), stage)
+    return _measure(_HeldOut(run, config, source), SAE(settings, model, params, sites), stage)
   if extend:
     _require_extends(run, stage, settings)
   return run.execute(stage, settings, work, ("activations",), extends=extend)
@@ -148,15 +148,19 @@ class _HeldOut:
 
   Attributes:
     run: the run's folder.
+    config: its settings.
     source: the rows that they are trained on.
   """
   run: RunFolder
+  config: RunConfig
   source: "Source"
 
   @functools.cached_property
   def subject(self) -> "LoadedSubject | None":
     """The subject; None where the run was given its activations."""
-    return None if load.activations_config(self.run).source == "given" else load.load_subject(self.run)
+    if load.activations_config(self.run).source == "given":
+      return None
+    return load.load_subject(self.run, mesh=load.model_mesh(self.config) if load.is_pretrained(self.run) else None)
 
   @functools.cached_property
   def tokens(self) -> "Tokens":
@@ -200,7 +204,7 @@ def _sweep(run, config, base, members, directory, identity, start=None) -> list[
   about = {name_of(member): {"identity": identity, "sites": list(sites)} for member in members}
   found = train_sweep(members, source, wiring, directory, about, mesh, config.metrics, start, base.seed)
   draw_curves(directory / "metrics.jsonl", directory / "curves.png")
-  held_out, points, figures = _HeldOut(run, source), [], None
+  held_out, points, figures = _HeldOut(run, config, source), [], None
   for name, (member, model, params) in found.items():
     place = directory / "dictionaries" / name / "figures.json"
     figures = files.read_json(place) or _measure(held_out, SAE(member, model, params, sites), name, figures)

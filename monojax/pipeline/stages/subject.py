@@ -16,9 +16,13 @@ _N_SAMPLES = 4
 def train_subject(run: RunFolder, config: RunConfig) -> dict:
   """Trains the subject, and measures its held-out loss beside what n-gram models reach on the same tokens.
 
+  A pretrained subject is only measured.
+
   Returns:
     The stage's record.
   """
+  if config.subject.weights:
+    return _take_pretrained(run, config)
   model_config = config.subject.model
   n_known = load.tokens_meta(run)["vocab_size"]
   vocab_size = model_config.vocab_size or n_known
@@ -44,6 +48,31 @@ def train_subject(run: RunFolder, config: RunConfig) -> dict:
             "subject/bits_per_byte": bits,
             "subject/tokens_seen": subject_config.n_steps * subject_config.batch_contexts * subject_config.n_context}
   return run.execute("subject", subject_config, work)
+
+
+def _take_pretrained(run: RunFolder, config: RunConfig) -> dict:
+  """Measures a pretrained subject on the run's held-out text and has it write samples; an encoder does neither."""
+  from monojax.subjects.pretrained.weights import open_weights
+  settings, weights = config.subject, open_weights(config.subject.weights)
+  tokenizer = run.require_stage("tokens")["config"]["tokenizer"]
+  require(tokenizer, "subject.weights", settings.weights, f"{run.directory / 'tokens'} was made with a tokenizer that was "
+          "trained here: begin the run with this flag, in another --workdir")
+
+  def work(directory, identity):
+    from monojax.subjects import subject as subjects
+    from monojax.subjects import train
+    print(f"subject: {weights.description}", flush=True)
+    figures: dict = {"subject/parameters": weights.n_parameters}
+    if not weights.architecture.causal:
+      return figures
+    subject = subjects.load_pretrained(settings, mesh=load.model_mesh(config))
+    val_tokens = load.open_tokens(run, "val")
+    context_C = val_tokens.choose(settings.n_context + 1, settings.val_tokens)
+    loss = train.validation_loss(subject, val_tokens, context_C)
+    _write_samples(run, directory, subject, settings)
+    bits = loss / math.log(2) * val_tokens.n_tokens / val_tokens.text_bytes
+    return figures | {"subject/val_loss": loss, "subject/bits_per_byte": bits}
+  return run.execute("subject", settings, work, given={"weights": weights.identity})
 
 
 def _write_samples(run, directory, subject, config):

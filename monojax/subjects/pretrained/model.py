@@ -22,8 +22,9 @@ from monojax.linear import matmul
 from monojax.subjects.pretrained.architecture import Architecture
 from monojax.subjects.subject import Cache, Edit, LogitPath, Sites
 
-# Where parameters are on the mesh: heads, the MLP's width and the vocabulary are split over its axis "model".
-SHARDING_RULES = {
+# Where parameters are on the mesh: heads, the MLP's width and the vocabulary are split over its axis "model". Those of
+# layers have an axis for the layers in front.
+_SHARDING_RULES = {
     "W_qkv_DHJA": P(None, None, "model"), "b_qkv_HJA": P(None, "model"), "W_o_ED": P(None, "model"),
     "W_in_DJM": P(None, None, None, "model"), "b_in_JM": P(None, None, "model"), "W_out_MD": P(None, "model"),
     "W_embed_VD": P("model"), "W_unembed_DV": P(None, "model"),
@@ -103,6 +104,10 @@ class PretrainedTransformer(nn.Module):
     return self.architecture.max_context
 
   @property
+  def sharding_rules(self) -> Mapping[str, P]:
+    return _SHARDING_RULES
+
+  @property
   def output(self) -> Literal["logits", "embedding"]:
     return "logits" if self.architecture.causal else "embedding"
 
@@ -152,7 +157,7 @@ class PretrainedTransformer(nn.Module):
     shapes = {name: (self.n_loaded, *shape) for name, shape in layer_shapes(a).items()}
     layers = self.param("layers", lambda key: {name: _initial(name)(jax.random.fold_in(key, i), shape)
                                                for i, (name, shape) in enumerate(sorted(shapes.items()))})
-    known = [name for name in a.site_widths if self.whole or _layer_of(name) < self.n_loaded]
+    known = [name for name in a.site_widths if self.whole or layer_of(name) < self.n_loaded]
     wanted, edit = known if wanted is None else tuple(wanted), edit or {}
     if unknown := sorted({*edit, *wanted}.difference(known)):
       raise ValueError(f"there is no site {unknown}; this subject's sites are {known}")
@@ -166,7 +171,7 @@ def _initial(name: str) -> Callable[..., jax.Array]:
   return lambda key, shape: jnp.full(shape, float(name.startswith("gain")))
 
 
-def _layer_of(site: str) -> int:
+def layer_of(site: str) -> int:
   """The layer that a site is in; -1 before the first, and a large number after the last."""
   parts = site.split(".")
   return int(parts[1]) if parts[0] == "layer" else -1 if site == "embed" else 1 << 30
@@ -200,7 +205,7 @@ class _Pass:
     x_ND = self._embed(tokens_BT)
     memory = None if cache is None else (cache["k"], cache["v"])
     n_loaded = len(self.layers["W_o_ED"])
-    alone = {_layer_of(name) for name in {*self.edit, *self.wanted}}
+    alone = {layer_of(name) for name in {*self.edit, *self.wanted}}
     for first, last in _stretches(n_loaded, alone):
       if last - first == 1 and first in alone:
         visit = lambda name, value, i=first: self._visit(f"layer.{i}.{name}", value)

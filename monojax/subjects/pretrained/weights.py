@@ -11,7 +11,7 @@ import json
 import math
 import pathlib
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from monojax import mesh as meshes
 from monojax.config import InputError
 from monojax.subjects.pretrained.architecture import Architecture
 from monojax.subjects.pretrained.families import Family, read_config, sizes_of
-from monojax.subjects.pretrained.model import SHARDING_RULES, PretrainedTransformer
+from monojax.subjects.pretrained.model import PretrainedTransformer, layer_of
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -58,11 +58,15 @@ class Weights:
   identity: dict[str, Any]
 
   @property
+  def n_parameters(self) -> int:
+    """How many numbers the tensors hold."""
+    return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+  @property
   def description(self) -> str:
     """What the model is, in a few words."""
     a = self.architecture
-    n = sum(math.prod(tensor.shape) for tensor in self.tensors.values())
-    return (f"{a.family}, {n / 1e6:,.1f} M parameters: {a.n_layers} layers of width {a.d_model}, MLPs of {a.d_mlp}, "
+    return (f"{a.family}, {self.n_parameters / 1e6:,.1f} M parameters: {a.n_layers} layers of width {a.d_model}, MLPs of {a.d_mlp}, "
             f"{a.n_heads} heads, {a.vocab_size:,} tokens, contexts up to {a.max_context:,}")
 
 
@@ -184,6 +188,18 @@ def _require_complete(weights: Weights) -> None:
                        f"not a whole model of the family {a.family}")
 
 
+def layers_for(a: Architecture, sites: Collection[str] | None) -> int:
+  """How many layers, from the first, must be loaded to compute some sites; None stands for the whole model."""
+  return a.n_layers if sites is None else min(a.n_layers, max(0, *(layer_of(site) + 1 for site in sites)))
+
+
+def bytes_of(a: Architecture, dtype: Any, n_loaded: int) -> int:
+  """The bytes of the parameters of a model, of which so many layers are loaded."""
+  model = PretrainedTransformer(a, dtype, n_loaded)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) * np.dtype(dtype).itemsize
+
+
 def load_params(weights: Weights, dtype: Any, mesh: Mesh | None = None,
                 n_loaded: int | None = None) -> tuple[PretrainedTransformer, dict]:
   """The model and its parameters, on the devices of a mesh.
@@ -198,10 +214,9 @@ def load_params(weights: Weights, dtype: Any, mesh: Mesh | None = None,
   model = PretrainedTransformer(a, dtype, a.n_layers if n_loaded is None else n_loaded)
   abstract = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
   mesh = mesh or meshes.make_mesh(devices=jax.devices()[:1])
-  where = meshes.shardings(abstract, mesh, {name: jax.sharding.PartitionSpec(None, *spec) if name not in _OUTER else spec
-                                            for name, spec in SHARDING_RULES.items()})
+  where = meshes.shardings(abstract, mesh, model.sharding_rules)
   plan = _plan(weights, model)
-  total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract)) * np.dtype(dtype).itemsize
+  total = bytes_of(a, dtype, model.n_loaded)
   with metrics.progress(total, "B", "weights", scale=True, hidden=total < _SHOWN_BYTES) as bar:
     def filled(path, leaf, sharding):
       name = path[-1].key
@@ -210,9 +225,6 @@ def load_params(weights: Weights, dtype: Any, mesh: Mesh | None = None,
       return array
     params = jax.tree.map_with_path(filled, abstract, where)
   return model, params
-
-
-_OUTER = ("W_embed_VD", "W_unembed_DV")  # parameters of the sharding rules that are not in layers
 
 
 def _plan(weights: Weights, model: PretrainedTransformer) -> dict[str, list[tuple[tuple, Callable[[], np.ndarray]]]]:
