@@ -53,6 +53,24 @@ class Tensor:
     array = array.transpose([separate.index(axis) for axis in after.replace(",", "")])
     return array.reshape([math.prod(_size(axis, sizes) for axis in group) for group in after.split(",")])
 
+  def leading(self) -> str:
+    """The letter of the tensor's first axis that is longer than 1."""
+    return self.axes.replace("1", "")[0]
+
+  def place_of(self, place: tuple[Any, ...], axis: str, first: int, last: int,
+               sizes: Mapping[str, int]) -> tuple[Any, ...]:
+    """Where the entries first..last-1 of a lettered axis go, if the whole tensor goes to `place`."""
+    groups = self.axes.split(" -> ")[1].split(",")
+    at = next(i for i, group in enumerate(groups) if axis in group)
+    inner = math.prod(_size(letter, sizes) for letter in groups[at].replace(axis, ""))
+    # Axes of the parameter that an index takes away are not among the tensor's.
+    kept = [i for i, index in enumerate(place) if isinstance(index, slice)]
+    rank = len(place) + len(groups) - len(kept)
+    everything = [*place, *(slice(None),) * (rank - len(place))]
+    axes = [i for i, index in enumerate(everything) if isinstance(index, slice)]
+    everything[axes[at]] = slice(first * inner, last * inner)
+    return tuple(everything)
+
   def place(self, group: int) -> tuple[Any, ...]:
     """Where in the parameter it goes: an index of its axes; `group` is j."""
     everything = slice(None)

@@ -172,15 +172,15 @@ def _stored(spec: str, kind: str, name: str, tensor: Any, shape: tuple[int, ...]
   change = _change(kind, name, config)
   turned = kind == "gpt2" and len(shape) == 2 and ".attn" in name or kind == "gpt2" and ".ffn" in name and len(shape) == 2
 
-  def read() -> np.ndarray:
+  def read(start: int, stop: int) -> np.ndarray:
     from gguf.quants import dequantize
     try:
       found = dequantize(tensor.data, tensor.tensor_type)
     except (NotImplementedError, KeyError) as error:
       raise InputError(f"subject.weights={spec!r}: {name} is of the type {tensor.tensor_type.name}, which the package "
                        "gguf does not dequantise: give a file of another type") from error
-    return change(np.asarray(found, np.float32).reshape(shape))
-  return StoredTensor(shape[::-1] if turned else shape, read)
+    return change(np.asarray(found, np.float32).reshape(shape))[start:stop]
+  return StoredTensor(shape[::-1] if turned else shape, read, by_rows=False)
 
 
 def _change(kind: str, name: str, config: dict) -> Callable[[np.ndarray], np.ndarray]:

@@ -77,6 +77,12 @@ def outer_shapes(a: Architecture, with_head: bool) -> dict[str, tuple[int, ...]]
   return shapes
 
 
+def param_shapes(a: Architecture, n_loaded: int, dtype: Any) -> dict[str, Any]:
+  """The tree of parameters of a model of which so many layers are loaded, as shape structs."""
+  struct = lambda shapes, *axes: {name: jax.ShapeDtypeStruct((*axes, *shape), dtype) for name, shape in shapes.items()}
+  return {**struct(outer_shapes(a, n_loaded == a.n_layers)), "layers": struct(layer_shapes(a), n_loaded)}
+
+
 class PretrainedTransformer(nn.Module):
   """A subject (see the contract in `subject.py`) of any family of pretrained transformers.
 

@@ -5,13 +5,15 @@
 devices then take over, so that the host never holds the weights twice.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import math
+import os
 import pathlib
 import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,21 +25,31 @@ from monojax import metrics
 from monojax import mesh as meshes
 from monojax.config import InputError
 from monojax.subjects.pretrained.architecture import Architecture
-from monojax.subjects.pretrained.families import Family, read_config, sizes_of
-from monojax.subjects.pretrained.model import PretrainedTransformer, layer_of
+from monojax.subjects.pretrained.families import Family, Tensor, read_config, sizes_of
+from monojax.subjects.pretrained.model import PretrainedTransformer, layer_of, param_shapes
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _ALIGNMENT = 128  # of arrays on the host that a CPU device can use as they are
 _SHOWN_BYTES = 2 ** 28  # smaller models are there at once, without a progress bar
+_CHUNK_BYTES = 2 ** 18  # of a tensor that are turned at a time, so that they stay in a cache
+_THREADS = 8
+_BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 _LISTED = 5  # how many names of tensors a message lists
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-  """A tensor of a file: its shape, and a function that reads it."""
+  """A tensor of a file.
+
+  Attributes:
+    shape: its shape.
+    read: (start, stop) -> these of its rows, that is of its first axis.
+    by_rows: whether some rows can be read without the others; otherwise all of them are asked for.
+  """
   shape: tuple[int, ...]
-  read: Callable[[], np.ndarray]
+  read: Callable[[int, int], np.ndarray]
+  by_rows: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,13 +172,14 @@ def _open_safetensors(path: pathlib.Path) -> tuple[dict[str, StoredTensor], dict
 def _stored(path: pathlib.Path, offset: int, entry: dict) -> StoredTensor:
   shape, kind, at = tuple(entry["shape"]), entry["dtype"], offset + entry["data_offsets"][0]
 
-  def read():
+  def read(start, stop):
     if kind not in _DTYPES:
       raise InputError(f"{path} has a tensor of type {kind}, which is not read: {', '.join(_DTYPES)} are")
-    found = np.fromfile(path, np.dtype(_DTYPES[kind]), math.prod(shape), offset=at)
-    if found.size != math.prod(shape):
+    dtype, row = np.dtype(_DTYPES[kind]), math.prod(shape[1:])
+    found = np.fromfile(path, dtype, (stop - start) * row, offset=at + start * row * dtype.itemsize)
+    if found.size != (stop - start) * row:
       raise InputError(f"{path} has become shorter since it was opened")
-    return found.reshape(shape)
+    return found.reshape(stop - start, *shape[1:])
   return StoredTensor(shape, read)
 
 
@@ -195,9 +208,7 @@ def layers_for(a: Architecture, sites: Collection[str] | None) -> int:
 
 def bytes_of(a: Architecture, dtype: Any, n_loaded: int) -> int:
   """The bytes of the parameters of a model, of which so many layers are loaded."""
-  model = PretrainedTransformer(a, dtype, n_loaded)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) * np.dtype(dtype).itemsize
+  return meshes.bytes_of(param_shapes(a, n_loaded, dtype))
 
 
 def load_params(weights: Weights, dtype: Any, mesh: Mesh | None = None,
@@ -212,55 +223,72 @@ def load_params(weights: Weights, dtype: Any, mesh: Mesh | None = None,
   """
   a = weights.architecture
   model = PretrainedTransformer(a, dtype, a.n_layers if n_loaded is None else n_loaded)
-  abstract = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+  abstract = param_shapes(a, model.n_loaded, dtype)
   mesh = mesh or meshes.make_mesh(devices=jax.devices()[:1])
   where = meshes.shardings(abstract, mesh, model.sharding_rules)
-  plan = _plan(weights, model)
+  plan: dict[str, list[_Piece]] = {}
+  for layer, name, tensor in weights.family.tensors(a, model.n_loaded):
+    place = (() if layer is None else (layer,)) + tensor.place(a.group)
+    plan.setdefault(tensor.parameter, []).append(_Piece(place, tensor, weights.tensors[name]))
   total = bytes_of(a, dtype, model.n_loaded)
-  with metrics.progress(total, "B", "weights", scale=True, hidden=total < _SHOWN_BYTES) as bar:
+  with (metrics.progress(total, "B", "weights", scale=True, hidden=total < _SHOWN_BYTES) as bar,
+        concurrent.futures.ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads):
     def filled(path, leaf, sharding):
-      name = path[-1].key
-      array = _filled(leaf.shape, np.dtype(dtype), sharding, plan[name], a)
+      array = _filled(leaf.shape, np.dtype(dtype), sharding, plan[path[-1].key], sizes_of(a), threads)
       bar.update(array.nbytes)
       return array
     params = jax.tree.map_with_path(filled, abstract, where)
   return model, params
 
 
-def _plan(weights: Weights, model: PretrainedTransformer) -> dict[str, list[tuple[tuple, Callable[[], np.ndarray]]]]:
-  """{parameter: [(where in it, reads what goes there with the parameter's axes)]}."""
-  a, sizes = weights.architecture, sizes_of(weights.architecture)
-  plan: dict[str, list] = {}
-  for layer, name, tensor in weights.family.tensors(a, model.n_loaded):
-    place = (() if layer is None else (layer,)) + tensor.place(a.group)
-    read = lambda stored=weights.tensors[name], tensor=tensor: tensor.turned(stored.read(), sizes)
-    plan.setdefault(tensor.parameter, []).append((place, read))
-  return plan
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+  """A tensor of a file and the place of a parameter that it fills."""
+  place: tuple
+  tensor: Tensor
+  stored: StoredTensor
+
+  def chunks(self, sizes: Mapping[str, int], dtype: np.dtype) -> Iterator[tuple[tuple, Callable[[], np.ndarray]]]:
+    """(place, function that reads what goes there, with the parameter's axes) of parts that fit into a CPU's cache."""
+    axis, whole = self.tensor.leading(), self.stored.shape[0]
+    n_bytes = 4 * math.prod(self.stored.shape)
+    if not self.stored.by_rows or n_bytes <= _CHUNK_BYTES:
+      yield self.place, lambda: self.tensor.turned(self.stored.read(0, whole).astype(dtype, copy=False), sizes)
+      return
+    rows = whole // sizes[axis]  # of the file for each entry of the axis
+    step = max(1, sizes[axis] * _CHUNK_BYTES // n_bytes)
+    for first in range(0, sizes[axis], step):
+      last = min(first + step, sizes[axis])
+      part = {**sizes, axis: last - first}
+      read = lambda first=first, last=last, part=part: self.tensor.turned(
+          self.stored.read(first * rows, last * rows).astype(dtype, copy=False), part)
+      yield self.tensor.place_of(self.place, axis, first, last, sizes), read
 
 
-def _filled(shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding, pieces: list, a: Architecture) -> jax.Array:
+def _filled(shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding, pieces: list[_Piece],
+            sizes: Mapping[str, int], threads: concurrent.futures.Executor) -> jax.Array:
   """An array whose parts on this process' devices are filled piece by piece, each piece read once."""
-  spans = {device: index for device, index in sharding.addressable_devices_indices_map(shape).items()
-           if index is not None}
-  distinct = {}
-  for index in spans.values():
-    key = tuple(span.indices(size)[:2] for span, size in zip(index, shape, strict=True))
-    if key not in distinct:
-      distinct[key] = _aligned(tuple(stop - start for start, stop in key), dtype)
-  for place, read in pieces:
-    whole = read()
-    for key, part in distinct.items():
-      _copy_piece(part, key, shape, place, whole)
-    del whole
-  parts = [jax.device_put(distinct[tuple(span.indices(size)[:2] for span, size in zip(index, shape, strict=True))],
-                          device) for device, index in spans.items()]
-  return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+  devices = sharding.addressable_devices_indices_map(shape).items()
+  spans = {device: tuple(span.indices(size)[:2] for span, size in zip(index, shape, strict=True))
+           for device, index in devices if index is not None}
+  parts = {span: _aligned(tuple(stop - start for start, stop in span), dtype) for span in set(spans.values())}
+
+  def fill(chunk):
+    place, read = chunk
+    whole = read()  # with the parameter's axes, not yet in their order in memory
+    for span, part in parts.items():
+      _copy_piece(part, span, shape, place, whole)
+  for _ in threads.map(fill, (chunk for piece in pieces for chunk in piece.chunks(sizes, dtype))):
+    pass
+  on_devices = [jax.device_put(parts[span], device) for device, span in spans.items()]
+  return jax.make_array_from_single_device_arrays(shape, sharding, on_devices)
 
 
-def _copy_piece(part: np.ndarray, key: tuple, shape: tuple[int, ...], place: tuple, whole: np.ndarray) -> None:
-  """Copies a piece that belongs at `place` of an array into the part of it that spans `key`."""
-  target, source = [], []
-  for axis, (start, stop) in enumerate(key):
+def _copy_piece(part: np.ndarray, span: tuple, shape: tuple[int, ...], place: tuple, whole: np.ndarray) -> None:
+  """Copies a piece that belongs at `place` of an array into the part of it that spans `span`."""
+  target: list[Any] = []
+  source: list[Any] = []
+  for axis, (start, stop) in enumerate(span):
     at = place[axis] if axis < len(place) else slice(None)
     if isinstance(at, int):
       if not start <= at < stop:
@@ -273,12 +301,13 @@ def _copy_piece(part: np.ndarray, key: tuple, shape: tuple[int, ...], place: tup
       return
     target.append(slice(low - start, high - start))
     source.append(slice(low - first, high - first))
-  part[tuple(target)] = whole[tuple(source)]
+  bits = _BITS[part.dtype.itemsize]  # NumPy copies integers faster than bfloat16
+  part.view(bits)[tuple(target)] = whole[tuple(source)].view(bits)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """An array on the host whose memory a CPU device can take over without a copy."""
+  """An array of zeros on the host whose memory a CPU device can take over without a copy."""
   n_bytes = math.prod(shape) * dtype.itemsize
-  memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
+  memory = np.zeros(n_bytes + _ALIGNMENT, np.uint8)
   offset = -memory.ctypes.data % _ALIGNMENT
   return memory[offset:offset + n_bytes].view(dtype).reshape(shape)
