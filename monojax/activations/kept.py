@@ -65,3 +65,6 @@ class Kept:
     special_V = np.zeros(max(self.special_ids) + 2, bool)  # the last one stands for all higher ids
     special_V[list(self.special_ids)] = True
     return mask_BT & ~array.asarray(special_V)[array.minimum(tokens_BT, len(special_V) - 1)]
+
+
+EVERY = Kept()  # every position counts

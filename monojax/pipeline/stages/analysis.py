@@ -42,7 +42,7 @@ def _measured(run, config, dictionary):
   if harvested.source != "given":
     tokenizer = load.load_tokenizer(run)
     tables = analysis.analyze(config.analysis, load.load_subject(run), sae, load.open_tokens(run, "train"),
-                              load.open_tokens(run, "val"), tokenizer.token_strings())
+                              load.open_tokens(run, "val"), tokenizer.token_strings(), load.kept_of(run))
     return dataclasses.replace(tables, token_bytes=tokenizer.partial_tokens())
   from monojax.activations.given import open_given
   from monojax.activations.store import ActivationStore
