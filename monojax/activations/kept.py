@@ -44,24 +44,28 @@ class Kept:
     return not self.first_position and not self.special_ids
 
   @typing.overload
-  def mask(self, tokens_BT: np.ndarray) -> np.ndarray: ...
+  def mask(self, tokens_BT: np.ndarray, start: int = 0) -> np.ndarray: ...
 
   @typing.overload
-  def mask(self, tokens_BT: "jax.Array") -> "jax.Array": ...
+  def mask(self, tokens_BT: "jax.Array", start: "int | jax.Array" = 0) -> "jax.Array": ...
 
-  def mask(self, tokens_BT: typing.Any) -> typing.Any:
+  def mask(self, tokens_BT: typing.Any, start: typing.Any = 0) -> typing.Any:
     """Which positions of some contexts count, (B, T) bool; of a `jax.Array` another one, also while it is traced.
 
     Args:
-      tokens_BT: the tokens of the contexts from their first one on.
+      tokens_BT: tokens of the contexts.
+      start: the position of the first of them in its context.
     """
     if isinstance(tokens_BT, np.ndarray):
       array = np
     else:
       import jax.numpy as array  # type: ignore[no-redef]
-    mask_BT = array.broadcast_to(array.arange(tokens_BT.shape[1]) >= self.first_position, tokens_BT.shape)
+    mask_BT = array.broadcast_to(start + array.arange(tokens_BT.shape[1]) >= self.first_position, tokens_BT.shape)
     if not self.special_ids:
       return mask_BT
     special_V = np.zeros(max(self.special_ids) + 2, bool)  # the last one stands for all higher ids
     special_V[list(self.special_ids)] = True
     return mask_BT & ~array.asarray(special_V)[array.minimum(tokens_BT, len(special_V) - 1)]
+
+
+EVERY = Kept()  # every position counts

@@ -11,6 +11,7 @@ import typing
 
 import numpy as np
 
+from monojax.activations.kept import EVERY, Kept
 from monojax.activations.store import ActivationStore
 from monojax.analysis import detectors, tables
 from monojax.analysis import text as texts
@@ -43,7 +44,7 @@ class _Detecting:
 
 
 def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_tokens: Tokens, val_tokens: Tokens,
-            token_strings: list[str]) -> tables.FeatureTables:
+            token_strings: list[str], kept: Kept = EVERY) -> tables.FeatureTables:
   """Everything there is to say about a dictionary of a subject.
 
   Args:
@@ -52,35 +53,36 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
     sae: the dictionary.
     train_tokens, val_tokens: the run's tokens of either split.
     token_strings: a string for each token id.
+    kept: the positions that count: no feature fires on others, and densities are shares of those that count.
 
   Returns:
     `FeatureTables`, whose `summary` holds `figures` (flat numbers), `density_histogram` (`log10_edges`, `counts`),
     `detectors` (rows of `detectors.compare`) and `n_tokens`.
   """
-  encode_both = make_encode(subject.model, sae.model, sae.reads)
+  encode_both = make_encode(subject.model, sae.model, sae.reads, kept)
   encode = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)[0]
   detecting = _detecting(config, subject, sae, encode_both, train_tokens)
 
   def measured(function, tokens, n_tokens, description):
     chosen_C = tokens.choose(subject.n_context, n_tokens, config.seed)
     batches = texts.batches(tokens, chosen_C, subject.n_context, config.batch_contexts)
-    return collect(function, batches, len(chosen_C) * subject.n_context, description), chosen_C
+    text = texts.of_contexts(tokens, chosen_C, subject.n_context, kept)
+    codes = collect(function, batches, text.n_rows, description)
+    return dataclasses.replace(codes, n_rows=len(text.counted_N)), text
 
   available = train_tokens.n_tokens
   n_tokens = tokens_that_fit(min(config.n_tokens or available, available), detecting.per_token[0])
-  codes, chosen_C = measured(encode, train_tokens, n_tokens, "features")
-  text = texts.of_contexts(train_tokens, chosen_C, subject.n_context)
+  codes, text = measured(encode, train_tokens, n_tokens, "features")
   columns = example_tables(codes, text, len(train_tokens.domains), config.seed)
   detector_rows: list[dict] = []
   if classes := detectors.classes_of(config.detectors, train_tokens.domains):
     n_tokens = tokens_that_fit(min(config.n_detector_tokens or available, available), max(detecting.per_token))
     pairs = [[measured(function, tokens, n_tokens, f"{name}, {tokens.split}") for tokens in (train_tokens, val_tokens)]
              for name, function in (("features", detecting.features), ("neurons", detecting.neurons))]
-    domain_N = [texts.of_contexts(tokens, chosen_C, subject.n_context).domain_N
-                for tokens, (_, chosen_C) in zip((train_tokens, val_tokens), pairs[0], strict=True)]
-    (features, neurons), (choose_N, test_N) = [(choosing[0], testing[0]) for choosing, testing in pairs], domain_N
+    (features, neurons) = [(choosing[0], testing[0]) for choosing, testing in pairs]
+    choose_N, test_N = [text.domain_N for _, text in pairs[0]]
     detector_rows = detectors.compare(features, neurons, choose_N, test_N, classes, detecting.n_neurons)
-  columns |= weight_columns(sae) | logit_columns(config, subject, sae, train_tokens, val_tokens)
+  columns |= weight_columns(sae) | logit_columns(config, subject, sae, train_tokens, val_tokens, kept)
   return _tables(config, columns, codes, detector_rows, token_strings, list(train_tokens.domains))
 
 
@@ -195,7 +197,7 @@ def weight_columns(sae: SAE) -> dict[str, np.ndarray]:
 
 
 def logit_columns(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_tokens: Tokens,
-                  val_tokens: Tokens) -> dict[str, np.ndarray]:
+                  val_tokens: Tokens, kept: Kept = EVERY) -> dict[str, np.ndarray]:
   """The feature columns of direct effects on the logits; none where the site reaches them only through later layers.
 
   A dictionary that writes several sites is judged by the last of them that has a path to the logits.
@@ -212,6 +214,6 @@ def logit_columns(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, trai
   counts_V = np.zeros(subject.model.n_vocab, np.int64)  # at least as many as the tokenizer has
   for start in range(0, train_tokens.n_tokens, 1 << 24):
     counts_V += np.bincount(train_tokens.tokens_N[start:start + (1 << 24)], minlength=len(counts_V))
-  scale = typical_scale(subject, path, val_tokens, config.batch_contexts, config.seed)
+  scale = typical_scale(subject, path, val_tokens, config.batch_contexts, config.seed, kept=kept)
   return logit_weights(np.asarray(sae.params["W_dec_FO"])[:, first:last], path, scale,
                        counts_V >= min(config.min_token_count, counts_V.max()))

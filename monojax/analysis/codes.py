@@ -18,7 +18,7 @@ class Codes:
   """Non-zero activations, feature by feature: a compressed sparse column matrix.
 
   Attributes:
-    n_rows: N, the tokens that were looked at.
+    n_rows: the tokens that were looked at and count, which is N where all do.
     start_F: int64 (F + 1,); the entries of feature i are number start_F[i] to start_F[i + 1] - 1.
     row_P: int32, the row of each entry, ascending within a feature.
     value_P: float32, its activation.

@@ -35,7 +35,8 @@ def feature_rows(row_P: np.ndarray, value_P: np.ndarray, text: AnalysedText, rng
       _, first = np.unique(context_P, return_index=True)
       picked = row_P[order_P[np.sort(first)[:size]]]
     elif name == EXAMPLE_GROUPS[-1][0]:
-      tried = rng.integers(0, text.n_rows, 4 * size)
+      counted_N = text.counted_N
+      tried = counted_N[rng.integers(0, len(counted_N), 4 * size)]
       picked = tried[~np.isin(tried, row_P)][:size]
     else:
       anchor = falling_P[0] * (10 - int(name.split()[1])) / 11

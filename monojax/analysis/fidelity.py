@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from monojax import metrics
+from monojax.activations.kept import EVERY, Kept
 from monojax.sae.dictionary import SAE
 from monojax.sae.model import Dictionary
 from monojax.subjects.loss import next_token_loss
@@ -31,7 +32,7 @@ def side_by_side(sites: Sites, names: typing.Sequence[str]) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=8)
-def make_encode(subject: Subject, sae: Dictionary, reads: tuple[str, ...]) -> typing.Callable:
+def make_encode(subject: Subject, sae: Dictionary, reads: tuple[str, ...], kept: Kept = EVERY) -> typing.Callable:
   """The compiled function (subject_params, sae_params, tokens_BT) -> (f_NF, x_NM), N = B * T rows.
 
   Asked for again with equal arguments it is the same function, which is not compiled again.
@@ -39,18 +40,26 @@ def make_encode(subject: Subject, sae: Dictionary, reads: tuple[str, ...]) -> ty
   Args:
     subject, sae: the models.
     reads: names of the sites that the dictionary reads.
+    kept: the positions that count; rows of others are 0.
   """
   @jax.jit
   def encode(subject_params, sae_params, tokens_BT):
     _, sites = subject.apply({"params": subject_params}, tokens_BT, wanted=reads)
     x_NM = side_by_side(sites, reads)
-    return sae.apply({"params": sae_params}, x_NM, method="encode"), x_NM
+    f_NF = sae.apply({"params": sae_params}, x_NM, method="encode")
+    if kept.all:
+      return f_NF, x_NM
+    counts_N1 = kept.mask(tokens_BT).reshape(-1, 1)
+    return jnp.where(counts_N1, f_NF, 0), jnp.where(counts_N1, x_NM, 0)
   return encode
 
 
 def fidelity(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, tokens: Tokens, n_tokens: int,
-             batch_contexts: int | None = None, baseline: dict | None = None) -> dict:
-  """Measures a dictionary spliced into its subject at every position of held-out contexts.
+             batch_contexts: int | None = None, baseline: dict | None = None, kept: Kept = EVERY) -> dict:
+  """Measures a dictionary spliced into its subject at every position of held-out contexts that counts.
+
+  Activations at other positions stay as they are. All figures are over positions that count; a loss is that of the
+  token after such a position.
 
   Explained variance is 1 - E|x - x_hat|^2 / E|x - E x|^2 over all tokens, of the sites written (batches are joined in
   float64, see `monojax.variance`); normalised MSE is one minus that. Both are `None` where all rows are equal. The L2
@@ -67,6 +76,7 @@ def fidelity(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, tokens: Token
     n_tokens: about how many to use, in random contexts; 0 uses every whole context.
     batch_contexts: contexts in a forward pass; by default as many as `contexts_per_batch` says.
     baseline: another dictionary's scores on the same tokens, whose `BASELINE` is then not computed again.
+    kept: the positions that count.
 
   Returns:
     dict of floats: l0, l1, mse, normalised_mse, explained_variance, l2_ratio, ce_clean, ce_spliced,
@@ -79,30 +89,32 @@ def fidelity(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, tokens: Token
   width = subject.n_context
   context_C = tokens.choose(width + 1, n_tokens)
   n_contexts = len(context_C)
-  sums_of = _make_sums(subject.model, sae.model, sae.reads, sae.writes, baseline is None)
+  sums_of = _make_sums(subject.model, sae.model, sae.reads, sae.writes, baseline is None, kept)
   total: dict = {}
-  rows = None
+  rows, n_counted = None, 0
   with metrics.progress(n_contexts * width, "tokens", "fidelity", scale=True) as bar:
     for first in range(0, n_contexts, batch_contexts):
       index_B = context_C[first:first + batch_contexts]
       weight_B = np.zeros(batch_contexts, np.float32)
       weight_B[:len(index_B)] = 1.0
       padded_B = np.pad(index_B, (0, batch_contexts - len(index_B)), mode="edge")
-      sums = sums_of(subject.params, sae.params, tokens.context(padded_B, width + 1), weight_B,
-                     jnp.asarray(mean_O, jnp.float32))
+      tokens_BU = tokens.context(padded_B, width + 1)
+      n_counted += int(kept.mask(tokens_BU[:len(index_B), :-1]).sum())
+      sums = sums_of(subject.params, sae.params, tokens_BU, weight_B, jnp.asarray(mean_O, jnp.float32))
       sums = jax.device_get(sums)
       rows = joined(rows, sums.pop("rows"))
       for name, value in sums.items():
         total[name] = total.get(name, 0.0) + np.asarray(value, np.float64)
       bar.update(len(index_B) * width)
   for name, value in (baseline or {}).items():
-    total[name] = value * n_contexts * width
+    total[name] = value * n_counted
   assert rows is not None  # there is at least one context
-  return _scores(total, rows, n_contexts * width)
+  return _scores(total, rows, n_counted)
 
 
 @functools.lru_cache(maxsize=8)
-def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes: tuple[str, ...], with_baseline: bool):
+def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes: tuple[str, ...], with_baseline: bool,
+               kept: Kept):
   """The compiled sums over a batch's weighted contexts that the scores are made of.
 
   Dictionaries with equal models share one compiled function, as the members of a sweep do that differ in penalty.
@@ -110,12 +122,16 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
   @jax.jit
   def sums(subject_params, sae_params, tokens_BU, weight_B, mean_O):
     inputs_BT, targets_BT = tokens_BU[:, :-1], tokens_BU[:, 1:]
-    weight_N = jnp.repeat(weight_B, inputs_BT.shape[1])
+    weight_BT = jnp.broadcast_to(weight_B[:, None], inputs_BT.shape)
+    counts_BT1 = None if kept.all else kept.mask(inputs_BT)[..., None]
+    if counts_BT1 is not None:
+      weight_BT = weight_BT * counts_BT1[..., 0]
+    weight_N = weight_BT.reshape(-1)
     needed = tuple(dict.fromkeys(reads + writes))
 
     def losses(edit):
       logits_BTV, sites = subject.apply({"params": subject_params}, inputs_BT, edit, wanted=() if edit else needed)
-      return (next_token_loss(logits_BTV, targets_BT) * weight_B[:, None]).sum(), sites
+      return (next_token_loss(logits_BTV, targets_BT) * weight_BT).sum(), sites
 
     clean, sites = losses(None)
     y_NO = side_by_side(sites, writes)
@@ -123,9 +139,11 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
     ends = np.cumsum([sites[name].shape[-1] for name in writes])[:-1]
 
     def replace_by(value):
-      """The edit that puts a value, (..., O), in the place of the sites written."""
+      """The edit that puts a value, (..., O), in the place of the sites written, at positions that count."""
       parts = jnp.split(jnp.broadcast_to(value, (*inputs_BT.shape, y_NO.shape[1])), ends, axis=-1)
-      return {name: lambda x, part=part: part.astype(x.dtype) for name, part in zip(writes, parts, strict=True)}
+      changed = lambda x, part: part if counts_BT1 is None else jnp.where(counts_BT1, part, x)
+      return {name: lambda x, part=part: changed(x, part.astype(x.dtype))
+              for name, part in zip(writes, parts, strict=True)}
     total = lambda value_N: (value_N * weight_N).sum()
     norm_N = jnp.linalg.norm(y_NO, axis=1)
     baseline = {"ce_clean": clean,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from monojax.activations.kept import EVERY, Kept
 from monojax.analysis.fidelity import side_by_side
 from monojax.sae.dictionary import SAE
 from monojax.sae.model import Dictionary
@@ -23,15 +24,16 @@ from monojax.subjects.subject import LoadedSubject, Subject
 
 
 class Wired(typing.NamedTuple):
-  """The parts of a dictionary that a compiled function depends on: its model and the names of its sites."""
+  """What a compiled function depends on: a dictionary's model, the names of its sites, and where it is put in place."""
   model: Dictionary
   reads: tuple[str, ...]
   writes: tuple[str, ...]
+  kept: Kept = EVERY
 
 
-def wired(sae: SAE) -> Wired:
-  """The parts of a dictionary that a compiled function depends on."""
-  return Wired(sae.model, sae.reads, sae.writes)
+def wired(sae: SAE, kept: Kept = EVERY) -> Wired:
+  """The parts of a dictionary that a compiled function depends on; only positions `kept` are changed."""
+  return Wired(sae.model, sae.reads, sae.writes, kept)
 
 
 def spliced_logits(subject: Subject, dictionary: Wired, params: dict, sae_params: dict,
@@ -53,12 +55,14 @@ def steered_logits(subject: Subject, dictionary: Wired, params: dict, sae_params
 
 
 def _with_written(subject, dictionary, params, tokens_1T, y_NO):
-  """Logits of the subject with the rows `y_NO` in the place of the sites that the dictionary writes."""
+  """Logits of the subject with the rows `y_NO` in the place of the sites written, at positions that count."""
   edit, first = {}, 0
+  counts_1T1 = None if dictionary.kept.all else dictionary.kept.mask(tokens_1T)[..., None]
+  changed = lambda x, part: part if counts_1T1 is None else jnp.where(counts_1T1, part, x)
   for site in dictionary.writes:
     width = subject.site_widths[site]
     part = y_NO[:, first:first + width].reshape(*tokens_1T.shape, width)
-    edit[site] = lambda x, part=part: part.astype(x.dtype)
+    edit[site] = lambda x, part=part: changed(x, part.astype(x.dtype))
     first += width
   return subject.apply({"params": params}, tokens_1T, edit, wanted=())[0]
 
@@ -78,7 +82,7 @@ def _compiled_losses(subject: Subject, dictionary: Wired):
 
 
 def losses(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, ids: list[int],
-           values: dict[int, float] | None = None) -> dict[str, np.ndarray]:
+           values: dict[int, float] | None = None, kept: Kept = EVERY) -> dict[str, np.ndarray]:
   """The loss of each next token of a text, in nats, under several interventions.
 
   Args:
@@ -86,13 +90,14 @@ def losses(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, ids: list[int],
     mean_O: the mean activation of the sites written, side by side.
     ids: token ids of the text, at least two; at most the subject's context.
     values: {feature: the value that it is held at} for "steered"; with 0 a feature is removed.
+    kept: the positions at which something is changed.
 
   Returns:
     {"clean", "spliced", "ablated", "steered"}: arrays of shape (T - 1,); entry i is the loss of token i + 1. "Ablated"
     has the sites' mean in their place.
   """
   feature_J, value_J = as_arrays(values or {})
-  run = _compiled_losses(subject.model, wired(sae))
+  run = _compiled_losses(subject.model, wired(sae, kept))
   found = run(subject.params, sae.params, np.asarray([ids], np.int32), feature_J, value_J,
               jnp.asarray(mean_O, jnp.float32))
   return {name: np.asarray(loss_T) for name, loss_T in found.items()}
@@ -104,8 +109,8 @@ def as_arrays(values: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def steer(subject: LoadedSubject, sae: SAE, prompt: list[int], values: dict[int, float], n_tokens: int, seed: int = 0,
-          temperature: float = 0.8) -> list[int]:
-  """Continues a prompt with some features held at given values at every position.
+          temperature: float = 0.8, kept: Kept = EVERY) -> list[int]:
+  """Continues a prompt with some features held at given values at every position that counts.
 
   Args:
     subject, sae: the subject and its dictionary.
@@ -114,12 +119,13 @@ def steer(subject: LoadedSubject, sae: SAE, prompt: list[int], values: dict[int,
     n_tokens: how many tokens to add; fewer where the subject's context is full.
     seed: of the draw of tokens.
     temperature: the logits are divided by it.
+    kept: the positions that count.
 
   Returns:
     Token ids of the prompt and its continuation.
   """
   feature_J, value_J = as_arrays(values)
-  return sample(subject, prompt, n_tokens, jax.random.key(seed), temperature, _steering(wired(sae)),
+  return sample(subject, prompt, n_tokens, jax.random.key(seed), temperature, _steering(wired(sae, kept)),
                 (sae.params, feature_J, value_J))
 
 

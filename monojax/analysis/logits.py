@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from monojax.activations.kept import EVERY, Kept
 from monojax.subjects.subject import LoadedSubject, LogitPath
 from monojax.text.tokens import Tokens
 
@@ -76,7 +77,7 @@ def logit_weights(W_dec_FO: np.ndarray, path: LogitPath, typical_scale: float, u
 
 
 def typical_scale(subject: LoadedSubject, path: LogitPath, tokens: Tokens, batch_contexts: int, seed: int,
-                  n_tokens: int = 65_536) -> float:
+                  n_tokens: int = 65_536, kept: Kept = EVERY) -> float:
   """What the last norm divides the residual stream by, averaged over held-out tokens.
 
   For a LayerNorm that is the standard deviation over the residual stream's width; otherwise the root mean square.
@@ -88,14 +89,17 @@ def typical_scale(subject: LoadedSubject, path: LogitPath, tokens: Tokens, batch
     batch_contexts: contexts in a forward pass.
     seed: seed of the choice of contexts.
     n_tokens: about how many tokens to take.
+    kept: the positions that count.
   """
   @jax.jit
   def scales(params, tokens_BT):
     _, sites = subject.model.apply({"params": params}, tokens_BT, wanted=(path.scale_site,))
     residual_BTD = sites[path.scale_site].astype(jnp.float32)
     if path.norm == "layer":
-      return jnp.std(residual_BTD, axis=-1).mean()
-    return jnp.sqrt(jnp.square(residual_BTD).mean(-1)).mean()
+      scale_BT = jnp.std(residual_BTD, axis=-1)
+    else:
+      scale_BT = jnp.sqrt(jnp.square(residual_BTD).mean(-1))
+    return scale_BT.mean() if kept.all else scale_BT.mean(where=kept.mask(tokens_BT))
 
   chosen_C = tokens.choose(subject.n_context, n_tokens, seed)
   batches = np.array_split(chosen_C, max(1, len(chosen_C) // batch_contexts))

@@ -8,6 +8,7 @@ import typing
 
 import numpy as np
 
+from monojax.activations.kept import EVERY, Kept
 from monojax.text.tokens import Tokens
 
 UNKNOWN = -1  # a token, document or domain that is not known
@@ -21,26 +22,41 @@ class AnalysedText:
     token_N: int32 token ids.
     context_N: int32 number of the context that each row is of: what the subject had read before a token is within it.
     document_N: int64 number of the document.
-    domain_N: int32 index of the document's domain.
+    domain_N: int32 index of the document's domain; `UNKNOWN` on rows that do not count.
+    counts_N: whether each row counts (see `monojax.activations.kept`); None where all do. No feature fires on the
+      others, which are there to be read beside the rows around them.
   """
   token_N: np.ndarray
   context_N: np.ndarray
   document_N: np.ndarray
   domain_N: np.ndarray
+  counts_N: np.ndarray | None = None
 
   @property
   def n_rows(self) -> int:
     """N."""
     return len(self.token_N)
 
+  @property
+  def counted_N(self) -> np.ndarray:
+    """The numbers of the rows that count, rising."""
+    return np.arange(self.n_rows) if self.counts_N is None else np.flatnonzero(self.counts_N)
 
-def of_contexts(tokens: Tokens, context_C: np.ndarray, n_context: int) -> AnalysedText:
-  """The text of some contexts of `n_context` tokens, one after the other."""
-  position_N = (context_C[:, None] * n_context + np.arange(n_context)).reshape(-1)
-  document_N = tokens.position_document(position_N)
-  return AnalysedText(np.asarray(tokens.tokens_N[position_N]).astype(np.int32),
-                      np.repeat(np.arange(len(context_C), dtype=np.int32), n_context), document_N,
-                      tokens.domain_D[document_N])
+
+def of_contexts(tokens: Tokens, context_C: np.ndarray, n_context: int, kept: Kept = EVERY) -> AnalysedText:
+  """The text of some contexts of `n_context` tokens, one after the other, of which the positions `kept` count.
+
+  The prefix of a context is of the document whose text follows it.
+  """
+  tokens_CT, position_CT = tokens.context(context_C, n_context), tokens.positions(context_C, n_context)
+  first_C1 = position_CT[:, len(tokens.prefix), None]
+  document_N = tokens.position_document(np.where(position_CT < 0, first_C1, position_CT).reshape(-1))
+  domain_N, counts_N = tokens.domain_D[document_N], None
+  if not kept.all:
+    counts_N = kept.mask(tokens_CT).reshape(-1)
+    domain_N = np.where(counts_N, domain_N, UNKNOWN).astype(np.int32)
+  return AnalysedText(tokens_CT.reshape(-1), np.repeat(np.arange(len(context_C), dtype=np.int32), n_context),
+                      document_N, domain_N, counts_N)
 
 
 def of_places(places_N4: np.ndarray) -> tuple[AnalysedText, np.ndarray]:

@@ -9,6 +9,7 @@ import typing
 
 import numpy as np
 
+from monojax.activations.kept import Kept
 from monojax.analysis import interventions
 from monojax.analysis.fidelity import make_encode
 from monojax.analysis.tables import EXAMPLE_GROUPS, FeatureTables
@@ -18,6 +19,7 @@ from monojax.pipeline.folder import DictionaryPlace, RunFolder
 from monojax.sae.dictionary import SAE
 from monojax.subjects.subject import LoadedSubject, Subject
 from monojax.text.tokenizer import Tokenizer
+from monojax.text.tokens import prefix_of
 
 
 class Encoded(typing.NamedTuple):
@@ -141,6 +143,12 @@ class LoadedRun:
     return load.mean_activation(self._folder, self.writes)
 
   @functools.cached_property
+  def kept(self) -> Kept:
+    """Which positions of a text count: features fire and are changed at these alone."""
+    self._require_subject()
+    return load.kept_of(self._folder)
+
+  @functools.cached_property
   def features(self) -> FeatureTables:
     """The tables of the dictionary's analysis: `run.features.density_F` and so on.
 
@@ -158,21 +166,29 @@ class LoadedRun:
   def _token_strings(self) -> list[str]:
     return self.tokenizer.token_strings()
 
+  @functools.cached_property
+  def _prefix(self) -> list[int]:
+    return list(prefix_of(load.tokens_meta(self._folder))) or [self.tokenizer.eot_id]
+
   def token_ids(self, text: str) -> list[int]:
-    """The ids of a text's tokens behind an end-of-text token, cut off where the subject's context is full."""
-    return ([self.tokenizer.eot_id] + self.tokenizer.encode_batch([text])[0].tolist())[:self.n_context]
+    """The ids of a text's tokens, cut off where the subject's context is full.
+
+    In front of them is the token that the subject expects in front of everything, or, if it expects none, an
+    end-of-text token.
+    """
+    return (self._prefix + self.tokenizer.encode_batch([text])[0].tolist())[:self.n_context]
 
   def _strings(self, ids: list[int]) -> list[str]:
     return [self._token_strings[i] for i in ids]
 
   def encode(self, text: str) -> Encoded:
-    """Every feature's activation on every token of a text.
+    """Every feature's activation on every token of a text; 0 on tokens that do not count (`kept`).
 
     Args:
       text: a string; its first `n_context - 1` tokens are read, behind an end-of-text token.
     """
     ids = self.token_ids(text)
-    run = make_encode(self.subject, self.sae.model, self.reads)
+    run = make_encode(self.subject, self.sae.model, self.reads, self.kept)
     return Encoded(self._strings(ids), np.asarray(run(self.subject_params, self.sae.params,
                                                       np.asarray([ids], np.int32))[0]))
 
@@ -229,7 +245,7 @@ class LoadedRun:
   def _losses(self, text, values=None):
     ids = self.token_ids(text)
     require(len(ids) > 1, "text", text, "needs at least one token")
-    return self._strings(ids), interventions.losses(self._subject, self.sae, self.mean_O, ids, values)
+    return self._strings(ids), interventions.losses(self._subject, self.sae, self.mean_O, ids, values, self.kept)
 
   def splice(self, text: str) -> Spliced:
     """How well the subject predicts a text with the dictionary's reconstruction in the place of its activations."""
@@ -261,5 +277,6 @@ class LoadedRun:
     """
     for feature in features:
       self._require_feature(feature)
-    ids = interventions.steer(self._subject, self.sae, self.token_ids(prompt), features, n_tokens, seed, temperature)
-    return self.tokenizer.decode(ids[1:])
+    ids = interventions.steer(self._subject, self.sae, self.token_ids(prompt), features, n_tokens, seed, temperature,
+                              self.kept)
+    return self.tokenizer.decode(ids[len(self._prefix):])

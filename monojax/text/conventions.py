@@ -97,11 +97,14 @@ def _parsed(content: bytes) -> dict[str, Any]:
 
 
 def _of_settings(tokenizer: dict[str, Any], settings: dict[str, Any], template: str) -> Conventions:
-  """The conventions that the contents of tokenizer.json and tokenizer_config.json describe."""
+  """The conventions that the contents of tokenizer.json and tokenizer_config.json describe.
+
+  Where the first puts a token in front of text, that counts, as in transformers 5, which looks at nothing else. Where
+  only the second asks for one, older versions put it there, and so the model was trained with it.
+  """
   first = _put_in_front(tokenizer.get("post_processor"))
-  adds_bos = settings.get("add_bos_token")
   bos_token = first or _name(settings.get("bos_token"))
-  return Conventions(bos_token, bool(first) if adds_bos is None else bool(adds_bos) and bos_token is not None,
+  return Conventions(bos_token, first is not None or bool(bos_token and settings.get("add_bos_token")),
                      _name(settings.get("eos_token")), template or _template(settings.get("chat_template")))
 
 

@@ -17,6 +17,7 @@ from monojax.pipeline.folder import OTHERS, OWN_DICTIONARY, SWEEPS, RunFolder
 from monojax.sae.config import SAEConfig
 
 if typing.TYPE_CHECKING:
+  from monojax.activations.kept import Kept
   from monojax.activations.source import RowStore, Source
   from monojax.sae.dictionary import SAE
   from monojax.sae.model import Wiring
@@ -167,6 +168,11 @@ class _HeldOut:
     """The held-out text."""
     return load.open_tokens(self.run, "val")
 
+  @functools.cached_property
+  def kept(self) -> "Kept":
+    """The positions that count."""
+    return load.kept_of(self.run)
+
 
 def _measure(held_out: _HeldOut, sae: "SAE", name: str, baseline: dict | None = None) -> dict:
   """A dictionary's figures on held-out text; where there is no subject, those of a sample of the rows.
@@ -184,7 +190,7 @@ def _measure(held_out: _HeldOut, sae: "SAE", name: str, baseline: dict | None = 
   from monojax.analysis.fidelity import BASELINE, fidelity
   mean_O = load.mean_activation(held_out.run, sae.writes)
   scores = fidelity(held_out.subject, sae, mean_O, held_out.tokens, settings.val_tokens,
-                    baseline=baseline and {key: baseline[f"sae/{key}"] for key in BASELINE})
+                    baseline=baseline and {key: baseline[f"sae/{key}"] for key in BASELINE}, kept=held_out.kept)
   if scores["ce_recovered_zero"] is None:
     print(f"{name}: zero-ablating {' and '.join(sae.writes)} does not raise the loss ({scores['ce_zero']:.4f} against "
           f"{scores['ce_clean']:.4f}), so cross-entropy recovered is undefined: train the subject longer")
