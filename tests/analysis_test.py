@@ -143,8 +143,8 @@ def test_explained_variance_of_the_mean_is_zero_and_an_offset_lowers_it(mean):
       rows = joined(rows, jax.device_get(jax.jit(spread)(part)))
     total = {"square_error": np.square(x - x_hat).sum(),
              "l0": 0, "l1": 0, "norm_ratio": 3.0, "not_zero": 4, "fired_F": np.array([0, 409, 410, 4096]),
-             "ce_clean": 1, "ce_spliced": 2, "ce_zero": 3, "ce_mean": 4}
-    scores = fidelity._scores(total, rows, 4096)
+             "ce_clean": 1, "ce_spliced": 2, "ce_zero": 3, "ce_mean": 4, "kl_spliced": 1, "kl_zero": 2, "kl_mean": 4}
+    scores = fidelity._scores(total, rows, 4096, 32)
     assert scores["l2_ratio"] == 0.75  # over the tokens that are not zero
     assert scores["heldout_alive_fraction"] == 0.75 and scores["heldout_dense_features"] == 2  # on over a tenth of them
     return scores["explained_variance"]

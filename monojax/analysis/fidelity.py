@@ -4,6 +4,7 @@ Letters: B contexts of a batch, T positions, U = T + 1 tokens of a context and i
 of the sites read, O width of the sites written, F features, C contexts.
 """
 
+import collections.abc
 import functools
 import typing
 
@@ -22,7 +23,8 @@ from monojax.text.tokens import Tokens
 from monojax.variance import joined, share_unexplained, spread
 
 # Scores that depend on the subject alone, whatever the dictionary.
-BASELINE = ("ce_clean", "ce_zero", "ce_mean")
+BASELINE = ("ce_clean", "ce_zero", "ce_mean", "kl_zero", "kl_mean")
+_OF_ENCODERS = ("cosine_zero", "cosine_mean")  # the same of a subject that predicts no tokens
 
 
 def side_by_side(sites: Sites, names: typing.Sequence[str]) -> jax.Array:
@@ -65,7 +67,11 @@ def fidelity(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, tokens: Token
   float64, see `monojax.variance`); normalised MSE is one minus that. Both are `None` where all rows are equal. The L2
   ratio |x_hat| / |x| is the mean over tokens where x is not 0.
   Cross-entropy recovered is (CE_ablated - CE_spliced) / (CE_ablated - CE_clean), with the site set to
-  zero, or to its mean; several sites are replaced together.
+  zero, or to its mean; several sites are replaced together. KL is the divergence of the next token's distribution from
+  that of the subject as it is, KL(clean || changed) in nats; KL recovered is 1 - KL_spliced / KL_ablated.
+
+  An encoder predicts no tokens: in place of cross-entropy and KL there is the cosine between a context's embedding and
+  that of the subject as it is, the mean over contexts.
 
   Args:
     subject: the subject.
@@ -80,9 +86,10 @@ def fidelity(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, tokens: Token
 
   Returns:
     dict of floats: l0, l1, mse, normalised_mse, explained_variance, l2_ratio, ce_clean, ce_spliced,
-    ce_zero, ce_mean, ce_recovered_zero, ce_recovered_mean, n_tokens, heldout_alive_fraction (features that
+    ce_zero, ce_mean, ce_recovered_zero, ce_recovered_mean, kl_spliced, kl_zero, kl_mean, kl_recovered_zero,
+    kl_recovered_mean (of an encoder cosine_spliced, cosine_zero, cosine_mean instead), n_tokens, heldout_alive_fraction (features that
     fired at all on these tokens), heldout_dense_features (those that fired on more than a tenth of them). A
-    "recovered" is `None` where the ablation does not raise the loss, as with a subject that has hardly been
+    "ce_recovered" is `None` where the ablation does not raise the loss, as with a subject that has hardly been
     trained: it means nothing there.
   """
   batch_contexts = batch_contexts or contexts_per_batch(subject)
@@ -107,9 +114,17 @@ def fidelity(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, tokens: Token
         total[name] = total.get(name, 0.0) + np.asarray(value, np.float64)
       bar.update(len(index_B) * width)
   for name, value in (baseline or {}).items():
-    total[name] = value * n_counted
+    total[name] = value * (n_contexts if name in _OF_ENCODERS else n_counted)
   assert rows is not None  # there is at least one context
-  return _scores(total, rows, n_counted)
+  return _scores(total, rows, n_counted, n_contexts)
+
+
+def baseline_of(figures: collections.abc.Mapping[str, typing.Any], prefix: str = "sae/") -> dict | None:
+  """What of a dictionary's figures depends on the subject alone, for `fidelity`; None if they are of an older version."""
+  for names in (BASELINE, _OF_ENCODERS):
+    if all(figures.get(prefix + name) is not None for name in names):
+      return {name: figures[prefix + name] for name in names}
+  return None
 
 
 @functools.lru_cache(maxsize=8)
@@ -129,11 +144,15 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
     weight_N = weight_BT.reshape(-1)
     needed = tuple(dict.fromkeys(reads + writes))
 
-    def losses(edit):
-      logits_BTV, sites = subject.apply({"params": subject_params}, inputs_BT, edit, wanted=() if edit else needed)
-      return (next_token_loss(logits_BTV, targets_BT) * weight_BT).sum(), sites
+    clean, sites = subject.apply({"params": subject_params}, inputs_BT, wanted=needed)
 
-    clean, sites = losses(None)
+    def changed_by(edit, name):
+      """What an edit does to the subject's output: the sums of its cross-entropies and divergences, or its cosines."""
+      output, _ = subject.apply({"params": subject_params}, inputs_BT, edit, wanted=())
+      if subject.output == "embedding":
+        return {f"cosine_{name}": ((clean * output).sum(-1) * weight_B).sum()}
+      return {f"ce_{name}": (next_token_loss(output, targets_BT) * weight_BT).sum(),
+              f"kl_{name}": (divergence(clean, output) * weight_BT).sum()}
     y_NO = side_by_side(sites, writes)
     y_hat_NO, f_NF = sae.apply({"params": sae_params}, side_by_side(sites, reads))
     ends = np.cumsum([sites[name].shape[-1] for name in writes])[:-1]
@@ -146,12 +165,14 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
               for name, part in zip(writes, parts, strict=True)}
     total = lambda value_N: (value_N * weight_N).sum()
     norm_N = jnp.linalg.norm(y_NO, axis=1)
-    baseline = {"ce_clean": clean,
-                "ce_zero": losses(replace_by(jnp.zeros((1, 1, 1))))[0],
-                "ce_mean": losses(replace_by(mean_O))[0]} if with_baseline else {}
+    baseline = {}
+    if with_baseline:
+      baseline = changed_by(replace_by(jnp.zeros((1, 1, 1))), "zero") | changed_by(replace_by(mean_O), "mean")
+      if subject.output == "logits":
+        baseline["ce_clean"] = (next_token_loss(clean, targets_BT) * weight_BT).sum()
     return {
         **baseline,
-        "ce_spliced": losses(replace_by(y_hat_NO.reshape(*inputs_BT.shape, -1)))[0],
+        **changed_by(replace_by(y_hat_NO.reshape(*inputs_BT.shape, -1)), "spliced"),
         "l0": total((f_NF > 0).sum(1)), "l1": total(f_NF.sum(1)),
         "square_error": total(jnp.square(y_NO - y_hat_NO).sum(1)),
         "rows": spread(y_NO, weight_N),
@@ -161,21 +182,38 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
   return sums
 
 
-def _scores(total, rows, n_tokens):
+def divergence(clean: jax.Array, changed: jax.Array) -> jax.Array:
+  """KL(clean || changed) in nats of the distributions with these logits (..., V), of shape (...)."""
+  log_p, log_q = jax.nn.log_softmax(clean, axis=-1), jax.nn.log_softmax(changed, axis=-1)
+  return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+def _effects(total, n_tokens, n_contexts):
+  """What splicing and ablating do to the subject's output, from float64 sums."""
+  if "cosine_spliced" in total:
+    return {f"cosine_{name}": float(total[f"cosine_{name}"] / n_contexts) for name in ("spliced", "zero", "mean")}
+  ce = {name: float(total[f"ce_{name}"] / n_tokens) for name in ("clean", "spliced", "zero", "mean")}
+  kl = {name: float(total[f"kl_{name}"] / n_tokens) for name in ("spliced", "zero", "mean")}
+  recovered = {f"ce_recovered_{name}": (ce[name] - ce["spliced"]) / (ce[name] - ce["clean"])
+               if ce[name] > ce["clean"] else None for name in ("zero", "mean")}
+  return {**{f"ce_{name}": value for name, value in ce.items()}, **recovered,
+          **{f"kl_{name}": value for name, value in kl.items()},
+          **{f"kl_recovered_{name}": 1 - kl["spliced"] / kl[name] if kl[name] > 0 else None
+             for name in ("zero", "mean")}}
+
+
+def _scores(total, rows, n_tokens, n_contexts):
   """The reported figures from float64 sums over `n_tokens` tokens, and the `Spread` of their rows."""
   width = len(rows.near_O)
-  ce = {name: float(total[name] / n_tokens) for name in ("ce_clean", "ce_spliced", "ce_zero", "ce_mean")}
   normalised_mse = share_unexplained(total["square_error"], rows)
-  recovered = lambda ablated: ((ce[ablated] - ce["ce_spliced"]) / (ce[ablated] - ce["ce_clean"])
-                               if ce[ablated] > ce["ce_clean"] else None)
   return {
       **{name: float(total[name] / n_tokens) for name in ("l0", "l1")},
       "l2_ratio": float(total["norm_ratio"] / max(total["not_zero"], 1)),
       "mse": float(total["square_error"] / (n_tokens * width)),
       "normalised_mse": normalised_mse,
-      "explained_variance": None if normalised_mse is None else 1.0 - normalised_mse, **ce,
+      "explained_variance": None if normalised_mse is None else 1.0 - normalised_mse,
+      **_effects(total, n_tokens, n_contexts),
       "heldout_alive_fraction": float(np.mean(total["fired_F"] > 0)),
       "heldout_dense_features": int(np.sum(total["fired_F"] > 0.1 * n_tokens)),
-      "ce_recovered_zero": recovered("ce_zero"), "ce_recovered_mean": recovered("ce_mean"),
       "n_tokens": n_tokens,
   }

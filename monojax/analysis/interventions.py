@@ -47,11 +47,54 @@ def spliced_logits(subject: Subject, dictionary: Wired, params: dict, sae_params
 def steered_logits(subject: Subject, dictionary: Wired, params: dict, sae_params: dict, tokens_1T: jax.Array,
                    feature_J: jax.Array, value_J: jax.Array) -> jax.Array:
   """Logits (1, T, V) with some features held at given values at every position; to be traced."""
+  change = _change(dictionary, sae_params, feature_J, value_J)
+  if reads_first(dictionary, subject):
+    edit = _steering_edit(dictionary, change, tokens_1T, 0)
+    return subject.apply({"params": params}, tokens_1T, edit, wanted=())[0]
   _, sites = subject.apply({"params": params}, tokens_1T, wanted={*dictionary.reads, *dictionary.writes})
-  f_NF = dictionary.model.apply({"params": sae_params}, side_by_side(sites, dictionary.reads), method="encode")
-  change_NJ = value_J[None] - f_NF[:, feature_J]
-  y_NO = side_by_side(sites, dictionary.writes) + change_NJ @ sae_params["W_dec_FO"][feature_J]
+  y_NO = side_by_side(sites, dictionary.writes) + change(side_by_side(sites, dictionary.reads))
   return _with_written(subject, dictionary, params, tokens_1T, y_NO)
+
+
+def reads_first(dictionary: Wired, subject: Subject) -> bool:
+  """Whether all that the dictionary reads is computed before anything that it writes.
+
+  It is so for autoencoders of one site and for transcoders, and lets one pass do what otherwise takes two.
+  """
+  order = list(subject.site_widths)
+  return max(map(order.index, dictionary.reads)) <= min(map(order.index, dictionary.writes))
+
+
+def _change(dictionary, sae_params, feature_J, value_J):
+  """The function x_NM -> what holding some features at given values adds to what is written, (N, O)."""
+  def change(x_NM):
+    f_NF = dictionary.model.apply({"params": sae_params}, x_NM, method="encode")
+    return (value_J[None] - f_NF[:, feature_J]) @ sae_params["W_dec_FO"][feature_J]
+  return change
+
+
+def _steering_edit(dictionary, change, tokens_BT, start):
+  """The edits that add a change to the sites written in the pass that reads what it is computed from.
+
+  Args:
+    dictionary: `Wired`, of which `reads_first` is true.
+    change: from `_change`.
+    tokens_BT: the tokens of the pass.
+    start: the position of the first of them.
+  """
+  seen, counts_BT1 = {}, dictionary.kept.mask(tokens_BT, start)[..., None]
+  ends = np.cumsum([dictionary.model.wiring.widths[i] for i in dictionary.model.wiring.writes])[:-1]
+
+  def visit(site, x_BTD):
+    if site in dictionary.reads:
+      seen[site] = x_BTD
+    if site not in dictionary.writes:
+      return x_BTD
+    if "change" not in seen:
+      seen["change"] = jnp.split(change(side_by_side(seen, dictionary.reads)), ends, axis=1)
+    added_BTD = seen["change"][dictionary.writes.index(site)].reshape(x_BTD.shape).astype(x_BTD.dtype)
+    return x_BTD + jnp.where(counts_BT1, added_BTD, 0)
+  return {site: functools.partial(visit, site) for site in {*dictionary.reads, *dictionary.writes}}
 
 
 def _with_written(subject, dictionary, params, tokens_1T, y_NO):
@@ -124,15 +167,23 @@ def steer(subject: LoadedSubject, sae: SAE, prompt: list[int], values: dict[int,
   Returns:
     Token ids of the prompt and its continuation.
   """
-  feature_J, value_J = as_arrays(values)
-  return sample(subject, prompt, n_tokens, jax.random.key(seed), temperature, _steering(wired(sae, kept)),
-                (sae.params, feature_J, value_J))
+  dictionary = wired(sae, kept)
+  how = {"edit_of": _steering(dictionary)} if reads_first(dictionary, subject.model) else {
+      "logits_of": _steering_in_two(dictionary)}
+  return sample(subject, prompt, n_tokens, jax.random.key(seed), temperature, given=(sae.params, *as_arrays(values)),
+                **how)
 
 
 @functools.lru_cache(maxsize=8)
 def _steering(dictionary: Wired):
-  """The function that gives `sample` the next token's logits."""
-  def logits_of(subject, params, tokens_1T, given):
-    sae_params, feature_J, value_J = given
-    return steered_logits(subject, dictionary, params, sae_params, tokens_1T, feature_J, value_J)
-  return logits_of
+  """The function that gives `sample` the edits of a pass."""
+  def edit_of(given, tokens_BT, start):
+    return _steering_edit(dictionary, _change(dictionary, *given), tokens_BT, start)
+  return edit_of
+
+
+@functools.lru_cache(maxsize=8)
+def _steering_in_two(dictionary: Wired):
+  """The function that gives `sample` the next token's logits where one pass does not do."""
+  return lambda subject, params, tokens_1T, given: steered_logits(
+      subject, dictionary, params, given[0], tokens_1T, *given[1:])

@@ -13,8 +13,12 @@ import numpy as np
 from monojax.subjects.subject import Edit, LoadedSubject, Subject
 
 
+# (`given`, the tokens of a pass, the position of the first of them) -> the edits of that pass
+EditOf = typing.Callable[[typing.Any, jax.Array, typing.Any], Edit]
+
+
 def sample(subject: LoadedSubject, prompt: list[int], n_tokens: int, key: jax.Array, temperature: float = 0.8,
-           edit_of: typing.Callable[[typing.Any], Edit] | None = None,
+           edit_of: EditOf | None = None,
            logits_of: typing.Callable | None = None, given: typing.Any = (), use_cache: bool = True) -> list[int]:
   """Continues a prompt with tokens that are drawn from the subject's predictions.
 
@@ -25,8 +29,8 @@ def sample(subject: LoadedSubject, prompt: list[int], n_tokens: int, key: jax.Ar
     key: the random key.
     temperature: what the logits are divided by; the lower it is, the less random is the text. 0 takes the likeliest
       token each time.
-    edit_of: given -> the edits to make at each position, if the subject should not be as it is. What is compiled for a
-      function serves later calls with the same one.
+    edit_of: the edits of a pass, if the subject should not be as it is; see `EditOf`. What is compiled for a function
+      serves later calls with the same one.
     logits_of: computes the logits of the whole text where edits alone do not say what is to be done: a function
       (subject's model, params, tokens_1T, given) -> logits_1TV that can be compiled.
     given: arrays for `edit_of` or `logits_of`, which may change from call to call.
@@ -60,13 +64,14 @@ def _draw(logits_V: jax.Array, key: jax.Array, position: typing.Any, temperature
 
 
 @functools.lru_cache(maxsize=8)
-def _make_fill(model: Subject, edit_of: typing.Callable | None, logits_of: typing.Callable | None,
+def _make_fill(model: Subject, edit_of: EditOf | None, logits_of: typing.Callable | None,
                temperature: float) -> typing.Callable:
   """The compiled function (params, tokens_1T, position of the first new token, key, given) -> tokens_1T, all drawn."""
   def logits(params, tokens_1T, given):
     if logits_of:
       return logits_of(model, params, tokens_1T, given)
-    return model.apply({"params": params}, tokens_1T, edit_of(given) if edit_of else None, wanted=())[0]
+    return model.apply({"params": params}, tokens_1T, edit_of(given, tokens_1T, 0) if edit_of else None,
+                       wanted=())[0]
 
   @jax.jit
   def fill(params, tokens_1T, first, key, given):
@@ -83,7 +88,7 @@ def _bucket(n: int) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _make_extend(model: Subject, edit_of: typing.Callable | None, temperature: float, n_padded: int,
+def _make_extend(model: Subject, edit_of: EditOf | None, temperature: float, n_padded: int,
                  n_added: int) -> typing.Callable:
   """The compiled function (params, prompt_1T, length of the prompt, key, given) -> the new tokens.
 
@@ -91,15 +96,16 @@ def _make_extend(model: Subject, edit_of: typing.Callable | None, temperature: f
   """
   @jax.jit
   def fill(params, prompt_1T, length, key, given):
-    edit = edit_of(given) if edit_of else None
-    extend = functools.partial(model.extend, {"params": params})
+    def extend(cache, tokens_1T, start):
+      edit = edit_of(given, tokens_1T, start) if edit_of else None
+      return model.extend({"params": params}, cache, tokens_1T, edit)
     cache = model.new_cache(1, n_padded + n_added)
-    logits_1TV, cache = extend(cache, prompt_1T, edit)
+    logits_1TV, cache = extend(cache, prompt_1T, 0)
     cache = {**cache, "length": jnp.asarray(length, jnp.int32)}
 
     def step(carry, position):
       token, cache = carry
-      logits_11V, cache = extend(cache, token[None, None], edit)
+      logits_11V, cache = extend(cache, token[None, None], position - 1)
       new = _draw(logits_11V[0, -1], key, position, temperature)
       return (new, cache), new
     first = _draw(logits_1TV[0, length - 1], key, length, temperature)

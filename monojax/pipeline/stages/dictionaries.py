@@ -187,11 +187,11 @@ def _measure(held_out: _HeldOut, sae: "SAE", name: str, baseline: dict | None = 
     scores = sae.metrics(wiring.inputs(x_NW), wiring.targets(x_NW))
     print(f"{name}: measured on {scores['n_rows']:,} rows; cross-entropy recovered needs the subject they are from")
     return figures | {f"sae/{key}": value for key, value in scores.items() if key != "density_F"}
-  from monojax.analysis.fidelity import BASELINE, fidelity
+  from monojax.analysis.fidelity import baseline_of, fidelity
   mean_O = load.mean_activation(held_out.run, sae.writes)
   scores = fidelity(held_out.subject, sae, mean_O, held_out.tokens, settings.val_tokens,
-                    baseline=baseline and {key: baseline[f"sae/{key}"] for key in BASELINE}, kept=held_out.kept)
-  if scores["ce_recovered_zero"] is None:
+                    baseline=baseline_of(baseline or {}), kept=held_out.kept)
+  if "ce_clean" in scores and scores["ce_recovered_zero"] is None:
     print(f"{name}: zero-ablating {' and '.join(sae.writes)} does not raise the loss ({scores['ce_zero']:.4f} against "
           f"{scores['ce_clean']:.4f}), so cross-entropy recovered is undefined: train the subject longer")
   return figures | {f"sae/{key}": value for key, value in scores.items()}
