@@ -176,6 +176,7 @@ class LoadedRun:
     In front of them is the token that the subject expects in front of everything, or, if it expects none, an
     end-of-text token.
     """
+    self._require_subject()
     return (self._prefix + self.tokenizer.encode_batch([text])[0].tolist())[:self.n_context]
 
   def _strings(self, ids: list[int]) -> list[str]:
