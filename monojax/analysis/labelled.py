@@ -12,7 +12,6 @@ import importlib.metadata
 import io
 import json
 import pathlib
-import sys
 
 import numpy as np
 import zstandard
@@ -24,7 +23,8 @@ PACKAGE = "sae-probes"
 _TEXT, _LABEL = "prompt", "target"
 _SUFFIXES = (".csv.zst", ".csv")
 # The package's list of its data sets, and what it says of those that have two labels.
-_LIST, _KIND, _FILE, _BINARY = "probing_datasets_MASTER.csv.zst", "Data type", "Dataset save name", "Binary Classification"
+_LIST, _FILE = "probing_datasets_MASTER.csv.zst", "Dataset save name"
+_KIND, _BINARY = "Data type", "Binary Classification"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,15 +126,27 @@ def _in_folder(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _rows(path: pathlib.Path) -> list[dict[str, str]]:
   """The rows of a CSV file, each {column: text}; lines without text are no rows."""
-  csv.field_size_limit(min(sys.maxsize, 2 ** 31 - 1))  # texts may be longer than the library expects of a field
+  csv.field_size_limit(2 ** 31 - 1)  # texts may be longer than the library expects of a field
   try:
-    with open(path, "rb") as file:
-      source = zstandard.ZstdDecompressor().stream_reader(file) if path.name.endswith(".zst") else file
-      return list(csv.DictReader(io.TextIOWrapper(source, encoding="utf-8-sig", newline="")))
-  except (zstandard.ZstdError, UnicodeDecodeError, csv.Error) as error:
+    content = path.read_bytes()
+    text = (_decompressed(content) if path.name.endswith(".zst") else content).decode("utf-8-sig")
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+  except (zstandard.ZstdError, EOFError, UnicodeDecodeError, csv.Error) as error:
     raise InputError(f"{path} cannot be read as CSV in UTF-8: {' '.join(str(error).split())}") from error
   except OSError as error:
     raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _decompressed(content: bytes) -> bytes:
+  """What the zstd streams in `content`, one after the other, stand for; `EOFError` where the last is cut short."""
+  parts = []
+  while content:
+    stream = zstandard.ZstdDecompressor().decompressobj()
+    parts.append(stream.decompress(content))
+    if not stream.eof:
+      raise EOFError("the compressed stream is truncated")
+    content = stream.unused_data
+  return b"".join(parts)
 
 
 def _sorted(labels: set[str]) -> list[str]:

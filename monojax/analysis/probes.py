@@ -29,7 +29,7 @@ _CHUNK_ROWS = 512  # rows that are encoded at a time
 _CHUNK_BYTES = 2 ** 27  # of the random features that are held at a time
 METHODS = ("dense", "sae", "neurons", "random")
 
-Encode = Callable[[np.ndarray], np.ndarray]
+Encode = Callable[[np.ndarray], typing.Any]  # features f_RF, an array of any kind, of rows x_RM
 
 
 class Split(typing.NamedTuple):

@@ -158,9 +158,17 @@ class LoadedRun:
   def _token_strings(self) -> list[str]:
     return self.tokenizer.token_strings()
 
-  def token_ids(self, text: str) -> list[int]:
-    """The ids of a text's tokens behind an end-of-text token, cut off where the subject's context is full."""
-    return ([self.tokenizer.eot_id] + self.tokenizer.encode_batch([text])[0].tolist())[:self.n_context]
+  def token_ids(self, text: str, keep_end: bool = False, n_context: int = 0) -> list[int]:
+    """The ids of a text's tokens behind an end-of-text token, at most as many as the subject's context has.
+
+    Args:
+      text: a string.
+      keep_end: whether a text that is too long loses its beginning, instead of its end.
+      n_context: how many ids at most, the end-of-text token's included; 0 stands for the run's `n_context`.
+    """
+    ids = self.tokenizer.encode_batch([text])[0].tolist()
+    room = (n_context or self.n_context) - 1
+    return [self.tokenizer.eot_id] + ids[max(0, len(ids) - room) if keep_end else 0:][:room]
 
   def _strings(self, ids: list[int]) -> list[str]:
     return [self._token_strings[i] for i in ids]
