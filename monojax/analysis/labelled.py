@@ -58,14 +58,16 @@ def find(folder: str = "", only: str = "") -> list[pathlib.Path]:
     only: globs of names, separated by commas; by default all.
 
   Raises:
-    InputError: there is no such folder, the package is not installed, or no data set has such a name.
+    InputError: there is no such folder, the package is not installed, or no data set has one of the names.
   """
   paths = _in_folder(pathlib.Path(folder).expanduser()) if folder else _of_package()
+  names = list(map(name_of, paths))
+  there = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
   globs = [glob for glob in only.split(",") if glob]
-  chosen = [path for path in paths if not globs or any(fnmatch.fnmatchcase(name_of(path), glob) for glob in globs)]
-  require(chosen, "--only", only, f"no data set has such a name; there are {', '.join(map(name_of, paths[:5]))}"
-          + (f" and {len(paths) - 5} more" if len(paths) > 5 else ""))
-  return chosen
+  for glob in globs:
+    require(fnmatch.filter(names, glob), "--only", glob, f"no data set has such a name; there are {there}")
+  return [path for path, name in zip(paths, names, strict=True)
+          if not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
 
 
 def name_of(path: pathlib.Path) -> str:
