@@ -140,7 +140,10 @@ def fit_probe(x_train_RM: np.ndarray, y_train_R: np.ndarray, x_test_RM: np.ndarr
   """
   from sklearn.exceptions import ConvergenceWarning
   from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
-  x_train_RM, y_train_R = np.asarray(x_train_RM), np.asarray(y_train_R)
+  # scikit-learn computes in the type of its input, and with a large penalty float32 stops far from the best intercept.
+  # The published scores are of float64, which it turns tensors of torch into.
+  x_train_RM, x_test_RM = (np.asarray(x_RM, np.float64) for x_RM in (x_train_RM, x_test_RM))
+  y_train_R = np.asarray(y_train_R)
   parts = list(_validation(y_train_R, seed))
 
   def fitted(inverse_penalty, x_RM, y_R):
