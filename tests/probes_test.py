@@ -147,13 +147,13 @@ class Encoder:
 @pytest.mark.parametrize("is_encoder", [False, True])
 def test_activations_are_those_of_each_text_alone(is_encoder):
   rng = np.random.default_rng(0)
-  ids = [rng.integers(1, 31, size=n).tolist() for n in (1, 5, 16, 17, 33, 40, 5, 64)]
+  ids = [rng.integers(1, 31, size=n).tolist() for n in (1, 5, 16, 17, 5, 64)]
   if is_encoder:
     subject, reads = LoadedSubject(Encoder(), {}, 64), ("site",)
   else:
-    model = Transformer(TransformerConfig(n_layers=2, d_model=16, n_heads=2, d_mlp=24, vocab_size=31), jnp.float32)
+    model = Transformer(TransformerConfig(n_layers=1, d_model=16, n_heads=2, d_mlp=24, vocab_size=31), jnp.float32)
     params = model.init(jax.random.key(0), jnp.zeros((1, 64), jnp.int32))["params"]
-    subject, reads = LoadedSubject(model, params, 64), ("layer.0.mlp.hidden", "layer.1.resid")
+    subject, reads = LoadedSubject(model, params, 64), ("layer.0.mlp.hidden", "layer.0.resid")
   found_NM = last_token.last_activations(subject, reads, ids)
   for text, x_M in zip(ids, found_NM, strict=True):
     _, sites = subject.model.apply({"params": subject.params}, jnp.asarray([text]), wanted=reads)

@@ -7,14 +7,17 @@ the extra `probes`, does the logistic regression.
 Letters: N rows, M width of the activations, F features, K chosen columns, R rows of one part of a split.
 """
 
+import concurrent.futures
 import dataclasses
 import importlib.util
+import os
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from monojax import metrics
 from monojax.config import InputError, require
 
 SEED = 42  # of the splits and the fits, as published
@@ -124,51 +127,97 @@ def select_features(f_RF: np.ndarray, y_R: np.ndarray, k: int) -> np.ndarray:
   return _largest(differences(f_RF, y_R), k)
 
 
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What a probe is fitted to, rows in random order with labels 0 and 1, and what it is tested on."""
+  x_train_RM: np.ndarray
+  y_train_R: np.ndarray
+  x_test_RM: np.ndarray
+  y_test_R: np.ndarray
+  regularisation: str
+
+  def __post_init__(self) -> None:
+    require(self.regularisation in ("l1", "l2"), "regularisation", self.regularisation, "choose one of l1, l2")
+    # scikit-learn computes in the type of its input, and with a large penalty float32 stops far from the best
+    # intercept. The published scores are of float64, which it turns tensors of torch into.
+    for name in ("x_train_RM", "x_test_RM"):
+      object.__setattr__(self, name, np.asarray(getattr(self, name), np.float64))
+
+
 def fit_probe(x_train_RM: np.ndarray, y_train_R: np.ndarray, x_test_RM: np.ndarray, y_test_R: np.ndarray,
               regularisation: str, seed: int = SEED) -> Scores:
-  """Logistic regression, whose penalty is chosen by the area under the curve on validation rows.
+  """The scores of one probe; see `fit_probes`."""
+  return fit_probes([Task(x_train_RM, y_train_R, x_test_RM, y_test_R, regularisation)], seed)[0]
+
+
+def fit_probes(tasks: Sequence[Task], seed: int = SEED, description: str = "probes") -> list[Scores]:
+  """Logistic regressions, the penalty of each chosen by the area under the curve on validation rows.
 
   The columns are not standardised. With 128 training rows or more the last fifth of them, at most 100, validate; with
   fewer there are 6 folds; with 12 or fewer every pair of rows validates once. The penalty that is best on average, of
-  equals the weakest, is then used on all training rows.
+  equals the weakest, is then used on all training rows. Each processor has a fit of its own.
 
   Args:
-    x_train_RM, y_train_R: rows to train on, and their labels, 0 and 1, in random order.
-    x_test_RM, y_test_R: rows to test on.
-    regularisation: "l1" or "l2".
+    tasks: what to fit.
     seed: of the solver, of the folds and of the order of the rows.
+    description: what the progress bar calls this.
+
+  Returns:
+    The scores of each task.
+
+  Raises:
+    InputError: scikit-learn is not installed.
   """
+  require_sklearn()
+  import threadpoolctl
   from sklearn.exceptions import ConvergenceWarning
+  grid = [(task, value) for task in tasks for value in INVERSE_PENALTIES]
+  # The solver's loop runs outside of Python's lock. Threads of matrix products besides would only wait for each other.
+  pool = concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+  bar = metrics.progress(len(grid) + len(tasks), "fits", description)
+
+  def counted(function, pair):
+    result = function(*pair, seed)
+    bar.update(1)
+    return result
+
+  try:
+    with bar, warnings.catch_warnings(), threadpoolctl.threadpool_limits(1):
+      warnings.simplefilter("ignore", ConvergenceWarning)
+      aucs = np.reshape([*pool.map(lambda pair: counted(_validated, pair), grid)], (len(tasks), -1))
+      chosen = [INVERSE_PENALTIES[place] for place in aucs.argmax(1)]
+      found = [*pool.map(lambda pair: counted(_tested, pair), zip(tasks, chosen, strict=True))]
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)
+  return [dataclasses.replace(scores, val_auc=float(auc)) for scores, auc in zip(found, aucs.max(1), strict=True)]
+
+
+def _validated(task: Task, inverse_penalty: float, seed: int) -> float:
+  """The area under the curve on validation rows, a mean where there are several parts of them."""
+  from sklearn.metrics import roc_auc_score
+  x_RM, y_R, aucs = task.x_train_RM, task.y_train_R, []
+  for fit_R, held_R in _validation(y_R, seed):
+    if len(np.unique(y_R[fit_R])) < 2:
+      aucs.append(0.5)  # there is nothing to learn from one label: chance
+      continue
+    model = _classifier(task.regularisation, inverse_penalty, seed).fit(x_RM[fit_R], y_R[fit_R])
+    aucs.append(roc_auc_score(y_R[held_R], model.predict_proba(x_RM[held_R])[:, 1]))
+  return float(np.mean(aucs))
+
+
+def _tested(task: Task, inverse_penalty: float, seed: int) -> Scores:
+  """The scores on the test rows of a fit to all training rows; that of validation is left 0."""
   from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
-  # scikit-learn computes in the type of its input, and with a large penalty float32 stops far from the best intercept.
-  # The published scores are of float64, which it turns tensors of torch into.
-  x_train_RM, x_test_RM = (np.asarray(x_RM, np.float64) for x_RM in (x_train_RM, x_test_RM))
-  y_train_R = np.asarray(y_train_R)
-  parts = list(_validation(y_train_R, seed))
-
-  def fitted(inverse_penalty, x_RM, y_R):
-    return _classifier(regularisation, inverse_penalty, seed).fit(x_RM, y_R)
-
-  def validated(inverse_penalty, fit_R, held_R):
-    if len(np.unique(y_train_R[fit_R])) < 2:
-      return 0.5  # there is nothing to learn from one label: chance
-    model = fitted(inverse_penalty, x_train_RM[fit_R], y_train_R[fit_R])
-    return roc_auc_score(y_train_R[held_R], model.predict_proba(x_train_RM[held_R])[:, 1])
-
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore", ConvergenceWarning)
-    val_auc = [float(np.mean([validated(value, *part) for part in parts])) for value in INVERSE_PENALTIES]
-    best = int(np.argmax(val_auc))
-    order_R = np.random.RandomState(seed).permutation(len(x_train_RM))
-    model = fitted(INVERSE_PENALTIES[best], x_train_RM[order_R], y_train_R[order_R])
-  told_R = model.predict(x_test_RM)
-  return Scores(float(roc_auc_score(y_test_R, model.predict_proba(x_test_RM)[:, 1])),
-                float(accuracy_score(y_test_R, told_R)), float(f1_score(y_test_R, told_R, average="weighted")),
-                val_auc[best], float(INVERSE_PENALTIES[best]))
+  order_R = np.random.RandomState(seed).permutation(len(task.x_train_RM))
+  model = _classifier(task.regularisation, inverse_penalty, seed).fit(task.x_train_RM[order_R], task.y_train_R[order_R])
+  told_R, y_R = model.predict(task.x_test_RM), task.y_test_R
+  return Scores(float(roc_auc_score(y_R, model.predict_proba(task.x_test_RM)[:, 1])),
+                float(accuracy_score(y_R, told_R)), float(f1_score(y_R, told_R, average="weighted")), 0.0,
+                float(inverse_penalty))
 
 
 def probe_dataset(x_NM: np.ndarray, y_N: np.ndarray, encode: Encode, ks: Sequence[int], regularisation: str = "l1",
-                  seed: int = SEED) -> list[dict]:
+                  seed: int = SEED, description: str = "probes") -> list[dict]:
   """Probes on one data set: on k features of a dictionary, on k neurons, on k random features, and on all neurons.
 
   The neurons are the columns of the activations. The random features have directions drawn from a normal distribution,
@@ -182,6 +231,7 @@ def probe_dataset(x_NM: np.ndarray, y_N: np.ndarray, encode: Encode, ks: Sequenc
     ks: how many features; where there are fewer, all.
     regularisation: of the probes on k features, "l1" or "l2".
     seed: of the split, the fits and the random features.
+    description: what the progress bar calls this.
 
   Returns:
     A row for each probe: "method", one of `METHODS`; "k", None for the dense one; the fields of `Scores`; "features",
@@ -203,14 +253,14 @@ def probe_dataset(x_NM: np.ndarray, y_N: np.ndarray, encode: Encode, ks: Sequenc
       "sae": (index_K, f_train_RK, encoded(encode, x_test_RM, index_K)),
       "neurons": (neurons_K, x_train_RM[:, neurons_K], x_test_RM[:, neurons_K]),
       "random": random_features(x_train_RM, x_test_RM, y_train_R, fires_F, largest, seed)}
-  facts = {"n_train": len(y_train_R), "n_test": len(y_test_R)}
-  dense = fit_probe(x_train_RM, y_train_R, x_test_RM, y_test_R, "l2", seed)
-  rows = [{"method": "dense", "k": None, **dataclasses.asdict(dense), "features": None, **facts}]
+  kinds: list[tuple[str, int | None, list[int] | None, Task]] = [("dense", None, None, Task(
+      x_train_RM, y_train_R, x_test_RM, y_test_R, "l2"))]
   for method, (column_K, train_RK, test_RK) in chosen.items():
-    for k in ks:
-      scores = fit_probe(train_RK[:, :k], y_train_R, test_RK[:, :k], y_test_R, regularisation, seed)
-      rows.append({"method": method, "k": k, **dataclasses.asdict(scores), "features": column_K[:k].tolist(), **facts})
-  return rows
+    kinds += [(method, k, column_K[:k].tolist(), Task(train_RK[:, :k], y_train_R, test_RK[:, :k], y_test_R,
+                                                      regularisation)) for k in ks]
+  scores = fit_probes([task for *_, task in kinds], seed, description)
+  return [{"method": method, "k": k, **dataclasses.asdict(found), "features": columns, "n_train": len(y_train_R),
+           "n_test": len(y_test_R)} for (method, k, columns, _), found in zip(kinds, scores, strict=True)]
 
 
 def encoded(encode: Encode, x_NM: np.ndarray, index_K: np.ndarray | None = None) -> np.ndarray:
@@ -289,7 +339,6 @@ def _largest(value_F: np.ndarray, k: int) -> np.ndarray:
 def _classifier(regularisation: str, inverse_penalty: float, seed: int) -> typing.Any:
   """scikit-learn's logistic regression with the solver that the protocol has for the penalty."""
   from sklearn.linear_model import LogisticRegression
-  require(regularisation in ("l1", "l2"), "regularisation", regularisation, "choose one of l1, l2")
   l1 = {"l1_ratio": 1.0, "solver": "saga"} if regularisation == "l1" else {}
   return LogisticRegression(C=inverse_penalty, random_state=seed, max_iter=_MAX_STEPS, **l1)
 

@@ -86,7 +86,8 @@ def _results(directory: pathlib.Path, wanted: dict, loaded: "LoadedRun", config:
     return record["rows"]
   x_NM = _activations(loaded, config, texts)
   rows = [{"dataset": texts.name, **row} for row in
-          probes.probe_dataset(x_NM, texts.y_N, loaded.sae.encode, config.k, config.regularisation, config.seed)]
+          probes.probe_dataset(x_NM, texts.y_N, loaded.sae.encode, config.k, config.regularisation, config.seed,
+                                 f"{texts.name}, probes")]
   files.write_record(path, {"made_with": wanted, "rows": rows})
   return rows
 
@@ -97,7 +98,7 @@ def _activations(loaded: "LoadedRun", config: ProbeConfig, texts: "Labelled"):
   from monojax.subjects.subject import LoadedSubject
   ids = [loaded.token_ids(text, keep_end=True, n_context=config.context) for text in texts.texts]
   subject = LoadedSubject(loaded.subject, loaded.subject_params, config.context)
-  return last_activations(subject, loaded.reads, ids, texts.name)
+  return last_activations(subject, loaded.reads, ids, f"{texts.name}, activations")
 
 
 def _heading(ks: Sequence[int]) -> str:
