@@ -168,25 +168,31 @@ def _require_workdir(rule: str) -> None:
   configs.require(path == os.path.abspath(workdir), "--workdir", path, "the path must be UTF-8: rename the folder")
 
 
-def define_study_flags(config_class: type) -> None:
-  """Defines `--workdir` and a flag for every setting of a study, whose configuration is of that class."""
-  flags.DEFINE_string("workdir", None, "the study's folder; it is made if it does not exist")
+def define_study_flags(config_class: type, folder: str = "the study's folder; it is made if it does not exist") -> None:
+  """Defines `--workdir`, the `folder` that its help says, and a flag for every setting of a study.
+
+  The study's configuration is of the class that is given; a command on a finished run that has settings of its own
+  counts as one.
+  """
+  flags.DEFINE_string("workdir", None, folder)
   flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["workdir"])
   configs.define_flags(config_class, "", flags.FLAGS, config_class(), "the study")
 
 
-def study_run_and_config(config: configs.Config, stages: typing.Callable) -> "tuple[RunFolder, configs.Config]":
+def study_run_and_config(config: configs.Config, stages: typing.Callable,
+                         of: str = "study") -> "tuple[RunFolder, configs.Config]":
   """The folder of a study, and its configuration with the flags that were given.
 
   Args:
     config: the study's default configuration.
-    stages: (configuration) -> {stage: the stages it reads}.
+    stages: (configuration) -> {stage: the stages it reads}, or None for the stages of a run.
+    of: what has the folder, for the error.
 
   Raises:
     InputError: no workdir, or a setting that breaks its rule.
   """
   from monojax.pipeline.folder import RunFolder
-  _require_workdir("name the study's folder")
+  _require_workdir(f"name the {of}'s folder")
   config = configs.override(config, flags.FLAGS)
   return RunFolder(flags.FLAGS.workdir, stages(config)), config
 

@@ -128,6 +128,20 @@ def _build_browser() -> None:
   print(f"Open {run.directory / f'{home}browser' / 'site' / 'index.html'} in a browser.")
 
 
+def _define_probe() -> None:
+  from monojax.analysis.config import ProbeConfig
+  cli.define_study_flags(ProbeConfig, "the folder of a run whose dictionary is finished")
+  _define_dictionary()
+
+
+def _probe() -> None:
+  from monojax.analysis.config import ProbeConfig
+  from monojax.pipeline.stages import probe
+  run, config = cli.study_run_and_config(ProbeConfig(), lambda _: None, "run")
+  probe(run, config, flags.FLAGS.dictionary)
+  print(f"\nSee {run.directory / f'{run.dictionary(flags.FLAGS.dictionary).home}probes'}")
+
+
 def _define_check_store() -> None:
   _own(flags.DEFINE_boolean("repair", False, "harvest damaged shards again"))
 
@@ -336,6 +350,20 @@ Writes the pages of a dictionary's features, which open from disk without a serv
   {command} --workdir=runs/mine
   {command} --workdir=runs/mine --dictionary=topk
 """, _build_browser, ("browser",), define=_define_dictionary),
+    "probe": Command(
+        "how well features tell labels of texts, beside neurons and random features", """\
+Probes a dictionary on labelled texts: how well one feature, or a few, tell a label that people gave.
+
+  {command} --workdir=runs/mine
+  {command} --workdir=runs/mine --dictionary=topk --only='*_hist_fig_*,87_glue_cola'
+  {command} --workdir=runs/mine --datasets=labels/ --k=1,4
+
+The protocol is that of the package sae-probes, whose 113 data sets with two labels are the default (pip install
+--no-deps sae-probes); scikit-learn is in the extra `probes`. For each data set the table has the test AUC of logistic
+regression on all neurons, and for each k on k features of the dictionary, on k neurons, and on k random features that
+fire equally often. Leaves probes/points.csv, summary.csv and their .json in the dictionary's folder. The same command
+resumes after an interruption, and takes what it has found before if nothing has changed.
+""", _probe, define=_define_probe),
     "check_store": Command(
         "find and repair damage in a store of activations", """\
 Verifies a run's stored activations, every byte of them, and repairs what is damaged.

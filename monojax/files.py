@@ -5,6 +5,7 @@ checksum of itself (`write_record`); those of other files stand in a file beside
 """
 
 import contextlib
+import csv
 import functools
 import hashlib
 import io
@@ -13,7 +14,7 @@ import os
 import pathlib
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -134,6 +135,30 @@ def write_json(path: Path, value: Any) -> None:
 def json_bytes(value: Any) -> bytes:
   """A value as the content of a JSON file; what UTF-8 cannot encode, such as half a character, is escaped."""
   return json.dumps(value, indent=1, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+
+
+def write_table(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> bool:
+  """Writes rows with the same columns, {column: value}, as `path`.csv and `path`.json: whether they have changed.
+
+  In the CSV file a text that a spreadsheet would take for a formula has an apostrophe in front, numbers have six digits
+  and the items of a list are separated by spaces.
+  """
+  text = io.StringIO()
+  csv.writer(text, lineterminator="\n").writerows([list(rows[0]) if rows else [],
+                                                   *([_cell(value) for value in row.values()] for row in rows)])
+  named = lambda suffix: path.with_name(path.name + suffix)
+  changed = [write_unless_same(named(".csv"), text.getvalue().encode()),
+             write_unless_same(named(".json"), json_bytes(rows))]
+  return any(changed)
+
+
+def _cell(value: Any) -> str:
+  """A value as it stands in a table."""
+  if isinstance(value, list | tuple):
+    return " ".join(map(_cell, value))
+  if isinstance(value, str):
+    return f"'{value}" if value[:1] in tuple("=+-@\t\r") else value
+  return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def read_json(path: Path) -> Any:

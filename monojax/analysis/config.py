@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from monojax.config import COUNT, FRACTION, NOT_NEGATIVE, SEED, option, require, require_rules
+from monojax.config import COUNT, COUNT_OR_0, FRACTION, NOT_NEGATIVE, SEED, Bounds, option, require, require_rules
 
 DETECTORS = ("Hebrew=he_*", "Arabic=ar_*", "Cyrillic=ru_*", "Japanese=ja_*", "Korean=ko_*", "DNA=dna",
              "base64=base64", "Python code=code_python", "LaTeX=latex", "URLs=urls")
@@ -26,3 +26,24 @@ class AnalysisConfig:
     require_rules(self, "analysis.")
     for detector in self.detectors:
       require("=" in detector, "analysis.detectors", detector, "must read NAME=GLOB or NAME=GLOB|GLOB")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+  """Which labels a dictionary's features are probed for, and how; the defaults are the protocol of `sae-probes`."""
+  datasets: str = option("", "a folder with files NAME.csv or NAME.csv.zst, each with columns prompt and target; by "
+                             "default the data sets of the package sae-probes, pip install --no-deps sae-probes")
+  only: str = option("", "names of data sets, several separated by commas, in which * stands for any letters; by "
+                         "default all")
+  k: tuple[int, ...] = option((1, 2, 5, 16), "how many features a probe reads", COUNT)
+  regularisation: str = option("l1", "the penalty of probes on k features; that of the probe on all neurons is l2",
+                               ("l1", "l2"))
+  max_rows: int = option(5000, "rows of a data set that are used at most, the first ones",
+                         Bounds(at_least=104, at_most=5000))
+  context: int = option(0, "tokens of a text that the subject reads, its last ones; 0 = as many as in the run's "
+                           "contexts, published are 1,024", COUNT_OR_0)
+  seed: int = option(42, "of the splits, the fits and the random features; published is 42", SEED)
+
+  def __post_init__(self):
+    require_rules(self)
+    require(self.k and len(set(self.k)) == len(self.k), "k", self.k, "must name at least one number, each once")

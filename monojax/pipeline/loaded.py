@@ -170,14 +170,21 @@ class LoadedRun:
   def _prefix(self) -> list[int]:
     return list(prefix_of(load.tokens_meta(self._folder))) or [self.tokenizer.eot_id]
 
-  def token_ids(self, text: str) -> list[int]:
-    """The ids of a text's tokens, cut off where the subject's context is full.
+  def token_ids(self, text: str, keep_end: bool = False, n_context: int = 0) -> list[int]:
+    """The ids of a text's tokens, at most as many as the subject's context has.
 
     In front of them is the token that the subject expects in front of everything, or, if it expects none, an
     end-of-text token.
+
+    Args:
+      text: a string.
+      keep_end: whether a text that is too long loses its beginning, instead of its end.
+      n_context: how many ids at most, that of the token in front included; 0 stands for the run's `n_context`.
     """
     self._require_subject()
-    return (self._prefix + self.tokenizer.encode_batch([text])[0].tolist())[:self.n_context]
+    ids = self.tokenizer.encode_batch([text])[0].tolist()
+    room = (n_context or self.n_context) - len(self._prefix)
+    return self._prefix + ids[max(0, len(ids) - room) if keep_end else 0:][:room]
 
   def _strings(self, ids: list[int]) -> list[str]:
     return [self._token_strings[i] for i in ids]

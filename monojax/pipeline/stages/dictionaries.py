@@ -1,9 +1,7 @@
 """The stages that train dictionaries: the run's own, others beside it, grids of them, and the frontier."""
 
-import csv
 import dataclasses
 import functools
-import io
 import pathlib
 import typing
 
@@ -233,17 +231,4 @@ def _point(name, figures, seconds) -> dict:
 
 def _write_points(path, points) -> bool:
   """Writes a table of dictionaries as `path`.json and `path`.csv, sparser ones first: whether they have changed."""
-  points, text = sorted(points, key=lambda point: (point["recipe"], point["l0"])), io.StringIO()
-  csv.writer(text, lineterminator="\n").writerows([points[0], *([_cell(value) for value in point.values()]
-                                                               for point in points)])
-  named = lambda suffix: path.with_name(path.name + suffix)
-  changed = [files.write_unless_same(named(".csv"), text.getvalue().encode()),
-             files.write_unless_same(named(".json"), files.json_bytes(points))]
-  return any(changed)
-
-
-def _cell(value) -> str:
-  """A value as it stands in a table; one that a spreadsheet would take for a formula has an apostrophe in front."""
-  if isinstance(value, str):
-    return f"'{value}" if value[:1] in tuple("=+-@\t\r") else value
-  return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+  return files.write_table(path, sorted(points, key=lambda point: (point["recipe"], point["l0"])))
