@@ -315,8 +315,8 @@ def test_a_whole_run_with_bos_and_without_special_tokens(tmp_path):
   (tmp_path / "model").mkdir()
   backend.save(str(tmp_path / "model" / "tokenizer.json"))
   result = run("monosemanticity", tmp_path / "run", *(flag for flag in TINY if "vocab_size=400" not in flag),
-               f"--tokens.tokenizer={tmp_path / 'model'}", "--activations.skip_special", "--activations.first_position=2",
-               timeout=900)
+               f"--tokens.tokenizer={tmp_path / 'model'}", "--activations.skip_special",
+               "--activations.first_position=2", timeout=900)
   assert result.returncode == 0, result.stderr
   loaded = monojax.load(tmp_path / "run")
   assert loaded.kept == Kept(2, (0, bos_id))

@@ -19,6 +19,9 @@ class TextConfig:
           "monojax")
   text_field: str = option("text", "name of the field of a record (a JSON line, a row of a table) that holds the "
                                    "document; meta.body is the field body in the field meta")
+  chat_field: str = option("", "name of the field of a record that holds a chat, a list of messages with role and "
+                               "content, for instance messages. It is read in the place of text_field, and made text "
+                               "by the template of the tokenizer's model, whose marks become special tokens")
   domain_field: str = option(DOMAIN_FIELD, "name of the field of a record that holds the document's domain, which is "
                                            "its label, for instance meta.pile_set_name. Plain text, records without "
                                            "this field, and all records if the name is empty have the name of their "
