@@ -29,7 +29,8 @@ def renderer(config: TextConfig, conventions: Conventions) -> Render | None:
           "give that of a model that was made for them with --tokens.tokenizer")
   template = _compiled(conventions.chat_template)
   bos = conventions.bos(config.bos) or ""
-  names = {"bos_token": conventions.bos_token or "", "eos_token": conventions.eos_token or "", "add_generation_prompt": False}
+  names = {"bos_token": conventions.bos_token or "", "eos_token": conventions.eos_token or "",
+           "add_generation_prompt": False}
 
   def render(messages: Any) -> str:
     if not isinstance(messages, list) or not messages or not all(
