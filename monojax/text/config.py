@@ -51,7 +51,5 @@ class TextConfig:
     require_rules(self, "tokens.")
     require(all(self.paths), "tokens.paths", self.paths, "must not hold an empty path")
     require(self.text_field, "tokens.text_field", self.text_field, "must not be empty")
-    require(self.tokenizer or not self.end_token, "tokens.end_token", self.end_token,
-            "names a token of a tokenizer that is given with --tokens.tokenizer; one that is trained has <|endoftext|>")
     require(self.tokenizer or self.vocab_size >= SMALLEST_VOCABULARY, "tokens.vocab_size", self.vocab_size,
             f"must be at least {SMALLEST_VOCABULARY}: 256 bytes and the end-of-text token")
