@@ -76,8 +76,8 @@ def prepare(config: TextConfig, directory: str | os.PathLike[str], progress: boo
     return meta
   found = corpus.resolve(config.paths)
   corpus.check(found, config.chat_field)
-  require(config.tokenizer or not config.end_token, "tokens.end_token", config.end_token, "names a token of a tokenizer "
-          "that is given with --tokens.tokenizer; one that is trained has <|endoftext|>")
+  require(config.tokenizer or not config.end_token, "tokens.end_token", config.end_token,
+          "names a token of a tokenizer that is given with --tokens.tokenizer; one that is trained has <|endoftext|>")
   identity = {"text": saved_config, "sources": {source.name: source.n_bytes for source in found}}
   journal = _journal(directory, identity)
   n_bytes = sum(source.n_bytes for source in found)
