@@ -288,6 +288,15 @@ def test_whether_a_folder_adds_bos(tmp_path, settings, processor, expected):
   assert found.eos_token == ((settings or {}).get("eos_token"))
 
 
+def test_a_name_on_the_hub_is_a_folder_of_these_files(tmp_path, monkeypatch):
+  folder, asked = folder_with(tmp_path, {"bos_token": "<s>"}, ADDS_BOS), []
+  monkeypatch.setattr(conventions.hub, "folder_of", lambda spec, patterns: asked.append((spec, patterns)) or folder)
+  found = conventions.read("hf:owner/name@v1")
+  assert found == conventions.read(str(folder)) and found.conventions.adds_bos
+  assert asked == [("hf:owner/name@v1", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                                         "chat_template.jinja"])]
+
+
 def test_the_end_token_is_a_special_one(tmp_path):
   # Gemma has </s> as a tag of HTML among its ordinary tokens.
   assert loaded(tmp_path, folder_with(tmp_path))[0].end_token == "<eos>"
