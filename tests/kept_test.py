@@ -110,7 +110,7 @@ def test_the_rule_of_a_runs_settings():
   assert rule(tokens) == rule(tokens, first_position=0) == Kept(1)  # the prefix is no part of the text
   assert rule(tokens_with(prefix=())) == EVERY and rule(tokens_with(prefix=()), first_position=1) == Kept(1)
   assert rule(tokens, skip_special=True, first_position=4) == Kept(4, (EOT, BOS))
-  # Version 0.2 saved no first position, and kept all; today's default is decided by the stage.
+  # Version 0.1 saved no first position, and kept all; today's default is decided by the stage.
   old = {name: value for name, value in to_dict(HarvestConfig()).items() if name != "first_position"}
   assert from_dict(HarvestConfig, old).first_position == 0 and HarvestConfig().first_position is None
   with pytest.raises(InputError, match="activations.first_position=-1"):
@@ -315,8 +315,8 @@ def test_a_whole_run_with_bos_and_without_special_tokens(tmp_path):
   (tmp_path / "model").mkdir()
   backend.save(str(tmp_path / "model" / "tokenizer.json"))
   result = run("monosemanticity", tmp_path / "run", *(flag for flag in TINY if "vocab_size=400" not in flag),
-               f"--tokens.tokenizer={tmp_path / 'model'}", "--activations.skip_special", "--activations.first_position=2",
-               timeout=900)
+               f"--tokens.tokenizer={tmp_path / 'model'}", "--activations.skip_special",
+               "--activations.first_position=2", timeout=900)
   assert result.returncode == 0, result.stderr
   loaded = monojax.load(tmp_path / "run")
   assert loaded.kept == Kept(2, (0, bos_id))

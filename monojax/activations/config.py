@@ -88,7 +88,7 @@ class HarvestConfig:
 
   @staticmethod
   def upgraded(values: dict) -> dict:
-    """Saved settings in today's fields: until version 0.2 every position counted."""
+    """Saved settings in today's fields: in version 0.1 every position counted."""
     return {"first_position": 0, **values}
 
   @property

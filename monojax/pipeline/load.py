@@ -126,7 +126,7 @@ def tokens_meta(run: RunFolder) -> dict:
 def load_tokenizer(run: RunFolder) -> "Tokenizer":
   """The run's tokenizer."""
   from monojax.text import tokenizer
-  end_token = tokens_meta(run).get("end_token")  # until version 0.2 it was only there if a setting named it
+  end_token = tokens_meta(run).get("end_token")  # version 0.1 did not save it
   if end_token is None:
     end_token = run.require_stage("tokens")["config"].get("end_token", "")
   return tokenizer.load(run.made("tokens", "tokenizer.json"), end_token)

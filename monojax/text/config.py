@@ -19,6 +19,9 @@ class TextConfig:
           "monojax")
   text_field: str = option("text", "name of the field of a record (a JSON line, a row of a table) that holds the "
                                    "document; meta.body is the field body in the field meta")
+  chat_field: str = option("", "name of the field of a record that holds a chat, a list of messages with role and "
+                               "content, for instance messages. It is read in the place of text_field, and made text "
+                               "by the template of the tokenizer's model, whose marks become special tokens")
   domain_field: str = option(DOMAIN_FIELD, "name of the field of a record that holds the document's domain, which is "
                                            "its label, for instance meta.pile_set_name. Plain text, records without "
                                            "this field, and all records if the name is empty have the name of their "
@@ -48,7 +51,5 @@ class TextConfig:
     require_rules(self, "tokens.")
     require(all(self.paths), "tokens.paths", self.paths, "must not hold an empty path")
     require(self.text_field, "tokens.text_field", self.text_field, "must not be empty")
-    require(self.tokenizer or not self.end_token, "tokens.end_token", self.end_token,
-            "names a token of a tokenizer that is given with --tokens.tokenizer; one that is trained has <|endoftext|>")
     require(self.tokenizer or self.vocab_size >= SMALLEST_VOCABULARY, "tokens.vocab_size", self.vocab_size,
             f"must be at least {SMALLEST_VOCABULARY}: 256 bytes and the end-of-text token")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from monojax.config import InputError
 from monojax.text import lines, sources
+from monojax.text.chat import Render
 from monojax.text.config import DOMAIN_FIELD, TextConfig
 from monojax.text.problems import Problems
 from monojax.text.sources import Source, resolve
@@ -33,7 +34,8 @@ class Document(typing.NamedTuple):
   domain: str | None
 
 
-def documents(config: TextConfig, problems: Problems, end_token: str = END_OF_TEXT) -> Iterator[Document]:
+def documents(config: TextConfig, problems: Problems, end_token: str = END_OF_TEXT,
+              render: Render | None = None) -> Iterator[Document]:
   """Yields every document of the corpus that can be used, always in the same order.
 
   A plain file of more than about 16,000 characters, and any other document of more than about a million, becomes
@@ -43,6 +45,7 @@ def documents(config: TextConfig, problems: Problems, end_token: str = END_OF_TE
     config: which text is read.
     problems: counts what is repaired or skipped.
     end_token: the text of the tokenizer's end token, which separates the documents of plain files.
+    render: makes text of the field of a record where that holds a chat (`monojax.text.chat`).
 
   Raises:
     InputError: paths are wrong (see `resolve`), a file is in an unknown encoding, or the corpus has been read and held
@@ -51,7 +54,7 @@ def documents(config: TextConfig, problems: Problems, end_token: str = END_OF_TE
   """
   n_bytes = n_documents = 0
   for source in resolve(config.paths):
-    for document in documents_of(source, config, problems, end_token):
+    for document in documents_of(source, config, problems, end_token, render):
       yield document
       n_documents += 1
       n_bytes += len(document.text.encode())
@@ -65,33 +68,36 @@ def documents(config: TextConfig, problems: Problems, end_token: str = END_OF_TE
     raise problems.no_label(config.domain_field)
 
 
-def documents_of(source: Source, config: TextConfig, problems: Problems,
-                 end_token: str = END_OF_TEXT) -> Iterator[Document]:
+def documents_of(source: Source, config: TextConfig, problems: Problems, end_token: str = END_OF_TEXT,
+                 render: Render | None = None) -> Iterator[Document]:
   """Yields the documents of one source that can be used; see `documents`."""
   problems.opened.add(source.name)
-  for location, document in _read(source, config, problems, end_token):
+  for location, document in _read(source, config, problems, end_token, render):
     if not document.text or document.text.isspace():
       problems.add("empty document", location)
     else:
       yield document
 
 
-def check(found: Sequence[Source]) -> None:
-  """Raises `InputError` if one of the files is, by its first bytes, not what its name says."""
+def check(found: Sequence[Source], chat_field: str = "") -> None:
+  """Raises `InputError` if a file is, by its first bytes, not what its name says, or has no field for the chats."""
   for source in found:
     kind, compression = sources.kind_of(source.path)
+    if kind == ".txt" and chat_field:
+      raise InputError(f"tokens.chat_field={chat_field!r}: {source.name} is plain text, which has no fields: give "
+                       "records (*.jsonl, *.parquet or hf:NAME) with --tokens.paths")
     if kind == sources.PARQUET:
       _open_table(source).close()
     elif kind:
       lines.check(source, compression)
 
 
-def _read(source: Source, config: TextConfig, problems: Problems,
-          end_token: str) -> Iterator[tuple[str, Document]]:
+def _read(source: Source, config: TextConfig, problems: Problems, end_token: str,
+          render: Render | None) -> Iterator[tuple[str, Document]]:
   """Yields the documents of one source, each with its location."""
   if source.path.startswith(sources.HUGGINGFACE):
     for location, record in _dataset_rows(source):
-      yield from _from_record(record, location, source.name, config, problems)
+      yield from _from_record(record, location, source.name, config, problems, render)
     return
   kind, compression = sources.kind_of(source.path)
   label = sources.label_of(source.path)
@@ -101,7 +107,7 @@ def _read(source: Source, config: TextConfig, problems: Problems,
     return
   if kind == sources.PARQUET:
     for location, record in _table_rows(source, config, problems):
-      yield from _from_record(record, location, label, config, problems)
+      yield from _from_record(record, location, label, config, problems, render)
     return
   for location, line in lines.lines(source, compression, _JSON_LINE_BYTES, False, problems):
     line = line.strip("\ufeff \t\r\n")  # where files were put together, a byte order mark can be anywhere
@@ -111,7 +117,7 @@ def _read(source: Source, config: TextConfig, problems: Problems,
       problems.add("malformed JSON line", location)
       continue
     if line:
-      yield from _from_record(record, location, label, config, problems)
+      yield from _from_record(record, location, label, config, problems, render)
 
 
 def _separators(config: TextConfig, end_token: str) -> tuple[str, ...]:
@@ -178,9 +184,9 @@ def _table_rows(source: Source, config: TextConfig, problems: Problems) -> Itera
   number = 0
   with _open_table(source) as table:
     known = table.schema_arrow.names
-    wanted = [name for field in (config.text_field, config.domain_field) for name in (field, field.partition(".")[0])
+    wanted = [name for field in (_text_field(config), config.domain_field) for name in (field, field.partition(".")[0])
               if name in known]
-    if not any(name in known for name in (config.text_field, config.text_field.partition(".")[0])):
+    if not any(name in known for name in (_text_field(config), _text_field(config).partition(".")[0])):
       wanted = known  # an error message lists all fields
     try:
       for batch in table.iter_batches(_TABLE_ROWS, columns=list(dict.fromkeys(wanted))):
@@ -210,20 +216,31 @@ def _names(record: dict, prefix: str = "") -> Iterator[str]:
       yield from _names(value, f"{prefix}{name}.")
 
 
-def _from_record(record: typing.Any, location: str, file_domain: str, config: TextConfig,
-                 problems: Problems) -> Iterator[tuple[str, Document]]:
+def _text_field(config: TextConfig) -> str:
+  """The name of the field that documents are made of."""
+  return config.chat_field or config.text_field
+
+
+def _from_record(record: typing.Any, location: str, file_domain: str, config: TextConfig, problems: Problems,
+                 render: Render | None) -> Iterator[tuple[str, Document]]:
   """Yields the documents that one JSON object, or row of a dataset, is cut into, each with its location."""
   if not isinstance(record, dict):
     problems.add("JSON line that is not an object", location)
     return
   problems.n_records += 1
-  has_text, text = _field(record, config.text_field)
+  has_text, text = _field(record, _text_field(config))
+  if has_text and render:
+    try:
+      text = render(text)
+    except ValueError as error:
+      problems.add(f"chat that is left out ({error})", location)
+      return
   if not isinstance(text, str) or problems.n_records <= _RECORDS_SEEN:
     problems.saw_fields(map(str, _names(record)))
   has_label, label = _field(record, config.domain_field) if config.domain_field else (False, None)
   problems.n_labelled += has_label
   if not isinstance(text, str):
-    kind = f"{config.text_field!r} is not a string" if has_text else f"no field {config.text_field!r}"
+    kind = f"{_text_field(config)!r} is not a string" if has_text else f"no field {_text_field(config)!r}"
     problems.add(kind, location)
     return
   text = _encodable(text, location, problems)

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from monojax import files
 from monojax.config import InputError
@@ -17,10 +17,16 @@ from monojax.text.tokenizer import Tokenizer
 CONVENTIONS = "conventions.json"  # in the folder of the tokens
 
 
-def take(config: TextConfig, directory: pathlib.Path, texts: Sequence[str]) -> tuple[Tokenizer, bytes]:
+def take(config: TextConfig, directory: pathlib.Path,
+         some_text: Callable[[Conventions], Sequence[str]]) -> tuple[Tokenizer, bytes]:
   """A tokenizer that is given, once it was tried on some texts, with the content of its tokenizer.json.
 
   Its model's conventions are written into the folder.
+
+  Args:
+    config: which text is read and how it becomes tokens.
+    directory: the folder.
+    some_text: gives some of the corpus, made text as the model's conventions say.
 
   Raises:
     InputError: it cannot be read or used, or has no token that the settings ask for.
@@ -31,6 +37,7 @@ def take(config: TextConfig, directory: pathlib.Path, texts: Sequence[str]) -> t
   with tempfile.TemporaryDirectory() as folder:
     copy = pathlib.Path(folder) / "tokenizer.json"
     copy.write_bytes(given.content)
+    texts = some_text(given.conventions)
     loss = trial.try_out(str(copy), config.end_token, texts, eos_token=eos_token, name=config.tokenizer)
     encoder = tokenizer.load(copy, config.end_token, eos_token, config.tokenizer)
   if loss.n_lost:

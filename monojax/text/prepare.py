@@ -6,6 +6,7 @@ then.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
@@ -18,9 +19,10 @@ import numpy as np
 
 from monojax import config as config_lib
 from monojax import files, metrics
-from monojax.config import InputError
-from monojax.text import background, changes, corpus, given, tokenizer
+from monojax.config import InputError, require
+from monojax.text import background, changes, chat, corpus, given, tokenizer
 from monojax.text.config import TextConfig
+from monojax.text.conventions import Conventions
 from monojax.text.corpus import Document
 from monojax.text.problems import Problems
 from monojax.text.sources import Source
@@ -73,7 +75,9 @@ def prepare(config: TextConfig, directory: str | os.PathLike[str], progress: boo
     changes.require_unchanged(config, directory)
     return meta
   found = corpus.resolve(config.paths)
-  corpus.check(found)
+  corpus.check(found, config.chat_field)
+  require(config.tokenizer or not config.end_token, "tokens.end_token", config.end_token,
+          "names a token of a tokenizer that is given with --tokens.tokenizer; one that is trained has <|endoftext|>")
   identity = {"text": saved_config, "sources": {source.name: source.n_bytes for source in found}}
   journal = _journal(directory, identity)
   n_bytes = sum(source.n_bytes for source in found)
@@ -195,9 +199,11 @@ def _tokenizer(work: _Work) -> Tokenizer:
   if path.exists():
     return tokenizer.load(path, config.end_token, given.conventions_in(work.directory).eos_token)
   if config.tokenizer:
-    encoder, content = given.take(config, work.directory, _some_text(work))
+    encoder, content = given.take(config, work.directory, functools.partial(_some_text, work))
   else:
-    given.conventions_in(work.directory).bos(config.bos)  # which is refused at once where it is "always"
+    found = given.conventions_in(work.directory)  # none; what asks for one is refused at once
+    found.bos(config.bos)
+    chat.renderer(config, found)
     problems = Problems()
     with _bar(work.n_bytes, "choosing text for the tokenizer", work.progress) as bar:
       documents = _counted(corpus.documents(config, problems), bar)
@@ -212,13 +218,14 @@ def _tokenizer(work: _Work) -> Tokenizer:
   return encoder
 
 
-def _some_text(work: _Work) -> list[str]:
+def _some_text(work: _Work, conventions: Conventions) -> list[str]:
   """Some of the corpus: the beginnings of files that are spread evenly over it."""
+  render = chat.renderer(work.config, conventions)
   chosen = work.sources[::-(-len(work.sources) // _TRIAL_SOURCES)]
   texts: list[str] = []
   for source in chosen:
     left = _TRIAL_CHARACTERS // len(chosen)
-    for document in corpus.documents_of(source, work.config, Problems()):
+    for document in corpus.documents_of(source, work.config, Problems(), render=render):
       texts.append(document.text[:left])
       left -= len(texts[-1])
       if left <= 0:
@@ -294,7 +301,10 @@ def _encode_corpus(work: _Work, encoder: Tokenizer, batch_bytes: int,
   config, directory, journal, progress = work.config, work.directory, work.journal, work.progress
   problems = Problems()
   domains: dict[str, int] = {}
-  documents = corpus.documents(config, problems, encoder.end_token)
+  render = chat.renderer(config, given.conventions_in(directory))
+  documents = corpus.documents(config, problems, encoder.end_token, render)
+  if render:
+    encoder = encoder.for_marked_text()
   n_skipped = 0
   for document in itertools.islice(documents, journal["documents"]):
     _domain_index(document.domain, domains)

@@ -87,6 +87,12 @@ class Tokenizer:
     except BaseException as error:  # a panic of the library's Rust code is no Exception
       raise InputError(f"the tokenizer cannot encode some of the text: {' '.join(str(error).split())}") from error
 
+  def for_marked_text(self) -> "Tokenizer":
+    """The same for text in which the names of special tokens stand for them, as a template for chats writes it."""
+    backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+    backend.encode_special_tokens = False
+    return dataclasses.replace(self, backend=backend, by_word=False)
+
   @property
   def end_token(self) -> str:
     """The text of the end-of-text token."""

@@ -40,7 +40,7 @@ class Tokens:
     eot_id: the end-of-text id, which precedes each document.
     text_bytes: the bytes of the split's text in UTF-8.
     prefix: the ids that stand in front of the text of every context, none or one.
-    special_ids: the ids of tokens that are no text, rising; none in folders that version 0.2 wrote.
+    special_ids: the ids of tokens that are no text, rising; none in folders of version 0.1.
   """
   split: str
   tokens_N: np.ndarray
