@@ -34,7 +34,8 @@ def theirs(folder, config):
     if kind.startswith("gemma"):
       places |= {f"layer.{i}.attn.out": (layer.post_attention_layernorm, "out"),
                  f"layer.{i}.attn.out_raw": (layer.self_attn, "out"), f"layer.{i}.mlp.out_raw": (layer.mlp, "out"),
-                 f"layer.{i}.mlp.in": (layer.mlp, "in"), f"layer.{i}.mlp.out": (layer.post_feedforward_layernorm, "out")}
+                 f"layer.{i}.mlp.in": (layer.mlp, "in"),
+                 f"layer.{i}.mlp.out": (layer.post_feedforward_layernorm, "out")}
     elif kind == "bert":
       places |= {f"layer.{i}.attn.out": (layer.attention.output.dense, "out"),
                  f"layer.{i}.mid": (layer.attention, "out"), f"layer.{i}.mlp.out": (layer.output.dense, "out")}

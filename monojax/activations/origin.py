@@ -35,7 +35,8 @@ class Origin:
     identity: names the settings and inputs of the rows, so that rows made from something else are noticed.
     subject: (sites, mesh) -> the subject on the devices of a mesh, with what it needs to compute these sites; called
       only where one is needed.
-    pretrained: whether the subject was read from elsewhere, and its parameters are split over the devices along "model".
+    pretrained: whether the subject was read from elsewhere, in which case its parameters are split over the devices
+      along "model".
     tokens: opens the training tokens; likewise.
     rows: activations that a Python program holds in memory, for the source `given`; otherwise None.
   """

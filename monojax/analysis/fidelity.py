@@ -87,8 +87,8 @@ def fidelity(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, tokens: Token
   Returns:
     dict of floats: l0, l1, mse, normalised_mse, explained_variance, l2_ratio, ce_clean, ce_spliced,
     ce_zero, ce_mean, ce_recovered_zero, ce_recovered_mean, kl_spliced, kl_zero, kl_mean, kl_recovered_zero,
-    kl_recovered_mean (of an encoder cosine_spliced, cosine_zero, cosine_mean instead), n_tokens, heldout_alive_fraction (features that
-    fired at all on these tokens), heldout_dense_features (those that fired on more than a tenth of them). A
+    kl_recovered_mean (of an encoder cosine_spliced, cosine_zero, cosine_mean instead), n_tokens,
+    heldout_alive_fraction (features that fired at all on these tokens), heldout_dense_features (those that fired on more than a tenth of them). A
     "ce_recovered" is `None` where the ablation does not raise the loss, as with a subject that has hardly been
     trained: it means nothing there.
   """
@@ -120,7 +120,7 @@ def fidelity(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, tokens: Token
 
 
 def baseline_of(figures: collections.abc.Mapping[str, typing.Any], prefix: str = "sae/") -> dict | None:
-  """What of a dictionary's figures depends on the subject alone, for `fidelity`; None if they are of an older version."""
+  """Those of a dictionary's figures that depend on the subject alone; None if an older version made them."""
   for names in (BASELINE, _OF_ENCODERS):
     if all(figures.get(prefix + name) is not None for name in names):
       return {name: figures[prefix + name] for name in names}

@@ -40,7 +40,6 @@ def load(directory: str | pathlib.Path, dictionary: str = OWN_DICTIONARY) -> "Lo
   Raises:
     InputError: a stage that is needed is not finished, or there is no such dictionary.
   """
-  from monojax.pipeline.config import RunConfig
   from monojax.pipeline.loaded import LoadedRun
   run = RunFolder(directory)
   place = run.dictionary(dictionary)

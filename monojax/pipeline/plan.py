@@ -1,4 +1,4 @@
-"""What a run of a pretrained subject will take: memory, disk and time of each stage, from shapes and a measured rate."""
+"""What a run of a pretrained subject will take: memory, disk and time of a stage, from shapes and a measured rate."""
 
 import dataclasses
 import time

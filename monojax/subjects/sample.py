@@ -12,7 +12,6 @@ import numpy as np
 
 from monojax.subjects.subject import Edit, LoadedSubject, Subject
 
-
 # (`given`, the tokens of a pass, the position of the first of them) -> the edits of that pass
 EditOf = typing.Callable[[typing.Any, jax.Array, typing.Any], Edit]
 

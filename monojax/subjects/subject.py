@@ -62,8 +62,8 @@ class Subject(collections.abc.Hashable, typing.Protocol):
     max_context: the longest context it can read, or None if there is no limit. How long the contexts of a run are is a
       setting of the run (`SubjectConfig.n_context`), not of the subject.
     site_widths: {site: width of the activation there}, in the order in which the forward pass computes them.
-    sharding_rules: where its parameters are on a mesh when it is run, see `monojax.mesh.shardings`; those without a rule
-      are whole on every device.
+    sharding_rules: where its parameters are on a mesh when it is run, see `monojax.mesh.shardings`; those without a
+      rule are whole on every device.
     output: what a forward pass gives beside its sites: "logits" of each next token; or, of an encoder, which predicts
       no tokens, an "embedding" of each context.
   """

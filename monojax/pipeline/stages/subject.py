@@ -55,8 +55,8 @@ def _take_pretrained(run: RunFolder, config: RunConfig) -> dict:
   from monojax.subjects.pretrained.weights import open_weights
   settings, weights = config.subject, open_weights(config.subject.weights)
   tokenizer = run.require_stage("tokens")["config"]["tokenizer"]
-  require(tokenizer, "subject.weights", settings.weights, f"{run.directory / 'tokens'} was made with a tokenizer that was "
-          "trained here: begin the run with this flag, in another --workdir")
+  require(tokenizer, "subject.weights", settings.weights, f"{run.directory / 'tokens'} was made with a tokenizer that "
+          "was trained here: begin the run with this flag, in another --workdir")
 
   def work(directory, identity):
     from monojax.subjects import subject as subjects

@@ -44,7 +44,7 @@ class Rotary:
   long_divisors: tuple[float, ...] = ()
 
   def frequencies(self, head_width: int, n_positions: int) -> tuple[np.ndarray, float]:
-    """The angle that each pair of dimensions turns by from one position to the next, and the factor on queries and keys.
+    """The angle that each pair of dimensions turns by from one position to the next, and a factor on queries and keys.
 
     Args:
       head_width: A.

@@ -87,8 +87,8 @@ def _size(axis: str, sizes: Mapping[str, int]) -> int:
 
 def sizes_of(a: Architecture) -> dict[str, int]:
   """The length of each lettered axis."""
-  return {"s": a.n_types, "d": a.d_model, "h": a.n_key_heads, "j": a.group, "a": a.head_width, "m": a.d_mlp, "v": a.vocab_size,
-          "t": a.max_context}
+  return {"s": a.n_types, "d": a.d_model, "h": a.n_key_heads, "j": a.group, "a": a.head_width, "m": a.d_mlp,
+          "v": a.vocab_size, "t": a.max_context}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _rotary(config: Config, base: float = 10_000.0, kind: str = "", fraction: fl
   old = config.get("rope_scaling") or {}
   values = {"rope_theta": config.get("rope_theta", config.get("rotary_emb_base", base)),
             "partial_rotary_factor": config.get("partial_rotary_factor", config.get("rotary_pct", fraction)),
-            **({} if new else old), **new}
+            **({} if new else old), **(new or {})}
   scaling = values.get("rope_type") or values.get("type") or "default"
   require(scaling in ("default", "linear", "dynamic", "yarn", "longrope", "llama3"), "config.json: rope_type", scaling,
           "is no scaling of rotary positions that is known here")
@@ -237,8 +237,8 @@ def _gemma(config: Config, family: str, **more: Any) -> Architecture:
   """What Gemma 2 and 3 have in common."""
   config = {**_GEMMA_DEFAULTS, **config}
   values = _common(config, family)
-  values |= {"activation": _activation(config, "hidden_activation", default="gelu_tanh"), "norm_offset": True, "post_norms": True,
-             "embedding_scale": math.sqrt(values["d_model"]), "score_scale": config["query_pre_attn_scalar"] ** -0.5,
+  values |= {"activation": _activation(config, "hidden_activation", default="gelu_tanh"), "norm_offset": True,
+             "post_norms": True, "embedding_scale": math.sqrt(values["d_model"]), "score_scale": config["query_pre_attn_scalar"] ** -0.5,
              "logit_cap": config.get("final_logit_softcapping") or 0.0}
   local = _local_layers(config, values["n_layers"], more.pop("is_local"))
   return Architecture(**_with_window(values | more, config["sliding_window"], local))

@@ -1,9 +1,9 @@
 """Reading .gguf files: their metadata as a config.json, and their tensors under the names of Hugging Face.
 
-A .gguf file holds a model with its tokenizer, mostly quantised. The package `gguf` reads it and dequantises its tensors;
-this module knows what the names mean, and what was changed when the file was made: rows of queries and keys are permuted
-in files of Llama, the norms of Gemma are stored as 1 + weight, and the fused queries, keys and values of GPT-NeoX are
-regrouped.
+A .gguf file holds a model with its tokenizer, mostly quantised. The package `gguf` reads it and dequantises its
+tensors; this module knows what the names mean, and what was changed when the file was made: rows of queries and keys
+are permuted in files of Llama, the norms of Gemma are stored as 1 + weight, and the fused queries, keys and values of
+GPT-NeoX are regrouped.
 """
 
 import functools
@@ -42,6 +42,10 @@ _KINDS = {"llama": ("llama", _GATED, "layers.{i}"), "qwen2": ("qwen2", _GATED, "
           "qwen3": ("qwen3", _GATED, "layers.{i}"), "gemma2": ("gemma2", _GEMMA, "layers.{i}"),
           "gemma3": ("gemma3_text", _GEMMA, "layers.{i}"), "gpt2": ("gpt2", _GPT2, "h.{i}"),
           "gptneox": ("gpt_neox", _NEOX, "layers.{i}"), "bert": ("bert", _BERT, "encoder.layer.{i}")}
+
+
+# Hugging Face keeps these with inputs first, unlike all others; .gguf files have them as all others.
+_GPT2_MATRICES = r"(attn_qkv|attn_output|ffn_up|ffn_down)\.weight"
 
 
 def open_gguf(spec: str) -> tuple[dict[str, Any], dict[str, StoredTensor], dict[str, Any]]:
@@ -170,7 +174,7 @@ def _name(spec: str, kind: str, name: str) -> str:
 
 def _stored(spec: str, kind: str, name: str, tensor: Any, shape: tuple[int, ...], config: dict) -> StoredTensor:
   change = _change(kind, name, config)
-  turned = kind == "gpt2" and len(shape) == 2 and ".attn" in name or kind == "gpt2" and ".ffn" in name and len(shape) == 2
+  turned = kind == "gpt2" and re.search(_GPT2_MATRICES, name)
 
   def read(start: int, stop: int) -> np.ndarray:
     from gguf.quants import dequantize
@@ -193,13 +197,13 @@ def _change(kind: str, name: str, config: dict) -> Callable[[np.ndarray], np.nda
   if kind == "gptneox" and "attn_qkv" in name:
     heads = config["num_attention_heads"]
     return lambda x: x.reshape(3, heads, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
-  if kind == "gpt2" and re.search(r"(attn_qkv|attn_output|ffn_up|ffn_down)\.weight", name):
+  if kind == "gpt2" and re.search(_GPT2_MATRICES, name):
     return lambda x: x.T
   return lambda x: x
 
 
 def unpermuted(rows: np.ndarray, n_heads: int) -> np.ndarray:
-  """Queries' or keys' rows as Hugging Face has them: in a .gguf file of Llama, those that rotate together are neighbours.
+  """Queries' or keys' rows as Hugging Face has them; in a .gguf file of Llama, those rotated together are neighbours.
 
   For instance, rows 0 1 2 3 4 5 of a head of width 6 in the file are 0 3 1 4 2 5 of Hugging Face's.
   """

@@ -200,7 +200,7 @@ class _Pass:
 
   def run(self, tokens_BT: jax.Array, cache: Cache | None, whole: bool) -> Any:
     """The pass over tokens, behind those that are in the cache."""
-    a, (n_batch, n_positions) = self.a, tokens_BT.shape
+    a, n_positions = self.a, tokens_BT.shape[1]
     self.shape = tokens_BT.shape
     start = jnp.zeros((), jnp.int32) if cache is None else cache["length"]
     self.position_T = start + jnp.arange(n_positions, dtype=jnp.int32)
@@ -252,7 +252,8 @@ class _Pass:
     """Layers first..last-1 in one compiled loop, which reads each layer's parameters where they lie."""
     def body(carry, i):
       p = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, i, keepdims=False), self.layers)
-      return self._block(i, p, *carry, lambda name, value: value), None
+      x_ND, memory = carry
+      return self._block(i, p, x_ND, memory, lambda name, value: value), None
     return jax.lax.scan(body, (x_ND, memory), jnp.arange(first, last))[0]
 
   def _block(self, i: Any, p: Mapping[str, jax.Array], x_ND: jax.Array, memory: Any,

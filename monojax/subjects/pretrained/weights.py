@@ -17,12 +17,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from monojax import metrics
 from monojax import mesh as meshes
+from monojax import metrics
 from monojax.config import InputError
 from monojax.subjects.pretrained.architecture import Architecture
 from monojax.subjects.pretrained.families import Family, Tensor, read_config, sizes_of
@@ -78,8 +77,8 @@ class Weights:
   def description(self) -> str:
     """What the model is, in a few words."""
     a = self.architecture
-    return (f"{a.family}, {self.n_parameters / 1e6:,.1f} M parameters: {a.n_layers} layers of width {a.d_model}, MLPs of {a.d_mlp}, "
-            f"{a.n_heads} heads, {a.vocab_size:,} tokens, contexts up to {a.max_context:,}")
+    return (f"{a.family}, {self.n_parameters / 1e6:,.1f} M parameters: {a.n_layers} layers of width {a.d_model}, "
+            f"MLPs of {a.d_mlp}, {a.n_heads} heads, {a.vocab_size:,} tokens, contexts up to {a.max_context:,}")
 
 
 def open_weights(spec: str) -> Weights:
