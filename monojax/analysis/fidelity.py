@@ -88,9 +88,9 @@ def fidelity(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, tokens: Token
     dict of floats: l0, l1, mse, normalised_mse, explained_variance, l2_ratio, ce_clean, ce_spliced,
     ce_zero, ce_mean, ce_recovered_zero, ce_recovered_mean, kl_spliced, kl_zero, kl_mean, kl_recovered_zero,
     kl_recovered_mean (of an encoder cosine_spliced, cosine_zero, cosine_mean instead), n_tokens,
-    heldout_alive_fraction (features that fired at all on these tokens), heldout_dense_features (those that fired on more than a tenth of them). A
-    "ce_recovered" is `None` where the ablation does not raise the loss, as with a subject that has hardly been
-    trained: it means nothing there.
+    heldout_alive_fraction (features that fired at all on these tokens), heldout_dense_features (those that fired on
+    more than a tenth of them). A "ce_recovered" is `None` where the ablation does not raise the
+    loss, as with a subject that has hardly been trained: it means nothing there.
   """
   batch_contexts = batch_contexts or contexts_per_batch(subject)
   width = subject.n_context

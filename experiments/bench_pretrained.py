@@ -1,0 +1,146 @@
+"""Speed of a pretrained subject: the harvest and sampling, over transformers and PyTorch, in one run.
+
+  python experiments/bench_pretrained.py --weights=FOLDER --site=layer.15.resid
+  python experiments/bench_pretrained.py --weights=FOLDER --part=load
+
+Prints tokens a second of the pass up to the site, of the pass with logits, and of sampling token by token, each beside
+`transformers` with PyTorch doing the same (stopped at the same layer) and beside what this machine's products allow;
+and the time to load the weights beside that of reading their files. The two take turns, and the best turn of each
+counts. Needs the extra `oracle`. On a CPU both use all cores.
+"""
+
+import pathlib
+import time
+
+import numpy as np
+from absl import flags
+
+from monojax import cli
+
+_WEIGHTS = flags.DEFINE_string("weights", None, "a Hugging Face folder", required=True)
+_SITE = flags.DEFINE_string("site", "layer.-1.resid", "the site that the harvest stops at")
+_CONTEXTS = flags.DEFINE_integer("contexts", 8, "contexts of a batch")
+_LENGTH = flags.DEFINE_integer("length", 128, "tokens of a context")
+_NEW = flags.DEFINE_integer("new_tokens", 64, "tokens to sample behind a prompt of 16")
+_TURNS = flags.DEFINE_integer("turns", 5, "how often each is timed")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "type of weights and products")
+_PART = flags.DEFINE_enum("part", "all", ("all", "load"), "what is measured")
+
+
+def seconds(functions):
+  """{name: seconds of the best turn}; the functions take turns, so that what else runs here slows all of them."""
+  best = {}
+  for turn in range(_TURNS.value + 1):
+    for name, function in functions.items():
+      start = time.perf_counter()
+      function()
+      if turn:  # the first is compiled
+        best[name] = min(best.get(name, np.inf), time.perf_counter() - start)
+  return best
+
+
+def main():
+  import jax
+  import jax.numpy as jnp
+
+  from monojax.subjects.pretrained.weights import layers_for, load_params, open_weights
+  from monojax.subjects.subject import site_of
+  weights, dtype = open_weights(_WEIGHTS.value), jnp.dtype(_DTYPE.value)
+  print(f"{weights.description}; {jax.devices()[0].device_kind}, {dtype.name}")
+  _loading(weights, dtype)
+  if _PART.value == "load":
+    return
+  a = weights.architecture
+  site = site_of(a.site_widths, _SITE.value, "--site")
+  model, params = load_params(weights, dtype)
+  tokens_BT = np.random.default_rng(0).integers(100, a.vocab_size, (_CONTEXTS.value, _LENGTH.value)).astype(np.int32)
+  apply = lambda wanted: jax.jit(lambda params: model.apply({"params": params}, tokens_BT, wanted=wanted))
+  to_site, whole = apply((site,)), apply(())
+  reached = jax.jit(lambda params: model.apply({"params": params}, tokens_BT, wanted=(site,))[1])
+  ours = {"to the site": lambda: jax.block_until_ready(reached(params)),
+          "with logits": lambda: jax.block_until_ready(whole(params)[0])}
+  theirs = _transformers(a, layers_for(a, (site,)), tokens_BT)
+  del to_site
+  for name in ours:
+    found = seconds({"ours": ours[name], "theirs": theirs[name]})
+    bound = _operations(a, name, layers_for(a, (site,))) * tokens_BT.size / _product_rate(dtype)
+    print(f"{name}: {tokens_BT.size / found['ours']:,.0f} tokens/s, transformers {tokens_BT.size / found['theirs']:,.0f}"
+          f", ratio {found['theirs'] / found['ours']:.2f}; {bound / found['ours']:.2f} of what products allow")
+  _sampling(model, params, theirs["generate"])
+
+
+def _operations(a, name, n_site):
+  """Operations of a token in products of weights."""
+  from monojax.pipeline.plan import shapes
+  cost = shapes(a, [f"layer.{n_site - 1}.resid"], _LENGTH.value)
+  return cost.site_operations if name == "to the site" else cost.all_operations
+
+
+def _product_rate(dtype):
+  import jax
+  import jax.numpy as jnp
+  a, b = jnp.ones((1024, 2048), dtype), jnp.ones((2048, 2048), dtype)
+  product = jax.jit(lambda a, b: a @ b)
+  found = seconds({"product": lambda: [jax.block_until_ready(product(a, b)) for _ in range(4)]})
+  return 4 * 2 * 1024 * 2048 * 2048 / found["product"]
+
+
+def _loading(weights, dtype):
+  """Loading over reading the same files into memory, which the operating system may hold in its cache."""
+  import jax
+
+  from monojax.subjects.pretrained.weights import load_params
+  paths = sorted(pathlib.Path(_WEIGHTS.value).glob("*.safetensors"))
+  found = seconds({"load": lambda: jax.block_until_ready(load_params(weights, dtype)[1]),
+                   "read": lambda: [np.fromfile(path, np.uint8) for path in paths]})
+  print(f"load: {found['load']:.2f} s, reading the files {found['read']:.2f} s, ratio "
+        f"{found['load'] / found['read']:.2f}")
+
+
+def _transformers(a, n_layers, tokens_BT):
+  """The same with transformers: functions by name."""
+  import torch
+  import transformers
+  model = transformers.AutoModelForCausalLM.from_pretrained(_WEIGHTS.value, dtype=getattr(torch, _DTYPE.value)).eval()
+  if torch.cuda.is_available():
+    model = model.cuda()
+  tokens = torch.tensor(tokens_BT, dtype=torch.long, device=model.device)
+  base = model.base_model
+  layers = getattr(base, "layers", getattr(base, "h", None))
+  short = torch.nn.ModuleList(list(layers)[:n_layers])
+  name = "layers" if hasattr(base, "layers") else "h"
+
+  def to_site():
+    setattr(base, name, short)
+    with torch.no_grad():
+      base(tokens, use_cache=False).last_hidden_state.cpu()
+    setattr(base, name, layers)
+
+  def whole():
+    with torch.no_grad():
+      model(tokens, use_cache=False).logits[0, 0, 0].item()
+
+  def generate(prompt, n):
+    with torch.no_grad():
+      found = model.generate(torch.tensor([prompt], device=model.device), max_new_tokens=n, min_new_tokens=n,
+                             do_sample=False, pad_token_id=0)
+    return found[0].tolist()
+  return {"to the site": to_site, "with logits": whole, "generate": generate}
+
+
+def _sampling(model, params, generate):
+  import jax
+
+  from monojax.subjects.sample import sample
+  from monojax.subjects.subject import LoadedSubject
+  subject = LoadedSubject(model, params, min(model.max_context, 1024))
+  prompt = np.random.default_rng(1).integers(100, model.n_vocab, 16).tolist()
+  greedy = lambda: sample(subject, prompt, _NEW.value, jax.random.key(0), 0.0)
+  found = seconds({"ours": greedy, "theirs": lambda: generate(prompt, _NEW.value)})
+  same = greedy() == generate(prompt, _NEW.value)
+  print(f"sampling {_NEW.value} tokens: {_NEW.value / found['ours']:,.1f} tokens/s, transformers "
+        f"{_NEW.value / found['theirs']:,.1f}, ratio {found['theirs'] / found['ours']:.2f}; the same tokens: {same}")
+
+
+if __name__ == "__main__":
+  cli.run(main)
