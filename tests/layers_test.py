@@ -13,7 +13,7 @@ from monojax.subjects.transformer import Transformer
 
 ROOT = pathlib.Path(__file__).parent.parent / "monojax"
 FOUNDATION = {"config", "files", "places", "ending", "shuffle", "metrics", "mesh", "checkpoint", "training",
-              "host_memory", "benchmark", "linear", "distributed", "variance"}
+              "host_memory", "benchmark", "linear", "distributed", "variance", "hub"}
 # Rooms in order: each may import itself, the foundation and the rooms before it, but not those it need not know.
 ROOMS = ["text", "subjects", "activations", "sae", "analysis", "browser", "pipeline", "studies"]
 NOT_KNOWN = {"sae": {"text", "subjects"}, "browser": {"text", "subjects", "activations", "sae"}}
