@@ -46,9 +46,11 @@ def steered_logits(subject: Subject, dictionary: Wired, params: dict, sae_params
                    feature_J: jax.Array, value_J: jax.Array) -> jax.Array:
   """Logits (1, T, V) with some features held at given values at every position; to be traced."""
   _, sites = subject.apply({"params": params}, tokens_1T)
-  f_NF = dictionary.model.apply({"params": sae_params}, side_by_side(sites, dictionary.reads), method="encode")
+  x_NM = side_by_side(sites, dictionary.reads)
+  f_NF = dictionary.model.apply({"params": sae_params}, x_NM, method="encode")
   change_NJ = value_J[None] - f_NF[:, feature_J]
-  y_NO = side_by_side(sites, dictionary.writes) + change_NJ @ sae_params["W_dec_FO"][feature_J]
+  change_NO = dictionary.model.apply({"params": sae_params}, change_NJ, feature_J, x_NM, method="change")
+  y_NO = side_by_side(sites, dictionary.writes) + change_NO
   return _with_written(subject, dictionary, params, tokens_1T, y_NO)
 
 
