@@ -116,6 +116,30 @@ def _check_store() -> None:
   sys.exit(1 if damaged and not flags.FLAGS.repair else 0)
 
 
+def _define_convert_sae() -> None:
+  from monojax.interop.names import FORMATS, WRITTEN
+  _own(flags.DEFINE_string("source", None, "what is read: a folder or file of another tool, a dictionary's folder or a "
+                           "run's, or either on the Hugging Face hub, hf:NAME[@REVISION]/PATH"))
+  _own(flags.DEFINE_string("target", None, "the folder that is written"))
+  _own(flags.DEFINE_enum("format", "safetensors", WRITTEN, "the files that are written"))
+  _own(flags.DEFINE_enum("source_format", "auto", ("auto", *FORMATS), "what the source is; auto lets its files tell"))
+  _own(flags.DEFINE_integer("k", None, "features of a row that a TopK source keeps, where its files do not say",
+                            lower_bound=1))
+  _own(flags.DEFINE_list("sites", None, "the site that the source reads, and the one that it writes if that is "
+                         "another, where its files do not say; for instance layer.3.mlp.in,layer.3.mlp.out"))
+  _own(flags.DEFINE_string("model_name", "", "the subject's name on the Hugging Face hub, which the files say"))
+
+
+def _convert_sae() -> None:
+  for name, rule in (("source", "name the dictionary to read"), ("target", "name the folder to write")):
+    require(flags.FLAGS[name].value, f"--{name}", flags.FLAGS[name].value, rule)
+  from monojax import interop
+  values = flags.FLAGS
+  sae = interop.read(values.source, values.source_format, values.k, tuple(values.sites or ()))
+  interop.write(sae, values.target, values.format, values.model_name)
+  print(f"{values.target}: {sae.n_features:,} features as {values.format}")
+
+
 def _define_synthetic() -> None:
   from monojax.studies.synthetic.study import SyntheticStudyConfig
   cli.define_study_flags(SyntheticStudyConfig)
@@ -309,6 +333,18 @@ Each shard's size, the checksum of each of its chunks and the sums over its rows
 left. With --repair the damaged shards are harvested again from the run's subject and tokens, with the same bytes. Exits
 with 1 if damage was found and not repaired.
 """, _check_store, ("mesh",), define=_define_check_store),
+    "convert_sae": Command(
+        "a dictionary from any tool's files to any other's", """\
+Reads a dictionary from the files of any tool that monojax knows, and writes it as those of another.
+
+  {command} --source=runs/demo --target=exported --format=sae_lens --model_name=gpt2
+  {command} --source=hf:owner/name/folder --target=mine --format=monojax
+  {command} --source=layer_12/params.npz --target=twelve --format=sae_lens --sites=layer.12.resid
+
+Reads folders and files of SAELens, sparsify, Gemma Scope, circuit-tracer, dictionary_learning, OpenAI's sparse
+autoencoders, Qwen-Scope and monojax. What a format cannot express is refused, with one that can. Weights in float32 are
+not changed by a bit, unless something has to be folded into them.
+""", _convert_sae, define=_define_convert_sae),
     "synthetic": Command(
         "study: dictionaries on planted features, whose truth is known", """\
 Synthetic activations: a dictionary against planted features, whose truth is known.

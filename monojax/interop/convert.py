@@ -1,5 +1,6 @@
 """Reading a dictionary from any tool's files, and writing it as any other's."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -9,13 +10,11 @@ from typing import Any
 from monojax import hub
 from monojax.config import InputError, require
 from monojax.interop import circuit_tracer, gemma_scope, sae_lens, single_file, sparsify, tensors, torch_formats
+from monojax.interop.names import FORMATS, WRITTEN
 from monojax.interop.plain import Plain, checked, plain_of, sae_of
 from monojax.sae.dictionary import SAE
 
-_TORCH = ("dictionary_learning", "openai", "qwen_scope")
 MONOJAX = "monojax"
-FORMATS = (sae_lens.NAME, sparsify.NAME, gemma_scope.NAME, circuit_tracer.NAME, *_TORCH, single_file.NAME, MONOJAX)
-WRITTEN = tuple(format for format in FORMATS if format not in _TORCH)
 _WRITERS: dict[str, Callable[..., None]] = {
     sae_lens.NAME: sae_lens.write, sparsify.NAME: sparsify.write, gemma_scope.NAME: gemma_scope.write,
     circuit_tracer.NAME: circuit_tracer.write}
@@ -58,7 +57,7 @@ def read(path: str | os.PathLike[str], format: str = "auto", k: int | None = Non
   if sites:
     require(len(sites) == (1 if plain.autoencodes else 2), "sites", ",".join(sites),
             "name the one site of an autoencoder" if plain.autoencodes else "name the sites read and written")
-    plain = _at(plain, sites)
+    plain = dataclasses.replace(plain, reads=sites[0], writes=sites[-1])
   return sae_of(plain)
 
 
@@ -84,11 +83,6 @@ def write(sae: SAE, path: str | os.PathLike[str], format: str, model_name: str =
     single_file.write(sae, directory)
   else:
     _WRITERS[format](plain_of(sae, format), directory, model_name)
-
-
-def _at(plain: Plain, sites: tuple[str, ...]) -> Plain:
-  import dataclasses
-  return dataclasses.replace(plain, reads=sites[0], writes=sites[-1])
 
 
 def _fetched(spec: str) -> pathlib.Path:
@@ -121,10 +115,10 @@ def _recognised(place: pathlib.Path, format: str) -> tuple[pathlib.Path, str]:
   candidates = sorted(path for path in place.iterdir() if path.is_file() and path.suffix in _SUFFIXES)
   if len(candidates) == 1:
     return _recognised(candidates[0], "auto")
-  listed = ", ".join(path.name for path in candidates[:5])
-  raise InputError(f"source={str(place)!r}: " + (f"holds several files ({listed}{', ...' if len(candidates) > 5 else ''})"
-                   ": name one of them" if candidates else "holds no dictionary of a format that monojax reads: "
-                   f"{', '.join(FORMATS)}"))
+  listed = ", ".join([path.name for path in candidates[:5]] + ["..."] * (len(candidates) > 5))
+  raise InputError(f"source={str(place)!r}: " + (
+      f"holds several files ({listed}): name one of them" if candidates else
+      f"holds no dictionary of a format that monojax reads: {', '.join(FORMATS)}"))
 
 
 def _format_of_file(path: pathlib.Path) -> str:
@@ -137,7 +131,7 @@ def _format_of_file(path: pathlib.Path) -> str:
     raise InputError(f"source={str(path)!r}: is no file that monojax reads; it reads {', '.join(_SUFFIXES)}")
   if path.name in (sae_lens.WEIGHTS, sparsify.WEIGHTS) and (path.parent / sae_lens.CONFIG).exists():
     return sae_lens.NAME if path.name == sae_lens.WEIGHTS else sparsify.NAME
-  found, metadata = tensors.read_safetensors(path)
+  found, metadata = tensors.header(path)
   if "monojax" in metadata:
     return single_file.NAME
   if "w_enc" in found:
@@ -145,7 +139,7 @@ def _format_of_file(path: pathlib.Path) -> str:
   if any(re.fullmatch(r"W_(enc|dec)_\d+", name) for name in found):
     raise InputError(f"source={str(path)!r}: is a part of a cross-layer transcoder, which writes several layers: "
                      "monojax reads dictionaries that write one site")
-  if "W_enc" in found and "W_dec" in found and found["W_enc"].shape == found["W_dec"].shape:
+  if "W_enc" in found and "W_dec" in found and found["W_enc"] == found["W_dec"]:
     return circuit_tracer.NAME
   raise InputError(f"source={str(path)!r}: has the tensors {', '.join(sorted(found)[:8])}, which are of no format that "
                    "monojax reads")

@@ -86,7 +86,8 @@ def checked(plain: Plain, path: pathlib.Path) -> Plain:
   require(not plain.autoencodes or plain.n_inputs == plain.n_outputs, "source", str(path),
           f"reads {plain.n_inputs} numbers and writes {plain.n_outputs}, and says that it is no transcoder")
   if plain.form.nonlinearity == "topk":
-    require(plain.form.k <= plain.n_features, "source", str(path), f"keeps {plain.form.k} of {plain.n_features} features")
+    require(plain.form.k <= plain.n_features, "source", str(path),
+            f"keeps {plain.form.k} of {plain.n_features} features")
   return plain
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from monojax import files
 from monojax.config import InputError, require
 from monojax.interop.plain import Plain, refuse
 from monojax.interop.sites import hook_of, site_of
@@ -21,8 +22,8 @@ _KINDS = {"standard": "relu", "topk": "topk", "jumprelu": "threshold", "gated": 
 _TRAINING = ("batchtopk", "matryoshka_batchtopk")  # architectures of checkpoints, saved as jumprelu for use
 _ROWS = {"layer_norm": "standardised", "constant_norm_rescale": "rescaled"}
 _METADATA = ("model_name", "hook_name", "hook_name_out", "hook_head_index", "context_size", "prepend_bos",
-             "seqpos_slice", "model_from_pretrained_kwargs", "neuronpedia_id", "dataset_path", "dataset_trust_remote_code",
-             "sae_lens_training_version")
+             "seqpos_slice", "model_from_pretrained_kwargs", "neuronpedia_id", "dataset_path",
+             "dataset_trust_remote_code", "sae_lens_training_version")
 _GATED = {"b_gate": "b_enc_F", "r_mag": "r_F", "b_mag": "b_mag_F"}
 
 
@@ -66,7 +67,8 @@ def read(directory: pathlib.Path) -> Plain:
 def _upgraded(cfg: dict[str, Any]) -> dict[str, Any]:
   """A configuration as version 6 has it, of one from before: flat, and with other names and defaults."""
   said = cfg.get("metadata")
-  if isinstance(said, dict) and said.get("sae_lens_version", "0").partition(".")[0] not in ("0", "1", "2", "3", "4", "5"):
+  major = str(said.get("sae_lens_version", "0")).partition(".")[0] if isinstance(said, dict) else "0"
+  if major.isdecimal() and int(major) >= 6:
     return cfg
   old = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
   new = {old.get(name, name): value for name, value in {**(said if isinstance(said, dict) else {}), **cfg}.items()}
@@ -78,8 +80,8 @@ def _upgraded(cfg: dict[str, Any]) -> dict[str, Any]:
   require(new.get("activation_fn", "relu") in ("relu", "topk"), CONFIG, new.get("activation_fn"),
           "monojax reads dictionaries with the activation functions relu and topk")
   normalise = new.get("normalize_activations")
-  new["normalize_activations"] = {True: "expected_average_only_in", False: "none", None: "none"}.get(
-      normalise, normalise) if normalise is None or isinstance(normalise, bool) else normalise
+  if normalise is None or isinstance(normalise, bool):
+    new["normalize_activations"] = "expected_average_only_in" if normalise else "none"
   new["metadata"] = {name: new[name] for name in _METADATA if name in new}
   return new
 
@@ -136,12 +138,7 @@ def write(plain: Plain, directory: pathlib.Path, model_name: str = "") -> None:
     tensors["W_skip"] = params["W_skip_MO"].T
   cfg["metadata"] = _metadata(plain, model_name)
   write_safetensors(directory / WEIGHTS, tensors)
-  _write_config(directory / CONFIG, cfg)
-
-
-def _write_config(path: pathlib.Path, cfg: dict[str, Any]) -> None:
-  from monojax import files
-  files.write_json(path, cfg)
+  files.write_json(directory / CONFIG, cfg)
 
 
 def _architecture(plain: Plain) -> str:

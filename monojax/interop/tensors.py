@@ -1,5 +1,7 @@
 """Tensors in other tools' files: .safetensors, .npz and PyTorch's, read as float32, each error one line."""
 
+import json
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -31,8 +33,6 @@ def read_safetensors(path: pathlib.Path) -> tuple[Tensors, dict[str, str]]:
   content = _bytes(path)
   try:
     entries = safetensors.deserialize(content)
-    with safetensors.safe_open(path, "np") as file:
-      metadata = dict(file.metadata() or {})
   except Exception as error:
     raise _damaged(path, error) from error
   found = {}
@@ -43,7 +43,25 @@ def read_safetensors(path: pathlib.Path) -> tuple[Tensors, dict[str, str]]:
                        "float32")
     found[name] = (bfloat16(entry["data"]) if kind == "BF16" else
                    np.frombuffer(entry["data"], np.dtype(_DTYPES[kind]).newbyteorder("<"))).reshape(shape)
-  return found, metadata
+  return found, header(path)[1]
+
+
+def header(path: pathlib.Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+  """(shapes of the tensors by name, metadata) of a .safetensors file, without reading the tensors.
+
+  Raises:
+    InputError: it is damaged.
+  """
+  try:
+    with open(path, "rb") as file:
+      n_bytes = int.from_bytes(file.read(8), "little")
+      found: Any = json.loads(file.read(n_bytes)) if n_bytes <= os.path.getsize(path) else None
+    metadata = found.pop("__metadata__", {})
+    return {name: tuple(entry["shape"]) for name, entry in found.items()}, metadata
+  except OSError as error:
+    raise InputError(f"{path} cannot be read: {error.strerror}") from error
+  except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    raise _damaged(path, "it has no header") from error
 
 
 def read_npz(path: pathlib.Path) -> Tensors:
@@ -131,5 +149,5 @@ def _bytes(path: pathlib.Path) -> bytes:
     raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _damaged(path: pathlib.Path, error: Exception) -> InputError:
+def _damaged(path: pathlib.Path, error: object) -> InputError:
   return InputError(f"{path} is damaged or not whole ({' '.join(str(error).split())[:200]}): fetch it again")

@@ -86,8 +86,7 @@ def like(model: Dictionary, theirs: Dictionary, params: Params) -> Params:
     InputError: each row is changed by itself, which no parameters can say.
   """
   require(not theirs.rows, "sae.start_from", f"a dictionary of {theirs.rows} rows",
-          "no recipe trains on rows that are changed one by one: give training rows that are, and set the "
-          "dictionary's form.rows to ''")
+          "no recipe trains on rows that are changed one by one: such a dictionary can be used, not trained further")
   if theirs.by_norm:
     norm_F = jnp.linalg.norm(params["W_dec_FO"], axis=1)
     norm_F = jnp.where(norm_F > 0, norm_F, 1.0)
@@ -95,7 +94,10 @@ def like(model: Dictionary, theirs: Dictionary, params: Params) -> Params:
               "W_dec_FO": params["W_dec_FO"] / norm_F[:, None]}
   shift_F = params["b_dec_O"] @ params["W_enc_MF"] if theirs.pre_bias != model.pre_bias else 0.0
   # Where b_dec is not subtracted before the encoder, the encoder's bias has to do the same.
-  params = {**params, "b_enc_F": params["b_enc_F"] + (shift_F if model.pre_bias else -shift_F)}
+  shift_F = shift_F if model.pre_bias else -shift_F
+  params = {**params, "b_enc_F": params["b_enc_F"] + shift_F}
+  if "b_mag_F" in params:  # the magnitudes have a bias of their own, beside the encoder's rescaled
+    params = {**params, "b_mag_F": params["b_mag_F"] + jnp.exp(params["r_F"]) * shift_F}
   if isinstance(theirs.nonlinearity, Threshold):
     threshold_F = params["threshold_F"]
     if isinstance(model.nonlinearity, JumpReLU):

@@ -168,7 +168,7 @@ class Dictionary(nn.Module):
     A dictionary that `needs_input` needs the inputs, too.
     """
     y_BO = decode(f, places, self.directions(), self.dtype)[0] + self.offset(x_BM)
-    if not self.rows:
+    if x_BM is None or not self.rows:
       return y_BO
     middle_B1, size_B1 = self.middle_and_size(x_BM)
     return y_BO * size_B1 + middle_B1
