@@ -21,12 +21,14 @@ class Foreign:
   sites: tuple = ()
 
 
-def arrays(seed=0, n_out=M):
-  """Random weights, none of which is a special case."""
+def arrays(seed=0, n_out=M, unit=False):
+  """Random weights, none of which is a special case, but directions of norm 1 if asked for."""
   rng = np.random.default_rng(seed)
   normal = lambda *shape, scale=1.0: (scale * rng.standard_normal(shape)).astype(np.float32)
-  return {"W_enc": normal(M, F), "b_enc": normal(F, scale=0.3), "W_dec": normal(F, n_out, scale=0.4),
-          "b_dec": normal(n_out, scale=0.5), "threshold": np.abs(normal(F)) + np.float32(0.1),
+  W_dec = normal(F, n_out, scale=0.4)
+  W_dec = W_dec / np.linalg.norm(W_dec, axis=1, keepdims=True) if unit else W_dec
+  return {"W_enc": normal(M, F), "b_enc": normal(F, scale=0.3), "W_dec": W_dec, "b_dec": normal(n_out, scale=0.5),
+          "threshold": np.abs(normal(F)) + np.float32(0.1),
           "r_mag": normal(F, scale=0.2), "b_mag": normal(F, scale=0.3), "W_skip": normal(n_out, M, scale=0.2)}
 
 
@@ -276,7 +278,8 @@ MAKERS = {
     "sparsify": sparsify, "sparsify skip": lambda d: sparsify(d, skip=True),
     "sparsify transcoder": lambda d: sparsify(d, True), "sparsify skip transcoder": lambda d: sparsify(d, True, True),
     "gemma_scope": gemma_scope, "gemma_scope_2": gemma_scope_2, "gemma_scope_2 skip": lambda d: gemma_scope_2(d, True),
-    "circuit_tracer": lambda d: circuit_tracer(d / "set"), "circuit_tracer jump": lambda d: circuit_tracer(d / "set", True),
+    "circuit_tracer": lambda d: circuit_tracer(d / "set"),
+    "circuit_tracer jump": lambda d: circuit_tracer(d / "set", True),
     "circuit_tracer skip": lambda d: circuit_tracer(d / "set", True, True),
     **{f"dictionary_learning {kind}": lambda d, kind=kind: dictionary_learning(d / "ae", kind)
        for kind in ("AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "JumpReluAutoEncoder", "AutoEncoderTopK",

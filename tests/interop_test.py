@@ -1,17 +1,21 @@
 """Other tools' SAE files in and out: features by hand, round trips to the bit, and what is refused."""
 
 import dataclasses
+import functools
 import gzip
 import json
+import os
 import pathlib
 import shutil
 import subprocess
 import sys
 
 import foreign_saes as foreign
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from foreign_saes import F, K, M, MAKERS, rows
+from foreign_saes import MAKERS, F, K, M, rows
 from safetensors.numpy import load_file, save_file
 from tiny_run import ENVIRONMENT, EXPERIMENTS
 
@@ -23,6 +27,7 @@ from monojax.interop.sites import hook_of, layer_of, module_of, site_of
 from monojax.sae.config import SAEConfig
 from monojax.sae.form import Form
 from monojax.sae.model import Wiring
+from monojax.sae.recipes import make_recipe
 
 
 def tensors_of(folder):
@@ -76,18 +81,23 @@ def test_a_round_trip_changes_no_bit(name, tmp_path):
     assert set(kept.get("metadata", {}).items()) <= set(said.get("metadata", {}).items())
 
 
-def trained(recipe, **settings):
+def own(recipe, **settings):
+  """A dictionary of a recipe, whose parameters are random and no special case."""
+  config = SAEConfig(recipe, n_features=F, **settings)
+  model = make_recipe(config, Wiring((M,)), np.float32).model
+  params = model.init(jax.random.key(0), np.zeros((1, M), np.float32))["params"]
   rng = np.random.default_rng(1)
-  x = rng.standard_normal((600, M)).astype(np.float32)
-  return monojax.train(x, recipe, n_features=F, n_steps=20, batch_rows=128, start_rows=256, **settings)
+  moved = {name: np.float32(value + 0.3 * rng.standard_normal(value.shape)) for name, value in params.items()}
+  moved |= {"threshold": np.float32(0.7)} if "threshold" in moved else {}
+  return monojax.SAE(config, model, jax.tree.map(jnp.asarray, moved), ("layer.0.resid",))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def saes():
   """One of monojax's own of each kind of non-linearity."""
-  return {"relu": trained("tm2023"), "free": trained("apr2024"), "gated": trained("gated"), "topk": trained("topk", k=4),
-          "batchtopk": trained("batchtopk", k=4), "matryoshka": trained("matryoshka", k=4),
-          "jumprelu": trained("jumprelu")}
+  return {"relu": own("tm2023"), "free": own("apr2024"), "gated": own("gated"), "topk": own("topk", k=4),
+          "batchtopk": own("batchtopk", k=4), "matryoshka": own("matryoshka", k=4),
+          "jumprelu": own("jumprelu", threshold=0.5)}
 
 
 @pytest.mark.parametrize("kind", ["relu", "free", "gated", "topk", "batchtopk", "matryoshka", "jumprelu"])
@@ -133,22 +143,34 @@ def test_a_crosscoder_goes_only_into_our_own(tmp_path):
 
 @pytest.mark.parametrize("name, recipe, settings", [
     ("sae_lens standard", "tm2023", {}), ("sae_lens jumprelu", "jumprelu", {}),
-    ("sae_lens gated", "gated", {}), ("sae_lens topk by norm", "topk", {"k": K}), ("sparsify", "topk", {"k": K}),
-    ("gemma_scope", "jumprelu", {}), ("dictionary_learning BatchTopKSAE", "batchtopk", {"k": K}),
-    ("dictionary_learning MatryoshkaBatchTopKSAE", "matryoshka", {"k": K}), ("qwen_scope", "topk", {"k": K})])
-def test_fine_tuning_starts_from_what_was_read(name, recipe, settings, tmp_path):
+    ("sae_lens gated", "gated", {}), ("sae_lens topk by norm", "topk", {"k": K}),
+    ("dictionary_learning BatchTopKSAE", "batchtopk", {"k": K}),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("sparsify", "topk", {"k": K}), ("gemma_scope", "jumprelu", {}), ("gemma_scope", "jan2025", {}),
+        ("dictionary_learning MatryoshkaBatchTopKSAE", "matryoshka", {"k": K}), ("qwen_scope", "topk", {"k": K})))])
+def test_fine_tuning_starts_from_what_was_read(name, recipe, settings, tmp_path, monkeypatch, capsys):
   """After one step that changes nothing, the fine-tuned dictionary reconstructs what the foreign one does."""
+  if recipe in ("topk", "batchtopk", "matryoshka") and "by norm" not in name:
+    monkeypatch.setattr(foreign, "arrays", functools.partial(foreign.arrays, unit=True))
   made = MAKERS[name](tmp_path)
   x = rows(512)
-  if name == "sparsify":  # only an autoencoder's parameters fit a recipe, and a skip would be lost
-    assert not interop.read(made.path).form.skip
   tuned = monojax.train(x, recipe, n_features=F, n_steps=1, learning_rate=1e-30, batch_rows=128, start_rows=256,
                         warmup_steps=0, start_from=str(made.path), **settings)
-  assert tuned.form is None and tuned.config.recipe == recipe
+  assert tuned.form is None and tuned.config.recipe == recipe and "norms from" not in capsys.readouterr().out
+  if "threshold" in tuned.params:  # BatchTopK's follows the batch of the step, from where it started
+    assert abs(tuned.params["threshold"] - 0.7) < 0.1
+    tuned = dataclasses.replace(tuned, params={**tuned.params, "threshold": jnp.float32(0.7)})
   f = made.encode(x)
   scale = np.abs(made.decode(f, x)).max()
   difference = np.abs(tuned.decode(tuned.encode(x)) - made.decode(f, x)).max(1) / scale
   assert np.quantile(difference, 0.97) < 1e-3, np.sort(difference)[-10:]  # a row may lose a feature at a threshold
+
+
+def test_norms_that_a_recipe_makes_equal_are_told(tmp_path, capsys):
+  made = MAKERS["qwen_scope"](tmp_path)
+  monojax.train(rows(512), "topk", n_features=F, k=K, n_steps=1, batch_rows=128, start_rows=256,
+                start_from=str(made.path))
+  assert "norms from" in capsys.readouterr().out
 
 
 def test_rows_that_are_standardised_cannot_be_trained_on(tmp_path):
@@ -160,6 +182,7 @@ def test_rows_that_are_standardised_cannot_be_trained_on(tmp_path):
 def test_steering_and_directions_are_the_models_own(tmp_path):
   """A change of features moves a reconstruction by `change`, for units of norms and for standardised rows, too."""
   for name in ("sae_lens topk by norm", "openai", "sae_lens jumprelu"):
+    (tmp_path / name).mkdir()
     sae = interop.read(MAKERS[name](tmp_path / name).path)
     x, f = rows(8), np.zeros((8, F), np.float32)
     f_more = f.copy()
@@ -229,13 +252,13 @@ def test_half_precision_is_widened(tmp_path):
 
 class Harmful:
   def __reduce__(self):
-    return pathlib.Path.touch, (pathlib.Path("touched"),)
+    return os.mkdir, ("touched",)
 
 
 def test_a_pickle_that_names_anything_else_is_refused_before_it_runs(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   foreign.torch_save({"encoder.weight": Harmful()}, tmp_path / "ae.pt")
-  with pytest.raises(InputError, match=r"ae.pt names pathlib.* and not only tensors"):
+  with pytest.raises(InputError, match=r"ae.pt names posix.mkdir, and not only tensors"):
     interop.read(tmp_path / "ae.pt")
   foreign.torch_save({"a": foreign.Named("os", "system")}, tmp_path / "b.pt")
   with pytest.raises(InputError, match="names os.system"):

@@ -86,7 +86,7 @@ def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], met
                       ) -> None:
   """Writes tensors as a .safetensors file, which gets its name once it is whole."""
   import safetensors.numpy
-  content = safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata)
+  content = safetensors.numpy.save({name: np.array(value, order="C") for name, value in tensors.items()}, metadata)
   with files.replacing(path) as file:
     file.write(content)
 

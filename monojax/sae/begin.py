@@ -140,6 +140,11 @@ def start_params(config: SAEConfig, recipe: MadeRecipe, state: TrainState, own: 
   from monojax.sae.dictionary import SAE
   theirs = SAE.load(config.start_from, recipe=own)
   finished = form.like(recipe.model, theirs.model, theirs.params)
+  norm_F = jnp.linalg.norm(finished["W_dec_FO"], axis=1)
+  if not recipe.model.nonlinearity.folds_norms and norm_F.max() > 1.01 * norm_F.min():
+    print(f"sae.start_from: the directions there have norms from {norm_F.min():.3g} to {norm_F.max():.3g}. "
+          f"{config.recipe} keeps them equal, so that other features of a row are among the largest at first",
+          flush=True)
   return placed_like(training_params(recipe, finished, state.params, state.counters["scale_W"]), state.params)
 
 
