@@ -212,6 +212,7 @@ def torch_save(state, path):
   pickler.dump(state)
   with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
     archive.writestr("archive/data.pkl", buffer.getvalue())
+    archive.writestr("archive/version", b"3\n")
     archive.writestr("archive/byteorder", b"little")
     for key, content in enumerate(pickler.storages):
       archive.writestr(f"archive/data/{key}", content)

@@ -71,7 +71,8 @@ def test_there_and_back_and_what_is_refused(tmp_path):
   qwen = foreign.qwen_scope(tmp_path).path
   with serving() as (stub, endpoint):
     files = {f"layer_3/{path.name}": path.read_bytes() for path in made.path.iterdir()}
-    stub.repositories |= {"them/saes": files, "them/more": files, "them/gated": files, "them/qwen-L0_5": {qwen.name: qwen.read_bytes()}}
+    stub.repositories |= {"them/saes": files, "them/more": files, "them/gated": files,
+                          "them/qwen-L0_5": {qwen.name: qwen.read_bytes()}}
     stub.gated.add("them/gated")
     found = python(THERE_AND_BACK, endpoint, tmp_path / "home")
     assert found["same"] == [True, True] and found["form"] and found["about"] and "/me/mine/commit/" in found["commit"]
