@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from foreign_saes import MAKERS, F, K, M, rows
 from safetensors.numpy import load_file, save_file
-from tiny_run import ENVIRONMENT, EXPERIMENTS
+from tiny_run import ENVIRONMENT, EXPERIMENTS, run, tiny
 
 import monojax
-from monojax import InputError, interop
+from monojax import InputError, files, interop
 from monojax.interop import torch_file
 from monojax.interop.plain import plain_of
 from monojax.interop.sites import hook_of, layer_of, module_of, site_of
@@ -407,6 +407,36 @@ def test_the_command_converts_a_runs_dictionary(finished, tmp_path):
   assert result.returncode == 2 and result.stderr.count("\n") == 1 and "there is no such file" in result.stderr
   result = convert(f"--target={tmp_path / 'out'}")
   assert result.returncode == 2 and "--source=None: name the dictionary to read" in result.stderr
+
+
+def test_a_run_adopts_a_dictionary_that_is_then_like_its_own(finished, tmp_path):
+  """Its own dictionary by way of SAELens' files: the same figures, tables, pages and steering."""
+  work = shutil.copytree(finished[0], tmp_path / "run")
+  loaded = monojax.load(work)
+  interop.write(loaded.sae, tmp_path / "theirs", "sae_lens")
+  result = run("adopt_sae", work, "--name=theirs", f"--source={tmp_path / 'theirs'}")
+  assert result.returncode == 0, result.stderr[-3000:]
+  own_figures, figures = (files.read_json(work / stage / "stage.json")["figures"] for stage in
+                          ("sae", "dictionaries/theirs"))
+  for name in ("l0", "explained_variance", "ce_spliced", "heldout_dense_features"):
+    assert figures[f"sae/{name}"] == pytest.approx(own_figures[f"sae/{name}"], rel=1e-5)
+  assert figures["sae/rows_seen"] is None and figures["sae/sparsity"] is None
+  for command in ("analyze", "build_browser"):
+    result = run(command, work, "--dictionary=theirs", *tiny("analysis" if command == "analyze" else "browser"))
+    assert result.returncode == 0, result.stderr[-3000:]
+  theirs = monojax.load(work, "theirs")
+  assert theirs.sae.form == Form("relu", pre_bias=True) and (theirs._place.home and (
+      work / theirs._place.home / "browser" / "site" / "index.html").exists())
+  np.testing.assert_allclose(theirs.features.density_F, loaded.features.density_F, atol=1e-4)
+  i = int(np.argmax(loaded.features.n_fires_F))
+  value = {i: float(loaded.features.max_act_F[i])}
+  assert theirs.steer("the", value, 8, temperature=0.1) == loaded.steer("the", value, 8, temperature=0.1)
+  result = run("adopt_sae", work, "--name=theirs", f"--source={tmp_path / 'theirs'}")
+  assert "already done" in result.stdout
+  wide = MAKERS["gemma_scope"](tmp_path / "wide")
+  result = run("adopt_sae", work, "--name=wide", f"--source={wide.path}", "--sites=layer.0.mlp.hidden")
+  assert result.returncode == 2 and "reads 12 numbers of layer.0.mlp.hidden, which in this run has 48" in result.stderr
+  assert not (work / "dictionaries" / "wide").exists() or not list((work / "dictionaries" / "wide").glob("*.json"))
 
 
 def test_neuronpedias_export_says_what_the_analysis_does(finished, tmp_path):

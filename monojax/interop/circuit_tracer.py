@@ -5,6 +5,8 @@ Letters: M width read, O width written, F features.
 
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +59,7 @@ def _entries(path: pathlib.Path) -> dict[str, str]:
   return {name: value.strip("'\"") for name, value in found}
 
 
-def write(plain: Plain, directory: pathlib.Path, model_name: str = "") -> None:
+def write(plain: Plain, directory: pathlib.Path, model_name: str, metadata: Mapping[str, Any]) -> None:
   """Writes a transcoder as `layer_{l}.safetensors` beside those of other layers, and `config.yaml`.
 
   circuit-tracer wants the same number of features at each of the layers from 0 on.

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from monojax import hub
@@ -61,7 +61,8 @@ def read(path: str | os.PathLike[str], format: str = "auto", k: int | None = Non
   return sae_of(plain)
 
 
-def write(sae: SAE, path: str | os.PathLike[str], format: str, model_name: str = "") -> None:
+def write(sae: SAE, path: str | os.PathLike[str], format: str, model_name: str = "",
+          metadata: Mapping[str, Any] | None = None) -> None:
   """Writes a dictionary as the files of another tool, in a folder.
 
   Args:
@@ -69,6 +70,8 @@ def write(sae: SAE, path: str | os.PathLike[str], format: str, model_name: str =
     path: the folder, which is made if there is none. Files in it that have the same names are replaced.
     format: one of `WRITTEN`.
     model_name: the subject's name on the Hugging Face hub, which SAELens and circuit-tracer write down.
+    metadata: further facts that SAELens writes down for other tools, such as {"context_size": 128, "prepend_bos": True,
+      "dataset_path": "owner/name"}.
 
   Raises:
     InputError: the format cannot express what the dictionary computes; the message names one that can.
@@ -82,7 +85,7 @@ def write(sae: SAE, path: str | os.PathLike[str], format: str, model_name: str =
   elif format == single_file.NAME:
     single_file.write(sae, directory)
   else:
-    _WRITERS[format](plain_of(sae, format), directory, model_name)
+    _WRITERS[format](plain_of(sae, format), directory, model_name, metadata or {})
 
 
 def _fetched(spec: str) -> pathlib.Path:

@@ -8,6 +8,8 @@ Letters: M width read, O width written, F features.
 
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +74,7 @@ def _sites(path: pathlib.Path) -> tuple[str, str]:
   return (f"layer.{layer}.{_SITES[site]}",) * 2
 
 
-def write(plain: Plain, directory: pathlib.Path, model_name: str = "") -> None:
+def write(plain: Plain, directory: pathlib.Path, model_name: str, metadata: Mapping[str, Any]) -> None:
   """Writes a folder with `params.npz`, as Gemma Scope's first edition has them.
 
   Raises:

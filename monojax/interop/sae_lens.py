@@ -4,6 +4,7 @@ Letters: M width read, O width written, F features.
 """
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -113,8 +114,8 @@ def _normalisation(cfg: dict[str, Any], directory: pathlib.Path, params: dict[st
   return _ROWS[kind]
 
 
-def write(plain: Plain, directory: pathlib.Path, model_name: str = "") -> None:
-  """Writes a folder that SAELens loads (`SAE.load_from_disk`).
+def write(plain: Plain, directory: pathlib.Path, model_name: str, metadata: Mapping[str, Any]) -> None:
+  """Writes a folder that SAELens loads (`SAE.load_from_disk`), with facts for its metadata besides those known.
 
   Raises:
     InputError: SAELens has no architecture that computes the same.
@@ -136,7 +137,7 @@ def write(plain: Plain, directory: pathlib.Path, model_name: str = "") -> None:
     cfg["d_out"] = plain.n_outputs
   if form.skip:
     tensors["W_skip"] = params["W_skip_MO"].T
-  cfg["metadata"] = _metadata(plain, model_name)
+  cfg["metadata"] = {**_metadata(plain, model_name), **metadata}
   write_safetensors(directory / WEIGHTS, tensors)
   files.write_json(directory / CONFIG, cfg)
 
@@ -163,5 +164,4 @@ def _metadata(plain: Plain, model_name: str) -> dict[str, Any]:
     return said[name] if said.get(name) and site_of(said[name]) == site else hook_of(site) or None
   return {**said, "sae_lens_version": said.get("sae_lens_version", _WRITTEN_VERSION),
           "model_name": model_name or said.get("model_name") or "", "hook_name": hook("hook_name", plain.reads),
-          **({} if plain.autoencodes else {"hook_name_out": hook("hook_name_out", plain.writes)}),
-          **{name: said.get(name) for name in ("hook_head_index", "context_size", "prepend_bos", "dataset_path")}}
+          **({} if plain.autoencodes else {"hook_name_out": hook("hook_name_out", plain.writes)})}

@@ -4,6 +4,8 @@ Letters: M width read, O width written, F features.
 """
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +52,7 @@ def _read_by(writes: str) -> str:
   return f"layer.{layer - 1}.resid" if layer else "embed"
 
 
-def write(plain: Plain, directory: pathlib.Path, model_name: str = "") -> None:
+def write(plain: Plain, directory: pathlib.Path, model_name: str, metadata: Mapping[str, Any]) -> None:
   """Writes a folder that sparsify loads (`SparseCoder.load_from_disk`).
 
   Raises:

@@ -35,6 +35,7 @@ def read_safetensors(path: pathlib.Path) -> tuple[Tensors, dict[str, str]]:
     entries = safetensors.deserialize(content)
   except Exception as error:
     raise _damaged(path, error) from error
+  del content  # of which the entries are copies
   found = {}
   for name, entry in entries:
     kind, shape = entry["dtype"], entry["shape"]
@@ -117,7 +118,7 @@ def taken(tensors: Mapping[str, Any], path: pathlib.Path, names: Iterable[str], 
     value = tensors[name]
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
       raise InputError(f"{path}: {name} is no tensor of numbers")
-    found[name] = value.astype(np.float32)
+    found[name] = value.astype(np.float32, copy=False)
   return found
 
 
