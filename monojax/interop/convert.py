@@ -13,6 +13,7 @@ from monojax.interop import circuit_tracer, gemma_scope, sae_lens, single_file, 
 from monojax.interop.names import FORMATS, WRITTEN
 from monojax.interop.plain import Plain, checked, plain_of, sae_of
 from monojax.sae.dictionary import SAE
+from monojax.sae.recipes import Recipe
 
 MONOJAX = "monojax"
 _WRITERS: dict[str, Callable[..., None]] = {
@@ -26,7 +27,8 @@ _SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 _OF_A_RUN = ("dictionary", "sae/dictionary")  # where the dictionary is in a stage's folder, and in a run's
 
 
-def read(path: str | os.PathLike[str], format: str = "auto", k: int | None = None, sites: tuple[str, ...] = ()) -> SAE:
+def read(path: str | os.PathLike[str], format: str = "auto", k: int | None = None, sites: tuple[str, ...] = (),
+         recipe: Recipe | None = None) -> SAE:
   """A dictionary from the files of any tool that monojax knows, ready for use, analysis and fine-tuning.
 
   Args:
@@ -36,6 +38,7 @@ def read(path: str | os.PathLike[str], format: str = "auto", k: int | None = Non
     k: features of a row that a TopK dictionary keeps, where the files do not say.
     sites: names of the sites that it reads and writes, where the files do not say or say it otherwise: one of an
       autoencoder, two of a transcoder.
+    recipe: the record of the recipe of one of monojax's own, if that is not part of monojax.
 
   Returns:
     The `SAE`. Weights in float16 and bfloat16 are widened to float32; those in float32 are not changed by a bit, unless
@@ -49,10 +52,12 @@ def read(path: str | os.PathLike[str], format: str = "auto", k: int | None = Non
   if not place.exists():
     raise InputError(f"source={str(path)!r}: there is no such file or folder")
   place, format = _recognised(place, format)
-  if format == MONOJAX:
-    return SAE.load(place, sites)
-  if format == single_file.NAME:
-    return single_file.read(_file(place, single_file.FILE), sites)
+  if format in (MONOJAX, single_file.NAME):
+    sae = (SAE.load(place, recipe=recipe) if format == MONOJAX
+           else single_file.read(_file(place, single_file.FILE), recipe))
+    n_sites = len(sae.model.wiring.widths)
+    require(len(sites) in (0, n_sites), "sites", ",".join(sites), f"this dictionary is of {n_sites}")
+    return dataclasses.replace(sae, sites=sites) if sites else sae
   plain = checked(_plain(place, format, k), place)
   if sites:
     require(len(sites) == (1 if plain.autoencodes else 2), "sites", ",".join(sites),

@@ -14,12 +14,13 @@ from monojax.config import InputError
 from monojax.interop.tensors import read_safetensors, write_safetensors
 from monojax.sae.begin import settings_of
 from monojax.sae.dictionary import SAE, kept_about
+from monojax.sae.recipes import Recipe
 
 NAME, FILE = "safetensors", "monojax.safetensors"
 _ENTRY = "monojax"  # of the metadata
 
 
-def read(path: pathlib.Path, sites: tuple[str, ...] = ()) -> SAE:
+def read(path: pathlib.Path, recipe: Recipe | None = None) -> SAE:
   """The dictionary in a file that `write` wrote.
 
   Raises:
@@ -29,7 +30,8 @@ def read(path: pathlib.Path, sites: tuple[str, ...] = ()) -> SAE:
   if _ENTRY not in metadata:
     raise InputError(f"{path} is no file of monojax: its metadata has no entry {_ENTRY!r}")
   kept: dict[str, Any] = files.parsed(metadata[_ENTRY].encode(), path)
-  sae = SAE.of({name: value.astype(np.float32) for name, value in tensors.items()}, kept, str(path), sites)
+  sae = SAE.of({name: value.astype(np.float32) for name, value in tensors.items()}, kept, str(path),
+               recipe=recipe)
   wanted = expected_shapes(sae)
   found = {name: value.shape for name, value in tensors.items()}
   if found != wanted:

@@ -62,14 +62,6 @@ def hook_of(site: str) -> str:
   return site
 
 
-def module_of(site: str) -> str:
-  """sparsify's name of a site, that of the module whose output it is, such as layers.3.mlp; "" where it is none."""
-  for known, modules, goes_in in _MODULES:
-    if not goes_in and (found := re.fullmatch(re.escape(known).replace(r"\{\}", r"(\d+)"), site)):
-      return ".".join(filter(None, ("layers", found[1], modules[0])))
-  return ""
-
-
 def layer_of(site: str) -> int | None:
   """The number of a site's layer; None where it has none."""
   found = re.search(r"\blayer\.(\d+)\.|\bblocks\.(\d+)\.", site)

@@ -17,6 +17,7 @@ from monojax.interop.tensors import number, read_config, read_safetensors, taken
 from monojax.sae.form import Form
 
 NAME, CONFIG, WEIGHTS = "sparsify", "cfg.json", "sae.safetensors"
+_SITES = "monojax_sites"  # an entry that sparsify passes over: [site read, site written]
 
 
 def read(directory: pathlib.Path) -> Plain:
@@ -38,8 +39,11 @@ def read(directory: pathlib.Path) -> Plain:
     params["W_skip_MO"] = np.ascontiguousarray(arrays["W_skip"].T)
   form = Form("topk", number(cfg.get("k", 32), "k", path), not transcodes, skip)
   writes = site_of(directory.name) if directory.name.count(".") else ""
-  return Plain(form, params, _read_by(writes) if transcodes else writes, writes, not transcodes,
-               {"format": NAME, "config": cfg})
+  reads = _read_by(writes) if transcodes else writes
+  said = cfg.get(_SITES)
+  if isinstance(said, list) and len(said) == 2 and all(isinstance(site, str) for site in said):
+    reads, writes = said
+  return Plain(form, params, reads, writes, not transcodes, {"format": NAME, "config": cfg})
 
 
 def _read_by(writes: str) -> str:
@@ -76,4 +80,5 @@ def write(plain: Plain, directory: pathlib.Path, model_name: str, metadata: Mapp
       "activation": "topk", "expansion_factor": max(1, plain.n_features // plain.n_inputs),
       "normalize_decoder": bool(np.allclose(norms, 1, atol=1e-3)), "multi_topk": False, **kept,
       "num_latents": plain.n_features, "k": plain.form.k, "skip_connection": plain.form.skip,
-      "transcode": not plain.autoencodes, "d_in": plain.n_inputs})
+      "transcode": not plain.autoencodes, "d_in": plain.n_inputs,
+      **({_SITES: [plain.reads, plain.writes]} if plain.reads and plain.writes else {})})

@@ -154,7 +154,7 @@ class SAE:
     """
     if hub.is_hub(directory) or _is_foreign(pathlib.Path(directory)):
       from monojax import interop
-      return interop.read(directory, sites=sites)
+      return interop.read(directory, sites=sites, recipe=recipe)
     params, kept, step = checkpoint.load_params(directory)
     require(step == 0, "directory", str(directory), "holds checkpoints of training; name the folder of the finished "
             "parameters beside it, dictionary/")
