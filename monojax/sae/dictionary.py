@@ -145,7 +145,7 @@ class SAE:
 
     Args:
       directory: the folder, for instance `RUN/sae/dictionary`; a file or folder that `monojax.interop.read` reads; or
-        either on the Hugging Face hub, as "hf:NAME[@REVISION][/FOLDER]".
+        either on the Hugging Face hub, as `hf:NAME[@REVISION][/FOLDER]`.
       sites: names of its sites, where what is read does not say: dictionaries of version 0.1 were saved without.
       recipe: the record of its recipe, if that is not part of monojax.
 
