@@ -227,6 +227,12 @@ def test_configurations_of_sae_lens_before_6(tmp_path):
   said = json.loads((tmp_path / "new" / "cfg.json").read_text())
   assert said["metadata"]["hook_name"] == "blocks.8.hook_resid_pre" and said["metadata"]["model_name"] == "gpt2-small"
   assert said["apply_b_dec_to_input"] and said["metadata"]["sae_lens_version"] == "6.0.0" and said["k"] == K
+  factor = np.linspace(0.5, 2, F).astype(np.float32)  # of each feature, by which decoding multiplies it
+  tensors = load_file(made.path / "sae_weights.safetensors")
+  save_file({**tensors, "scaling_factor": factor}, made.path / "sae_weights.safetensors")
+  x = rows()
+  np.testing.assert_allclose(interop.read(made.path).decode(sae.encode(x)), sae.decode(sae.encode(x) * factor),
+                             atol=1e-5)
 
 
 def test_half_precision_is_widened(tmp_path):
@@ -304,6 +310,16 @@ def test_damaged_and_unknown_files_are_one_line_each(tmp_path):
   content = (made.path / "params.npz").read_bytes()
   (made.path / "params.npz").write_bytes(content[:-200])
   refused(made.path, "params.npz is damaged")
+  made = MAKERS["circuit_tracer jump"](tmp_path / "ct")
+  tensors = load_file(made.path)
+  save_file({**tensors, "activation_function.threshold": -tensors["activation_function.threshold"]}, made.path)
+  refused(made.path, "threshold below 0, where features would be negative")
+  save_file({"W_enc_0": tensors["W_enc"], "b_enc_0": tensors["b_enc"]}, tmp_path / "W_enc_0.safetensors")
+  refused(tmp_path / "W_enc_0.safetensors", "part of a cross-layer transcoder")
+  foreign.torch_save([np.zeros(2, np.float32)], tmp_path / "list.pt")
+  refused(tmp_path / "list.pt", "holds no state dict")
+  foreign.torch_save({"weight": np.zeros(2, np.float32)}, tmp_path / "other.pt")
+  refused(tmp_path / "other.pt", "has the tensors weight, which are of no format")
   made = MAKERS["qwen_scope"](tmp_path / "q")
   shutil.copy(made.path, tmp_path / "layer4.sae.pt")
   refused(tmp_path / "layer4.sae.pt", "does not say how many features.*give k")
@@ -351,6 +367,11 @@ def test_sites_that_are_given_or_kept(tmp_path):
   for path in (made.path, tmp_path / "monojax of no module"):
     with pytest.raises(InputError, match="sites='a': (name the sites read and written|this dictionary is of 2)"):
       interop.read(path, sites=("a",))
+  transcoder = interop.read(MAKERS["circuit_tracer jump"](tmp_path / "ct").path)
+  interop.write(transcoder, tmp_path / "npz", "gemma_scope")  # whose files do not say that it is one
+  again = interop.read(tmp_path / "npz", sites=transcoder.sites)
+  assert again.sites == transcoder.sites and not again.model.wiring.autoencodes
+  np.testing.assert_array_equal(again.encode(rows()), transcoder.encode(rows()))
   with pytest.raises(InputError, match="name the one site of an autoencoder"):
     interop.read(MAKERS["openai"](tmp_path).path, sites=("a", "b"))
 

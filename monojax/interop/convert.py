@@ -58,7 +58,7 @@ def read(path: str | os.PathLike[str], format: str = "auto", k: int | None = Non
     n_sites = len(sae.model.wiring.widths)
     require(len(sites) in (0, n_sites), "sites", ",".join(sites), f"this dictionary is of {n_sites}")
     return dataclasses.replace(sae, sites=sites) if sites else sae
-  plain = checked(_plain(place, format, k), place)
+  plain = checked(_plain(place, format, k, len(sites) == 2), place)
   if sites:
     require(len(sites) == (1 if plain.autoencodes else 2), "sites", ",".join(sites),
             "name the one site of an autoencoder" if plain.autoencodes else "name the sites read and written")
@@ -153,13 +153,13 @@ def _format_of_file(path: pathlib.Path) -> str:
                    "monojax reads")
 
 
-def _plain(place: pathlib.Path, format: str, k: int | None) -> Plain:
-  """The dictionary in files of a known format."""
+def _plain(place: pathlib.Path, format: str, k: int | None, transcodes: bool) -> Plain:
+  """The dictionary in files of a known format; `transcodes` tells of files that do not what they hold."""
   if format in (sae_lens.NAME, sparsify.NAME):
     reader = sae_lens.read if format == sae_lens.NAME else sparsify.read
     return reader(place.parent if place.is_file() else place)
   if format == gemma_scope.NAME:
-    return gemma_scope.read(_file(place, gemma_scope.FIRST, gemma_scope.SECOND))
+    return gemma_scope.read(_file(place, gemma_scope.FIRST, gemma_scope.SECOND), transcodes)
   if format == circuit_tracer.NAME:
     return circuit_tracer.read(_file(place))
   return torch_formats.read(_file(place, "ae.pt"), "auto" if format == "torch" else format, k)

@@ -25,8 +25,8 @@ _SITES = {"res": "resid", "att": "attn.z", "mlp": "mlp.out", "resid_post": "resi
           "mlp_out": "mlp.out"}
 
 
-def read(path: pathlib.Path) -> Plain:
-  """The dictionary in a file of Gemma Scope.
+def read(path: pathlib.Path, transcodes: bool = False) -> Plain:
+  """The dictionary in a file of Gemma Scope, where `transcodes` says that it is a transcoder if its folders do not.
 
   Raises:
     InputError: it is damaged, or a cross-layer transcoder.
@@ -46,7 +46,8 @@ def read(path: pathlib.Path) -> Plain:
             "b_dec_O": arrays["b_dec"], "threshold_F": arrays["threshold"]}
   if skip:
     params["W_skip_MO"] = arrays["affine_skip_connection"]
-  is_transcoder = skip or reads != writes or any("transcoder" in part for part in _named(path))
+  is_transcoder = (transcodes or skip or reads != writes or any("transcoder" in part for part in _named(path))
+                   or arrays["W_enc"].shape[:1] != arrays["W_dec"].shape[1:])
   return Plain(Form("threshold", skip=skip), params, reads, writes, not is_transcoder, {"format": NAME})
 
 
