@@ -154,6 +154,57 @@ def _check_store() -> None:
   sys.exit(1 if damaged and not flags.FLAGS.repair else 0)
 
 
+def _define_source() -> None:
+  from monojax.interop.names import FORMATS
+  _own(flags.DEFINE_string("source", None, "what is read: a folder or file of another tool, a dictionary's folder or a "
+                           "run's, or either on the Hugging Face hub, hf:NAME[@REVISION]/PATH"))
+  _own(flags.DEFINE_enum("source_format", "auto", ("auto", *FORMATS), "what the source is; auto lets its files tell"))
+  _own(flags.DEFINE_integer("k", None, "features of a row that a TopK source keeps, where its files do not say",
+                            lower_bound=1))
+  _own(flags.DEFINE_list("sites", None, "the site that the source reads, and the one that it writes if that is "
+                         "another, where its files do not say; for instance layer.3.mlp.in,layer.3.mlp.out"))
+
+
+def _read_source():
+  """The dictionary that the flags of `_define_source` name."""
+  from monojax import interop
+  values = flags.FLAGS
+  require(values.source, "--source", values.source, "name the dictionary to read")
+  return interop.read(values.source, values.source_format, values.k, tuple(values.sites or ()))
+
+
+def _define_convert_sae() -> None:
+  from monojax.interop.names import WRITTEN
+  _define_source()
+  _own(flags.DEFINE_string("target", None, "the folder that is written"))
+  _own(flags.DEFINE_enum("format", "safetensors", WRITTEN, "the files that are written"))
+  _own(flags.DEFINE_string("model_name", "", "the subject's name on the Hugging Face hub, which the files say"))
+
+
+def _convert_sae() -> None:
+  from monojax import interop
+  values = flags.FLAGS
+  require(values.target, "--target", values.target, "name the folder to write")
+  sae = _read_source()
+  interop.write(sae, values.target, values.format, values.model_name)
+  print(f"{values.target}: {sae.n_features:,} features as {values.format}")
+
+
+def _define_adopt_sae() -> None:
+  _own(flags.DEFINE_string("name", None, "what it is called in the run: it becomes dictionaries/NAME"))
+  _define_source()
+
+
+def _adopt_sae() -> None:
+  from monojax.pipeline.settings import stage_of_name
+  from monojax.pipeline.stages import adopt_sae, write_comparison
+  require(flags.FLAGS.name, "--name", flags.FLAGS.name, "say what it is called in the run")
+  stage_of_name(flags.FLAGS.name, "--name")
+  run, config = cli.run_and_config()
+  cli.print_figures(adopt_sae(run, config, flags.FLAGS.name, _read_source(), flags.FLAGS.source)["figures"])
+  write_comparison(run)
+
+
 def _define_synthetic() -> None:
   from monojax.studies.synthetic.study import SyntheticStudyConfig
   cli.define_study_flags(SyntheticStudyConfig)
@@ -375,6 +426,28 @@ Each shard's size, the checksum of each of its chunks and the sums over its rows
 left. With --repair the damaged shards are harvested again from the run's subject and tokens, with the same bytes. Exits
 with 1 if damage was found and not repaired.
 """, _check_store, ("mesh",), define=_define_check_store),
+    "adopt_sae": Command(
+        "any tool's dictionary into a run, to be analysed and browsed", """\
+Takes a finished dictionary, of whatever tool, into a run that has activations of its sites.
+
+  {command} --workdir=runs/mine --name=theirs --source=hf:owner/name/folder
+  {command} --workdir=runs/mine --name=theirs --source=exported --sites=layer.0.mlp.hidden
+
+It is measured on held-out text as the run's own are, and is then a dictionary of the run like any other: analyze,
+build_browser and monojax.load take its name.
+""", _adopt_sae, ("sae", "mesh"), {"sae": ("val_tokens",)}, _define_adopt_sae),
+    "convert_sae": Command(
+        "a dictionary from any tool's files to any other's", """\
+Reads a dictionary from the files of any tool that monojax knows, and writes it as those of another.
+
+  {command} --source=runs/demo --target=exported --format=sae_lens --model_name=gpt2
+  {command} --source=hf:owner/name/folder --target=mine --format=monojax
+  {command} --source=layer_12/params.npz --target=twelve --format=sae_lens --sites=layer.12.resid
+
+Reads folders and files of SAELens, sparsify, Gemma Scope, circuit-tracer, dictionary_learning, OpenAI's sparse
+autoencoders, Qwen-Scope and monojax. What a format cannot express is refused, with one that can. Weights in float32 are
+not changed by a bit, unless something has to be folded into them.
+""", _convert_sae, define=_define_convert_sae),
     "synthetic": Command(
         "study: dictionaries on planted features, whose truth is known", """\
 Synthetic activations: a dictionary against planted features, whose truth is known.

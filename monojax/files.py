@@ -309,6 +309,13 @@ def _sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest(array: Any) -> str:
+  """The SHA-256 of an array's shape, type and content."""
+  array = np.asarray(array)
+  told = f"{array.dtype.str} {array.shape} ".encode()
+  return hashlib.sha256(told + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
 @functools.cache
 def _sha256_once(path: pathlib.Path, n_bytes: int, changed_ns: int) -> str:
   """A file's checksum, which is computed once in a process unless the file changes."""

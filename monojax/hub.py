@@ -37,7 +37,7 @@ def is_hub(spec: object) -> bool:
 
 
 def place_of(spec: str) -> Place:
-  """The repository, revision and folder that "hf:NAME[@REVISION][/FOLDER]" names.
+  """The repository, revision and folder that `hf:NAME[@REVISION][/FOLDER]` names.
 
   NAME has two parts, OWNER/NAME. The oldest repositories have one, such as gpt2: a folder in one of these needs the
   revision, too, as in hf:gpt2@main/folder. A revision ends at the first slash behind it.
@@ -59,7 +59,7 @@ def place_of(spec: str) -> Place:
 
 
 def folder_of(spec: str, patterns: list[str] | None = None) -> pathlib.Path:
-  """The local folder that holds what "hf:NAME[@REVISION][/FOLDER]" names, fetched unless it is there already.
+  """The local folder that holds what `hf:NAME[@REVISION][/FOLDER]` names, fetched unless it is there already.
 
   Args:
     spec: the name.
@@ -86,7 +86,7 @@ def send(directory: pathlib.Path, spec: str, message: str, private: bool = False
 
   Args:
     directory: the folder.
-    spec: "hf:NAME[@BRANCH][/FOLDER]", where its files go.
+    spec: `hf:NAME[@BRANCH][/FOLDER]`, where its files go.
     message: what the commit says.
     private: whether a repository that is made here can be seen only by its owner.
 

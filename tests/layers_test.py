@@ -15,7 +15,9 @@ ROOT = pathlib.Path(__file__).parent.parent / "monojax"
 FOUNDATION = {"config", "files", "places", "ending", "shuffle", "metrics", "mesh", "checkpoint", "training",
               "host_memory", "benchmark", "linear", "distributed", "variance", "hub"}
 # Rooms in order: each may import itself, the foundation and the rooms before it, but not those it need not know.
-ROOMS = ["text", "subjects", "activations", "sae", "analysis", "browser", "pipeline", "studies"]
+ROOMS = ["text", "subjects", "activations", "sae", "analysis", "browser", "pipeline", "studies", "interop"]
+# A dictionary reads and writes other tools' files by itself, through the room that translates them, when asked to.
+LATE = {("sae/dictionary.py", "monojax.interop")}
 NOT_KNOWN = {"sae": {"text", "subjects"}, "browser": {"text", "subjects", "activations", "sae"}}
 TOP = {"cli", "commands", "__init__", "__main__"}
 
@@ -47,7 +49,7 @@ def test_imports_go_down():
       continue
     for name in imported(path):
       target = name.split(".")
-      if target[0] != "monojax" or len(target) < 2:
+      if target[0] != "monojax" or len(target) < 2 or (path.relative_to(ROOT).as_posix(), name) in LATE:
         continue
       seen += 1
       if len(parts) == 1:
@@ -96,7 +98,9 @@ def test_only_subjects_name_a_familys_parameters_and_classes():
     documents = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
       if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documents:
-        assert not any(node.value == name or node.value.startswith("layer_") for name in forbidden), (path, node.value)
+        # `interop` knows the files of other tools, which are named layer_3, too.
+        of_a_file = path.relative_to(ROOT).parts[0] == "interop" and node.value.startswith("layer_")
+        assert of_a_file or not (node.value in forbidden or node.value.startswith("layer_")), (path, node.value)
       if isinstance(node, ast.Name):
         assert node.id != "Transformer", path
     assert not any("subjects.transformer" in name for name in imported(path)), path

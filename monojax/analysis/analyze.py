@@ -182,7 +182,7 @@ def density_histogram(density_F: np.ndarray) -> dict[str, list]:
 
 def weight_columns(sae: SAE) -> dict[str, np.ndarray]:
   """The feature columns that are computed from the dictionary's weights alone: biases and largest neurons."""
-  W_dec_FO, W_enc_MF = np.asarray(sae.params["W_dec_FO"]), np.asarray(sae.params["W_enc_MF"])
+  W_dec_FO, W_enc_MF = sae.direction_FO, np.asarray(sae.params["W_enc_MF"])
   top_FN = np.argsort(-np.abs(W_dec_FO), axis=1, kind="stable")[:, :_LISTED_NEURONS]
   weights_FN = np.take_along_axis(W_dec_FO, top_FN, axis=1)
   columns = {
@@ -215,5 +215,5 @@ def logit_columns(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, trai
   for start in range(0, train_tokens.n_tokens, 1 << 24):
     counts_V += np.bincount(train_tokens.tokens_N[start:start + (1 << 24)], minlength=len(counts_V))
   scale = typical_scale(subject, path, val_tokens, config.batch_contexts, config.seed, kept=kept)
-  return logit_weights(np.asarray(sae.params["W_dec_FO"])[:, first:last], path, scale,
+  return logit_weights(sae.direction_FO[:, first:last], path, scale,
                        counts_V >= min(config.min_token_count, counts_V.max()))

@@ -69,7 +69,8 @@ def _change(dictionary, sae_params, feature_J, value_J):
   """The function x_NM -> what holding some features at given values adds to what is written, (N, O)."""
   def change(x_NM):
     f_NF = dictionary.model.apply({"params": sae_params}, x_NM, method="encode")
-    return (value_J[None] - f_NF[:, feature_J]) @ sae_params["W_dec_FO"][feature_J]
+    change_NJ = value_J[None] - f_NF[:, feature_J]
+    return dictionary.model.apply({"params": sae_params}, change_NJ, feature_J, x_NM, method="change")
   return change
 
 

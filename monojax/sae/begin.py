@@ -12,13 +12,14 @@ from jax.sharding import Mesh
 from monojax import checkpoint
 from monojax import config as configs
 from monojax import mesh as meshes
-from monojax.config import InputError, require
+from monojax.config import InputError
+from monojax.sae import form
 from monojax.sae.config import SAEConfig
 from monojax.sae.finish import training_params
 from monojax.sae.model import Wiring
 from monojax.sae.nonlinearity import Params
 from monojax.sae.parts import MadeRecipe
-from monojax.sae.recipes import Recipe, make_recipe
+from monojax.sae.recipes import Recipe
 from monojax.training import TrainState
 
 # Settings that may differ where training is extended: the steps, what follows from them, and the caller's fingerprint
@@ -136,17 +137,14 @@ def start_params(config: SAEConfig, recipe: MadeRecipe, state: TrainState, own: 
   Raises:
     InputError: there is no finished dictionary, or it does not fit.
   """
-  place = config.start_from
-  finished, saved, step = checkpoint.load_params(place)
-  require(step == 0, "sae.start_from", place, "holds checkpoints of training; name the folder of the finished "
-          "parameters beside it, dictionary/")
-  require("sae" in saved and "wiring" in saved, "sae.start_from", place, "does not say which recipe it was trained by")
-  before = configs.from_dict(SAEConfig, {**configs.to_dict(SAEConfig()), **saved["sae"]})
-  same = own if own is not None and own.name == before.recipe else None
-  theirs = make_recipe(before, configs.from_dict(Wiring, saved["wiring"]), recipe.model.dtype, same).model
-  shift_F = finished["b_dec_O"] @ finished["W_enc_MF"] if theirs.pre_bias != recipe.model.pre_bias else 0.0
-  # Where b_dec is not subtracted before the encoder, the encoder's bias has to do the same.
-  finished = {**finished, "b_enc_F": finished["b_enc_F"] + (shift_F if recipe.model.pre_bias else -shift_F)}
+  from monojax.sae.dictionary import SAE
+  theirs = SAE.load(config.start_from, recipe=own)
+  finished = form.like(recipe.model, theirs.model, theirs.params)
+  norm_F = jnp.linalg.norm(finished["W_dec_FO"], axis=1)
+  if not recipe.model.nonlinearity.folds_norms and norm_F.max() > 1.01 * norm_F.min():
+    print(f"sae.start_from: the directions there have norms from {norm_F.min():.3g} to {norm_F.max():.3g}. "
+          f"{config.recipe} keeps them equal, so that other features of a row are among the largest at first",
+          flush=True)
   return placed_like(training_params(recipe, finished, state.params, state.counters["scale_W"]), state.params)
 
 

@@ -57,7 +57,8 @@ class SAEConfig:
   writes: tuple[str, ...] = option((), "sites that are reconstructed, by default those that are read: one makes an "
                                        "autoencoder, several make a crosscoder. Others than are read make a transcoder")
   skip: bool = option(False, "also map the input to the output by a matrix of its own (skip transcoders)")
-  start_from: str = option("", "folder of a finished dictionary whose parameters are the start, instead of random ones")
+  start_from: str = option("", "folder of a finished dictionary whose parameters are the start, instead of random "
+                               "ones; or another tool's, or one on the Hugging Face hub (hf:NAME/FOLDER)")
   seed: int = option(0, "seed of the initial weights, of the order of the rows and of resampling", SEED)
 
   # How sparse it gets: each recipe has one of these two.

@@ -18,9 +18,10 @@ from monojax.sae.nonlinearity import Nonlinearity, ReLU
 from monojax.sae.sparse.code import Places, decode
 
 # Where a dictionary's parameters (and their optimiser moments and counters) live on the mesh.
-_BY_FEATURE = ("b_enc_F", "log_threshold_F", "r_F", "b_mag_F", "last_fired_F")
+_BY_FEATURE = ("b_enc_F", "log_threshold_F", "threshold_F", "r_F", "b_mag_F", "last_fired_F")
 SHARDING_RULES = {"W_enc_MF": P(None, "model"), "W_dec_FO": P("model", None),
                   **{name: P("model") for name in _BY_FEATURE}}
+_ROW_EPSILON = 1e-5  # added to a row's standard deviation before the row is divided by it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +95,8 @@ class Dictionary(nn.Module):
   Subtracting b_dec from the input is the choice of Towards Monosemanticity and of the TopK family. It needs
   that what is written is what is read.
 
+  `by_norm` and `rows` are for dictionaries of other tools (`monojax.sae.form`); no recipe trains with them.
+
   Attributes:
     wiring: what is read and written.
     n_features: F.
@@ -103,6 +106,11 @@ class Dictionary(nn.Module):
       arXiv 2501.18823), which starts at 0.
     encoder_init: "kaiming" starts the encoder at random, "decoder_transpose" as the decoder's transpose.
     dtype: the dtype of the matrix products' operands; they accumulate in float32.
+    by_norm: whether features are measured by what they add to the reconstruction: h is multiplied by the norm of the
+      feature's direction before the non-linearity, and directions are divided by their norm.
+    rows: what is done to each row by itself before it is encoded, and undone in the reconstruction: "" for nothing,
+      "standardised" for (x - mean) / (standard deviation + 1e-5), "rescaled" for x sqrt(M) / |x|. b_dec is then in
+      the units of such rows.
   """
   wiring: Wiring
   n_features: int
@@ -111,6 +119,8 @@ class Dictionary(nn.Module):
   skip: bool = False
   encoder_init: str = "kaiming"
   dtype: Any = jnp.float32
+  by_norm: bool = False
+  rows: str = ""
 
   def setup(self) -> None:
     m, o, f = self.wiring.n_inputs, self.wiring.n_outputs, self.n_features
@@ -127,6 +137,9 @@ class Dictionary(nn.Module):
 
   def centred(self, x_BM: jax.Array) -> jax.Array:
     """What the encoder multiplies, shape (B, M): x - b_dec, through which b_dec gets no gradient, or x."""
+    if self.rows:
+      middle_B1, size_B1 = self.middle_and_size(x_BM)
+      x_BM = (x_BM - middle_B1) / (size_B1 + _ROW_EPSILON if self.rows == "standardised" else size_B1)
     return x_BM - jax.lax.stop_gradient(self.b_dec_O)[None] if self.pre_bias else x_BM
 
   def encoder_bias(self) -> jax.Array:
@@ -142,15 +155,46 @@ class Dictionary(nn.Module):
 
   def pre_activations(self, x_BM: jax.Array) -> jax.Array:
     """W_enc (x - b_dec) + b_enc, shape (B, F)."""
-    return matmul(self.centred(x_BM), self.W_enc_MF, self.dtype) + self.encoder_bias()[None]
+    h_BF = matmul(self.centred(x_BM), self.W_enc_MF, self.dtype) + self.encoder_bias()[None]
+    return h_BF * jnp.linalg.norm(self.W_dec_FO, axis=1)[None] if self.by_norm else h_BF
 
   def encode(self, x_BM: jax.Array, mesh: Mesh | None = None) -> jax.Array:
     """Features f_BF of activations x_BM, as used outside of training; `mesh` is what they are spread over, if any."""
     return self.nonlinearity.encode(self.pre_activations(x_BM), dict(self.variables["params"]), mesh)
 
   def decode(self, f: jax.Array, places: Places | None = None, x_BM: jax.Array | None = None) -> jax.Array:
-    """Reconstructions of shape (B, O) from features (see `monojax.sae.sparse.code`); a skip needs the inputs, too."""
-    return decode(f, places, self.W_dec_FO, self.dtype)[0] + self.offset(x_BM)
+    """Reconstructions of shape (B, O) from features (see `monojax.sae.sparse.code`).
+
+    A dictionary that `needs_input` needs the inputs, too.
+    """
+    y_BO = decode(f, places, self.directions(), self.dtype)[0] + self.offset(x_BM)
+    if x_BM is None or not self.rows:
+      return y_BO
+    middle_B1, size_B1 = self.middle_and_size(x_BM)
+    return y_BO * size_B1 + middle_B1
+
+  @property
+  def needs_input(self) -> bool:
+    """Whether a reconstruction depends on the input also otherwise than through the features."""
+    return self.skip or bool(self.rows)
+
+  def directions(self) -> jax.Array:
+    """What one unit of each feature adds to a reconstruction, shape (F, O); see `rows`."""
+    if not self.by_norm:
+      return self.W_dec_FO
+    norm_F1 = jnp.linalg.norm(self.W_dec_FO, axis=1, keepdims=True)
+    return self.W_dec_FO / jnp.where(norm_F1 > 0, norm_F1, 1.0)
+
+  def change(self, change_BJ: jax.Array, feature_J: jax.Array, x_BM: jax.Array) -> jax.Array:
+    """What changes of some features add to the reconstructions of rows x_BM, shape (B, O)."""
+    y_BO = change_BJ @ self.directions()[feature_J]
+    return y_BO * self.middle_and_size(x_BM)[1] if self.rows else y_BO
+
+  def middle_and_size(self, x_BM: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The shift and the scale, each of shape (B, 1), that `rows` takes out of each row."""
+    if self.rows == "standardised":
+      return x_BM.mean(1, keepdims=True), x_BM.std(1, keepdims=True, ddof=1)
+    return jnp.zeros((len(x_BM), 1)), jnp.linalg.norm(x_BM, axis=1, keepdims=True) / x_BM.shape[1] ** 0.5
 
   def offset(self, x_BM: jax.Array | None) -> jax.Array:
     """What a reconstruction holds besides its features: b_dec, shape (1, O), or b_dec + W_skip x, shape (B, O)."""

@@ -153,6 +153,28 @@ class JumpReLU(Nonlinearity):
 
 
 @dataclasses.dataclass(frozen=True)
+class Threshold(Nonlinearity):
+  """max(h, 0) where h > theta, else 0, with the thresholds theta themselves as the parameter `threshold_F`.
+
+  What other tools call JumpReLU, as they save it: a logarithm would round the thresholds, and has none for those that
+  are not above 0. It is for use; training from such a dictionary goes on with the recipe's own non-linearity.
+  """
+
+  def per_feature(self, n_features: int) -> Params:
+    return {"threshold_F": jnp.zeros((n_features,))}
+
+  def value(self, h: jax.Array, params: Params, places: Places | None = None) -> jax.Array:
+    return jnp.where(h > at(params["threshold_F"], places), jax.nn.relu(h), 0.0)
+
+  def fold(self, params: Params, norm_F: jax.Array) -> Params:
+    return {**params, "threshold_F": params["threshold_F"] * norm_F}
+
+  def narrow(self, h_BF: jax.Array, params: Params, slots: int,
+             mesh: Mesh | None = None) -> tuple[jax.Array, Places, jax.Array]:
+    return entries_where(self.value(h_BF, params) > 0, h_BF, slots)
+
+
+@dataclasses.dataclass(frozen=True)
 class Gated(Nonlinearity):
   """1[h > 0] ReLU(exp(r) (h - b_enc) + b_mag): the encoder decides, and rescaled it says how much (arXiv 2404.16014).
 

@@ -6,7 +6,7 @@ Each is a function (run, config) -> record. Heavy libraries are imported when a 
 
 from monojax.pipeline.stages.activations import check_store, harvest
 from monojax.pipeline.stages.analysis import analyze, build_browser
-from monojax.pipeline.stages.dictionaries import sweep, train_frontier, train_sae, write_comparison
+from monojax.pipeline.stages.dictionaries import adopt_sae, sweep, train_frontier, train_sae, write_comparison
 from monojax.pipeline.stages.probes import probe
 from monojax.pipeline.stages.subject import train_subject
 from monojax.pipeline.stages.tokens import prepare_text
@@ -15,5 +15,5 @@ from monojax.pipeline.stages.tokens import prepare_text
 IN_ORDER = {"tokens": prepare_text, "subject": train_subject, "activations": harvest, "sae": train_sae,
             "frontier": train_frontier, "analysis": analyze, "browser": build_browser}
 
-__all__ = ["IN_ORDER", "analyze", "build_browser", "check_store", "harvest", "prepare_text", "probe", "sweep",
+__all__ = ["IN_ORDER", "adopt_sae", "analyze", "build_browser", "check_store", "harvest", "prepare_text", "probe", "sweep",
            "train_frontier", "train_sae", "train_subject", "write_comparison"]

@@ -60,6 +60,44 @@ def train_sae(run: RunFolder, config: RunConfig, stage: str = OWN_DICTIONARY, ex
   return run.execute(stage, settings, work, ("activations",), extends=extend)
 
 
+def adopt_sae(run: RunFolder, config: RunConfig, name: str, sae: "SAE", origin: str) -> dict:
+  """Takes a finished dictionary into a run, beside those that it trains: it is measured, and can then be analysed.
+
+  Args:
+    run: the run's folder, which has activations of the dictionary's sites.
+    config: its settings.
+    name: what it is called there; it becomes `dictionaries/NAME`.
+    sae: the dictionary, for instance one of another tool.
+    origin: where it is from, which its record says.
+
+  Returns:
+    The stage's record.
+
+  Raises:
+    InputError: the dictionary does not name its sites, or the run's are of other widths.
+  """
+  require(sae.sites, "--sites", "", f"{origin} does not say which sites it reads and writes: name them, such as "
+          "layer.3.resid")
+  settings = dataclasses.replace(sae.config, reads=sae.reads, writes=sae.writes, val_tokens=config.sae.val_tokens)
+
+  def work(directory, identity):
+    from monojax.mesh import make_mesh
+    source, wiring, sites = _source(run, settings, make_mesh(config.mesh))
+    for what, own, theirs in (("reads", wiring.n_inputs, sae.model.wiring.n_inputs),
+                              ("writes", wiring.n_outputs, sae.model.wiring.n_outputs)):
+      require(own == theirs, "--source", origin, f"{what} {theirs} numbers of {' and '.join(getattr(sae, what))}, "
+              f"which in this run has {own}")
+    about = {**sae.about, "identity": identity}
+    there = dataclasses.replace(sae, config=settings, model=sae.model.clone(wiring=wiring), sites=sites, about=about)
+    there.save(directory / "dictionary")
+    figures = _measure(_HeldOut(run, source), there, f"{OTHERS}/{name}")
+    # What it was trained with is not known, but for k.
+    return figures | {"sae/rows_seen": None} | ({} if settings.knob == "k" else {"sae/sparsity": None})
+  return run.execute(f"{OTHERS}/{name}", settings, work, ("activations",),
+                     given={"weights": configs.fingerprint({key: files.digest(value)
+                                                            for key, value in sae.params.items()})})
+
+
 def _require_extends(run, stage, settings):
   """Raises `InputError` unless the settings are those of a dictionary that was begun, but for a larger n_steps."""
   record = run.begun(stage)
@@ -119,7 +157,8 @@ def write_comparison(run: RunFolder) -> list[dict]:
                 for point in files.read_json(run.made(f"{SWEEPS}/{name}", "points.json"))]
   for path in sorted((run.directory / OTHERS).glob("*/stage.json")):
     if record := run.stage(f"{OTHERS}/{path.parent.name}"):
-      seconds = _seconds(path.parent, configs.from_dict(SAEConfig, record["config"]))
+      trained = (path.parent / "metrics.jsonl").exists()  # and not taken in from elsewhere
+      seconds = _seconds(path.parent, configs.from_dict(SAEConfig, record["config"])) if trained else None
       everything.append({"sweep": "", **_point(path.parent.name, record["figures"], seconds)})
   picture = run.directory / SWEEPS / "frontier.png"
   changed = _write_points(run.directory / SWEEPS / "all", everything)
