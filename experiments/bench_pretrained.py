@@ -54,18 +54,17 @@ def main():
   site = site_of(a.site_widths, _SITE.value, "--site")
   model, params = load_params(weights, dtype)
   tokens_BT = np.random.default_rng(0).integers(100, a.vocab_size, (_CONTEXTS.value, _LENGTH.value)).astype(np.int32)
-  apply = lambda wanted: jax.jit(lambda params: model.apply({"params": params}, tokens_BT, wanted=wanted))
-  to_site, whole = apply((site,)), apply(())
-  reached = jax.jit(lambda params: model.apply({"params": params}, tokens_BT, wanted=(site,))[1])
-  ours = {"to the site": lambda: jax.block_until_ready(reached(params)),
-          "with logits": lambda: jax.block_until_ready(whole(params)[0])}
+  to_site = jax.jit(lambda params: model.apply({"params": params}, tokens_BT, wanted=(site,))[1])
+  whole = jax.jit(lambda params: model.apply({"params": params}, tokens_BT, wanted=())[0])
+  ours = {"to the site": lambda: jax.block_until_ready(to_site(params)),
+          "with logits": lambda: jax.block_until_ready(whole(params))}
   theirs = _transformers(a, layers_for(a, (site,)), tokens_BT)
-  del to_site
   for name in ours:
     found = seconds({"ours": ours[name], "theirs": theirs[name]})
     bound = _operations(a, name, layers_for(a, (site,))) * tokens_BT.size / _product_rate(dtype)
-    print(f"{name}: {tokens_BT.size / found['ours']:,.0f} tokens/s, transformers {tokens_BT.size / found['theirs']:,.0f}"
-          f", ratio {found['theirs'] / found['ours']:.2f}; {bound / found['ours']:.2f} of what products allow")
+    per_second = {who: tokens_BT.size / value for who, value in found.items()}
+    print(f"{name}: {per_second['ours']:,.0f} tokens/s, transformers {per_second['theirs']:,.0f}, ratio "
+          f"{per_second['ours'] / per_second['theirs']:.2f}; {bound / found['ours']:.2f} of what products allow")
   _sampling(model, params, theirs["generate"])
 
 

@@ -34,7 +34,7 @@ def _whole_run() -> None:
 
 
 def _pretrained() -> None:
-  from monojax.pipeline import plan
+  from monojax.pipeline import plan, stages
   from monojax.pipeline.checks import look_ahead
   from monojax.pipeline.stages import IN_ORDER
   run, config = cli.run_and_config(default_preset="pretrained")
@@ -47,13 +47,17 @@ def _pretrained() -> None:
     return
   for stage in IN_ORDER.values():
     stage(run, config)
+  homes = [""] + (stages.each_site(run, config) if flags.FLAGS.each_site else [])
   print()
   cli.print_figures(run.write_summary())
-  print(f"\nOpen {run.directory / 'browser' / 'site' / 'index.html'} in a browser.")
+  for home in homes:
+    print(f"\nOpen {run.directory / f'{home}browser' / 'site' / 'index.html'} in a browser.")
 
 
 def _define_pretrained() -> None:
   _define_source_alias()
+  _own(flags.DEFINE_boolean("each_site", False, "train, analyse and show a dictionary of each of activations.more_sites, "
+                            "too, with the same settings; each is in dictionaries/SITE"))
   _own(flags.DEFINE_boolean("plan_only", False, "print what the run will take, and do nothing"))
 
 
@@ -308,6 +312,8 @@ A dictionary of a transformer that was trained elsewhere: from its weights and a
   {command} --workdir=runs/smol --subject.weights=hf:HuggingFaceTB/SmolLM2-135M
   {command} --workdir=runs/mine --subject.weights=FOLDER --activations.site=layer.15.resid --tokens.paths='*.jsonl'
   {command} --workdir=runs/mine --subject.weights=MODEL.gguf --activations.site=layer.-1.mlp.hidden --plan_only
+  {command} --workdir=runs/mine --subject.weights=FOLDER --activations.site=layer.15.resid \
+      --activations.more_sites=layer.3.mlp.hidden,layer.-1.mlp.hidden --each_site
 
 Weights are a Hugging Face folder (config.json, *.safetensors, tokenizer.json), hf:NAME or hf:NAME@REVISION, or a .gguf
 file, of GPT-2, GPT-NeoX (Pythia), Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, or BERT. The text is cut by the model's

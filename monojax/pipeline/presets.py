@@ -61,7 +61,7 @@ PAPER = RunConfig(
 
 # A pretrained transformer of some hundred million parameters on two cores, in an hour; larger ones on an accelerator.
 PRETRAINED = RunConfig(
-    tokens=TextConfig(val_fraction=0.05, max_bytes=20_000_000),
+    tokens=TextConfig(val_fraction=0.05),
     subject=SubjectConfig(n_context=128, val_tokens=8192, sample_tokens=64),
     activations=HarvestConfig(site="layer.-1.mlp.hidden", n_tokens=500_000, batch_contexts=8),
     sae=SAEConfig(

@@ -4,6 +4,11 @@ Each is a function (run, config) -> record. Heavy libraries are imported when a 
 `--help` and a finished stage cost nothing.
 """
 
+import dataclasses
+
+from monojax.pipeline import load
+from monojax.pipeline.config import RunConfig
+from monojax.pipeline.folder import OTHERS, RunFolder
 from monojax.pipeline.stages.activations import check_store, harvest
 from monojax.pipeline.stages.analysis import analyze, build_browser
 from monojax.pipeline.stages.dictionaries import adopt_sae, sweep, train_frontier, train_sae, write_comparison
@@ -11,9 +16,26 @@ from monojax.pipeline.stages.probes import probe
 from monojax.pipeline.stages.subject import train_subject
 from monojax.pipeline.stages.tokens import prepare_text
 
+
+def each_site(run: RunFolder, config: RunConfig) -> list[str]:
+  """Trains, analyses and shows a dictionary of each further site of a run's activations, with the run's settings.
+
+  Returns:
+    The homes of these dictionaries in the run's folder, such as "dictionaries/layer.3.resid/".
+  """
+  homes = []
+  for site in load.activations_config(run).more_sites:
+    own = dataclasses.replace(config, sae=dataclasses.replace(config.sae, reads=(site,), writes=(site,)))
+    train_sae(run, own, f"{OTHERS}/{site}")
+    analyze(run, own, site)
+    build_browser(run, own, site)
+    homes.append(f"{OTHERS}/{site}/")
+  return homes
+
+
 # The stages of a run in order, as `monojax.pipeline.folder.STAGES` names them.
 IN_ORDER = {"tokens": prepare_text, "subject": train_subject, "activations": harvest, "sae": train_sae,
             "frontier": train_frontier, "analysis": analyze, "browser": build_browser}
 
-__all__ = ["IN_ORDER", "adopt_sae", "analyze", "build_browser", "check_store", "harvest", "prepare_text", "probe", "sweep",
-           "train_frontier", "train_sae", "train_subject", "write_comparison"]
+__all__ = ["IN_ORDER", "adopt_sae", "analyze", "build_browser", "check_store", "each_site", "harvest",
+           "prepare_text", "probe", "sweep", "train_frontier", "train_sae", "train_subject", "write_comparison"]

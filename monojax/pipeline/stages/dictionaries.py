@@ -42,7 +42,7 @@ def train_sae(run: RunFolder, config: RunConfig, stage: str = OWN_DICTIONARY, ex
   Returns:
     The stage's record.
   """
-  settings = config.sae.resolved()
+  settings = _named(run, config.sae.resolved())
 
   def work(directory, identity):
     from monojax.analysis.pictures import draw_curves
@@ -58,6 +58,18 @@ def train_sae(run: RunFolder, config: RunConfig, stage: str = OWN_DICTIONARY, ex
   if extend:
     _require_extends(run, stage, settings)
   return run.execute(stage, settings, work, ("activations",), extends=extend)
+
+
+def _named(run, settings):
+  """The settings with the sites read and written named as the subject names them: layer.-1 is the last layer."""
+  if not load.is_pretrained(run) or not (settings.reads or settings.writes):
+    return settings
+  from monojax.subjects.pretrained.weights import open_weights
+  from monojax.subjects.subject import site_of
+  widths = open_weights(load.subject_config(run).weights).architecture.site_widths
+  names = {field: tuple(site_of(widths, site, f"sae.{field}") for site in getattr(settings, field))
+           for field in ("reads", "writes")}
+  return dataclasses.replace(settings, **names)
 
 
 def adopt_sae(run: RunFolder, config: RunConfig, name: str, sae: "SAE", origin: str) -> dict:
@@ -90,7 +102,7 @@ def adopt_sae(run: RunFolder, config: RunConfig, name: str, sae: "SAE", origin: 
     about = {**sae.about, "identity": identity}
     there = dataclasses.replace(sae, config=settings, model=sae.model.clone(wiring=wiring), sites=sites, about=about)
     there.save(directory / "dictionary")
-    figures = _measure(_HeldOut(run, source), there, f"{OTHERS}/{name}")
+    figures = _measure(_HeldOut(run, config, source), there, f"{OTHERS}/{name}")
     # What it was trained with is not known, but for k.
     return figures | {"sae/rows_seen": None} | ({} if settings.knob == "k" else {"sae/sparsity": None})
   return run.execute(f"{OTHERS}/{name}", settings, work, ("activations",),
