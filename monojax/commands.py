@@ -56,8 +56,8 @@ def _pretrained() -> None:
 
 def _define_pretrained() -> None:
   _define_source_alias()
-  _own(flags.DEFINE_boolean("each_site", False, "train, analyse and show a dictionary of each of activations.more_sites, "
-                            "too, with the same settings; each is in dictionaries/SITE"))
+  _own(flags.DEFINE_boolean("each_site", False, "train, analyse and show a dictionary of each of "
+                            "activations.more_sites, too, with the same settings; each is in dictionaries/SITE"))
   _own(flags.DEFINE_boolean("plan_only", False, "print what the run will take, and do nothing"))
 
 
