@@ -7,6 +7,7 @@ devices then take over, so that the host never holds the weights twice.
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -91,14 +92,22 @@ def open_weights(spec: str) -> Weights:
     InputError: there is nothing, it is of no supported family, or tensors are missing, are not known or have another
       shape than config.json says.
   """
+  path = pathlib.Path(spec) if spec.endswith(".gguf") else _folder(spec)
+  paths = [path] if path.is_file() else sorted(path.glob("*"))
+  stamps = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in paths)
+  return _opened(spec, path, stamps)
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(spec: str, path: pathlib.Path, stamps: tuple) -> Weights:
+  """See `open_weights`; files that have changed since have other `stamps`."""
   if spec.endswith(".gguf"):
     from monojax.subjects.pretrained import gguf_weights
     config, tensors, identity = gguf_weights.open_gguf(spec)
   else:
-    folder = _folder(spec)
-    config = _read_json(spec, folder / "config.json")
-    tensors, identity = _open_folder(spec, folder)
-    identity["config"] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    config = _read_json(spec, path / "config.json")
+    tensors, identity = _open_folder(spec, path)
+    identity["config"] = hashlib.sha256((path / "config.json").read_bytes()).hexdigest()
   family, architecture = read_config(config, spec)
   named = {plain: tensor for name, tensor in tensors.items() if (plain := family.plain_name(name))}
   weights = Weights(spec, family, architecture, named, identity)
