@@ -1,4 +1,4 @@
-"""The Hugging Face hub: `hf:NAME[@REVISION][/FOLDER]` as a folder on this machine, and folders sent there.
+"""Names of models as places on this machine; above all the Hugging Face hub, where folders can be sent, too.
 
 Only this module uses `huggingface_hub`, which is optional: pip install 'monojax[hub]'. What was fetched once stays in
 that library's cache and is found there without a network. Its environment variables hold: HF_HOME for the place of the
@@ -7,6 +7,7 @@ cache, HF_TOKEN for who asks, HF_ENDPOINT for another hub, HF_HUB_OFFLINE=1 to a
 
 import contextlib
 import dataclasses
+import importlib.util
 import pathlib
 import types
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from monojax.config import InputError, require
 
 PREFIX = "hf:"
+PACKAGE = "package:"  # in front of the name of an installed Python package that holds a model
 _FORM = "must be hf:NAME, hf:NAME@REVISION or either with /FOLDER behind it, for instance hf:owner/name@main/folder"
 
 
@@ -56,6 +58,33 @@ def place_of(spec: str) -> Place:
   require(is_hub(spec) and all(name.split("/")) and name.count("/") < 2 and (revision or not at)
           and ".." not in folder.split("/"), "source", spec, _FORM)
   return Place(name, revision or None, folder)
+
+
+def local(spec: str, patterns: list[str] | None = None) -> pathlib.Path:
+  """Where a model is on this machine: its folder, or its .gguf file.
+
+  Args:
+    spec: a path; `hf:NAME[@REVISION][/FOLDER]`, which is fetched; or `package:NAME`, an installed Python package that
+      holds a .gguf file or a folder with a config.json.
+    patterns: which files are fetched from the hub.
+
+  Raises:
+    InputError: nothing can be fetched, or there is no such package, or it holds no model.
+  """
+  if is_hub(spec):
+    return folder_of(spec, patterns)
+  if not spec.startswith(PACKAGE):
+    return pathlib.Path(spec)
+  name = spec.removeprefix(PACKAGE)
+  require(name.isidentifier(), "source", spec, "must be package:NAME, the name that the package is imported by")
+  found = importlib.util.find_spec(name)
+  require(found and found.submodule_search_locations, "source", spec, "no such package is installed here")
+  assert found and found.submodule_search_locations
+  folder = pathlib.Path(found.submodule_search_locations[0])
+  places = sorted({*folder.rglob("*.gguf"), *(path.parent for path in folder.rglob("config.json"))})
+  places = [place for place in places if not set(place.parents).intersection(places)]  # not parts of another model
+  require(len(places) == 1, "source", spec, f"holds {len(places)} models: name the path of one")
+  return places[0]
 
 
 def folder_of(spec: str, patterns: list[str] | None = None) -> pathlib.Path:

@@ -19,7 +19,7 @@ from monojax.activations.origin import Order, Origin, Prepared
 from monojax.activations.owner import owned
 from monojax.activations.reader import ShuffledRows
 from monojax.activations.source import Source
-from monojax.activations.store import ActivationStore
+from monojax.activations.store import ActivationStore, all_finite
 from monojax.activations.visits import Visits
 from monojax.activations.writer import ShardWriter
 from monojax.config import require
@@ -109,6 +109,9 @@ def harvest(config: HarvestConfig, subject: LoadedSubject, tokens: Tokens, place
           rows[site][slots] = acts_JM[:, column:column + width]
           column += width
         bar.update(len(position_J))
+      for site, rows_RM in rows.items():
+        require(all_finite(rows_RM), "activations.dtype", config.dtype, f"activations at {site} are not finite in it: "
+                "take float32 or bfloat16, or leave attention sinks out with --activations.first_position=1")
       writer.write_shard(shard, rows, places_of(tokens, position_R))
   writer.flush()
   distributed.wait("all shards are written")

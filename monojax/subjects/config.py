@@ -43,7 +43,8 @@ class SubjectConfig:
   It is trained by AdamW with clipped gradients and a learning rate that rises linearly and falls as a cosine.
   """
   weights: str = option("", "a pretrained transformer to study instead of training one: a Hugging Face folder, hf:NAME "
-                            "or hf:NAME@REVISION, or a .gguf file")
+                            "or hf:NAME@REVISION, a .gguf file, or package:NAME for an installed Python package that "
+                            "holds one of these")
   model: TransformerConfig = nested(TransformerConfig)
   n_context: int = option(128, "number of tokens in a context, which is what the subject reads at a time, in its "
                                "training and in every later stage of the run", COUNT)

@@ -58,14 +58,15 @@ def read(place: str) -> Given:
   """The tokenizer that `--tokens.tokenizer` names, as far as it can be read without making it.
 
   Args:
-    place: a tokenizer.json, a folder of a Hugging Face model, hf:NAME or hf:NAME@REVISION, or a .gguf file.
+    place: a tokenizer.json, a folder of a Hugging Face model, hf:NAME or hf:NAME@REVISION, a .gguf file,
+      or package:NAME.
 
   Raises:
     InputError: there is nothing that can be read, or it holds no tokenizer.
   """
-  if place.endswith(".gguf"):
-    return _of_gguf(place)
-  path = hub.folder_of(place, list(_FILES)) if hub.is_hub(place) else pathlib.Path(place)
+  path = hub.local(place, list(_FILES))
+  if path.suffix == ".gguf":
+    return _of_gguf(path)
   if path.is_dir():
     require((path / _FILES[0]).is_file(), "tokenizer", shown(place), "the folder has no tokenizer.json: have "
             "transformers write one, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)")

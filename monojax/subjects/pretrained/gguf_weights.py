@@ -48,15 +48,16 @@ _KINDS = {"llama": ("llama", _GATED, "layers.{i}"), "qwen2": ("qwen2", _GATED, "
 _GPT2_MATRICES = r"(attn_qkv|attn_output|ffn_up|ffn_down)\.weight"
 
 
-def open_gguf(spec: str) -> tuple[dict[str, Any], dict[str, StoredTensor], dict[str, Any]]:
+def open_gguf(spec: str, path: pathlib.Path) -> tuple[dict[str, Any], dict[str, StoredTensor], dict[str, Any]]:
   """(config, as a config.json would have it; tensors under Hugging Face's names; what identifies the file).
 
+  Args:
+    spec: what the user calls it.
+    path: the file.
+
   Raises:
-    InputError: there is no such file, it is damaged, or of an architecture that is not known here.
+    InputError: it is damaged, or of an architecture that is not known here.
   """
-  path = pathlib.Path(spec)
-  if not path.is_file():
-    raise InputError(f"subject.weights={spec!r}: there is no such file")
   reader = _reader(spec, path)
   values = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.ggml.t")
             and name != "tokenizer.ggml.merges"}

@@ -1,8 +1,9 @@
 """Where the weights of a pretrained transformer come from, and how they get onto the devices.
 
 `--subject.weights` names a folder in the layout of Hugging Face (config.json and .safetensors files), `hf:NAME` or
-`hf:NAME@REVISION` on a hub, or a .gguf file. Tensors are read one by one into arrays of the final layout, which the
-devices then take over, so that the host never holds the weights twice.
+`hf:NAME@REVISION` on a hub, a .gguf file, or `package:NAME`, an installed Python package that holds either. Tensors
+are read one by one into arrays of the final layout, which the devices then take over, so that the host never holds the
+weights twice.
 """
 
 import concurrent.futures
@@ -21,8 +22,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from monojax import hub, metrics
 from monojax import mesh as meshes
-from monojax import metrics
 from monojax.config import InputError
 from monojax.subjects.pretrained.architecture import Architecture
 from monojax.subjects.pretrained.families import Family, Tensor, read_config, sizes_of
@@ -86,13 +87,13 @@ def open_weights(spec: str) -> Weights:
   """Looks at pretrained weights, of which it reads the description alone.
 
   Args:
-    spec: a Hugging Face folder, `hf:NAME` or `hf:NAME@REVISION`, or a .gguf file.
+    spec: a Hugging Face folder, `hf:NAME` or `hf:NAME@REVISION`, a .gguf file, or `package:NAME`.
 
   Raises:
     InputError: there is nothing, it is of no supported family, or tensors are missing, are not known or have another
       shape than config.json says.
   """
-  path = pathlib.Path(spec) if spec.endswith(".gguf") else _folder(spec)
+  path = _place(spec)
   paths = [path] if path.is_file() else sorted(path.glob("*"))
   stamps = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in paths)
   return _opened(spec, path, stamps)
@@ -101,9 +102,9 @@ def open_weights(spec: str) -> Weights:
 @functools.lru_cache(maxsize=4)
 def _opened(spec: str, path: pathlib.Path, stamps: tuple) -> Weights:
   """See `open_weights`; files that have changed since have other `stamps`."""
-  if spec.endswith(".gguf"):
+  if path.suffix == ".gguf":
     from monojax.subjects.pretrained import gguf_weights
-    config, tensors, identity = gguf_weights.open_gguf(spec)
+    config, tensors, identity = gguf_weights.open_gguf(spec, path)
   else:
     config = _read_json(spec, path / "config.json")
     tensors, identity = _open_folder(spec, path)
@@ -115,15 +116,13 @@ def _opened(spec: str, path: pathlib.Path, stamps: tuple) -> Weights:
   return weights
 
 
-def _folder(spec: str) -> pathlib.Path:
-  if spec.startswith("hf:"):
-    from monojax import hub
-    return hub.folder_of(spec, ["*.safetensors", "*.json"])
-  folder = pathlib.Path(spec)
-  if not folder.is_dir():
-    raise InputError(f"subject.weights={spec!r}: there is no such folder; give a Hugging Face folder, hf:NAME, or a "
-                     ".gguf file")
-  return folder
+def _place(spec: str) -> pathlib.Path:
+  """The folder or the .gguf file that the user means."""
+  place = hub.local(spec, ["*.safetensors", "*.json"])
+  if not (place.is_dir() or place.suffix == ".gguf" and place.is_file()):
+    raise InputError(f"subject.weights={spec!r}: there is nothing; give a Hugging Face folder, hf:NAME, a .gguf file, "
+                     "or package:NAME for a model in an installed Python package")
+  return place
 
 
 def _read_json(spec: str, path: pathlib.Path) -> dict:
