@@ -66,9 +66,16 @@ class HarvestConfig:
             "the first position as a sink of attention, where the residual stream can be 100 times as long as "
             "elsewhere; 0 for a subject that was trained here. A BOS token in front of the text never counts",
       COUNT_OR_0)
-  skip_special: bool = option(False, "whether positions of special tokens, such as those between documents, are left "
-                                     "out, too. Contexts with fewer other tokens than tokens_per_context are then not "
-                                     "used; where that is 0, as many tokens are kept as 95 % of the contexts have")
+  skip_special: bool | None = option(
+      None, "whether positions of special tokens, such as those between documents, are left out, too; by default only "
+            "with a pretrained subject, for which they can be sinks as the first position is. Contexts with fewer "
+            "other tokens than tokens_per_context are then not used; where that is 0, as many tokens are kept as 95 % "
+            "of the contexts have")
+  norm_limit: float | None = option(
+      None, "rows that are longer than so many times the median row are left out, and others of their contexts take "
+            "their places; dictionaries are not spliced in there. By default 10 for a pretrained subject, since sinks "
+            "of attention can be anywhere in a context; 0, the default for a subject that was trained here, keeps all",
+      NOT_NEGATIVE)
   batch_contexts: int = option(64, "contexts in one forward pass of the subject", COUNT)
   dtype: str = option("float16", "type of the stored numbers; int8 has scales for each row and column", DTYPES)
   compression: str = option("none", "compression of the stored numbers", COMPRESSIONS)
@@ -89,7 +96,7 @@ class HarvestConfig:
   @staticmethod
   def upgraded(values: dict) -> dict:
     """Saved settings in today's fields: in version 0.1 every position counted."""
-    return {"first_position": 0, **values}
+    return {"first_position": 0, "skip_special": False, "norm_limit": 0.0, **values}
 
   @property
   def sites(self) -> tuple[str, ...]:

@@ -31,13 +31,15 @@ def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
   """Fills the run's store, or goes on filling it; see `monojax.activations.origin`."""
   mesh = mesh_of(origin.config, mesh, origin.pretrained)
   subject = origin.subject(origin.config.sites, mesh)
+  tokens = origin.tokens()
+  limits = norm_limits(origin.config, subject, tokens, mesh)
   with owned(origin.place):  # which need not be in the run's folder
-    harvest(origin.config, subject, origin.tokens(), origin.place, origin.store_identity, mesh)
+    harvest(origin.config, subject, tokens, origin.place, origin.store_identity, mesh, limits)
   store = ActivationStore.open(origin.place)
   statistics = store.statistics()
   figures = {"rows": store.n_rows, "shards": store.layout.n_shards, "width": store.width,
              **store.meta["scale"][origin.config.site]}
-  return Prepared(figures, {site: statistics[f"{site}/mean_M"] for site in origin.config.sites})
+  return Prepared(figures, {site: statistics[f"{site}/mean_M"] for site in origin.config.sites}, limits)
 
 
 def mesh_of(config: HarvestConfig, mesh: jax.sharding.Mesh, pretrained: bool = False) -> jax.sharding.Mesh:
@@ -64,7 +66,7 @@ def open_source(origin: Origin, sites: tuple[str, ...], order: Order, mesh: jax.
 
 
 def harvest(config: HarvestConfig, subject: LoadedSubject, tokens: Tokens, place, identity: dict,
-            mesh: jax.sharding.Mesh) -> dict:
+            mesh: jax.sharding.Mesh, limits: dict[str, float] | None = None) -> dict:
   """Fills the store in `place` with the shards that are not there yet; the processes of a job share them.
 
   Contexts are visited in a random order, so that a part of the text is a random part of it. The rows of a shard are
@@ -77,6 +79,7 @@ def harvest(config: HarvestConfig, subject: LoadedSubject, tokens: Tokens, place
     place: where the store is: a folder or URL.
     identity: JSON-able dict that says what the rows were made from.
     mesh: mesh of this process' devices; contexts are split over "data".
+    limits: {site: the longest activation that is kept}, from `norm_limits`; empty for no limit.
 
   Returns:
     The store's meta.
@@ -87,7 +90,7 @@ def harvest(config: HarvestConfig, subject: LoadedSubject, tokens: Tokens, place
   visits = Visits.of(config, tokens, subject.n_context)
   widths, n_rows = site_widths(subject.model, config.sites), visits.n_rows
   layout = Layout.sized(n_rows, widths, config.dtype, config.compression, config.shard_rows, config.chunk_rows)
-  forward = make_forward(subject.model, config.sites, layout.given_dtype, mesh)
+  forward = make_forward(subject.model, config.sites, layout.given_dtype, mesh, limits)
   process, n_processes = jax.process_index(), jax.process_count()
   if process > 0:
     distributed.wait("the store is begun")
@@ -141,16 +144,17 @@ def _shard_pieces(visits, batch_contexts, forward, params, tokens, first, last):
     number_B = number_C[np.minimum(np.arange(start, start + batch_contexts), len(number_C) - 1)]
     context_B = visits.context(number_B)
     kept_BR = visits.kept(context_B)
-    acts_BRM = forward(params, tokens.context(context_B, visits.width), kept_BR.astype(np.int32))
+    acts_BRM, slot_BR = forward(params, tokens.context(context_B, visits.width), kept_BR.astype(np.int32))
     n_used = min(batch_contexts, len(number_C) - start)
     if pending:
       yield _clip(first, last, visits.per_context, *pending)
-    pending = (number_B[0], acts_BRM, visits.positions(context_B), n_used)
+    pending = (number_B[0], acts_BRM, slot_BR, visits.positions(context_B), n_used)
   yield _clip(first, last, visits.per_context, *pending)
 
 
-def _clip(first, last, per_context, visit, acts_BRM, position_BR, n_used):
+def _clip(first, last, per_context, visit, acts_BRM, slot_BR, position_BR, n_used):
   """One batch's rows as a matrix, without those that are outside of first..last-1."""
+  position_BR = np.take_along_axis(position_BR, np.asarray(slot_BR), axis=1)
   start = visit * per_context
   keep = slice(max(first - start, 0), min(last - start, n_used * per_context))
   acts_JM = np.asarray(acts_BRM).reshape(-1, acts_BRM.shape[-1])[keep]
@@ -177,11 +181,68 @@ def sampled(model: Subject, params: dict, sites: tuple[str, ...], tokens_BT: jax
   return jnp.take_along_axis(acts_BTM, sampled_BR[:, :, None], axis=1)
 
 
-def make_forward(model: Subject, sites: tuple[str, ...], dtype, mesh: jax.sharding.Mesh) -> typing.Callable:
-  """The function (params, tokens_BT, sampled_BR) -> acts_BRM of the sites side by side, in `dtype`."""
+def within(acts_BRM: jax.Array, widths: dict[str, int],
+           limits: dict[str, float] | None) -> tuple[jax.Array, jax.Array]:
+  """Rows of which none is longer than a limit: the next shorter one of its context takes the place of one that is.
+
+  Where no row of a context is short enough, all stay.
+
+  Args:
+    acts_BRM: rows of contexts, sites side by side.
+    widths: {site: width}, in this order.
+    limits: {site: the longest activation}; sites without one have no limit.
+
+  Returns:
+    (acts_BRM, slot_BR: which of the rows of its context each is).
+  """
+  n_kept = acts_BRM.shape[1]
+  slot_1R = jnp.arange(n_kept)[None]
+  if not limits:
+    return acts_BRM, jnp.broadcast_to(slot_1R, acts_BRM.shape[:2])
+  first, fits_BR = 0, jnp.ones(acts_BRM.shape[:2], bool)
+  for site, width in widths.items():
+    norm_BR = jnp.linalg.norm(acts_BRM[..., first:first + width].astype(jnp.float32), axis=-1)
+    fits_BR &= norm_BR <= limits.get(site, jnp.inf)
+    first += width
+  # For each row the place of the next one that fits, of the rows twice over: if all but row 1 of four fit, 0 2 2 3.
+  place_BJ = jnp.where(jnp.tile(fits_BR, (1, 2)), jnp.arange(2 * n_kept)[None], 2 * n_kept)
+  next_BR = jax.lax.cummin(place_BJ, axis=1, reverse=True)[:, :n_kept]
+  slot_BR = jnp.where(fits_BR.any(1, keepdims=True), next_BR % n_kept, slot_1R)
+  return jnp.take_along_axis(acts_BRM, slot_BR[:, :, None], axis=1), slot_BR
+
+
+def norm_limits(config: HarvestConfig, subject: LoadedSubject, tokens: Tokens,
+                mesh: jax.sharding.Mesh) -> dict[str, float]:
+  """{site: the longest activation that is kept}: `config.norm_limit` times the median of the first contexts' rows."""
+  if not config.norm_limit:
+    return {}
+  visits, widths = Visits.of(config, tokens, subject.n_context), site_widths(subject.model, config.sites)
+  n_batch = -(-min(config.batch_contexts, visits.n) // mesh.shape["data"]) * mesh.shape["data"]
+  context_B = visits.context(np.minimum(np.arange(n_batch), visits.n - 1))
+  forward = make_forward(subject.model, config.sites, jnp.float32, mesh)
+  acts_BRM, _ = forward(subject.params, tokens.context(context_B, visits.width),
+                        visits.kept(context_B).astype(np.int32))
+  parts = np.split(meshes.to_host(acts_BRM), np.cumsum(list(widths.values()))[:-1], axis=-1)
+  norm_BR = {site: np.linalg.norm(part, axis=-1) for site, part in zip(widths, parts, strict=True)}
+  found = {site: config.norm_limit * float(np.median(norms)) for site, norms in norm_BR.items()}
+  long_BR = np.any([norms > found[site] for site, norms in norm_BR.items()], axis=0)
+  print(f"activations: rows longer than {config.norm_limit:g} times the median are left out; of the first "
+        f"{long_BR.size:,} they are {long_BR.sum():,} (activations.norm_limit)", flush=True)
+  return found
+
+
+def make_forward(model: Subject, sites: tuple[str, ...], dtype, mesh: jax.sharding.Mesh,
+                 limits: dict[str, float] | None = None) -> typing.Callable:
+  """The function (params, tokens_BT, sampled_BR) -> (acts_BRM of the sites side by side in `dtype`, slot_BR).
+
+  `within` says what becomes of rows that are longer than `limits`, and what slot_BR is.
+  """
+  widths = {site: model.site_widths[site] for site in sites}
+
   @jax.jit
   def forward(params, tokens_BT, sampled_BR):
-    return sampled(model, params, sites, tokens_BT, sampled_BR).astype(dtype)
+    acts_BRM, slot_BR = within(sampled(model, params, sites, tokens_BT, sampled_BR), widths, limits)
+    return acts_BRM.astype(dtype), slot_BR
 
   def place(params, tokens_BT, sampled_BR):
     split = P("data", None)

@@ -26,22 +26,41 @@ class Kept:
   Attributes:
     first_position: the first position of a context that counts.
     special_ids: tokens at whose positions nothing counts.
+    norm_limits: (site, norm): positions at which the activation there is longer do not count.
   """
   first_position: int = 0
   special_ids: tuple[int, ...] = ()
+  norm_limits: tuple[tuple[str, float], ...] = ()
 
   @classmethod
-  def of(cls, config: HarvestConfig, prefix: tuple[int, ...], special_ids: tuple[int, ...]) -> "Kept":
-    """The rule of a run, by its settings and by the `prefix` and the `special_ids` of its `Tokens`.
+  def of(cls, config: HarvestConfig, prefix: tuple[int, ...], special_ids: tuple[int, ...],
+         norm_limits: typing.Mapping[str, float] | None = None) -> "Kept":
+    """The rule of a run.
 
     The prefix of a context never counts, since it is no part of the text.
+
+    Args:
+      config: the settings of its activations.
+      prefix, special_ids: of its `Tokens`.
+      norm_limits: {site: the longest activation that counts}, which the stage `activations` finds.
     """
-    return cls(max(config.first_position or 0, len(prefix)), special_ids if config.skip_special else ())
+    return cls(max(config.first_position or 0, len(prefix)), special_ids if config.skip_special else (),
+               tuple(sorted((norm_limits or {}).items())))
 
   @property
   def all(self) -> bool:
-    """Whether every position counts."""
-    return not self.first_position and not self.special_ids
+    """Whether every position counts, whatever the activations there."""
+    return not self.first_position and not self.special_ids and not self.norm_limits
+
+  def counts(self, tokens_BT: "jax.Array", sites: "typing.Mapping[str, jax.Array]",
+             start: "int | jax.Array" = 0) -> "jax.Array":
+    """Which positions count, (B, T) bool, by their tokens and by the activations (B, T, width) at some sites."""
+    import jax.numpy as jnp
+    mask_BT = jnp.asarray(self.mask(tokens_BT, start))
+    for site, limit in self.norm_limits:
+      if site in sites:
+        mask_BT &= jnp.linalg.norm(sites[site].astype(jnp.float32), axis=-1) <= limit
+    return mask_BT
 
   @typing.overload
   def mask(self, tokens_BT: np.ndarray, start: int = 0) -> np.ndarray: ...
@@ -50,7 +69,9 @@ class Kept:
   def mask(self, tokens_BT: "jax.Array", start: "int | jax.Array" = 0) -> "jax.Array": ...
 
   def mask(self, tokens_BT: typing.Any, start: typing.Any = 0) -> typing.Any:
-    """Which positions of some contexts count, (B, T) bool; of a `jax.Array` another one, also while it is traced.
+    """Which positions of some contexts count by their tokens, (B, T) bool; see `counts` for the activations.
+
+    Of a `jax.Array` it is another one, also while it is traced.
 
     Args:
       tokens_BT: tokens of the contexts.

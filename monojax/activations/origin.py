@@ -75,6 +75,8 @@ class Prepared:
   Attributes:
     figures: the stage's figures, named without their stage: rows, width, mean_norm and so on.
     means: {site: mean activation of shape (M,), float64}.
+    norm_limits: {site: the longest activation that counts}; empty where all do.
   """
   figures: dict
   means: dict[str, np.ndarray]
+  norm_limits: dict[str, float] = dataclasses.field(default_factory=dict)

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from monojax import mesh as meshes
 from monojax import shuffle
 from monojax.activations.config import HarvestConfig
-from monojax.activations.harvest import make_forward, sampled, site_widths
+from monojax.activations.harvest import make_forward, norm_limits, sampled, site_widths, within
 from monojax.activations.layout import given_dtype
 from monojax.activations.origin import Order, Origin, Prepared
 from monojax.activations.visits import Visits
@@ -42,7 +42,8 @@ def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
   of_sites = np.split(x_NM, np.cumsum(source.widths)[:-1], axis=1)
   figures = {"rows": source.n_rows, "width": source.widths[0],
              "mean_norm": float(np.linalg.norm(of_sites[0], axis=1).mean())}
-  return Prepared(figures, {site: rows_NM.mean(0) for site, rows_NM in zip(origin.config.sites, of_sites, strict=True)})
+  means = {site: rows_NM.mean(0) for site, rows_NM in zip(origin.config.sites, of_sites, strict=True)}
+  return Prepared(figures, means, source.norm_limits)
 
 
 def open_source(origin: Origin, sites: tuple[str, ...], order: Order, mesh: jax.sharding.Mesh) -> "Stream":
@@ -65,6 +66,7 @@ class Stream:
   Attributes:
     width: M, the sum of the sites' `widths`.
     n_rows: rows of an epoch.
+    norm_limits: {site: the longest activation that counts}, empty for no limit.
   """
 
   def __init__(self, config: HarvestConfig, subject: LoadedSubject, tokens: Tokens, order: Order,
@@ -103,8 +105,9 @@ class Stream:
     self.width = sum(self.widths)
     self.n_rows = self._lane_visits * n_lanes * per_context
     self._params = subject.placed(mesh).params
-    self._forward = make_forward(model, config.sites, self._dtype, mesh)
-    self._fill = make_fill(model, config.sites, self._dtype, mesh)
+    self.norm_limits = norm_limits(config, dataclasses.replace(subject, params=self._params), tokens, mesh)
+    self._forward = make_forward(model, config.sites, self._dtype, mesh, self.norm_limits)
+    self._fill = make_fill(model, config.sites, self._dtype, mesh, self.norm_limits)
     self._draw = make_draw(mesh)
     self._buffer: jax.Array | None = None
     self._held: tuple[int, int] | None = None
@@ -134,13 +137,16 @@ class Stream:
       first, last = start * visits.per_context, min(number_B[-1] + 1, n_contexts) * visits.per_context
       here = np.flatnonzero((place_N >= first) & (place_N < last))
       context_B = visits.context(visit_B[np.minimum(number_B, n_contexts - 1)])
-      acts_BRM = self._forward(self._params, self._tokens.context(context_B, visits.width),
-                               visits.kept(context_B).astype(np.int32))
+      acts_BRM, _ = self._forward(self._params, self._tokens.context(context_B, visits.width),
+                                  visits.kept(context_B).astype(np.int32))
       sampled_NM[here] = meshes.to_host(acts_BRM).reshape(-1, self.width)[place_N[here] - first]
     return sampled_NM
 
   def positions(self, step):
-    """int64 (B,): where in the text the token of each row of `batch(step)` is."""
+    """int64 (B,): where in the text the token of each row of `batch(step)` is.
+
+    Of a row that is too long (`norm_limits`) it is not known here that another took its place.
+    """
     position_LJ = np.empty((self._n_lanes, self._lane_batch), np.int64)
     per_context = self._visits.per_context
     for epoch, window, place_LJ, taken_J in self._pieces(step):
@@ -203,14 +209,17 @@ def _zeros(shape, dtype, sharding):
   return jax.lax.with_sharding_constraint(jnp.zeros(shape, dtype), sharding)
 
 
-def make_fill(model: Subject, sites: tuple[str, ...], dtype, mesh: jax.sharding.Mesh) -> typing.Callable:
+def make_fill(model: Subject, sites: tuple[str, ...], dtype, mesh: jax.sharding.Mesh,
+              limits: dict[str, float] | None = None) -> typing.Callable:
   """The compiled function (buffer_LWM, params, tokens_IBT, kept_IBR) -> the buffer, filled; it is donated."""
+  widths = {site: model.site_widths[site] for site in sites}
+
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=NamedSharding(mesh, P("data")))
   def fill(buffer_LWM, params, tokens_IBT, kept_IBR):
     n_lanes, _, width = buffer_LWM.shape
 
     def one_pass(i, buffer_LWM):
-      acts_BRM = sampled(model, params, sites, tokens_IBT[i], kept_IBR[i])
+      acts_BRM, _ = within(sampled(model, params, sites, tokens_IBT[i], kept_IBR[i]), widths, limits)
       rows_LWM = acts_BRM.astype(dtype).reshape(n_lanes, -1, width)
       return jax.lax.dynamic_update_slice_in_dim(buffer_LWM, rows_LWM, i * rows_LWM.shape[1], 1)
     return jax.lax.fori_loop(0, len(tokens_IBT), one_pass, buffer_LWM)

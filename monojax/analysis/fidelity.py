@@ -51,7 +51,7 @@ def make_encode(subject: Subject, sae: Dictionary, reads: tuple[str, ...], kept:
     f_NF = sae.apply({"params": sae_params}, x_NM, method="encode")
     if kept.all:
       return f_NF, x_NM
-    counts_N1 = kept.mask(tokens_BT).reshape(-1, 1)
+    counts_N1 = kept.counts(tokens_BT, sites).reshape(-1, 1)
     return jnp.where(counts_N1, f_NF, 0), jnp.where(counts_N1, x_NM, 0)
   return encode
 
@@ -106,10 +106,10 @@ def fidelity(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, tokens: Token
       weight_B[:len(index_B)] = 1.0
       padded_B = np.pad(index_B, (0, batch_contexts - len(index_B)), mode="edge")
       tokens_BU = tokens.context(padded_B, width + 1)
-      n_counted += int(kept.mask(tokens_BU[:len(index_B), :-1]).sum())
       sums = sums_of(subject.params, sae.params, tokens_BU, weight_B, jnp.asarray(mean_O, jnp.float32))
       sums = jax.device_get(sums)
       rows = joined(rows, sums.pop("rows"))
+      n_counted += round(float(sums.pop("counted")))
       for name, value in sums.items():
         total[name] = total.get(name, 0.0) + np.asarray(value, np.float64)
       bar.update(len(index_B) * width)
@@ -137,14 +137,12 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
   @jax.jit
   def sums(subject_params, sae_params, tokens_BU, weight_B, mean_O):
     inputs_BT, targets_BT = tokens_BU[:, :-1], tokens_BU[:, 1:]
+    clean, sites = subject.apply({"params": subject_params}, inputs_BT, wanted=tuple(dict.fromkeys(reads + writes)))
     weight_BT = jnp.broadcast_to(weight_B[:, None], inputs_BT.shape)
-    counts_BT1 = None if kept.all else kept.mask(inputs_BT)[..., None]
+    counts_BT1 = None if kept.all else kept.counts(inputs_BT, sites)[..., None]
     if counts_BT1 is not None:
       weight_BT = weight_BT * counts_BT1[..., 0]
     weight_N = weight_BT.reshape(-1)
-    needed = tuple(dict.fromkeys(reads + writes))
-
-    clean, sites = subject.apply({"params": subject_params}, inputs_BT, wanted=needed)
 
     def changed_by(edit, name):
       """What an edit does to the subject's output: the sums of its cross-entropies and divergences, or its cosines."""
@@ -172,6 +170,7 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
         baseline["ce_clean"] = (next_token_loss(clean, targets_BT) * weight_BT).sum()
     return {
         **baseline,
+        "counted": weight_N.sum(),
         **changed_by(replace_by(y_hat_NO.reshape(*inputs_BT.shape, -1)), "spliced"),
         "l0": total((f_NF > 0).sum(1)), "l1": total(f_NF.sum(1)),
         "square_error": total(jnp.square(y_NO - y_hat_NO).sum(1)),

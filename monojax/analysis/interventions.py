@@ -41,7 +41,7 @@ def spliced_logits(subject: Subject, dictionary: Wired, params: dict, sae_params
   """Logits (1, T, V) with the dictionary's reconstruction in the place of the sites that it writes; to be traced."""
   _, sites = subject.apply({"params": params}, tokens_1T, wanted=dictionary.reads)
   y_NO, _ = dictionary.model.apply({"params": sae_params}, side_by_side(sites, dictionary.reads))
-  return _with_written(subject, dictionary, params, tokens_1T, y_NO)
+  return _with_written(subject, dictionary, params, tokens_1T, y_NO, sites)
 
 
 def steered_logits(subject: Subject, dictionary: Wired, params: dict, sae_params: dict, tokens_1T: jax.Array,
@@ -53,7 +53,7 @@ def steered_logits(subject: Subject, dictionary: Wired, params: dict, sae_params
     return subject.apply({"params": params}, tokens_1T, edit, wanted=())[0]
   _, sites = subject.apply({"params": params}, tokens_1T, wanted={*dictionary.reads, *dictionary.writes})
   y_NO = side_by_side(sites, dictionary.writes) + change(side_by_side(sites, dictionary.reads))
-  return _with_written(subject, dictionary, params, tokens_1T, y_NO)
+  return _with_written(subject, dictionary, params, tokens_1T, y_NO, sites)
 
 
 def reads_first(dictionary: Wired, subject: Subject) -> bool:
@@ -83,7 +83,7 @@ def _steering_edit(dictionary, change, tokens_BT, start):
     tokens_BT: the tokens of the pass.
     start: the position of the first of them.
   """
-  seen, counts_BT1 = {}, dictionary.kept.mask(tokens_BT, start)[..., None]
+  seen = {}
   ends = np.cumsum([dictionary.model.wiring.widths[i] for i in dictionary.model.wiring.writes])[:-1]
 
   def visit(site, x_BTD):
@@ -92,16 +92,20 @@ def _steering_edit(dictionary, change, tokens_BT, start):
     if site not in dictionary.writes:
       return x_BTD
     if "change" not in seen:
+      seen["counts"] = dictionary.kept.counts(tokens_BT, {name: seen[name] for name in dictionary.reads}, start)
       seen["change"] = jnp.split(change(side_by_side(seen, dictionary.reads)), ends, axis=1)
     added_BTD = seen["change"][dictionary.writes.index(site)].reshape(x_BTD.shape).astype(x_BTD.dtype)
-    return x_BTD + jnp.where(counts_BT1, added_BTD, 0)
+    return x_BTD + jnp.where(seen["counts"][..., None], added_BTD, 0)
   return {site: functools.partial(visit, site) for site in {*dictionary.reads, *dictionary.writes}}
 
 
-def _with_written(subject, dictionary, params, tokens_1T, y_NO):
-  """Logits of the subject with the rows `y_NO` in the place of the sites written, at positions that count."""
+def _with_written(subject, dictionary, params, tokens_1T, y_NO, sites):
+  """Logits of the subject with the rows `y_NO` in the place of the sites written, at positions that count.
+
+  `sites` are the activations that the dictionary reads.
+  """
   edit, first = {}, 0
-  counts_1T1 = None if dictionary.kept.all else dictionary.kept.mask(tokens_1T)[..., None]
+  counts_1T1 = None if dictionary.kept.all else dictionary.kept.counts(tokens_1T, sites)[..., None]
   changed = lambda x, part: part if counts_1T1 is None else jnp.where(counts_1T1, part, x)
   for site in dictionary.writes:
     width = subject.site_widths[site]
@@ -118,9 +122,10 @@ def _compiled_losses(subject: Subject, dictionary: Wired):
     """Next-token losses (T - 1,): of the subject, spliced, with the sites' mean in their place, and steered."""
     loss = lambda logits_1TV: next_token_loss(logits_1TV[:, :-1], tokens_1T[:, 1:])[0]
     mean_NO = jnp.broadcast_to(mean_O[None], (tokens_1T.size, len(mean_O)))
-    return {"clean": loss(subject.apply({"params": params}, tokens_1T, wanted=())[0]),
+    clean, sites = subject.apply({"params": params}, tokens_1T, wanted=dictionary.reads)
+    return {"clean": loss(clean),
             "spliced": loss(spliced_logits(subject, dictionary, params, sae_params, tokens_1T)),
-            "ablated": loss(_with_written(subject, dictionary, params, tokens_1T, mean_NO)),
+            "ablated": loss(_with_written(subject, dictionary, params, tokens_1T, mean_NO, sites)),
             "steered": loss(steered_logits(subject, dictionary, params, sae_params, tokens_1T, feature_J, value_J))}
   return losses
 

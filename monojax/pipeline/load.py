@@ -26,7 +26,8 @@ if typing.TYPE_CHECKING:  # these need jax or numpy, which a script's --help sho
   from monojax.text.tokenizer import Tokenizer
   from monojax.text.tokens import Tokens
 
-MEANS = "means.npz"  # the mean activation of each site, in the folder of the stage `activations`
+# In the folder of the stage `activations`: the mean activation of each site, and the longest one that counts.
+MEANS, LIMITS = "means.npz", "norm_limits.json"
 
 
 def load(directory: str | pathlib.Path, dictionary: str = OWN_DICTIONARY) -> "LoadedRun":
@@ -135,8 +136,10 @@ def kept_of(run: RunFolder) -> "Kept":
   """Which positions of a context count in a run, by its finished stages `tokens` and `activations`."""
   from monojax.activations.kept import Kept
   from monojax.text.tokens import prefix_of
-  meta = tokens_meta(run)
-  return Kept.of(activations_config(run), prefix_of(meta), tuple(meta.get("special_ids", ())))
+  meta, limits = tokens_meta(run), {}
+  if (run.directory / "activations" / LIMITS).exists():  # version 0.1 had none
+    limits = (files.read_record(run.made("activations", LIMITS)) or {}).get("norm_limits", {})
+  return Kept.of(activations_config(run), prefix_of(meta), tuple(meta.get("special_ids", ())), limits)
 
 
 def mean_activation(run: RunFolder, sites: typing.Sequence[str]) -> "np.ndarray":

@@ -15,6 +15,9 @@ if typing.TYPE_CHECKING:
   from monojax.activations.source import RowStore, Source
 
 
+_NORM_LIMIT = 10.0  # with a pretrained subject; what dictionary_learning takes
+
+
 def harvest(run: RunFolder, config: RunConfig, rows: "RowStore | Source | None" = None) -> dict:
   """Fills the store of activations; for a stream or given activations it only measures them.
 
@@ -38,6 +41,7 @@ def harvest(run: RunFolder, config: RunConfig, rows: "RowStore | Source | None" 
     prepared = SOURCES[settings.source].module().prepare(
         load.origin_of(run, settings, identity, rows), directory, make_mesh(config.mesh))
     files.write_npz(directory / load.MEANS, prepared.means)
+    files.write_record(directory / load.LIMITS, {"norm_limits": prepared.norm_limits})
     return {f"activations/{name}": value for name, value in prepared.figures.items()}
   return run.execute("activations", settings, work, after, given=given)
 
@@ -45,8 +49,11 @@ def harvest(run: RunFolder, config: RunConfig, rows: "RowStore | Source | None" 
 def _resolved(run: RunFolder, settings: HarvestConfig) -> HarvestConfig:
   """The settings with the subject's own names of sites, and the first position that counts for it."""
   pretrained = settings.source != "given" and load.is_pretrained(run)
-  if settings.first_position is None:
-    settings = dataclasses.replace(settings, first_position=int(pretrained))
+  or_else = lambda value, default: default if value is None else value
+  settings = dataclasses.replace(
+      settings, first_position=or_else(settings.first_position, int(pretrained)),
+      skip_special=or_else(settings.skip_special, pretrained),
+      norm_limit=or_else(settings.norm_limit, _NORM_LIMIT if pretrained else 0.0))
   if pretrained:
     from monojax.subjects.pretrained.weights import open_weights
     from monojax.subjects.subject import site_of
