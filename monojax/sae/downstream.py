@@ -5,7 +5,6 @@ The network is frozen, and this room does not know it: whoever trains gives a `D
 Letters: B rows of a batch, C its contexts, R rows of each of these, W numbers in a row, O numbers written.
 """
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -54,7 +53,7 @@ class Downstream(Protocol):
 def require_given(kl_coefficient: float, downstream: Downstream | None) -> None:
   """Raises `InputError` if a setting asks for end-to-end training and there is nothing to train through."""
   require(not kl_coefficient or downstream is not None, "sae.kl_coefficient", kl_coefficient, "end-to-end training runs "
-          "the subject in every step, and these activations come without one: train on a run's own text, or set it to 0")
+          "the subject in every step, and these activations come without one: harvest from a subject, or set it to 0")
 
 
 def added(downstream: Downstream, recipe: MadeRecipe, passed: Pass, scale_O: jax.Array,
