@@ -8,6 +8,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pretrained_models
 import pytest
 from tiny_run import run, tiny
@@ -62,14 +63,17 @@ def subjects(tmp_path_factory):
   return found
 
 
-def contexts_of(subject, writes, n_contexts=4, sites=None, n_devices=1, n_parts=1, seed=0, tokens=None, **settings):
+def one_device():
+  return meshes.make_mesh(meshes.MeshConfig(1, 1))
+
+
+def contexts_of(subject, writes, n_contexts=4, sites=None, mesh=None, n_parts=1, tokens=None, **settings):
   """`Contexts` of a subject, with batches of some contexts."""
   tokens = tokens or tokens_of(1)
   config = HarvestConfig(source="stream", **{"first_position": 0, **settings})
   origin = Origin(config, "", "", lambda sites, mesh: subject, lambda: tokens)
   rows = n_contexts * (T - max(config.first_position, len(tokens.prefix)))
-  return Contexts(origin, sites or writes, writes, Order(rows, 100, seed), n_parts,
-                  meshes.make_mesh(meshes.MeshConfig(data=n_devices)))
+  return Contexts(origin, sites or writes, writes, Order(rows, 100, 0), n_parts, mesh or one_device())
 
 
 def by_hand(subject, writes, tokens_CT, counts_CT, y_CTO):
@@ -97,7 +101,7 @@ def test_the_divergence_and_its_gradient(subjects, monkeypatch, name, writes, fi
   counted = range(max(first, len(prefix)), T)
   np.testing.assert_array_equal(at_CR, [list(counted)] * 6)
   assert not prefix or np.all(tokens_CT[:, 0] == prefix[0])
-  _, sites = subject.model.apply({"params": subject.params}, tokens_CT)
+  _, sites = jax.jit(lambda tokens_CT: subject.model.apply({"params": subject.params}, tokens_CT))(tokens_CT)
   clean_CTO = np.concatenate([sites[site] for site in writes], axis=-1)
   np.testing.assert_allclose(x_BO.reshape(6, len(counted), -1), clean_CTO[:, counted.start:], atol=1e-5)
   assert float(contexts.divergence(contexts.params, x_BO, (tokens_CT, at_CR, last))) < 1e-6
@@ -107,12 +111,205 @@ def test_the_divergence_and_its_gradient(subjects, monkeypatch, name, writes, fi
       contexts.params, y_BO, (tokens_CT, at_CR, last))
   counts_CT = jnp.broadcast_to(jnp.arange(T) >= counted.start, tokens_CT.shape)
   whole = lambda y_BO: jnp.pad(y_BO.reshape(6, len(counted), -1), ((0, 0), (counted.start, 0), (0, 0)))
-  expected, expected_BO = jax.value_and_grad(
-      lambda y_BO: by_hand(subject, writes, tokens_CT, counts_CT, whole(y_BO)))(y_BO)
+  expected, expected_BO = jax.jit(jax.value_and_grad(
+      lambda y_BO: by_hand(subject, writes, tokens_CT, counts_CT, whole(y_BO))))(y_BO)
   assert expected > 0.01
   np.testing.assert_allclose(found, expected, rtol=1e-4)
   np.testing.assert_allclose(gradient_BO, expected_BO, atol=1e-4 * np.abs(expected_BO).max())
 
 
-def test_special_tokens_stay_as_they_are(subjects):
-  contexts = contexts_of(subjects["own"], (HIDDEN,), 1, skip_special=True)
+def test_an_epoch_visits_each_context_once(subjects):
+  contexts = contexts_of(subjects["own"], (HIDDEN,), 9)
+  visited = np.concatenate([contexts.contexts(step) for step in range(20)])
+  np.testing.assert_array_equal(np.sort(visited[:N_CONTEXTS]), np.arange(N_CONTEXTS))
+  np.testing.assert_array_equal(np.sort(visited[N_CONTEXTS:]), np.arange(N_CONTEXTS))
+  assert np.mean(visited[:N_CONTEXTS] == visited[N_CONTEXTS:]) < 0.1
+  other = contexts_of(subjects["own"], (HIDDEN,), 9)
+  np.testing.assert_array_equal(other.batch(7), contexts.batch(7))  # asked for out of turn
+
+
+# The step.
+
+@pytest.mark.parametrize("recipe, n_parts, code", [("tm2023", 1, "dense"), ("batchtopk", 2, "dense"),
+                                                   ("topk", 1, "sparse"), ("jumprelu", 1, "dense")])
+def test_the_step_adds_the_rescaled_divergence(subjects, recipe, n_parts, code):
+  """Its gradient is the recipe's, and error / KL times that of KL, of which everything is written out here."""
+  subject = subjects["own"]
+  contexts = contexts_of(subject, (HIDDEN,), 4, n_parts=n_parts)
+  uses = {"k": 5} if recipe.endswith("topk") else {"sparsity_coefficient": 0.1}
+  config = SAEConfig(recipe, kl_coefficient=1.5, **uses, **{**SMALL, "code": code}).resolved()
+  made, mesh = make_recipe(config, Wiring(contexts.widths), jnp.float32), one_device()
+  init, _ = steps.make_step(made, mesh, 50, downstream=contexts)
+  state = init(jax.random.key(0), contexts.sample(128, 0))
+  x_BW, (tokens_CT, at_CR, last) = contexts.batch_in_context(0)
+  scale_W = state.counters["scale_W"]
+
+  def parts_of(x):
+    return jnp.split(x.reshape(4 // n_parts, n_parts, -1).swapaxes(0, 1), n_parts)
+
+  def by_formula(params, x_BW, tokens_CT):
+    x_BW = x_BW * scale_W[None]
+    given = Given(x_BM=x_BW, y_BO=x_BW, step=state.step, penalty=made.penalty_scale(state.step) *
+                  config.sparsity_coefficient, dead_F=jnp.zeros(40, bool), model=made.model, mesh=mesh)
+    own, passed = made.objective(params, given)
+    y_CTO = ((x_BW + passed.error_BO) / scale_W[None]).reshape(*tokens_CT.shape, -1)
+    kl = by_hand(subject, (HIDDEN,), tokens_CT, jnp.ones_like(tokens_CT, bool), y_CTO)
+    e_BO = passed.error_BO
+    error = {"tm2023": jnp.square(e_BO).mean(), "jumprelu": jnp.square(e_BO).sum(1).mean()}.get(
+        recipe, jnp.square(e_BO).sum() / jnp.square(x_BW - x_BW.mean(0, keepdims=True)).sum())
+    return own + 1.5 * jax.lax.stop_gradient(error / kl) * kl, (kl, 1.5 * error)
+
+  found = []
+  for part_BW, part_CT in zip(parts_of(x_BW), parts_of(tokens_CT), strict=True):
+    (total, (kl, share)), gradients = jax.jit(jax.value_and_grad(by_formula, has_aux=True))(
+        state.params, part_BW.reshape(-1, x_BW.shape[1]), part_CT.reshape(-1, T))
+    found.append((gradients, {"loss": total, "kl": kl, "kl_share": share / total}))
+  expected, metrics = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *found)
+
+  # What the optimiser is given is seen through one that takes plain steps of length 1 against the gradient.
+  plain = dataclasses.replace(made, tx=_PLAIN, constrain=lambda params: params,
+                              peaks={**made.peaks, "learning_rate": 1.0})
+  init, step = steps.make_step(plain, mesh, 50, code == "sparse", n_parts, downstream=contexts)
+  before = init(jax.random.key(0), contexts.sample(128, 0))
+  params = jax.device_get(before.params)
+  batch = jax.tree.map(lambda leaf: leaf[None], (x_BW, (tokens_CT, at_CR, last)))
+  after, values = step(before, batch)
+  for name, gradient in expected.items():
+    if name == "threshold":  # measured, not learned
+      continue
+    np.testing.assert_allclose(params[name] - np.asarray(after.params[name]), gradient, err_msg=name,
+                               atol=2e-4 * np.abs(gradient).max() + 1e-6)
+  assert metrics["kl"] > 0.01
+  for name, value in metrics.items():
+    np.testing.assert_allclose(values[name], value, rtol=1e-3, err_msg=name)
+  assert values["sparse_fraction"] == (code == "sparse")
+
+
+_PLAIN = optax.sgd(1.0)
+
+
+# Training.
+
+def fit(directory, contexts, config, mesh=None, **more):
+  wiring = Wiring(contexts.widths, **more.pop("wiring", {}))
+  return train_sae(config, contexts, wiring, directory, {"data": "a"}, mesh or one_device(),
+                   MetricsConfig(), downstream=contexts, **more)
+
+
+def metrics_of(directory):
+  return [json.loads(line) for line in (pathlib.Path(directory) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_finetuning_brings_predictions_nearer(subjects, tmp_path):
+  """From one finished dictionary, as many further steps with the divergence and without, judged on other text."""
+  subject = subjects["own"]
+  config = SAEConfig("topk", k=4, **{**SMALL, "n_steps": 200, "scan_steps": 50, "checkpoint_every_steps": 200},
+                     batch_rows=16 * T)
+  contexts = contexts_of(subject, (HIDDEN,), 16)
+  start = train_sae(config, contexts, Wiring(contexts.widths), tmp_path / "start", {}, one_device(), MetricsConfig())
+  more = {"start_from": str(tmp_path / "start" / "dictionary"), "learning_rate": 1e-3, "n_steps": 100}
+  plain = fit(tmp_path / "plain", contexts, dataclasses.replace(config, **more))
+  tuned = fit(tmp_path / "tuned", contexts, dataclasses.replace(config, **more, kl_coefficient=1.0))
+
+  def scores(pair):
+    return fidelity(subject, SAE(config, *pair, (HIDDEN,)), np.zeros(24), tokens_of(2), 0)
+  before, without, after = map(scores, (start, plain, tuned))
+  for name in ("kl_spliced", "ce_spliced"):
+    clean = before["ce_clean"] if name == "ce_spliced" else 0.0
+    assert after[name] - clean < 0.9 * min(before[name] - clean, without[name] - clean), name
+  assert after["l0"] == before["l0"] == 4
+  lines = metrics_of(tmp_path / "tuned")
+  assert lines[-1]["kl"] < lines[0]["kl"] and all(0.3 < line["kl_share"] < 0.7 for line in lines)
+  assert "kl" not in metrics_of(tmp_path / "plain")[-1]
+
+
+def test_interrupted_training_goes_on_with_the_same_bits(subjects, tmp_path):
+  config = SAEConfig("batchtopk", k=4, kl_coefficient=1.0, **SMALL, batch_rows=4 * T, resample_every_steps=5,
+                     resample_rows=4 * T)
+  _, whole = fit(tmp_path / "whole", contexts_of(subjects["own"], (HIDDEN,), 4), config)
+  contexts = contexts_of(subjects["own"], (HIDDEN,), 4)
+  given = contexts.batch_in_context
+
+  def interrupted(step):
+    if step == 8:
+      raise KeyboardInterrupt
+    return given(step)
+  contexts.batch_in_context = interrupted
+  with pytest.raises(KeyboardInterrupt):
+    fit(tmp_path / "again", contexts, config)
+  _, again = fit(tmp_path / "again", contexts_of(subjects["own"], (HIDDEN,), 4), config)
+  jax.tree.map(np.testing.assert_array_equal, again, whole)
+
+
+@pytest.mark.parametrize("name, recipe, wiring, settings", [
+    ("own", "tm2023", {"reads": (0,), "writes": (1,)}, {"sparsity_coefficient": 0.05, "skip": True}),
+    ("gpt2", "matryoshka", {"reads": (0, 1), "writes": (0, 1)}, {"k": 4, "group_sizes": (8, 16), "accumulate": 2})])
+def test_a_mesh_gives_what_one_device_gives(subjects, tmp_path, name, recipe, wiring, settings):
+  """A transcoder and a crosscoder."""
+  found = {}
+  sites = ("layer.1.mlp.in", "layer.1.mlp.out")
+  writes = tuple(sites[i] for i in wiring["writes"])
+  for n_data, n_model in ((1, 1), (4, 2)):
+    config = SAEConfig(recipe, kl_coefficient=1.0, **{**SMALL, **settings, "n_steps": 6}, batch_rows=16 * T)
+    mesh = meshes.make_mesh(meshes.MeshConfig(n_data, n_model))
+    contexts = contexts_of(subjects[name], writes, 16, sites, mesh, settings.get("accumulate", 1))
+    found[n_data] = fit(tmp_path / str(n_data), contexts, config, mesh, wiring=dict(wiring))[1]
+  for key, value in found[1].items():
+    np.testing.assert_allclose(found[4][key], value, atol=2e-3 * np.abs(value).max() + 1e-5, err_msg=key)
+
+
+def test_a_sweep_trains_end_to_end_as_single_runs_do(subjects, tmp_path):
+  contexts = contexts_of(subjects["own"], (HIDDEN,), 4)
+  base = SAEConfig("tm2023", kl_coefficient=1.0, sparsity_coefficient=0.05, **SMALL, batch_rows=4 * T).resolved()
+  members = [base, dataclasses.replace(base, sparsity_coefficient=0.2)]
+  found = train_sweep(members, contexts, Wiring(contexts.widths), tmp_path / "sweep",
+                      {name_of(member): {} for member in members}, one_device(), MetricsConfig(), downstream=contexts)
+  for i, member in enumerate(members):
+    _, alone = fit(tmp_path / str(i), contexts, member)
+    for name, value in alone.items():
+      np.testing.assert_allclose(found[name_of(member)][2][name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+# What cannot be.
+
+def test_batches_that_are_no_whole_contexts(subjects):
+  origin = Origin(HarvestConfig(first_position=2), "", "", lambda sites, mesh: subjects["own"], lambda: tokens_of(1))
+  for rows, mesh, n_parts, better in ((100, one_device(), 1, 100), (110, one_device(), 2, 120),
+                                      (110, meshes.make_mesh(meshes.MeshConfig(4, 1)), 1, 120)):
+    make = lambda rows: Contexts(origin, (HIDDEN,), (HIDDEN,), Order(rows, 100, 0), n_parts, mesh)
+    if rows != better:
+      with pytest.raises(InputError, match=f"sae.batch_rows={rows}: .* each of 10 rows.* instance {better}$"):
+        make(rows)
+    make(better)
+
+
+def test_without_a_subject_or_with_an_encoder(tmp_path):
+  sae = SAEConfig("topk", kl_coefficient=1.0)
+  with pytest.raises(InputError, match="sae.kl_coefficient=1.0: .* these activations come without one"):
+    train_sae(sae, None, Wiring((8,)), tmp_path, {}, one_device(), MetricsConfig())
+  with pytest.raises(InputError, match="sae.kl_coefficient=1.0: .* activations.source=given has none"):
+    checks.look_ahead(RunFolder(tmp_path), RunConfig(activations=HarvestConfig(source="given"), sae=sae), ("sae",))
+  pretrained_models.write(tmp_path / "bert", pretrained_models.BERT)
+  config = RunConfig(subject=SubjectConfig(weights=str(tmp_path / "bert"), n_context=T), sae=sae)
+  with pytest.raises(InputError, match="is an encoder, which makes none"):
+    checks.look_ahead(RunFolder(tmp_path), config, ("sae",))
+  with pytest.raises(InputError, match="kl_coefficient=-1.0"):
+    SAEConfig("topk", kl_coefficient=-1.0)
+
+
+# A run.
+
+def test_finetuning_a_runs_dictionary_from_the_command_line(finished, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(finished[0], workdir)
+  flags = [*tiny("sae"), "--name=tuned", f"--sae.start_from={workdir}/sae/dictionary", "--sae.kl_coefficient=1",
+           "--sae.resample_every_steps=0", "--sae.learning_rate=3e-4", "--sae.penalty_warmup_steps=0"]
+  refused = run("train_sae", workdir, *flags, "--sae.batch_rows=250")
+  assert refused.returncode == 1 and not (workdir / "dictionaries").exists()
+  assert "sae.batch_rows=250" in refused.stderr and "take a multiple of 32, for instance 256" in refused.stderr
+  result = run("train_sae", workdir, *flags)
+  assert result.returncode == 0, result.stderr[-3000:]
+  before, after = (RunFolder(workdir).stage(stage)["figures"] for stage in ("sae", "dictionaries/tuned"))
+  assert after["sae/kl_spliced"] < 0.9 * before["sae/kl_spliced"]
+  assert after["sae/ce_spliced"] - after["sae/ce_clean"] < before["sae/ce_spliced"] - before["sae/ce_clean"]
+  assert metrics_of(workdir / "dictionaries" / "tuned")[-1]["kl"] > 0
