@@ -52,8 +52,9 @@ class Downstream(Protocol):
 
 def require_given(kl_coefficient: float, downstream: Downstream | None) -> None:
   """Raises `InputError` if a setting asks for end-to-end training and there is nothing to train through."""
-  require(not kl_coefficient or downstream is not None, "sae.kl_coefficient", kl_coefficient, "end-to-end training runs "
-          "the subject in every step, and these activations come without one: harvest from a subject, or set it to 0")
+  require(not kl_coefficient or downstream is not None, "sae.kl_coefficient", kl_coefficient, "end-to-end training "
+          "runs the subject in every step, and these activations come without one: harvest from a subject, or set it "
+          "to 0")
 
 
 def added(downstream: Downstream, recipe: MadeRecipe, passed: Pass, scale_O: jax.Array,
