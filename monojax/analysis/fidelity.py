@@ -16,7 +16,7 @@ from monojax import metrics
 from monojax.activations.kept import EVERY, Kept
 from monojax.sae.dictionary import SAE
 from monojax.sae.model import Dictionary
-from monojax.subjects.loss import next_token_loss
+from monojax.subjects.loss import divergence, next_token_loss
 from monojax.subjects.subject import LoadedSubject, Sites, Subject
 from monojax.subjects.train import contexts_per_batch
 from monojax.text.tokens import Tokens
@@ -179,12 +179,6 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
         "not_zero": total(norm_N > 0), "fired_F": weight_N @ (f_NF > 0).astype(jnp.float32),
     }
   return sums
-
-
-def divergence(clean: jax.Array, changed: jax.Array) -> jax.Array:
-  """KL(clean || changed) in nats of the distributions with these logits (..., V), of shape (...)."""
-  log_p, log_q = jax.nn.log_softmax(clean, axis=-1), jax.nn.log_softmax(changed, axis=-1)
-  return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
 def _effects(total, n_tokens, n_contexts):

@@ -1,12 +1,15 @@
 """What a command looks at before it does anything: whether its last stage could be done, too."""
 
+import dataclasses
 from collections.abc import Iterable
 
 from monojax import metrics
+from monojax.activations.config import HarvestConfig
 from monojax.config import InputError, require
 from monojax.pipeline import load
 from monojax.pipeline.config import RunConfig
 from monojax.pipeline.folder import RunFolder
+from monojax.sae.config import SAEConfig
 
 _UNTRAINED = ("tokens", "activations", "analysis", "browser")  # stages that train nothing and log no metrics
 _MAY_DIFFER = 0.01  # the share of tokens that a tokenizer may have changed and still be that of a model
@@ -28,6 +31,8 @@ def look_ahead(run: RunFolder, config: RunConfig, stages: Iterable[str]) -> None
   todo = {stage for stage in stages if not run.stage(stage)}
   if config.subject.weights and todo.intersection(("tokens", "subject", "activations")):
     _require_pretrained(config)
+  if config.sae.kl_coefficient and todo.difference((*_UNTRAINED, "subject")):
+    _require_end_to_end(run, config)
   if todo.difference(_UNTRAINED):
     metrics.require_packages(config.metrics)
   if "activations" in todo and config.activations.url:
@@ -73,6 +78,31 @@ def _require_tokenizer(config: RunConfig, n_vocab: int) -> None:
   require(n_other <= _MAY_DIFFER * len(vocabulary), "tokens.tokenizer", place,
           f"{n_other:,} of its {len(vocabulary):,} tokens have other ids than in the tokenizer of {weights!r}: it is "
           "the tokenizer of another model")
+
+
+def require_subject(settings: SAEConfig, activations: HarvestConfig) -> None:
+  """Raises `InputError` if a dictionary is to be trained end to end on activations that came without their subject."""
+  require(not settings.kl_coefficient or activations.source != "given", "sae.kl_coefficient", settings.kl_coefficient,
+          "end-to-end training runs the subject in every step, and activations.source=given has none: harvest from a "
+          "subject, or set it to 0")
+
+
+def _require_end_to_end(run: RunFolder, config: RunConfig) -> None:
+  """Raises `InputError` unless dictionaries can be trained end to end, as far as that can be known by now."""
+  from monojax import mesh as meshes
+  activations = load.activations_config(run) if run.stage("activations") else config.activations
+  require_subject(config.sae, activations)
+  settings = load.subject_config(run) if run.stage("subject") else config.subject
+  if activations.first_position is None:
+    activations = dataclasses.replace(activations, first_position=int(bool(settings.weights)))
+  if settings.weights:
+    from monojax.activations.contexts import require_predicts
+    from monojax.subjects.pretrained.weights import open_weights
+    require_predicts("logits" if open_weights(settings.weights).architecture.causal else "embedding", activations.site)
+  if run.stage("tokens"):
+    from monojax.activations.contexts import require_fits
+    require_fits(activations, load.open_tokens(run, "train"), settings.n_context, config.sae.batch_rows,
+                 config.sae.accumulate, meshes.make_mesh(config.mesh))
 
 
 def _require_batches_divide(config: RunConfig, todo: set[str]) -> None:

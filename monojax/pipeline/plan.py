@@ -64,7 +64,9 @@ def of_run(config: RunConfig) -> str:
   disk = n_tokens * kept * (cost.width * item + _PLACES_BYTES) if harvest.source == "store" else 0
   n_read = cost.width // max(1, len(sites))
   train = sae.n_steps * sae.batch_rows * _PRODUCTS_OF_TRAINING * n_read * sae.n_features
-  if harvest.source == "stream":
+  if sae.kl_coefficient:  # forwards as it is and spliced; backwards from the logits to the site
+    train += sae.n_steps * sae.batch_rows * (3 * cost.all_operations - cost.site_operations)
+  elif harvest.source == "stream":
     train += sae.n_steps * sae.batch_rows / kept * cost.site_operations
   causal = a.causal
   rows = [

@@ -98,6 +98,11 @@ class SAEConfig:
   orthogonality_coefficient: float = option(
       0.0, "weight of a penalty on directions that overlap: the squared products of different features' directions; 0 "
       "drops it", NOT_NEGATIVE)
+  kl_coefficient: float = option(
+      0.0, "weight of end-to-end training: how far the subject's predictions move when the reconstruction takes the "
+      "place of what it reconstructs, KL(subject as it is || subject with the reconstruction). In each step the "
+      "divergence is first rescaled to the size of the recipe's reconstruction error, so that 1 makes both count "
+      "alike; 0 drops it. Batches are then whole contexts, and the subject is run in every step", NOT_NEGATIVE)
 
   # Settings of single recipes.
   encoder_init: str = only("encoder_init", "kaiming", "start the encoder at random or as the decoder's transpose",

@@ -28,6 +28,7 @@ class MadeRecipe:
   Attributes:
     model: `Dictionary`.
     objective: from `objectives.make_objective`.
+    error: the error of a reconstruction that the objective holds, of `objectives`.
     row_loss: (params, x_BW, mesh) -> the loss of each row, which weighs the draw of resampled directions.
     tx: optax transformation of the gradients, to be multiplied by the learning rate at its peak.
     start: (key, params, sample x_NM, y_NO) -> params: what becomes of the initial ones, given some of the data.
@@ -38,9 +39,11 @@ class MadeRecipe:
     normalised: whether each site is scaled by one constant to E|x| = sqrt(width); raw data otherwise.
     slots: features a row, on average, that a sparse code has room for.
     ema_decay: decay of the weights' running mean, which is what is kept in the end; 0 keeps the last weights.
+    kl_coefficient: weight of end-to-end training; see `monojax.sae.downstream`.
   """
   model: Dictionary
   objective: objectives.Objective
+  error: objectives.Error
   row_loss: Callable[[Params, jax.Array, Mesh | None], jax.Array]
   tx: optax.GradientTransformation
   start: starts.Start
@@ -50,6 +53,7 @@ class MadeRecipe:
   normalised: bool
   slots: int
   ema_decay: float
+  kl_coefficient: float = 0.0
 
 
 def dictionary(config: Resolved, wiring: Wiring, dtype: Any, nonlinearity: nonlinearities.Nonlinearity, pre_bias: bool,
@@ -94,11 +98,12 @@ def compose(config: Resolved, model: Dictionary, *, error: objectives.Error, ter
   group_sizes = config.group_sizes if group_sizes is None else group_sizes
   return MadeRecipe(
       model=model, objective=objectives.make_objective(error, terms, group_sizes, config.group_weight),
-      row_loss=row_loss, tx=optimiser(config, unit_decoder), start=begin,
+      error=error, row_loss=row_loss, tx=optimiser(config, unit_decoder), start=begin,
       constrain=with_unit_decoder if unit_decoder else (lambda params: params),
       penalty_scale=linear_warmup(config.penalty_warmup_steps),
       peaks={"penalty": config.sparsity_coefficient, "learning_rate": config.learning_rate}, normalised=normalised,
-      slots=min(model.nonlinearity.room(config.slots), config.n_features), ema_decay=config.ema_decay)
+      slots=min(model.nonlinearity.room(config.slots), config.n_features), ema_decay=config.ema_decay,
+      kl_coefficient=config.kl_coefficient)
 
 
 def optimiser(config: Resolved, unit_decoder: bool) -> optax.GradientTransformation:

@@ -10,9 +10,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from monojax import mesh as meshes
+from monojax.sae import downstream as end_to_end
+from monojax.sae.downstream import Downstream
 from monojax.sae.finish import kept_params
 from monojax.sae.model import SHARDING_RULES
-from monojax.sae.objectives import Given
+from monojax.sae.objectives import Given, Pass, SparseCode
 from monojax.sae.parts import MadeRecipe
 from monojax.sae.sparse.code import count_F
 from monojax.training import TrainState
@@ -24,7 +26,8 @@ RETRY_STEPS = 16
 _KEPT_ROWS = 1024
 
 Init = Callable[[jax.Array, Any], TrainState]  # (key, sample x_NW) -> state
-Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]  # (state, x_SBW) -> (state, metrics)
+# (state, x_SBW) -> (state, metrics); end to end, (state, (x_SBW, what is known of the contexts of each step))
+Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
 
 
 def make_init(recipe: MadeRecipe, mesh: Mesh) -> Init:
@@ -49,25 +52,35 @@ def make_init(recipe: MadeRecipe, mesh: Mesh) -> Init:
   return init
 
 
-def make_gradients(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool) -> Callable[..., tuple]:
+def make_gradients(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool,
+                   downstream: Downstream | None = None) -> Callable[..., tuple]:
   """The function of (state, part of a batch x_BW) that a step updates the parameters by; see `make_step`.
 
-  It returns (gradients, parameters observed instead of learned, metrics, fired_F).
+  End to end it is also given (`downstream.params`, what is known of the part's contexts). It returns (gradients,
+  parameters observed instead of learned, metrics, fired_F).
   """
   model, wiring = recipe.model, recipe.model.wiring
-  graded = jax.value_and_grad(recipe.objective, has_aux=True)
 
-  def gradients_of(state: TrainState, x_BW: jax.Array) -> tuple:
+  def gradients_of(state: TrainState, x_BW: jax.Array, beyond: Any = None) -> tuple:
+    def objective(params: Any, given: Given,
+                  code: SparseCode | None) -> tuple[jax.Array, tuple[Pass, dict[str, jax.Array]]]:
+      loss, passed = recipe.objective(params, given, code)
+      if downstream is None:
+        return loss, (passed, {})
+      scale_O = wiring.targets(state.counters["scale_W"])
+      more, values = end_to_end.added(downstream, recipe, passed, scale_O, beyond)
+      return loss + more, (passed, {**values, "kl_share": more / (loss + more)})
+    graded = jax.value_and_grad(objective, has_aux=True)
     x_BM, y_BO = wiring.inputs(x_BW), wiring.targets(x_BW)
     dead_F = state.step - state.counters["last_fired_F"] >= window_steps
     penalty = recipe.penalty_scale(state.step) * state.counters["penalty"]
     given = Given(x_BM=x_BM, y_BO=y_BO, step=state.step, penalty=penalty, dead_F=dead_F, model=model, mesh=mesh)
 
     def graded_by(params, code, is_sparse):
-      (loss, passed), gradients = graded(params, given, code)
+      (loss, (passed, more)), gradients = graded(params, given, code)
       values = {"loss": loss, "l1": passed.f.sum() / x_BM.shape[0],
                 **reconstruction_metrics(y_BO, passed.error_BO, wiring.targets(state.counters["scale_W"])),
-                "dead_fraction": dead_F.mean(), "sparse_fraction": jnp.float32(is_sparse)}
+                "dead_fraction": dead_F.mean(), "sparse_fraction": jnp.float32(is_sparse), **more}
       return (gradients, model.nonlinearity.observe(params, passed.f), values,
               count_F(passed.f > 0, passed.places, model.n_features))
 
@@ -83,19 +96,27 @@ def make_gradients(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bo
   return gradients_of
 
 
-def make_update(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool,
-                n_parts: int) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-  """The function (state, batch x_BW) -> (state after one optimiser step, its metrics); see `make_step`."""
-  n_columns, gradients_of = sum(recipe.model.wiring.widths), make_gradients(recipe, mesh, window_steps, sparse)
+def make_update(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool, n_parts: int,
+                downstream: Downstream | None = None) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  """The function (state, batch x_BW) -> (state after one optimiser step, its metrics); see `make_step`.
 
-  def one_step(state: TrainState, x_BW: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+  End to end it is also given (`downstream.params`, what is known of the batch's contexts).
+  """
+  gradients_of = make_gradients(recipe, mesh, window_steps, sparse, downstream)
+
+  def one_step(state: TrainState, x_BW: jax.Array, beyond: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
     x_BW = x_BW.astype(jnp.float32) * state.counters["scale_W"][None]
     if n_parts == 1:
-      gradients, observed, values, fired_F = gradients_of(state, x_BW)
+      gradients, observed, values, fired_F = gradients_of(state, x_BW, beyond)
+    elif beyond is None:
+      parts = jax.lax.map(lambda x_BW: gradients_of(state, x_BW), in_parts(x_BW, n_parts))
     else:
-      # Every part takes rows from all devices.
-      x_PBW = x_BW.reshape(-1, n_parts, n_columns).swapaxes(0, 1)
-      parts = jax.lax.map(lambda x_BW: gradients_of(state, x_BW), x_PBW)
+      params, in_context = beyond
+      n_contexts = len(jax.tree.leaves(in_context)[0])
+      x_PCRW = in_parts(x_BW.reshape(n_contexts, -1, x_BW.shape[1]), n_parts)
+      parts = jax.lax.map(lambda part: gradients_of(state, part[0].reshape(-1, x_BW.shape[1]), (params, part[1])),
+                          (x_PCRW, jax.tree.map(lambda leaf: in_parts(leaf, n_parts), in_context)))
+    if n_parts > 1:
       gradients, observed, values = jax.tree.map(lambda leaf: leaf.mean(0), parts[:3])
       fired_F = parts[3].sum(0)
     params = {**state.params, **observed}
@@ -115,8 +136,13 @@ def make_update(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool,
   return one_step
 
 
+def in_parts(batch: jax.Array, n_parts: int) -> jax.Array:
+  """An array cut along its first axis into parts, each of which has items from all devices that it is split over."""
+  return batch.reshape(-1, n_parts, *batch.shape[1:]).swapaxes(0, 1)
+
+
 def make_step(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool = False, n_parts: int = 1,
-              n_members: int = 0) -> tuple[Init, Step]:
+              n_members: int = 0, downstream: Downstream | None = None) -> tuple[Init, Step]:
   """The step of a recipe on a mesh.
 
   For each batch of a call: encode, penalty, decode, gradients, the update, the recipe's constraint on the decoder, the
@@ -131,6 +157,9 @@ def make_step(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool = 
       takes that much less memory.
     n_members: 0 for one dictionary; otherwise the state that `step` takes holds so many, each leaf with a
       leading axis for them, and each metric is a list. `init` still makes one.
+    downstream: for end-to-end training, what the reconstructions are spliced into. `step` then takes (x_SBW, what is
+      known of the contexts of each step), and the metrics kl, kl_weight and kl_share are added; see
+      `monojax.sae.downstream.added`.
 
   Returns:
     init: (key, sample x_NW) -> `TrainState` born on the mesh. Its counters: `last_fired_F`, the step count
@@ -142,17 +171,21 @@ def make_step(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool = 
       the batch; NaN where its rows are all equal), fired_fraction (features that fired in the call),
       dead_fraction, sparse_fraction (of the batches, those computed with a sparse code).
   """
-  init, one_step = make_init(recipe, mesh), make_update(recipe, mesh, window_steps, sparse, n_parts)
+  init, one_step = make_init(recipe, mesh), make_update(recipe, mesh, window_steps, sparse, n_parts, downstream)
 
-  def scan_steps(state: TrainState, x_SBW: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+  def scan_steps(state: TrainState, batches: Any, frozen: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
     before = state.step
-    state, values = jax.lax.scan(one_step, state, x_SBW)
+    if downstream is None:
+      state, values = jax.lax.scan(one_step, state, batches)
+    else:
+      state, values = jax.lax.scan(lambda state, batch: one_step(state, batch[0], (frozen, batch[1])), state, batches)
     values = jax.tree.map(lambda value: value.mean(0), values)
     return state, {**values, "fired_fraction": jnp.mean(state.counters["last_fired_F"] > before)}
 
-  def scan_members(states: TrainState, x_SBW: jax.Array) -> tuple[TrainState, dict[str, list[jax.Array]]]:
+  def scan_members(states: TrainState, batches: Any,
+                   frozen: Any = None) -> tuple[TrainState, dict[str, list[jax.Array]]]:
     # A member's loop over the batches is compiled as that of a dictionary by itself is, to the last bit.
-    states, values = jax.lax.map(lambda state: scan_steps(state, x_SBW), states)
+    states, values = jax.lax.map(lambda state: scan_steps(state, batches, frozen), states)
     return states, {name: [value[i] for i in range(n_members)] for name, value in values.items()}
 
   sample = jnp.ones((2, sum(recipe.model.wiring.widths)))
@@ -162,7 +195,8 @@ def make_step(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bool = 
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((n_members, *leaf.shape), leaf.dtype), abstract)
     rules = {name: P(None, *spec) for name, spec in rules.items()}
   out_shardings = (meshes.shardings(abstract, mesh, rules), NamedSharding(mesh, P()))
-  return init, jax.jit(scan_members if n_members else scan_steps, donate_argnums=0, out_shardings=out_shardings)
+  step = jax.jit(scan_members if n_members else scan_steps, donate_argnums=0, out_shardings=out_shardings)
+  return init, step if downstream is None else lambda state, batches: step(state, batches, downstream.params)
 
 
 def mean_decay(decay: float, step: jax.Array) -> jax.Array:
@@ -195,7 +229,8 @@ def judging_what_is_kept(recipe: MadeRecipe, mesh: Mesh, step: Step, n_members: 
     found_BO, _ = recipe.model.apply({"params": kept_params(recipe, state)}, wiring.inputs(x_BW), mesh)
     return explained_variance(y_BO, found_BO - y_BO)
 
-  def judge_last(state: TrainState, x_SBW: jax.Array) -> Any:
+  def judge_last(state: TrainState, batches: Any) -> Any:
+    x_SBW = batches[0] if isinstance(batches, tuple) else batches
     x_BW = x_SBW[-1, :_KEPT_ROWS]
     if not n_members:
       return judge(state, x_BW)
@@ -203,9 +238,9 @@ def judging_what_is_kept(recipe: MadeRecipe, mesh: Mesh, step: Step, n_members: 
     return [values[i] for i in range(n_members)]
   judged = jax.jit(judge_last, out_shardings=NamedSharding(mesh, P()))
 
-  def step_and_judge(state: TrainState, x_SBW: Any) -> tuple[TrainState, dict[str, Any]]:
-    state, values = step(state, x_SBW)
-    return state, {**values, "kept_explained_variance": judged(state, x_SBW)}
+  def step_and_judge(state: TrainState, batches: Any) -> tuple[TrainState, dict[str, Any]]:
+    state, values = step(state, batches)
+    return state, {**values, "kept_explained_variance": judged(state, batches)}
   return step_and_judge
 
 

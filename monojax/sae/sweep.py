@@ -23,6 +23,7 @@ from monojax.config import require, to_dict
 from monojax.metrics import MetricsConfig
 from monojax.sae import begin, finish
 from monojax.sae.config import SAEConfig
+from monojax.sae.downstream import Downstream, require_given
 from monojax.sae.model import Dictionary, Wiring
 from monojax.sae.nonlinearity import Params
 from monojax.sae.parts import MadeRecipe
@@ -34,7 +35,7 @@ from monojax.training import Loop, TrainState, are_finite, compute_dtype, train
 # What the members of a group may differ in, and what all dictionaries of a sweep must share.
 FREE = ("sparsity_coefficient", "learning_rate", "seed")
 SHARED = ("batch_rows", "buffer_rows", "n_steps", "scan_steps", "checkpoint_every_steps", "start_rows",
-          "resample_every_steps", "resample_times")
+          "resample_every_steps", "resample_times", "kl_coefficient")
 
 Trained = dict[str, tuple[SAEConfig, Dictionary, Any]]
 
@@ -66,7 +67,8 @@ def name_of(config: SAEConfig) -> str:
 
 def train_sweep(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, directory: str | os.PathLike[str],
                 identities: Mapping[str, Mapping[str, Any]], mesh: Mesh, metrics_config: MetricsConfig,
-                start: Params | None = None, sample_seed: int = 0) -> Trained:
+                start: Params | None = None, sample_seed: int = 0,
+                downstream: Downstream | None = None) -> Trained:
   """Trains (or goes on training) the dictionaries of `configs` on one pass over a source.
 
   As in `monojax.sae.train.train_sae`, a folder that was begun with other settings is refused before any work.
@@ -78,6 +80,7 @@ def train_sweep(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, dire
     identities: {name: JSON-able dict} kept with each dictionary, beside its settings and the wiring.
     start: training parameters for all to start from, instead of the recipe's initialisation.
     sample_seed: seed of the rows that scale and bias start from; a run of its own draws them by its own seed.
+    downstream: see `train_sae`.
 
   Returns:
     {name: (config, model, parameters for use on raw activations)}, without the dictionaries that diverged.
@@ -90,10 +93,13 @@ def train_sweep(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, dire
   _require_fit_together(configs)
   first = configs[0]
   meshes.require_divides(mesh, "data", first.batch_rows, "sae.batch_rows")
+  require_given(first.kl_coefficient, downstream)
+  downstream = downstream if first.kl_coefficient else None
   begin.require_memory(configs, wiring, mesh)
   saved = {name_of(config): begin.settings_of(config, wiring, identities[name_of(config)]) for config in configs}
   goes_on = begin.require_same_sweep(directory, saved)
-  groups = {name_of(members[0]): make_group(members, source, wiring, mesh) for members in groups_of(configs)}
+  groups = {name_of(members[0]): make_group(members, source, wiring, mesh, downstream)
+            for members in groups_of(configs)}
 
   def step(state: TrainState, x_SBW: Any) -> tuple[TrainState, dict[str, Any]]:
     metrics: dict[str, Any] = {}
@@ -123,7 +129,7 @@ def train_sweep(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, dire
               "rows", first.batch_rows, f"sweep of {len(configs)}", upgrade, finite)
   sample_NW = source.sample(first.start_rows, sample_seed)
   state = pack({name: group.init(sample_NW, start, not goes_on) for name, group in groups.items()})
-  state = train(state, step, make_batches(source, mesh), loop, metrics_config, intervene)
+  state = train(state, step, make_batches(source, mesh, downstream), loop, metrics_config, intervene)
   return _finished(groups, unpack(state, groups), directory, saved)
 
 
@@ -161,13 +167,15 @@ def groups_of(configs: Sequence[SAEConfig]) -> list[list[SAEConfig]]:
   return list(groups.values())
 
 
-def make_group(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, mesh: Mesh) -> Group:
+def make_group(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, mesh: Mesh,
+               downstream: Downstream | None = None) -> Group:
   """The compiled functions of dictionaries that differ in `FREE` alone."""
   first = configs[0]
   dtype = compute_dtype(first.compute_dtype)
   members = [make_recipe(config, wiring, dtype) for config in configs]
   sparse = use_sparse(first, members[0], mesh, f"{len(configs)} of {first.recipe}, {first.n_features:,} features")
-  init, step = make_step(members[0], mesh, first.window_steps, sparse, first.accumulate, len(configs))
+  init, step = make_step(members[0], mesh, first.window_steps, sparse, first.accumulate, len(configs),
+                         downstream)
   step = judging_what_is_kept(members[0], mesh, step, len(configs))
   resamplings = [make_resampling(config, recipe, source, mesh, jax.random.fold_in(jax.random.key(config.seed), 1))
                  for config, recipe in zip(configs, members, strict=True)]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -17,6 +18,7 @@ from monojax import mesh as meshes
 from monojax.metrics import MetricsConfig
 from monojax.sae import begin, finish, resample
 from monojax.sae.config import SAEConfig
+from monojax.sae.downstream import Downstream, require_given
 from monojax.sae.model import SHARDING_RULES, Dictionary, Wiring
 from monojax.sae.parts import MadeRecipe
 from monojax.sae.recipes import Recipe, make_recipe
@@ -40,7 +42,8 @@ class Rows(Protocol):
 
 def train_sae(config: SAEConfig, source: Rows, wiring: Wiring, directory: str | os.PathLike[str],
               identity: Mapping[str, Any], mesh: Mesh, metrics_config: MetricsConfig, name: str = "sae",
-              extend: bool = False, recipe: Recipe | None = None) -> tuple[Dictionary, Any]:
+              extend: bool = False, recipe: Recipe | None = None,
+              downstream: Downstream | None = None) -> tuple[Dictionary, Any]:
   """Trains (or goes on training) a dictionary in `directory`.
 
   A finished dictionary is loaded, an interrupted one goes on from its last checkpoint, and a folder that was begun with
@@ -64,6 +67,8 @@ def train_sae(config: SAEConfig, source: Rows, wiring: Wiring, directory: str | 
     name: the progress bar's label.
     extend: whether to go on beyond the steps that the folder was begun with.
     recipe: the record of a recipe that is not part of monojax, which `config.recipe` must name.
+    downstream: what reconstructions are spliced into, for end-to-end training; the batches are then its, and the same
+      as those of `source`. Nothing is spliced where `config.kl_coefficient` is 0.
 
   Returns:
     (model, parameters for use on raw activations).
@@ -74,11 +79,14 @@ def train_sae(config: SAEConfig, source: Rows, wiring: Wiring, directory: str | 
   """
   meshes.require_divides(mesh, "data", config.batch_rows, "sae.batch_rows")
   config, directory = config.resolved(recipe), pathlib.Path(directory)
+  require_given(config.kl_coefficient, downstream)
+  downstream = downstream if config.kl_coefficient else None
   begin.require_memory([config], wiring, mesh)
   made = make_recipe(config, wiring, compute_dtype(config.compute_dtype), recipe)
   saved = begin.settings_of(config, wiring, identity)
   goes_on = begin.require_same(directory, saved, extend)
-  init, step = make_step(made, mesh, config.window_steps, use_sparse(config, made, mesh, name), config.accumulate)
+  init, step = make_step(made, mesh, config.window_steps, use_sparse(config, made, mesh, name), config.accumulate,
+                         downstream=downstream)
   step = judging_what_is_kept(made, mesh, step)
   key = jax.random.key(config.seed)
 
@@ -88,15 +96,21 @@ def train_sae(config: SAEConfig, source: Rows, wiring: Wiring, directory: str | 
   state = init(key, source.sample(config.start_rows, config.seed))
   if config.start_from and not goes_on:
     state = dataclasses.replace(state, params=begin.start_params(config, made, state, recipe))
-  state = train(state, step, make_batches(source, mesh), loop, metrics_config, intervene)
+  state = train(state, step, make_batches(source, mesh, downstream), loop, metrics_config, intervene)
   params = meshes.to_host(finish.finished_params(made, state))
   checkpoint.save_params(directory / "dictionary", params, saved)
   return made.model, params
 
 
-def make_batches(source: Rows, mesh: Mesh) -> Callable[[int, int], jax.Array]:
-  """The function (first step, last step) -> x_SBW on the mesh, of a source whose batches are on the host or on it."""
-  def batches(first: int, last: int) -> jax.Array:
+def make_batches(source: Rows, mesh: Mesh, downstream: Downstream | None = None) -> Callable[[int, int], Any]:
+  """The function (first step, last step) -> x_SBW on the mesh, of a source whose batches are on the host or on it.
+
+  With `downstream` it gives (x_SBW, what is known of the contexts of each step), both from there.
+  """
+  def batches(first: int, last: int) -> Any:
+    if downstream is not None:
+      found = [downstream.batch_in_context(step) for step in range(first, last)]
+      return jax.tree.map(lambda *leaves: meshes.on_mesh(jnp.stack(leaves), mesh, P(None, "data")), *found)
     rows = [source.batch(step) for step in range(first, last)]
     # NumPy stacks rows of the host, jax those of devices, which thus need not leave them.
     return meshes.on_mesh(rows[0].__array_namespace__().stack(rows), mesh, P(None, "data", None))
@@ -107,11 +121,11 @@ def use_sparse(config: SAEConfig, recipe: MadeRecipe, mesh: Mesh, name: str) -> 
   """Whether steps compute only the features that fire, as `config.code` says; prints which, after `name`.
 
   "auto" does where that was measured to be faster: on one CPU device, in dictionaries with many features for
-  each place of the code.
+  each place of the code. End to end it does not: there a step is mostly the subject's, and would be compiled thrice.
   """
   sparse = config.code == "sparse"
   if config.code == "auto":
-    sparse = (jax.default_backend() == "cpu" and mesh.size == 1
+    sparse = (jax.default_backend() == "cpu" and mesh.size == 1 and not config.kl_coefficient
               and config.n_features >= SPARSE_FROM * recipe.slots)
   computed = (f"only the features that fire, where about {recipe.slots} a row have room" if sparse
               else f"all {config.n_features:,} features of a row")

@@ -33,6 +33,12 @@ def next_token_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
   return log_total - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
 
 
+def divergence(clean: jax.Array, changed: jax.Array) -> jax.Array:
+  """KL(clean || changed) in nats of the distributions with these logits (..., V), of shape (...)."""
+  log_p, log_q = jax.nn.log_softmax(clean, axis=-1), jax.nn.log_softmax(changed, axis=-1)
+  return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def unembed_loss(u_BTD: jax.Array, W_DV: jax.Array, targets_BT: jax.Array, dtype: Any) -> jax.Array:
   """The mean `next_token_loss` of the logits u W, computed without ever holding all logits.

@@ -10,11 +10,13 @@ from monojax import files, metrics
 from monojax.activations.config import SOURCES
 from monojax.config import require
 from monojax.pipeline import load
+from monojax.pipeline.checks import require_subject
 from monojax.pipeline.config import RunConfig
 from monojax.pipeline.folder import OTHERS, OWN_DICTIONARY, SWEEPS, RunFolder
 from monojax.sae.config import SAEConfig
 
 if typing.TYPE_CHECKING:
+  from monojax.activations.contexts import Contexts
   from monojax.activations.kept import Kept
   from monojax.activations.source import RowStore, Source
   from monojax.sae.dictionary import SAE
@@ -50,9 +52,10 @@ def train_sae(run: RunFolder, config: RunConfig, stage: str = OWN_DICTIONARY, ex
     from monojax.sae.dictionary import SAE
     from monojax.sae.train import train_sae as fit
     mesh = make_mesh(config.mesh)
-    source, wiring, sites = _source(run, settings, mesh, rows)
+    source, wiring, sites, downstream = _source(run, settings, mesh, rows)
     about = {"identity": identity, "sites": list(sites)}
-    model, params = fit(settings, source, wiring, directory, about, mesh, config.metrics, extend=extend)
+    model, params = fit(settings, source, wiring, directory, about, mesh, config.metrics, extend=extend,
+                        downstream=downstream)
     draw_curves(directory / "metrics.jsonl", directory / "curves.png")
     return _measure(_HeldOut(run, config, source), SAE(settings, model, params, sites), stage)
   if extend:
@@ -179,8 +182,11 @@ def write_comparison(run: RunFolder) -> list[dict]:
   return everything
 
 
-def _source(run, settings, mesh, rows=None) -> "tuple[Source, Wiring, tuple[str, ...]]":
-  """The shuffled rows that a dictionary trains on, how they are wired to it, and the names of the sites in them."""
+def _source(run, settings, mesh, rows=None) -> "tuple[Source, Wiring, tuple[str, ...], Contexts | None]":
+  """The shuffled rows that a dictionary trains on, how they are wired to it, and the names of the sites in them.
+
+  For end-to-end training they are those of whole contexts, which are given besides, with the subject above the sites.
+  """
   from monojax.activations.origin import Order
   from monojax.sae.model import Wiring
   record, harvested = run.require_stage("activations"), load.activations_config(run)
@@ -188,8 +194,14 @@ def _source(run, settings, mesh, rows=None) -> "tuple[Source, Wiring, tuple[str,
   reads, writes = settings.wired(harvested.site)
   sites = tuple(dict.fromkeys(reads + writes))
   order = Order(settings.batch_rows, settings.buffer_rows, settings.seed)
-  source = SOURCES[harvested.source].module().open_source(origin, sites, order, mesh)
-  return source, Wiring(source.widths, tuple(map(sites.index, reads)), tuple(map(sites.index, writes))), sites
+  contexts = None
+  if settings.kl_coefficient:
+    from monojax.activations.contexts import Contexts
+    require_subject(settings, harvested)
+    contexts = Contexts(origin, sites, writes, order, settings.accumulate, mesh)
+  source = contexts or SOURCES[harvested.source].module().open_source(origin, sites, order, mesh)
+  wiring = Wiring(source.widths, tuple(map(sites.index, reads)), tuple(map(sites.index, writes)))
+  return source, wiring, sites, contexts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,9 +267,9 @@ def _sweep(run, config, base, members, directory, identity, start=None) -> list[
   if not members:
     return []
   mesh = make_mesh(config.mesh)
-  source, wiring, sites = _source(run, base, mesh)
+  source, wiring, sites, downstream = _source(run, base, mesh)
   about = {name_of(member): {"identity": identity, "sites": list(sites)} for member in members}
-  found = train_sweep(members, source, wiring, directory, about, mesh, config.metrics, start, base.seed)
+  found = train_sweep(members, source, wiring, directory, about, mesh, config.metrics, start, base.seed, downstream)
   draw_curves(directory / "metrics.jsonl", directory / "curves.png")
   held_out, points, figures = _HeldOut(run, config, source), [], None
   for name, (member, model, params) in found.items():
