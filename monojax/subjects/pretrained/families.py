@@ -87,8 +87,8 @@ def _size(axis: str, sizes: Mapping[str, int]) -> int:
 
 def sizes_of(a: Architecture) -> dict[str, int]:
   """The length of each lettered axis."""
-  return {"s": a.n_types, "d": a.d_model, "h": a.n_key_heads, "j": a.group, "a": a.head_width, "m": a.d_mlp, "v": a.vocab_size,
-          "t": a.max_context}
+  return {"s": a.n_types, "d": a.d_model, "h": a.n_key_heads, "j": a.group, "a": a.head_width, "m": a.d_mlp,
+          "v": a.vocab_size, "t": a.max_context}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,8 +237,8 @@ def _gemma(config: Config, family: str, **more: Any) -> Architecture:
   """What Gemma 2 and 3 have in common."""
   config = {**_GEMMA_DEFAULTS, **config}
   values = _common(config, family)
-  values |= {"activation": _activation(config, "hidden_activation", default="gelu_tanh"), "norm_offset": True, "post_norms": True,
-             "embedding_scale": math.sqrt(values["d_model"]), "score_scale": config["query_pre_attn_scalar"] ** -0.5,
+  values |= {"activation": _activation(config, "hidden_activation", default="gelu_tanh"), "norm_offset": True,
+             "post_norms": True, "embedding_scale": math.sqrt(values["d_model"]), "score_scale": config["query_pre_attn_scalar"] ** -0.5,
              "logit_cap": config.get("final_logit_softcapping") or 0.0}
   local = _local_layers(config, values["n_layers"], more.pop("is_local"))
   return Architecture(**_with_window(values | more, config["sliding_window"], local))
@@ -421,7 +421,9 @@ def read_config(config: Config, name: str) -> tuple[Family, Architecture]:
                      "the unquantised model, or a .gguf file")
   try:
     return family, family.read(config)
+  except InputError:
+    raise
   except KeyError as error:
     raise InputError(f"subject.weights={name!r}: its config.json lacks {error}, which {kind} needs") from error
-  except (TypeError, AttributeError) as error:
+  except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
     raise InputError(f"subject.weights={name!r}: its config.json cannot be used: {error}") from error
