@@ -238,7 +238,8 @@ def _gemma(config: Config, family: str, **more: Any) -> Architecture:
   config = {**_GEMMA_DEFAULTS, **config}
   values = _common(config, family)
   values |= {"activation": _activation(config, "hidden_activation", default="gelu_tanh"), "norm_offset": True,
-             "post_norms": True, "embedding_scale": math.sqrt(values["d_model"]), "score_scale": config["query_pre_attn_scalar"] ** -0.5,
+             "post_norms": True, "embedding_scale": math.sqrt(values["d_model"]),
+             "score_scale": config["query_pre_attn_scalar"] ** -0.5,
              "logit_cap": config.get("final_logit_softcapping") or 0.0}
   local = _local_layers(config, values["n_layers"], more.pop("is_local"))
   return Architecture(**_with_window(values | more, config["sliding_window"], local))
