@@ -96,27 +96,31 @@ def folder(tmp_path_factory):
   """A folder of 3 GB as transformers would write it: shards in bfloat16, their index, and a tokenizer."""
   place = tmp_path_factory.mktemp("llama") / "model"
   place.mkdir()
-  config = {**LLAMA_8B, "num_hidden_layers": 2}
+  write_folder(place, {**LLAMA_8B, "num_hidden_layers": 2})
+  yield place
+  for path in place.iterdir():
+    path.unlink()
+
+
+def write_folder(place, config):
   (place / "config.json").write_text(json.dumps(config))
   family, a = read_config(config, "test")
   some = np.random.default_rng(0).normal(size=1_000_003).astype(np.float32)
   shards, places = {}, {}
   for layer, name, tensor in family.tensors(a, a.n_layers):
-    shape = tensor.shape(sizes_of(a))
-    values = 1 + 0.1 * some if len(shape) == 1 else some * shape[1] ** -0.5
-    part = len(shards) if layer is None and len(shape) == 2 else 2 + (layer or 0)
-    full = name if name == "lm_head.weight" else f"model.{name}"
-    shards.setdefault(part, {})[full] = np.resize(values.astype(ml_dtypes.bfloat16), shape)
-  for i, tensors in enumerate(shards.values(), 1):
+    shards.setdefault("outer" if layer is None else layer, []).append((name, tensor.shape(sizes_of(a))))
+  for i, names in enumerate(shards.values(), 1):
+    tensors = {}
+    for name, shape in names:
+      values = 1 + 0.1 * some if len(shape) == 1 else some * shape[1] ** -0.5
+      full = name if name == "lm_head.weight" else f"model.{name}"
+      tensors[full] = np.resize(values.astype(ml_dtypes.bfloat16), shape)
     file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
     save_file(tensors, place / file, metadata={"format": "pt"})
     places |= dict.fromkeys(tensors, file)
   (place / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
   texts = [document.text.encode() for document in documents(TextConfig(max_bytes=200_000), Problems())]
   (place / "tokenizer.json").write_text(train(texts, 2000).backend.to_str())
-  yield place
-  for path in place.iterdir():
-    path.unlink()
 
 
 _LOAD = """
