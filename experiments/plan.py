@@ -51,6 +51,7 @@ _SHAPES = {
 for _name, _help in _SHAPES.items():
   flags.DEFINE_integer(_name, None, f"{_help}; by default the preset's or the pretrained subject's")
 _BATCH = flags.DEFINE_integer("batch_rows", 8192, "rows of a step")
+_BUFFER = flags.DEFINE_integer("buffer_rows", 262_144, "rows of the window that is shuffled")
 _BYTES = flags.DEFINE_integer("row_number_bytes", 2, "bytes of a stored number: 2, or 1 for int8")
 _TFLOPS = flags.DEFINE_float("tflops", 400.0, "operations a second that one device sustains, in 10^12")
 _DEVICES = flags.DEFINE_integer("devices", 1, "how many there are")
@@ -72,6 +73,7 @@ def main():
   print(", ".join(f"{name} {value:,}" for name, value in shape.items()))
   for line in plan(a, **shape):
     print(line)
+  print(window(shape["width"]))
   for line in memory(a, shape["width"], shape["n_features"]) if a else ():
     print(line)
 
@@ -130,6 +132,13 @@ def plan(a, n_rows, width, n_features, context, tokens_per_context, subject_para
   yield line("train: stream", compute=train + (1 if a else model) * forward, network=network + shared)
   yield (f"state            {state_gb:.3g} GB a device, of {_DEVICE_GB.value:g}"
          + ("" if state_gb < _DEVICE_GB.value else f": does not fit, raise --mesh.model to {_fitting(params)}"))
+
+
+def window(width):
+  """A line of text: memory of the window within which rows are shuffled."""
+  gigabytes, n_data = _BUFFER.value * width * 2 / 1e9, _DEVICES.value // getattr(flags.FLAGS, "mesh.model")
+  return (f"window           {gigabytes / n_data:.3g} GB a device for a stream's rows in 16 bits, or "
+          f"{2 * gigabytes:.3g} GB of the host's for two of a store's")
 
 
 def memory(a, width, n_features):

@@ -23,6 +23,7 @@ _SAMPLES = 4  # texts that a subject writes
 _TEXT_BYTES = 4  # of text in a token, about
 _UPDATE_PASSES = 10  # reads and writes of a dictionary's parameters in a step: gradients, moments, norms
 _CODE_PASSES = 6  # those of all features of a batch, besides products: what is kept, its mask and its gradient
+_READ_RATE = 5e8  # bytes of weights a second, from a disk and turned; a stage reads them anew
 _MEASURED_SECONDS = 0.3
 
 
@@ -111,10 +112,19 @@ class Rates:
 
 @dataclasses.dataclass
 class Stage:
-  """What a stage of a run needs: operations of products, bytes that move through memory besides, and bytes on disk."""
+  """What a stage of a run needs.
+
+  Attributes:
+    name: the stage.
+    operations: of matrix products.
+    traffic: bytes that move through memory besides.
+    weights: bytes of weights that are read from files.
+    disk: bytes that are written.
+  """
   name: str
   operations: float = 0.0
   traffic: float = 0.0
+  weights: float = 0.0
   disk: float = 0.0
 
   def add(self, n_tokens: float, p: Pass, n_context: int, seen: float, item: int) -> None:
@@ -123,7 +133,7 @@ class Stage:
     self.traffic += n_tokens * p.traffic(n_context, item)
 
   def seconds(self, rates: Rates) -> float:
-    return self.operations / rates.operations + self.traffic / rates.bytes
+    return self.operations / rates.operations + self.traffic / rates.bytes + self.weights / _READ_RATE
 
 
 def stages_of(config: RunConfig, a: "Architecture", item: int, n_available: int = 0) -> list[Stage]:
@@ -146,25 +156,29 @@ def stages_of(config: RunConfig, a: "Architecture", item: int, n_available: int 
   n_limit = n_available or float("inf")
   n_tokens = min(harvest.n_tokens or n_available, n_limit)
 
+  all_weights = whole.parameters * item
   subject = Stage("subject")
   if a.causal:
+    subject.weights = all_weights
     subject.add(config.subject.val_tokens, whole, n_context, seen, item)
     subject.traffic += _SAMPLES * config.subject.sample_tokens * whole.products * item  # read again for each token
   activations = Stage("activations")
   if harvest.source == "store":
     activations.add(n_tokens, to_site, n_context, seen, item)
     stored = {"float32": 4, "int8": 1}.get(harvest.dtype, 2)
+    activations.weights = to_site.parameters * item
     activations.disk = n_tokens * kept * (sum(widths.values()) * stored + PLACES_BYTES)
-  training = Stage("sae", disk=_SAVED_BYTES * (n_read + n_written) * sae.n_features)
+  training = Stage("sae", weights=all_weights, disk=_SAVED_BYTES * (n_read + n_written) * sae.n_features)
   _add_training(training, sae, sae.n_steps, n_read, n_written)
   if harvest.source == "stream":
+    training.weights += to_site.parameters * item
     training.add(sae.n_steps * sae.batch_rows / kept, to_site, n_context, seen, item)
   training.add(_PASSES_OF_FIDELITY * sae.val_tokens, whole, n_context, seen, item)
-  frontier = Stage("frontier")
+  frontier = Stage("frontier", weights=all_weights)
   for _ in config.frontier.sparsities:
     _add_training(frontier, sae, config.frontier.n_steps or sae.n_steps, n_read, n_written)
     frontier.add(2 * sae.val_tokens, whole, n_context, seen, item)
-  analysis, measured = Stage("analysis"), config.analysis
+  analysis, measured = Stage("analysis", weights=all_weights), config.analysis
   n_analysed = (min(measured.n_tokens or n_available, n_limit)
                 + _PASSES_OF_DETECTORS * min(measured.n_detector_tokens or n_available, n_limit))
   analysis.add(n_analysed, to_site, n_context, seen, item)
@@ -234,7 +248,7 @@ def of_run(config: RunConfig, n_available: int = 0) -> str:
            "batches",
            f"  times follow from {rates.operations / 1e9:,.0f} GFLOP/s of products in {dtype.name} and "
            f"{rates.bytes / 1e9:,.1f} GB/s of memory, measured just now on one device; compiling takes some seconds "
-           "a stage besides"]
+           "a stage besides, and how long tokens and pages take is not in the table"]
   if not about and not config.activations.n_tokens:
     lines.append("  activations.n_tokens=0 takes all of the text, whose length is not known yet: its time and disk "
                  "are not in this table")
