@@ -34,7 +34,7 @@ def _whole_run() -> None:
 
 
 def _pretrained() -> None:
-  from monojax.pipeline import plan, stages
+  from monojax.pipeline import load, plan, stages
   from monojax.pipeline.checks import look_ahead
   from monojax.pipeline.stages import IN_ORDER
   run, config = cli.run_and_config(default_preset="pretrained")
@@ -42,7 +42,7 @@ def _pretrained() -> None:
           "hf:NAME, or a .gguf file")
   look_ahead(run, config, IN_ORDER)
   if not run.stage("sae"):
-    print(plan.of_run(config))
+    print(plan.of_run(config, load.tokens_meta(run)["n_tokens"]["train"] if run.stage("tokens") else 0))
   if flags.FLAGS.plan_only:
     return
   for stage in IN_ORDER.values():

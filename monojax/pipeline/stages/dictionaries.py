@@ -97,7 +97,7 @@ def adopt_sae(run: RunFolder, config: RunConfig, name: str, sae: "SAE", origin: 
 
   def work(directory, identity):
     from monojax.mesh import make_mesh
-    source, wiring, sites = _source(run, settings, make_mesh(config.mesh))
+    source, wiring, sites, _ = _source(run, settings, make_mesh(config.mesh))
     for what, own, theirs in (("reads", wiring.n_inputs, sae.model.wiring.n_inputs),
                               ("writes", wiring.n_outputs, sae.model.wiring.n_outputs)):
       require(own == theirs, "--source", origin, f"{what} {theirs} numbers of {' and '.join(getattr(sae, what))}, "

@@ -43,6 +43,22 @@ class Rotary:
   short_divisors: tuple[float, ...] = ()
   long_divisors: tuple[float, ...] = ()
 
+  def require_usable(self, head_width: int) -> None:
+    """Raises `InputError` if these are no settings for heads of that width."""
+    numbers = {"rope_theta": self.base, "partial_rotary_factor": self.fraction, "factor": self.factor,
+               "low_freq_factor": self.low_frequency, "beta_slow": self.beta_slow}
+    for name, value in numbers.items():
+      require(0 < value < math.inf, f"config.json: {name}", value, "must be a positive number")
+    require(self.fraction <= 1, "config.json: partial_rotary_factor", self.fraction, "must be a part of a head")
+    require(self.scaling != "llama3" or self.low_frequency < self.high_frequency, "config.json: high_freq_factor",
+            self.high_frequency, f"must be larger than low_freq_factor={self.low_frequency:g}")
+    require(self.scaling not in ("dynamic", "yarn", "llama3") or self.original_context > 0,
+            "config.json: original_max_position_embeddings", self.original_context, "must be a positive number")
+    n_pairs = int(head_width * self.fraction) // 2
+    for divisors in (self.short_divisors, self.long_divisors) if self.scaling == "longrope" else ():
+      require(len(divisors) == n_pairs and all(type(x) in (int, float) and 0 < x < math.inf for x in divisors),
+              "config.json: short_factor and long_factor", len(divisors), f"must be {n_pairs} positive numbers each")
+
   def frequencies(self, head_width: int, n_positions: int) -> tuple[np.ndarray, float]:
     """The angle that each pair of dimensions turns by from one position to the next, and a factor on queries and keys.
 
@@ -169,7 +185,14 @@ class Architecture:
   def __post_init__(self) -> None:
     for name in ("n_layers", "d_model", "d_mlp", "n_heads", "n_key_heads", "head_width", "vocab_size", "max_context"):
       value = getattr(self, name)
-      require(isinstance(value, int) and value > 0, f"config.json: {name}", value, "must be a positive whole number")
+      require(type(value) is int and value > 0, f"config.json: {name}", value, "must be a positive whole number")
+    for name in ("norm_epsilon", "score_scale", "score_cap", "logit_cap", "embedding_scale", "window", "n_types"):
+      value = getattr(self, name)
+      require(type(value) in (int, float) and 0 <= value < math.inf, f"config.json: {name}", value,
+              "must be a number, and not negative")
+    require(type(self.pad_id) is int, "config.json: pad_token_id", self.pad_id, "must be a token's id")
+    for rotary in (self.rotary, self.local_rotary):
+      rotary.require_usable(self.head_width)
     require(self.n_heads % self.n_key_heads == 0, "config.json: key and value heads", self.n_key_heads,
             f"must divide the {self.n_heads} heads of queries")
     require(self.activation in ("silu", "gelu", "gelu_tanh", "relu"), "config.json: activation", self.activation,

@@ -422,7 +422,9 @@ def read_config(config: Config, name: str) -> tuple[Family, Architecture]:
                      "the unquantised model, or a .gguf file")
   try:
     return family, family.read(config)
+  except InputError:
+    raise
   except KeyError as error:
     raise InputError(f"subject.weights={name!r}: its config.json lacks {error}, which {kind} needs") from error
-  except (TypeError, AttributeError) as error:
+  except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
     raise InputError(f"subject.weights={name!r}: its config.json cannot be used: {error}") from error

@@ -395,7 +395,7 @@ def attend(q_BTHJA: jax.Array, k_BSHA: jax.Array, v_BSHA: jax.Array, position_T:
     (B, T, H, J, A). Scores and softmax are in float32.
   """
   n_queries, n_keys = q_BTHJA.shape[1], k_BSHA.shape[1]
-  block = max(_BLOCK_QUERIES, -(-n_queries // _MOST_BLOCKS))
+  block = _block_of(n_queries)
   window = jnp.where(is_local, a.window, n_keys) if is_local is not False else None
 
   def queries(first, last):
@@ -413,6 +413,16 @@ def attend(q_BTHJA: jax.Array, k_BSHA: jax.Array, v_BSHA: jax.Array, position_T:
     return jnp.einsum("bhjts,bsha->bthja", weights, v_BSHA[:, :end])
   parts = [queries(first, min(first + block, n_queries)) for first in range(0, n_queries, block)]
   return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def _block_of(n_queries: int) -> int:
+  """How many queries attention takes at a time."""
+  return max(_BLOCK_QUERIES, -(-n_queries // _MOST_BLOCKS))
+
+
+def n_blocks(n_queries: int) -> int:
+  """How many blocks of queries attention takes one by one; a causal one reads no keys beyond its end."""
+  return -(-n_queries // _block_of(n_queries))
 
 
 def embedding(x_BTD: jax.Array, real_BT: jax.Array) -> jax.Array:

@@ -200,11 +200,11 @@ def _require_complete(weights: Weights) -> None:
     extra -= {tensor.name for tensor in weights.family.outer if tensor.parameter == "W_unembed_DV"}
   wrong = [f"{name} has the shape {found[name]} instead of {shape}" for name, shape in needed.items()
            if name in found and found[name] != shape]
-  for problem, names in (("lacks the tensors", sorted(set(needed) - set(found))),
-                         ("has tensors that its config.json does not tell of", sorted(extra)), ("", wrong)):
+  for problem, names in (("lacks the tensors ", sorted(set(needed) - set(found))),
+                         ("has tensors that its config.json does not tell of: ", sorted(extra)), ("", wrong)):
     if names:
       more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-      raise InputError(f"subject.weights={weights.spec!r}: {problem} {', '.join(names[:_LISTED])}{more}: the files are "
+      raise InputError(f"subject.weights={weights.spec!r}: {problem}{', '.join(names[:_LISTED])}{more}: the files are "
                        f"not a whole model of the family {a.family}")
 
 
