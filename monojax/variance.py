@@ -46,7 +46,7 @@ def spread(y_NO: Array, weight_N: Array | None = None) -> Spread:
     weight_N: how much each row counts, 0 or 1; by default all count.
   """
   weight_N1 = 1.0 if weight_N is None else weight_N[:, None]
-  n_rows = len(y_NO) if weight_N is None else weight_N.sum()
+  n_rows: Any = len(y_NO) if weight_N is None else weight_N.sum()
   # A row that does not count may be an attention sink, of a norm that would cost the others their digits.
   near_O = y_NO[0 if weight_N is None else weight_N.argmax()]
   apart_NO = y_NO - near_O[None]

@@ -1,4 +1,5 @@
-"""A dictionary's figures equal those of SAELens' `run_evals` (6.54) on the same model, tokens and dictionary.
+"""A dictionary's figures equal those of SAELens' `run_evals` (6.54) on the same model, tokens and dictionary (extra
+`peers`).
 
 Both read the same files: a Hugging Face folder of random weights, which TransformerLens holds without centring or
 folding, and a folder that `monojax.interop.write` makes of a dictionary that was trained on the model. The text is
@@ -12,7 +13,8 @@ is undone; each of these has a test, or is undone in one.
 * Its ablation with special tokens left out still sets *every* position to 0, and only its mean leaves them out; the
   spliced run leaves them as they are. Ours leaves them as they are in both.
 * It can leave out tokens, not positions. The first position can be left out where a token of its own stands there.
-* `exclude_special_tokens=True` stands for the tokenizer's BOS, EOS, PAD and SEP; ours for every token marked special.
+* `exclude_special_tokens=True` stands for the tokenizer's BOS, EOS, PAD and SEP (and the first token of a decoder);
+  `skip_special` for every token marked special.
 * The losses are of the first batches of the data set, the other figures of the batches *after* them: its
   `reset_input_dataset` does not go back to the start. They are of the same text only where the losses have used all.
 * `ce_loss_score` is a number also where the ablation does not raise the loss; ours is None there.
