@@ -1,8 +1,8 @@
 """How much rows vary around their mean, and which share of that a reconstruction explains.
 
 E[y^2] - E[y]^2 loses all digits where the mean is large: float32 holds 7 digits, so that of rows around 3,000 that vary
-by 1 nothing is left. Here the first row is subtracted from all, which is exact for rows close to it, then the mean of
-what is left, and only then are squares summed.
+by 1 nothing is left. Here the first row that counts is subtracted from all, which is exact for rows close to it, then
+the mean of what is left, and only then are squares summed.
 
 A sum over many batches is made of one `Spread` for each, on the device, which the host joins in float64.
 """
@@ -43,13 +43,15 @@ def spread(y_NO: Array, weight_N: Array | None = None) -> Spread:
 
   Args:
     y_NO: rows, at least one.
-    weight_N: how much each row counts, 0 or 1; by default all count, and the first must.
+    weight_N: how much each row counts, 0 or 1; by default all count.
   """
   weight_N1 = 1.0 if weight_N is None else weight_N[:, None]
-  n_rows = len(y_NO) if weight_N is None else weight_N.sum()
-  apart_NO = y_NO - y_NO[:1]
-  beyond_O = (weight_N1 * apart_NO).sum(0) / n_rows
-  return Spread(n_rows, y_NO[0], beyond_O, (weight_N1 * (apart_NO - beyond_O[None])**2).sum())
+  n_rows: Any = len(y_NO) if weight_N is None else weight_N.sum()
+  # A row that does not count may be an attention sink, of a norm that would cost the others their digits.
+  near_O = y_NO[0 if weight_N is None else weight_N.argmax()]
+  apart_NO = y_NO - near_O[None]
+  beyond_O = (weight_N1 * apart_NO).sum(0) / (n_rows if weight_N is None else n_rows.clip(1))
+  return Spread(n_rows, near_O, beyond_O, (weight_N1 * (apart_NO - beyond_O[None])**2).sum())
 
 
 def joined(a: Spread | None, b: Spread) -> Spread:

@@ -1,5 +1,6 @@
 """Explained variance against float64, at means up to 100,000; rows without variance; what training does then."""
 
+import functools
 import json
 
 import jax
@@ -54,6 +55,19 @@ def test_an_outlier_as_the_first_row_costs_no_digits(mean):
   for size in (10, 1e4, 1e7):
     y_NM[0] = size
     np.testing.assert_allclose(on_device(y_NM, error_NM), exactly(y_NM, error_NM), rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e4, 1e7])
+def test_rows_that_do_not_count_cost_no_digits(size):
+  """Such as the first position of a context, where a model has an attention sink; or a batch in which no row counts."""
+  y_NM, error_NM = made(512, 8, 3.0, np.float32)
+  counts_N = np.arange(512) % 64 > 0
+  y_NM[~counts_N] = size
+  parts = [jax.device_get(spread(y_NM, weight_N.astype(np.float32))) for weight_N in (counts_N, 0 * counts_N, counts_N)]
+  rows = functools.reduce(variance.joined, parts, None)
+  expected_M = y_NM[counts_N].astype(np.float64).mean(0)
+  np.testing.assert_allclose(rows.near_O + rows.beyond_O, expected_M, rtol=1e-6)
+  np.testing.assert_allclose(rows.square, 2 * np.square(y_NM[counts_N] - expected_M).sum(), rtol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
