@@ -140,8 +140,9 @@ before, read_before, start = of_status("VmRSS"), read(), time.perf_counter()
 settings = SubjectConfig(weights=sys.argv[1], compute_dtype="bfloat16")
 subject = load_pretrained(settings, json.loads(sys.argv[2]))
 jax.block_until_ready(subject.params)
-print(json.dumps({"seconds": time.perf_counter() - start, "peak": of_status("VmHWM") - before, "read": read() - read_before,
-                  "bytes": meshes.bytes_of(subject.params), "n_loaded": subject.model.n_loaded}))
+print(json.dumps({"seconds": time.perf_counter() - start, "peak": of_status("VmHWM") - before,
+                  "read": read() - read_before, "bytes": meshes.bytes_of(subject.params),
+                  "n_loaded": subject.model.n_loaded}))
 """
 
 
