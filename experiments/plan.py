@@ -1,4 +1,4 @@
-"""What a dictionary will cost before it is trained: time, storage, network and memory of each stage, and what limits it.
+"""What a dictionary will cost before it is trained: time, storage, network, memory, and what limits each stage.
 
 Operations and bytes follow from the shapes; rates are yours to give, and best measured: bench_sae.py prints the
 products' operations a second, bench_store.py the disk's bytes a second.

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from monojax import host_memory
 from monojax.config import COUNT, COUNT_OR_0, option, require, require_rules
@@ -69,7 +69,7 @@ def local_mesh(mesh: Mesh, model: int = 1) -> Mesh:
   return make_mesh(MeshConfig(data=len(own) // model, model=model), own)
 
 
-def shardings(tree: Tree, mesh: Mesh, rules: Mapping[str, PartitionSpec]) -> Tree:
+def shardings(tree: Tree, mesh: Mesh | AbstractMesh, rules: Mapping[str, PartitionSpec]) -> Tree:
   """The sharding of each leaf of a pytree, which says where on a mesh its parts are.
 
   A leaf's sharding is the rule of the innermost dict key or attribute on its path that has one. Moments of an optimiser
@@ -78,7 +78,7 @@ def shardings(tree: Tree, mesh: Mesh, rules: Mapping[str, PartitionSpec]) -> Tre
 
   Args:
     tree: a pytree of arrays or shape structs.
-    mesh: the mesh, from `make_mesh`.
+    mesh: the mesh, from `make_mesh`; or one of as many devices as there need not be.
     rules: {name of a leaf: its `PartitionSpec`}.
 
   Returns:

@@ -145,6 +145,7 @@ def stages_of(config: RunConfig, a: "Architecture", item: int, n_available: int 
     item: bytes of a number that the subject computes with.
     n_available: training tokens that there are; 0 if that is not known.
   """
+  from monojax.subjects.sample import bucket
   from monojax.subjects.subject import site_of
   harvest, sae, n_context = config.activations, config.sae.resolved(), config.subject.n_context
   resolved = lambda names: [site_of(a.site_widths, name) for name in names]
@@ -161,7 +162,8 @@ def stages_of(config: RunConfig, a: "Architecture", item: int, n_available: int 
   if a.causal:
     subject.weights = all_weights
     subject.add(config.subject.val_tokens, whole, n_context, seen, item)
-    subject.traffic += _SAMPLES * config.subject.sample_tokens * whole.products * item  # read again for each token
+    n_drawn = bucket(config.subject.sample_tokens) if config.subject.sample_tokens else 0
+    subject.traffic += _SAMPLES * n_drawn * whole.products * item  # weights are read again for each token
   activations = Stage("activations")
   if harvest.source == "store":
     activations.add(n_tokens, to_site, n_context, seen, item)

@@ -44,8 +44,8 @@ def sample(subject: LoadedSubject, prompt: list[int], n_tokens: int, key: jax.Ar
     return list(prompt[:length])
   with_cache = use_cache and logits_of is None and subject.model.new_cache(1, 1) is not None
   if with_cache:
-    n_padded = min(_bucket(len(prompt)), subject.n_context)  # so that prompts of similar lengths share what is compiled
-    fill = _make_extend(subject.model, edit_of, temperature, n_padded, _bucket(length - len(prompt)))
+    n_padded = min(bucket(len(prompt)), subject.n_context)  # so that prompts of similar lengths share what is compiled
+    fill = _make_extend(subject.model, edit_of, temperature, n_padded, bucket(length - len(prompt)))
     prompt_1T = np.asarray([prompt + [prompt[-1]] * (n_padded - len(prompt))], np.int32)
     added = np.asarray(fill(subject.params, prompt_1T, len(prompt), key, given)).tolist()
     return list(prompt) + added[:length - len(prompt)]
@@ -81,7 +81,7 @@ def _make_fill(model: Subject, edit_of: EditOf | None, logits_of: typing.Callabl
   return fill
 
 
-def _bucket(n: int) -> int:
+def bucket(n: int) -> int:
   """The power of two, at least 16, that n fits into."""
   return max(16, 1 << (n - 1).bit_length())
 
