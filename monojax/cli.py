@@ -86,6 +86,11 @@ def run_command(name: str, called: str | None = None) -> None:
   run(command.main, command.keep_memory)
 
 
+def own(holder: typing.Any) -> None:
+  """Has `--help` list a flag that is defined here."""
+  flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[holder.name])
+
+
 def define_run_flags(sections: typing.Iterable[str], only: dict[str, tuple[str, ...]] | None = None,
                      default_preset: str = "demo") -> None:
   """Defines `--workdir`, `--preset`, those of a job, and a dotted flag for every setting of some sections.

@@ -1,13 +1,13 @@
 """The commands, each with its help text, its flags and what it does; `monojax/cli.py` runs them."""
 
-import dataclasses
 import sys
 
 from absl import flags
 
 from monojax import cli
-from monojax.cli import Command
+from monojax.cli import Command, own
 from monojax.config import require
+from monojax.study_commands import STUDIES
 
 
 def _one_stage(name: str):
@@ -56,9 +56,9 @@ def _pretrained() -> None:
 
 def _define_pretrained() -> None:
   _define_source_alias()
-  _own(flags.DEFINE_boolean("each_site", False, "train, analyse and show a dictionary of each of "
+  own(flags.DEFINE_boolean("each_site", False, "train, analyse and show a dictionary of each of "
                             "activations.more_sites, too, with the same settings; each is in dictionaries/SITE"))
-  _own(flags.DEFINE_boolean("plan_only", False, "print what the run will take, and do nothing"))
+  own(flags.DEFINE_boolean("plan_only", False, "print what the run will take, and do nothing"))
 
 
 def _define_source_alias() -> None:
@@ -71,13 +71,8 @@ def _define_demo() -> None:
 
 
 def _define_train_sae() -> None:
-  _own(flags.DEFINE_string("name", "", "train a dictionary beside the run's own, in dictionaries/NAME"))
-  _own(flags.DEFINE_boolean("extend", False, "train a finished dictionary further, to the larger --sae.n_steps given"))
-
-
-def _own(holder) -> None:
-  """Has `--help` list a flag that is defined here."""
-  flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[holder.name])
+  own(flags.DEFINE_string("name", "", "train a dictionary beside the run's own, in dictionaries/NAME"))
+  own(flags.DEFINE_boolean("extend", False, "train a finished dictionary further, to the larger --sae.n_steps given"))
 
 
 def _train_sae() -> None:
@@ -114,7 +109,7 @@ def _sweep() -> None:
 
 
 def _define_dictionary() -> None:
-  _own(flags.DEFINE_string("dictionary", "sae", "the dictionary: sae is the run's own; otherwise the name that it was "
+  own(flags.DEFINE_string("dictionary", "sae", "the dictionary: sae is the run's own; otherwise the name that it was "
                            "trained under, or its folder in the run"))
 
 
@@ -147,7 +142,7 @@ def _probe() -> None:
 
 
 def _define_check_store() -> None:
-  _own(flags.DEFINE_boolean("repair", False, "harvest damaged shards again"))
+  own(flags.DEFINE_boolean("repair", False, "harvest damaged shards again"))
 
 
 def _check_store() -> None:
@@ -160,12 +155,12 @@ def _check_store() -> None:
 
 def _define_source() -> None:
   from monojax.interop.names import FORMATS
-  _own(flags.DEFINE_string("source", None, "what is read: a folder or file of another tool, a dictionary's folder or a "
+  own(flags.DEFINE_string("source", None, "what is read: a folder or file of another tool, a dictionary's folder or a "
                            "run's, or either on the Hugging Face hub, hf:NAME[@REVISION]/PATH"))
-  _own(flags.DEFINE_enum("source_format", "auto", ("auto", *FORMATS), "what the source is; auto lets its files tell"))
-  _own(flags.DEFINE_integer("k", None, "features of a row that a TopK source keeps, where its files do not say",
+  own(flags.DEFINE_enum("source_format", "auto", ("auto", *FORMATS), "what the source is; auto lets its files tell"))
+  own(flags.DEFINE_integer("k", None, "features of a row that a TopK source keeps, where its files do not say",
                             lower_bound=1))
-  _own(flags.DEFINE_list("sites", None, "the site that the source reads, and the one that it writes if that is "
+  own(flags.DEFINE_list("sites", None, "the site that the source reads, and the one that it writes if that is "
                          "another, where its files do not say; for instance layer.3.mlp.in,layer.3.mlp.out"))
 
 
@@ -180,9 +175,9 @@ def _read_source():
 def _define_convert_sae() -> None:
   from monojax.interop.names import WRITTEN
   _define_source()
-  _own(flags.DEFINE_string("target", None, "the folder that is written"))
-  _own(flags.DEFINE_enum("format", "safetensors", WRITTEN, "the files that are written"))
-  _own(flags.DEFINE_string("model_name", "", "the subject's name on the Hugging Face hub, which the files say"))
+  own(flags.DEFINE_string("target", None, "the folder that is written"))
+  own(flags.DEFINE_enum("format", "safetensors", WRITTEN, "the files that are written"))
+  own(flags.DEFINE_string("model_name", "", "the subject's name on the Hugging Face hub, which the files say"))
 
 
 def _convert_sae() -> None:
@@ -195,7 +190,7 @@ def _convert_sae() -> None:
 
 
 def _define_adopt_sae() -> None:
-  _own(flags.DEFINE_string("name", None, "what it is called in the run: it becomes dictionaries/NAME"))
+  own(flags.DEFINE_string("name", None, "what it is called in the run: it becomes dictionaries/NAME"))
   _define_source()
 
 
@@ -207,77 +202,6 @@ def _adopt_sae() -> None:
   run, config = cli.run_and_config()
   cli.print_figures(adopt_sae(run, config, flags.FLAGS.name, _read_source(), flags.FLAGS.source)["figures"])
   write_comparison(run)
-
-
-def _define_synthetic() -> None:
-  from monojax.studies.synthetic.study import SyntheticStudyConfig
-  cli.define_study_flags(SyntheticStudyConfig)
-  _own(flags.DEFINE_enum("planted", "default", ("default", "synth-sae-bench"), "planted features to start from"))
-
-
-def _synthetic() -> None:
-  from monojax.browser.report import write_report
-  from monojax.studies.synthetic import report, study
-  config = study.SyntheticStudyConfig()
-  if flags.FLAGS.planted == "synth-sae-bench":
-    config = study.synth_sae_bench(config)
-  run, config = cli.study_run_and_config(config, lambda config: config.inputs)
-  study.train_main(run, config)
-  for level in config.levels:
-    study.train_level(run, config, level)
-  study.train_trees(run, config)
-  summary = run.write_summary("synthetic")
-  cli.print_figures({name: value for name, value in summary.items() if name.startswith("synthetic/")})
-  page = write_report(run.directory / "report", "Synthetic activations", report.sections(run, config, summary))
-  print(f"\nOpen {page} in a browser.")
-
-
-def _define_toy() -> None:
-  from monojax.studies.toy.study import ToyStudyConfig
-  cli.define_study_flags(ToyStudyConfig)
-
-
-def _toy() -> None:
-  from monojax.browser.report import write_report
-  from monojax.studies.toy import report, study
-  run, config = cli.study_run_and_config(study.ToyStudyConfig(), lambda _: study.INPUTS)
-  for name in study.STAGES:
-    study.run_stage(run, name, config)
-  study.recover(run, config)
-  summary = run.write_summary("toy")
-  cli.print_figures({name: value for name, value in summary.items() if name.startswith("toy/")})
-  page = write_report(run.directory / "report", "Toy models of superposition", report.sections(run, summary))
-  print(f"\nOpen {page} in a browser.")
-
-
-def _define_index() -> None:
-  from monojax.studies.index.study import IndexStudyConfig
-  cli.define_study_flags(IndexStudyConfig)
-  _own(flags.DEFINE_enum("preset", "better", ("better", "published"), "how the MLP is trained, to start from"))
-  _own(flags.DEFINE_string("probe", "", "ten numbers, c1[0..3],p1,c2[0..3],p2: print what fires on this row"))
-
-
-def _index() -> None:
-  from monojax.browser.report import write_report
-  from monojax.studies.index import report, study, task, ties
-  config, probe = study.IndexStudyConfig(), flags.FLAGS.probe
-  if flags.FLAGS.preset == "published":
-    config = dataclasses.replace(config, train_rows=8000, mlp=study.published_mlp())
-  if probe:
-    task.parse(probe)  # before any work
-  run, config = cli.study_run_and_config(config, lambda _: study.INPUTS)
-  study.train_subject(run, config)
-  study.train_dictionary(run, config)
-  ties.tie_features(run, config)
-  if config.sweep_recipes:
-    study.train_others(run, config)
-  summary = run.write_summary("index_arithmetic")
-  if probe:
-    print("\n".join(report.probe(run, config, probe)))
-    return
-  cli.print_figures({name: value for name, value in summary.items() if name.startswith("index_arithmetic/")})
-  page = write_report(run.directory / "report", "Index arithmetic", report.sections(run, summary))
-  print(f"\nRows: {', '.join(map(str, report.write_trace(run)))}\nOpen {page} in a browser.")
 
 
 _ALL = ("tokens", "subject", "activations", "sae", "frontier", "analysis", "browser", "mesh", "metrics")
@@ -454,40 +378,5 @@ Reads folders and files of SAELens, sparsify, Gemma Scope, circuit-tracer, dicti
 autoencoders, Qwen-Scope and monojax. What a format cannot express is refused, with one that can. Weights in float32 are
 not changed by a bit, unless something has to be folded into them.
 """, _convert_sae, define=_define_convert_sae),
-    "synthetic": Command(
-        "study: dictionaries on planted features, whose truth is known", """\
-Synthetic activations: a dictionary against planted features, whose truth is known.
-
-  {command} --workdir=runs/synthetic
-  {command} --workdir=runs/wide --planted.n_features=4096 --planted.width=512 --sae.n_features=4096
-
-One dictionary is trained at a paper-like sparsity and scored against the truth; then recipes, sizes and penalties on a
-grid of sparsities, and on trees of features. Leaves summary.json and report/index.html in the workdir. The same command
-resumes where it was interrupted. --planted=synth-sae-bench is the law of SynthSAEBench-16k, for an accelerator.
-""", _synthetic, define=_define_synthetic),
-    "toy_superposition": Command(
-        "study: toy models of superposition", """\
-Toy models of superposition: how sparse features share too few dimensions, and an SAE that finds them again.
-
-  {command} --workdir=runs/toy
-
-Hundreds of models are trained together, in one compiled step for each experiment: which features are kept, the phase
-diagrams, the polytopes of 400 equal features, perturbed and correlated features, learning, neurons with a privileged
-basis, and computing |x|. Leaves summary.json and report/index.html in the workdir. The same command resumes where it
-was interrupted.
-""", _toy, define=_define_toy),
-    "index_arithmetic": Command(
-        "study: an MLP whose every variable is known, and its features", """\
-Index arithmetic: an MLP that learns |c1[p1] - c2[p2]|, a dictionary of its hidden layer, and what features do.
-
-  {command} --workdir=runs/index
-  {command} --workdir=runs/index --probe=8,9,5,1,3,2,9,4,7,1
-
-A row is two columns of four digits and a pointer each. The MLP is trained, then a dictionary of its layer of 512 units.
-The dictionary's features are tied to the pointers, to the digits they select, and to the digits' sign and difference,
-by what features tell and by what changing them does. Leaves summary.json, report/index.html and report/trace.csv (and
-.xlsx) in the workdir. The same command resumes where it was interrupted. --probe only prints what fires on one row.
---preset=published trains the MLP as Palani-SN/monosemanticity-mlp-interpretability did: on 8,000 rows, 500 times over.
---sweep_recipes=topk,jumprelu trains other recipes besides.
-""", _index, define=_define_index),
+    **STUDIES,
 }

@@ -15,8 +15,9 @@ from tiny_run import ENVIRONMENT, run
 
 from monojax import files
 from monojax import mesh as meshes
-from monojax.subjects.pretrained.families import read_config, sizes_of
+from monojax.subjects.pretrained.families import read_config
 from monojax.subjects.pretrained.model import PretrainedTransformer, param_shapes
+from monojax.subjects.pretrained.tensors import sizes_of
 from monojax.text.config import TextConfig
 from monojax.text.corpus import Problems, documents
 from monojax.text.tokenizer import train

@@ -63,7 +63,8 @@ CONFIGS = {
 
 def write(folder, config, seed=0):
   """A folder with a model of random weights, none of which is at a value that would hide a mistake: its tensors."""
-  from monojax.subjects.pretrained.families import read_config, sizes_of
+  from monojax.subjects.pretrained.families import read_config
+  from monojax.subjects.pretrained.tensors import sizes_of
   family, a = read_config(config, "test")
   rng, tensors = np.random.default_rng(seed), {}
   for _, name, tensor in family.tensors(a, a.n_layers):

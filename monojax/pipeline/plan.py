@@ -80,8 +80,8 @@ def pass_of(a: "Architecture", sites: typing.Sequence[str] | None, with_logits: 
 
 
 def seen_of(a: "Architecture", n_context: int) -> float:
-  """The share of all pairs of positions whose scores a subject computes; see `monojax.subjects.pretrained.model`."""
-  from monojax.subjects.pretrained.model import n_blocks
+  """The share of all pairs of positions whose scores `monojax.subjects.pretrained.attention` computes."""
+  from monojax.subjects.pretrained.attention import n_blocks
   blocks = n_blocks(n_context)
   return (blocks + 1) / (2 * blocks) if a.causal else 1.0
 

@@ -1,311 +1,16 @@
-"""The families of pretrained transformers: for each, how its config.json is read, and where its tensors belong.
+"""The families of pretrained transformers: for each, who reads its config.json, and where its tensors belong.
 
-A row of a family's table says which tensor fills which parameter, and how its axes are turned:
-
-  Tensor("self_attn.q_proj.weight", "W_qkv_DHJA", "hja,d -> d,h,j,a", part="queries")
-
-reads: the tensor has two axes, of which the first is heads of keys (h) times heads of queries in each (j) times the
-head's width (a), and the second the residual stream (d); it becomes an array of four axes, in this order, which fills
-the part "queries" of the parameter. Adding a family of this kind is one entry here and its test.
-
-Letters, as in `model.py`: d residual stream, h heads of keys and values, j heads of queries for each of them, a width
-of a head, m width of the MLP, v tokens, t positions; a digit is an axis of that length.
+Adding a family of this kind is one entry here, a function in `configurations.py` if its config.json is like no other,
+and its test. `tensors.py` explains the rows.
 """
 
-import dataclasses
-import math
-import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-import numpy as np
-
-from monojax.config import InputError, require
-from monojax.subjects.pretrained.architecture import Architecture, Rotary
-
-Config = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-  """Where a tensor of a file belongs.
-
-  Attributes:
-    name: its name, without the name of the layer or of the model in front.
-    parameter: the parameter that it fills, or a part of it.
-    axes: "axes of the tensor -> axes of the parameter"; see the module.
-    part: "queries", "keys", "values", "gate" or "up": the part of a parameter that holds several; "" for all of it.
-  """
-  name: str
-  parameter: str
-  axes: str = "d -> d"
-  part: str = ""
-
-  def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape that the tensor must have."""
-    return tuple(math.prod(_size(axis, sizes) for axis in group) for group in self.axes.split(" -> ")[0].split(","))
-
-  def turned(self, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-    """A view of the tensor with the parameter's axes."""
-    before, after = self.axes.split(" -> ")
-    separate = before.replace(",", "")
-    array = array.reshape([_size(axis, sizes) for axis in separate])
-    array = array.transpose([separate.index(axis) for axis in after.replace(",", "")])
-    return array.reshape([math.prod(_size(axis, sizes) for axis in group) for group in after.split(",")])
-
-  def leading(self) -> str:
-    """The letter of the tensor's first axis that is longer than 1."""
-    return self.axes.replace("1", "")[0]
-
-  def place_of(self, place: tuple[Any, ...], axis: str, first: int, last: int,
-               sizes: Mapping[str, int]) -> tuple[Any, ...]:
-    """Where the entries first..last-1 of a lettered axis go, if the whole tensor goes to `place`."""
-    groups = self.axes.split(" -> ")[1].split(",")
-    at = next(i for i, group in enumerate(groups) if axis in group)
-    inner = math.prod(_size(letter, sizes) for letter in groups[at].replace(axis, ""))
-    # Axes of the parameter that an index takes away are not among the tensor's.
-    kept = [i for i, index in enumerate(place) if isinstance(index, slice)]
-    rank = len(place) + len(groups) - len(kept)
-    everything = [*place, *(slice(None),) * (rank - len(place))]
-    axes = [i for i, index in enumerate(everything) if isinstance(index, slice)]
-    everything[axes[at]] = slice(first * inner, last * inner)
-    return tuple(everything)
-
-  def place(self, group: int) -> tuple[Any, ...]:
-    """Where in the parameter it goes: an index of its axes; `group` is j."""
-    everything = slice(None)
-    inner = {"queries": slice(0, group), "keys": group, "values": group + 1, "gate": 0, "up": 1}
-    if not self.part:
-      return ()
-    n_before = {"W_qkv_DHJA": 2, "b_qkv_HJA": 1, "W_in_DJM": 1, "b_in_JM": 0}[self.parameter]
-    return (*(everything,) * n_before, inner[self.part])
-
-
-def _size(axis: str, sizes: Mapping[str, int]) -> int:
-  return int(axis) if axis.isdigit() else sizes[axis]
-
-
-def sizes_of(a: Architecture) -> dict[str, int]:
-  """The length of each lettered axis."""
-  return {"s": a.n_types, "d": a.d_model, "h": a.n_key_heads, "j": a.group, "a": a.head_width, "m": a.d_mlp,
-          "v": a.vocab_size, "t": a.max_context}
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-  """A family of models whose files are alike.
-
-  Attributes:
-    model_types: the values of "model_type" in config.json that belong to it.
-    read: config.json -> `Architecture`.
-    layer: the pattern of a layer's tensors, with "{i}" for its number.
-    layers: the tensors of a layer.
-    outer: the tensors outside of layers.
-    prefixes: what may stand in front of every name.
-    ignored: a regular expression of names that are no parameters.
-    aliases: {another name that files have for a tensor: its name here}.
-  """
-  model_types: tuple[str, ...]
-  read: Callable[[Config], Architecture]
-  layer: str
-  layers: tuple[Tensor, ...]
-  outer: tuple[Tensor, ...]
-  prefixes: tuple[str, ...]
-  ignored: str = r"(?!)"
-  aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-  def tensors(self, a: Architecture, n_loaded: int) -> list[tuple[int | None, str, Tensor]]:
-    """(layer or None, full name, tensor) of all tensors that the first `n_loaded` layers and the rest need."""
-    from monojax.subjects.pretrained.model import layer_shapes, outer_shapes
-    inside, outside = layer_shapes(a), outer_shapes(a, n_loaded == a.n_layers)
-    return [*((None, t.name, t) for t in self.outer if t.parameter in outside),
-            *((i, f"{self.layer.format(i=i)}.{t.name}", t) for i in range(n_loaded)
-              for t in self.layers if t.parameter in inside)]
-
-  def plain_name(self, name: str) -> str | None:
-    """A tensor's name in the file without what may stand in front; None for what is no parameter."""
-    name = next((name.removeprefix(prefix) for prefix in self.prefixes if name.startswith(prefix)), name)
-    name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
-    name = self.aliases.get(name, name)
-    return None if re.search(self.ignored, name) else name
-
-
-def _rotary(config: Config, base: float = 10_000.0, kind: str = "", fraction: float = 1.0) -> Rotary:
-  """The rotary settings of a config.json, in the form of transformers 5 (`rope_parameters`) or in older ones.
-
-  Args:
-    config: the file.
-    base: the family's base where the file names none.
-    kind: the kind of layer, where each has settings of its own: "full_attention" or "sliding_attention".
-    fraction: the family's part of a head that is rotated.
-  """
-  new = config.get("rope_parameters") or {}
-  new = new.get(kind, new) if kind else new
-  old = config.get("rope_scaling") or {}
-  values = {"rope_theta": config.get("rope_theta", config.get("rotary_emb_base", base)),
-            "partial_rotary_factor": config.get("partial_rotary_factor", config.get("rotary_pct", fraction)),
-            **({} if new else old), **(new or {})}
-  scaling = values.get("rope_type") or values.get("type") or "default"
-  require(scaling in ("default", "linear", "dynamic", "yarn", "longrope", "llama3"), "config.json: rope_type", scaling,
-          "is no scaling of rotary positions that is known here")
-  longest = config.get("max_position_embeddings", 0)
-  original = values.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or longest
-  number = lambda name, default: default if values.get(name) is None else float(values[name])
-  factor = number("factor", longest / original if scaling == "longrope" and original else 1.0)
-  return Rotary(
-      base=float(values["rope_theta"]), fraction=float(values["partial_rotary_factor"]), scaling=scaling,
-      factor=factor, original_context=int(original), low_frequency=number("low_freq_factor", 1.0),
-      high_frequency=number("high_freq_factor", 4.0), beta_fast=number("beta_fast", 32.0),
-      beta_slow=number("beta_slow", 1.0), truncate=bool(values.get("truncate", True)),
-      attention_factor=values.get("attention_factor") or _yarn_factor(values, factor),
-      short_divisors=tuple(values.get("short_factor", ())), long_divisors=tuple(values.get("long_factor", ())))
-
-
-def _yarn_factor(values: Config, factor: float) -> float | None:
-  """YaRN's factor on queries and keys where a file sets its `mscale` and `mscale_all_dim`, as DeepSeek's do."""
-  if not (values.get("mscale") and values.get("mscale_all_dim")):
-    return None
-  scale = lambda weight: 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-  return scale(values["mscale"]) / scale(values["mscale_all_dim"])
-
-
-def _activation(config: Config, name: str, default: str) -> str:
-  given = config.get(name) or default
-  return {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "swish": "silu",
-          "gelu_python": "gelu"}.get(given, given)
-
-
-def _common(config: Config, family: str) -> dict[str, Any]:
-  """What Llama, Mistral, Qwen and Gemma call alike."""
-  n_heads, d_model = config["num_attention_heads"], config["hidden_size"]
-  head_width = config.get("head_dim") or d_model // n_heads
-  bias = bool(config.get("attention_bias", False))
-  return {"family": family, "n_layers": config["num_hidden_layers"], "d_model": d_model,
-          "d_mlp": config["intermediate_size"], "n_heads": n_heads,
-          "n_key_heads": config.get("num_key_value_heads") or n_heads, "head_width": head_width,
-          "vocab_size": config["vocab_size"], "max_context": config.get("max_position_embeddings", 2048),
-          "norm_epsilon": config.get("rms_norm_eps", 1e-6),
-          "activation": _activation(config, "hidden_act", default="silu"), "qkv_bias": bias, "out_bias": bias,
-          "mlp_bias": bool(config.get("mlp_bias", False)), "score_scale": head_width ** -0.5,
-          "rotary": _rotary(config), "tied": bool(config.get("tie_word_embeddings", False))}
-
-
-def _local_layers(config: Config, n_layers: int, otherwise: Callable[[int], bool]) -> tuple[bool, ...]:
-  """Which layers have a window: what `layer_types` says, in older files a rule of the family."""
-  if kinds := config.get("layer_types"):
-    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    require(not unknown, "config.json: layer_types", unknown, "full_attention and sliding_attention are known here")
-    return tuple(kind == "sliding_attention" for kind in kinds)
-  return tuple(map(otherwise, range(n_layers)))
-
-
-def _with_window(values: dict[str, Any], window: Any, local_layers: tuple[bool, ...]) -> dict[str, Any]:
-  return values | ({"window": window, "local_layers": local_layers} if window and any(local_layers) else {})
-
-
-def _llama(config: Config) -> Architecture:
-  return Architecture(**_common(config, "llama"))
-
-
-def _mistral(config: Config) -> Architecture:
-  values, window = _common(config, "llama"), config.get("sliding_window", 4096)
-  return Architecture(**_with_window(values, window, (True,) * values["n_layers"]))
-
-
-def _qwen(config: Config) -> Architecture:
-  values = _common(config, "qwen2")
-  window = config.get("sliding_window") if config.get("use_sliding_window") else None
-  first = config.get("max_window_layers", 0)
-  local = _local_layers(config, values["n_layers"], lambda i: i >= first)
-  return Architecture(**_with_window(values, window, local))
-
-
-def _qwen2(config: Config) -> Architecture:
-  return dataclasses.replace(_qwen(config), qkv_bias=True, out_bias=False)
-
-
-def _qwen3(config: Config) -> Architecture:
-  return dataclasses.replace(_qwen(config), family="qwen3", qk_norm=True)
-
-
-# What the configuration classes of Gemma 2 and 3 take where a file names nothing, as those of the larger Gemma 3 do.
-_GEMMA_DEFAULTS = {"tie_word_embeddings": True, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
-                   "query_pre_attn_scalar": 256, "sliding_window": 4096}
-
-
-def _gemma(config: Config, family: str, **more: Any) -> Architecture:
-  """What Gemma 2 and 3 have in common."""
-  config = {**_GEMMA_DEFAULTS, **config}
-  values = _common(config, family)
-  values |= {"activation": _activation(config, "hidden_activation", default="gelu_tanh"), "norm_offset": True,
-             "post_norms": True, "embedding_scale": math.sqrt(values["d_model"]),
-             "score_scale": config["query_pre_attn_scalar"] ** -0.5,
-             "logit_cap": config.get("final_logit_softcapping") or 0.0}
-  local = _local_layers(config, values["n_layers"], more.pop("is_local"))
-  return Architecture(**_with_window(values | more, config["sliding_window"], local))
-
-
-def _gemma2(config: Config) -> Architecture:
-  config = {"vocab_size": 256_000, "max_position_embeddings": 8192, **config}
-  cap = config.get("attn_logit_softcapping", 50.0) or 0.0
-  logit_cap = config.get("final_logit_softcapping", 30.0)
-  return _gemma({**config, "final_logit_softcapping": logit_cap}, "gemma", is_local=lambda i: i % 2 == 0, score_cap=cap,
-                local_rotary=_rotary(config))
-
-
-def _gemma3(config: Config) -> Architecture:
-  config = {"vocab_size": 262_208, "max_position_embeddings": 131_072, **config.get("text_config", config)}
-  pattern = config.get("sliding_window_pattern") or 6
-  everywhere = _rotary(config, 1_000_000.0, "full_attention")
-  if (config.get("rope_parameters") or {}).get("sliding_attention"):
-    local = _rotary(config, 10_000.0, "sliding_attention")
-  else:
-    local = Rotary(base=float(config.get("rope_local_base_freq", 10_000.0)))
-  return _gemma(config, "gemma3", is_local=lambda i: (i + 1) % pattern != 0, qk_norm=True, rotary=everywhere,
-                local_rotary=local)
-
-
-def _gpt2(config: Config) -> Architecture:
-  for name in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention"):
-    require(not config.get(name), f"config.json: {name}", config.get(name), "changes the model in a way not known here")
-  d, n_heads = config["n_embd"], config["n_head"]
-  return Architecture(
-      family="gpt2", n_layers=config["n_layer"], d_model=d, d_mlp=config.get("n_inner") or 4 * d, n_heads=n_heads,
-      n_key_heads=n_heads, head_width=d // n_heads, vocab_size=config["vocab_size"],
-      max_context=config.get("n_positions", 1024), norm="layer",
-      norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
-      activation=_activation(config, "activation_function", default="gelu_new"), gated=False, qkv_bias=True,
-      out_bias=True, mlp_bias=True, learned_positions=True, tied=config.get("tie_word_embeddings", True),
-      score_scale=(d // n_heads) ** -0.5 if config.get("scale_attn_weights", True) else 1.0)
-
-
-def _gpt_neox(config: Config) -> Architecture:
-  d, n_heads = config["hidden_size"], config["num_attention_heads"]
-  bias = config.get("attention_bias", True)
-  return Architecture(
-      family="gpt_neox", n_layers=config["num_hidden_layers"], d_model=d, d_mlp=config["intermediate_size"],
-      n_heads=n_heads, n_key_heads=n_heads, head_width=d // n_heads, vocab_size=config["vocab_size"],
-      max_context=config.get("max_position_embeddings", 2048), norm="layer",
-      norm_epsilon=config.get("layer_norm_eps", 1e-5), activation=_activation(config, "hidden_act", default="gelu"),
-      gated=False, qkv_bias=bias, out_bias=bias, mlp_bias=True, parallel=config.get("use_parallel_residual", True),
-      rotary=_rotary(config, fraction=0.25), score_scale=(d // n_heads) ** -0.5,
-      tied=config.get("tie_word_embeddings", False))
-
-
-def _bert(config: Config) -> Architecture:
-  d, n_heads = config["hidden_size"], config["num_attention_heads"]
-  kind = config.get("position_embedding_type", "absolute")
-  require(kind == "absolute", "config.json: position_embedding_type", kind, "only absolute positions are known here")
-  return Architecture(
-      family="bert", n_layers=config["num_hidden_layers"], d_model=d, d_mlp=config["intermediate_size"],
-      n_heads=n_heads, n_key_heads=n_heads, head_width=d // n_heads, vocab_size=config["vocab_size"],
-      max_context=config.get("max_position_embeddings", 512), norm="layer",
-      norm_epsilon=config.get("layer_norm_eps", 1e-12), norm_first=False, norm_embedding=True,
-      n_types=config.get("type_vocab_size", 2),
-      activation=_activation(config, "hidden_act", default="gelu"), gated=False, qkv_bias=True, out_bias=True,
-      mlp_bias=True, learned_positions=True, causal=False, pad_id=config.get("pad_token_id", 0) or 0,
-      score_scale=(d // n_heads) ** -0.5)
-
+from monojax.config import InputError
+from monojax.subjects.pretrained import configurations
+from monojax.subjects.pretrained.architecture import Architecture
+from monojax.subjects.pretrained.configurations import Config
+from monojax.subjects.pretrained.tensors import Family, Tensor
 
 _GATED_LAYER = (
     Tensor("input_layernorm.weight", "gain_attn_D"),
@@ -347,15 +52,15 @@ def _gated(model_types: tuple[str, ...], read: Callable[[Config], Architecture],
 
 
 FAMILIES: tuple[Family, ...] = (
-    _gated(("llama",), _llama, *_MLP_NORM),
-    _gated(("mistral",), _mistral, *_MLP_NORM),
-    _gated(("qwen2",), _qwen2, *_MLP_NORM),
-    _gated(("qwen3",), _qwen3, *_MLP_NORM, *_QK_NORMS),
-    _gated(("gemma2",), _gemma2, *_GEMMA_NORMS),
-    _gated(("gemma3_text", "gemma3"), _gemma3, *_GEMMA_NORMS, *_QK_NORMS,
+    _gated(("llama",), configurations.llama, *_MLP_NORM),
+    _gated(("mistral",), configurations.mistral, *_MLP_NORM),
+    _gated(("qwen2",), configurations.qwen2, *_MLP_NORM),
+    _gated(("qwen3",), configurations.qwen3, *_MLP_NORM, *_QK_NORMS),
+    _gated(("gemma2",), configurations.gemma2, *_GEMMA_NORMS),
+    _gated(("gemma3_text", "gemma3"), configurations.gemma3, *_GEMMA_NORMS, *_QK_NORMS,
            ignored=rf"^vision_tower\.|^multi_modal_projector\.|{_BUFFERS}"),
     Family(
-        ("gpt2",), _gpt2, "h.{i}",
+        ("gpt2",), configurations.gpt2, "h.{i}",
         (Tensor("ln_1.weight", "gain_attn_D"), Tensor("ln_1.bias", "bias_attn_D"),
          Tensor("attn.c_attn.weight", "W_qkv_DHJA", "d,3ha -> d,h,3,a"),
          Tensor("attn.c_attn.bias", "b_qkv_HJA", "3ha -> h,3,a"),
@@ -368,7 +73,7 @@ FAMILIES: tuple[Family, ...] = (
          Tensor("lm_head.weight", "W_unembed_DV", "v,d -> d,v")),
         ("transformer.",), r"\.attn\.(bias|masked_bias)$"),
     Family(
-        ("gpt_neox",), _gpt_neox, "layers.{i}",
+        ("gpt_neox",), configurations.gpt_neox, "layers.{i}",
         (Tensor("input_layernorm.weight", "gain_attn_D"), Tensor("input_layernorm.bias", "bias_attn_D"),
          Tensor("attention.query_key_value.weight", "W_qkv_DHJA", "h3a,d -> d,h,3,a"),
          Tensor("attention.query_key_value.bias", "b_qkv_HJA", "h3a -> h,3,a"),
@@ -382,7 +87,7 @@ FAMILIES: tuple[Family, ...] = (
         ("gpt_neox.",), r"\.attention\.(bias|masked_bias)$|rotary_emb\.inv_freq$",
         {"lm_head.weight": "embed_out.weight"}),
     Family(
-        ("bert",), _bert, "encoder.layer.{i}",
+        ("bert",), configurations.bert, "encoder.layer.{i}",
         (Tensor("attention.self.query.weight", "W_qkv_DHJA", "h1a,d -> d,h,1,a", "queries"),
          Tensor("attention.self.query.bias", "b_qkv_HJA", "h1a -> h,1,a", "queries"),
          Tensor("attention.self.key.weight", "W_qkv_DHJA", "ha,d -> d,h,a", "keys"),

@@ -26,8 +26,9 @@ from monojax import hub, metrics
 from monojax import mesh as meshes
 from monojax.config import InputError
 from monojax.subjects.pretrained.architecture import Architecture
-from monojax.subjects.pretrained.families import Family, Tensor, read_config, sizes_of
+from monojax.subjects.pretrained.families import read_config
 from monojax.subjects.pretrained.model import PretrainedTransformer, layer_of, param_shapes
+from monojax.subjects.pretrained.tensors import Family, Tensor, sizes_of
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
