@@ -45,6 +45,7 @@ SOURCES = {
 }
 DTYPES = ("float16", "bfloat16", "float32", "int8")
 COMPRESSIONS = ("none", "zstd")
+_NORM_LIMIT = 10.0  # of pretrained subjects, what dictionary_learning takes, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +98,14 @@ class HarvestConfig:
   def upgraded(values: dict) -> dict:
     """Saved settings in today's fields: in version 0.1 every position counted."""
     return {"first_position": 0, "skip_special": False, "norm_limit": 0.0, **values}
+
+  def for_subject(self, pretrained: bool) -> "HarvestConfig":
+    """These settings, with those filled in whose defaults depend on whether the subject was trained elsewhere."""
+    or_else = lambda value, default: default if value is None else value
+    return dataclasses.replace(
+        self, first_position=or_else(self.first_position, int(pretrained)),
+        skip_special=or_else(self.skip_special, pretrained),
+        norm_limit=or_else(self.norm_limit, _NORM_LIMIT if pretrained else 0.0))
 
   @property
   def sites(self) -> tuple[str, ...]:

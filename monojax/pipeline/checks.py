@@ -1,6 +1,5 @@
 """What a command looks at before it does anything: whether its last stage could be done, too."""
 
-import dataclasses
 from collections.abc import Iterable
 
 from monojax import metrics
@@ -93,8 +92,7 @@ def _require_end_to_end(run: RunFolder, config: RunConfig) -> None:
   activations = load.activations_config(run) if run.stage("activations") else config.activations
   require_subject(config.sae, activations)
   settings = load.subject_config(run) if run.stage("subject") else config.subject
-  if activations.first_position is None:
-    activations = dataclasses.replace(activations, first_position=int(bool(settings.weights)))
+  activations = activations.for_subject(bool(settings.weights))
   if settings.weights:
     from monojax.activations.contexts import require_predicts
     from monojax.subjects.pretrained.weights import open_weights

@@ -15,9 +15,6 @@ if typing.TYPE_CHECKING:
   from monojax.activations.source import RowStore, Source
 
 
-_NORM_LIMIT = 10.0  # with a pretrained subject; what dictionary_learning takes
-
-
 def harvest(run: RunFolder, config: RunConfig, rows: "RowStore | Source | None" = None) -> dict:
   """Fills the store of activations; for a stream or given activations it only measures them.
 
@@ -49,11 +46,7 @@ def harvest(run: RunFolder, config: RunConfig, rows: "RowStore | Source | None" 
 def _resolved(run: RunFolder, settings: HarvestConfig) -> HarvestConfig:
   """The settings with the subject's own names of sites, and the first position that counts for it."""
   pretrained = settings.source != "given" and load.is_pretrained(run)
-  or_else = lambda value, default: default if value is None else value
-  settings = dataclasses.replace(
-      settings, first_position=or_else(settings.first_position, int(pretrained)),
-      skip_special=or_else(settings.skip_special, pretrained),
-      norm_limit=or_else(settings.norm_limit, _NORM_LIMIT if pretrained else 0.0))
+  settings = settings.for_subject(pretrained)
   if pretrained:
     from monojax.subjects.pretrained.weights import open_weights
     from monojax.subjects.subject import site_of
