@@ -224,6 +224,7 @@ def test_finetuning_brings_predictions_nearer(subjects, tmp_path):
   assert "kl" not in metrics_of(tmp_path / "plain")[-1]
 
 
+@pytest.mark.slow
 def test_interrupted_training_goes_on_with_the_same_bits(subjects, tmp_path):
   config = SAEConfig("batchtopk", k=4, kl_coefficient=1.0, **{**SMALL, "scan_steps": 6}, batch_rows=4 * T,
                      resample_every_steps=6, resample_rows=4 * T)
@@ -255,6 +256,7 @@ def test_a_mesh_gives_what_one_device_gives(subjects, tmp_path):
     np.testing.assert_allclose(found[8][name], value, atol=2e-3 * np.abs(value).max() + 1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_end_to_end_as_single_runs_do(subjects, tmp_path):
   contexts = contexts_of(subjects["own"], (HIDDEN,), 4)
   base = SAEConfig("tm2023", kl_coefficient=1.0, sparsity_coefficient=0.05, **SMALL, batch_rows=4 * T).resolved()
@@ -295,6 +297,7 @@ def test_without_a_subject_or_with_an_encoder(tmp_path):
 
 # A run.
 
+@pytest.mark.slow
 def test_finetuning_a_runs_dictionary_from_the_command_line(finished, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(finished[0], workdir)

@@ -29,7 +29,7 @@ def python(code, endpoint, home, **environment):
   """What a program prints as JSON: the library reads its environment once, when it is imported."""
   result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={
       **os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_TOKEN": "hf_stub", "JAX_PLATFORMS": "cpu",
-      "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", **environment})
+      "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", **environment})
   assert result.returncode == 0, result.stderr[-3000:]
   return json.loads(result.stdout.splitlines()[-1])
 

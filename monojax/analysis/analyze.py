@@ -26,7 +26,6 @@ from monojax.text.tokens import Tokens
 
 _LISTED_NEURONS = 3
 _ROWS_AT_ONCE = 8192
-_SCALE_TOKENS = 65_536  # the last norm's scale is measured on these at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +214,6 @@ def logit_columns(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, trai
   counts_V = np.zeros(subject.model.n_vocab, np.int64)  # at least as many as the tokenizer has
   for start in range(0, train_tokens.n_tokens, 1 << 24):
     counts_V += np.bincount(train_tokens.tokens_N[start:start + (1 << 24)], minlength=len(counts_V))
-  n_tokens = min(_SCALE_TOKENS, config.n_tokens or _SCALE_TOKENS)
-  scale = typical_scale(subject, path, val_tokens, config.batch_contexts, config.seed, n_tokens, kept)
+  scale = typical_scale(subject, path, val_tokens, config.batch_contexts, config.seed, config.n_scale_tokens, kept)
   return logit_weights(sae.direction_FO[:, first:last], path, scale,
                        counts_V >= min(config.min_token_count, counts_V.max()))

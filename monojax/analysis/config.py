@@ -18,6 +18,8 @@ class AnalysisConfig:
                                                  "globs joined by |; those without text are left out")
   ultralow_density: float = option(1e-5, "features that fire on a smaller fraction of tokens, but do fire, "
                                          "count as ultralow; the paper's 1e-6 needs its 100 million tokens", FRACTION)
+  n_scale_tokens: int = option(65_536, "held-out tokens on which the scale of the last norm is measured, which logit "
+                                       "weights are divided by", COUNT)
   min_token_count: int = option(10, "tokens seen less often in training text get no logit weights", NOT_NEGATIVE)
   batch_contexts: int = option(64, "contexts in one forward pass", COUNT)
   seed: int = option(0, "of the choice of contexts", SEED)

@@ -168,10 +168,12 @@ def site_of(widths: collections.abc.Mapping[str, int], name: str, flag: str = "a
   if len(parts) > 2 and parts[0] == "layer" and parts[1].startswith("-") and parts[1][1:].isdigit():
     parts[1] = str(n_layers + int(parts[1]))
   found = ".".join(parts)
-  inner = [site.removeprefix("layer.0") for site in widths if site.startswith("layer.0.")]
-  outer = [site for site in widths if not site.startswith("layer.")]
-  layers = f"layer.0 to layer.{n_layers - 1}, each with {', '.join(inner)}; and " if inner else ""
-  require(found in widths, flag, name, f"the subject's sites are {layers}{', '.join(outer)}")
+  listed = ", ".join(widths)
+  if n_layers > 1:
+    inner = [site.removeprefix("layer.0") for site in widths if site.startswith("layer.0.")]
+    outer = [site for site in widths if not site.startswith("layer.")]
+    listed = f"layer.0 to layer.{n_layers - 1}, each with {', '.join(inner)}; and {', '.join(outer)}"
+  require(found in widths, flag, name, f"the subject's sites are {listed}")
   return found
 
 

@@ -121,8 +121,9 @@ def _place(spec: str) -> pathlib.Path:
   """The folder or the .gguf file that the user means."""
   place = hub.local(spec, ["*.safetensors", "*.json"])
   if not (place.is_dir() or place.suffix == ".gguf" and place.is_file()):
-    raise InputError(f"subject.weights={spec!r}: there is nothing; give a Hugging Face folder, hf:NAME, a .gguf file, "
-                     "or package:NAME for a model in an installed Python package")
+    kind = "file" if place.suffix == ".gguf" else "folder"
+    raise InputError(f"subject.weights={spec!r}: there is no such {kind}; give a Hugging Face folder, hf:NAME, a .gguf "
+                     "file, or package:NAME for a model in an installed Python package")
   return place
 
 
