@@ -208,8 +208,9 @@ def logit_columns(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, trai
     if path:
       break
   else:
-    print(f"no logit weights: what features add to {' and '.join(sae.writes)} reaches the logits only through later "
-          "computation", flush=True)
+    why = "reaches the logits only through later computation" if subject.model.output == "logits" else (
+        "reaches no logits: the subject is an encoder")
+    print(f"no logit weights: what features add to {' and '.join(sae.writes)} {why}", flush=True)
     return {}
   counts_V = np.zeros(subject.model.n_vocab, np.int64)  # at least as many as the tokenizer has
   for start in range(0, train_tokens.n_tokens, 1 << 24):
