@@ -203,6 +203,7 @@ def metrics_of(directory):
   return [json.loads(line) for line in (pathlib.Path(directory) / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_finetuning_brings_predictions_nearer(subjects, tmp_path):
   """From one finished dictionary, as many further steps with the divergence and without, judged on other text."""
   subject = subjects["own"]
