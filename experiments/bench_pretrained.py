@@ -61,18 +61,18 @@ def main():
   theirs = _transformers(a, layers_for(a, (site,)), tokens_BT)
   for name in ours:
     found = seconds({"ours": ours[name], "theirs": theirs[name]})
-    bound = _operations(a, name, layers_for(a, (site,))) * tokens_BT.size / _product_rate(dtype)
+    bound = _operations(a, name, site) * tokens_BT.size / _product_rate(dtype)
     per_second = {who: tokens_BT.size / value for who, value in found.items()}
     print(f"{name}: {per_second['ours']:,.0f} tokens/s, transformers {per_second['theirs']:,.0f}, ratio "
           f"{per_second['ours'] / per_second['theirs']:.2f}; {bound / found['ours']:.2f} of what products allow")
   _sampling(model, params, theirs["generate"])
 
 
-def _operations(a, name, n_site):
+def _operations(a, name, site):
   """Operations of a token in products of weights."""
-  from monojax.pipeline.plan import shapes
-  cost = shapes(a, [f"layer.{n_site - 1}.resid"], _LENGTH.value)
-  return cost.site_operations if name == "to the site" else cost.all_operations
+  from monojax.pipeline.plan import pass_of, seen_of
+  cost = pass_of(a, (site,)) if name == "to the site" else pass_of(a, None, with_logits=True)
+  return cost.operations(_LENGTH.value, seen_of(a, _LENGTH.value))
 
 
 def _product_rate(dtype):
