@@ -31,16 +31,17 @@ def main():
   import monojax
   from monojax.pipeline import load
   from monojax.pipeline.folder import RunFolder
+  from monojax.subjects.subject import LoadedSubject
   require(bool(_WEIGHTS.value) != bool(_QUANTISE.value), "--weights", _WEIGHTS.value, "give either --weights or "
           "--quantise")
   run = monojax.load(_WORKDIR.value, _DICTIONARY.value)
   folder = RunFolder(_WORKDIR.value)
   settings = load.subject_config(folder)
   require(settings.weights, "--workdir", _WORKDIR.value, "its subject was trained there: a pretrained one is needed")
-  other = _other(settings)
+  subjects = LoadedSubject(run.subject, run.subject_params, run.n_context), _other(settings)
   tokens = load.open_tokens(folder, "val")
   context_C = tokens.choose(run.n_context + 1, _TOKENS.value)
-  own, changed = (_measured(run, subject, tokens, context_C) for subject in (run._subject, other))
+  own, changed = (_measured(run, subject, tokens, context_C) for subject in subjects)
   _print(run, own, changed)
 
 
@@ -77,7 +78,12 @@ def _quantised(tensor):
 
 
 def _measured(run, subject, tokens, context_C):
-  """{"log_p": of every token of the vocabulary, "x", "f"} at the positions that count, of one subject."""
+  """What one subject and the dictionary make of a text, a row for each of its positions that counts by its token.
+
+  Returns:
+    {"log_p": the log-probability of every token of the vocabulary as the next one, "x": activations, "f": features,
+    "usual": whether the activation is not too long to count, "target": the next token, "token": the token}.
+  """
   import jax
   import jax.numpy as jnp
 
@@ -88,23 +94,21 @@ def _measured(run, subject, tokens, context_C):
     logits_BTV, sites = subject.model.apply({"params": params}, tokens_BT, wanted=run.reads)
     x_NM = side_by_side(sites, run.reads)
     f_NF = run.sae.model.apply({"params": sae_params}, x_NM, method="encode")
-    return jax.nn.log_softmax(logits_BTV), x_NM, f_NF
-  found = {"log_p": [], "x": [], "f": [], "target": [], "token": []}
+    return jax.nn.log_softmax(logits_BTV), x_NM, f_NF, run.kept.counts(tokens_BT, sites)
+  found = {name: [] for name in ("log_p", "x", "f", "usual", "target", "token")}
   for context in context_C:
     tokens_1U = tokens.context([context], run.n_context + 1)
-    log_p, x_NM, f_NF = map(np.asarray, forward(subject.params, run.sae.params, jnp.asarray(tokens_1U[:, :-1])))
+    found_here = forward(subject.params, run.sae.params, jnp.asarray(tokens_1U[:, :-1]))
+    log_p, x_NM, f_NF, usual_BT = map(np.asarray, found_here)
     counts_N = np.asarray(run.kept.mask(tokens_1U[:, :-1])).reshape(-1)
-    for name, value in (("log_p", log_p[0].astype(np.float16)), ("x", x_NM), ("f", f_NF), ("target", tokens_1U[0, 1:]),
-                        ("token", tokens_1U[0, :-1])):
+    for name, value in (("log_p", log_p[0].astype(np.float16)), ("x", x_NM), ("f", f_NF), ("usual", usual_BT[0]),
+                        ("target", tokens_1U[0, 1:]), ("token", tokens_1U[0, :-1])):
       found[name].append(value[counts_N])
   return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def _print(run, own, changed):
-  usual_N = np.ones(len(own["x"]), bool)
-  for side in (own, changed):  # rows many times as long as the others would outweigh them
-    norm_N = np.linalg.norm(side["x"], axis=1)
-    usual_N &= norm_N <= 10 * np.median(norm_N)
+  usual_N = own["usual"] & changed["usual"]
   loss = {name: -side["log_p"][np.arange(len(usual_N)), side["target"]].astype(np.float64).mean()
           for name, side in (("own", own), ("other", changed))}
   p = np.exp(own["log_p"].astype(np.float32))

@@ -13,7 +13,7 @@ from monojax.subjects.transformer import Transformer
 
 ROOT = pathlib.Path(__file__).parent.parent / "monojax"
 FOUNDATION = {"config", "files", "places", "ending", "shuffle", "metrics", "mesh", "checkpoint", "training",
-              "host_memory", "benchmark", "linear", "distributed", "variance", "hub"}
+              "host_memory", "benchmark", "linear", "distributed", "variance", "safetensors_header", "hub"}
 # Rooms in order: each may import itself, the foundation and the rooms before it, but not those it need not know.
 ROOMS = ["text", "subjects", "activations", "sae", "analysis", "browser", "pipeline", "studies", "interop"]
 # A dictionary reads and writes other tools' files by itself, through the room that translates them, when asked to.

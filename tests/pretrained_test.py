@@ -120,6 +120,9 @@ def test_what_is_loaded_up_to_a_site_gives_the_same_values_there(made, name):
     close(got[site], expected[site], site)
   with pytest.raises(ValueError, match="there is no site"):
     model.apply({"params": part}, tokens_BT, wanted=("layer.2.resid",))
+  model, part = load_params(weights, jnp.float32, n_loaded=layers_for(a, ("embed",)))  # no layer at all
+  assert not any(leaf.size for leaf in jax.tree.leaves(part["layers"]))
+  close(forward(model, ("embed",))({"params": part}, tokens_BT)[1]["embed"], expected["embed"])
 
 
 @pytest.mark.parametrize("name", KINDS)

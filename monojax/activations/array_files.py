@@ -4,7 +4,6 @@ Letters: N rows, M numbers in a row.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 import zipfile
@@ -14,13 +13,11 @@ import numpy as np
 
 from monojax.activations.arrays import require_rows, rows_dtype
 from monojax.config import InputError, require
+from monojax.safetensors_header import DTYPES, read_header
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 _LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name and its extra field
 _HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
-                       "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32",
-                       "U16": "uint16", "U8": "uint8", "BOOL": "bool"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,18 +109,11 @@ def _open_npy_at(path, offset, name):
 
 
 def _open_safetensors(path, key):
-  from safetensors import safe_open
-  with safe_open(path, "np") as file:  # which also checks the header
-    key = _chosen(path, file.keys(), key)
-    entry = file.get_slice(key)
-    shape, kind = tuple(entry.get_shape()), entry.get_dtype()
-  name = f"{key} in {path}"
-  require(kind in _SAFETENSORS_DTYPES, f"dtype of {name}", kind, f"choose one of {', '.join(_SAFETENSORS_DTYPES)}")
-  with open(path, "rb") as file:
-    header_bytes = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(header_bytes))
-  offset = 8 + header_bytes + header[key]["data_offsets"][0]
-  return _stored(path, offset, shape, np.dtype(_SAFETENSORS_DTYPES[kind]).newbyteorder("<"), name)
+  entries = read_header(path).entries
+  key = _chosen(path, entries, key)
+  entry, name = entries[key], f"{key} in {path}"
+  require(entry.kind in DTYPES, f"dtype of {name}", entry.kind, f"choose one of {', '.join(DTYPES)}")
+  return _stored(path, entry.offset, entry.shape, entry.dtype, name)
 
 
 def _stored(path: pathlib.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype, name: str) -> Part:

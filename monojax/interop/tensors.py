@@ -1,7 +1,5 @@
 """Tensors in other tools' files: .safetensors, .npz and PyTorch's, read as float32, each error one line."""
 
-import json
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,6 +9,7 @@ import numpy as np
 from monojax import files
 from monojax.config import InputError
 from monojax.interop import torch_file
+from monojax.safetensors_header import read_header
 
 Tensors = dict[str, np.ndarray]
 
@@ -54,15 +53,12 @@ def header(path: pathlib.Path) -> tuple[dict[str, tuple[int, ...]], dict[str, st
     InputError: it is damaged.
   """
   try:
-    with open(path, "rb") as file:
-      n_bytes = int.from_bytes(file.read(8), "little")
-      found: Any = json.loads(file.read(n_bytes)) if n_bytes <= os.path.getsize(path) else None
-    metadata = found.pop("__metadata__", {})
-    return {name: tuple(entry["shape"]) for name, entry in found.items()}, metadata
+    found = read_header(path)
   except OSError as error:
     raise InputError(f"{path} cannot be read: {error.strerror}") from error
-  except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-    raise _damaged(path, "it has no header") from error
+  except ValueError as error:
+    raise _damaged(path, error) from error
+  return {name: entry.shape for name, entry in found.entries.items()}, found.metadata
 
 
 def read_npz(path: pathlib.Path) -> Tensors:

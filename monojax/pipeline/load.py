@@ -11,7 +11,7 @@ from monojax.pipeline.folder import OWN_DICTIONARY, RunFolder
 from monojax.subjects.config import SubjectConfig
 
 if typing.TYPE_CHECKING:  # these need jax or numpy, which a script's --help should not wait for
-  from collections.abc import Collection
+  from collections.abc import Collection, Iterable
 
   import jax
   import numpy as np
@@ -94,6 +94,31 @@ def model_mesh(config: "RunConfig") -> "jax.sharding.Mesh":
 def subject_config(run: RunFolder) -> SubjectConfig:
   """The settings of the run's finished stage `subject`."""
   return configs.from_dict(SubjectConfig, run.require_stage("subject")["config"])
+
+
+def whole_subject(run: RunFolder, config: "RunConfig") -> "LoadedSubject":
+  """The run's subject with all its layers; a pretrained one is split over the devices of --mesh.model."""
+  return load_subject(run, mesh=model_mesh(config) if is_pretrained(run) else None)
+
+
+def named_sites(run: RunFolder, names: "Iterable[str]", flag: str) -> tuple[str, ...]:
+  """The names of sites as the run's subject has them, where layers may be counted from the end: see `site_of`.
+
+  Args:
+    run: the run's folder.
+    names: as a user gives them.
+    flag: what an error calls the setting.
+
+  Raises:
+    InputError: a pretrained subject has no such site. Of others, whose parameters are in a checkpoint, the names stay
+      as they are.
+  """
+  if not is_pretrained(run):
+    return tuple(names)
+  from monojax.subjects.pretrained.weights import open_weights
+  from monojax.subjects.subject import site_of
+  widths = open_weights(subject_config(run).weights).architecture.site_widths
+  return tuple(site_of(widths, name, flag) for name in names)
 
 
 def is_pretrained(run: RunFolder) -> bool:

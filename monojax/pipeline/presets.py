@@ -59,7 +59,7 @@ PAPER = RunConfig(
                             batch_contexts=256),
 )
 
-# A pretrained transformer of some hundred million parameters on two cores, in an hour; larger ones on an accelerator.
+# Sizes for a pretrained transformer of some hundred million parameters on a few cores.
 PRETRAINED = RunConfig(
     tokens=TextConfig(val_fraction=0.05),
     subject=SubjectConfig(n_context=128, val_tokens=8192, sample_tokens=64),

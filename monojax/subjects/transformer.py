@@ -170,7 +170,7 @@ class Transformer(nn.Module):
   @nn.nowrap
   def extend(self, variables: dict, cache: Cache, tokens_BT: jax.Array,
              edit: Edit | None = None) -> tuple[jax.Array, Cache]:
-    raise NotImplementedError("this subject keeps no cache: new_cache gives None")
+    raise ValueError("this subject keeps no cache: new_cache gives None")
 
   @nn.nowrap
   def logit_path(self, params: dict, site: str) -> LogitPath | None:

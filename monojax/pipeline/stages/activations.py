@@ -45,15 +45,10 @@ def harvest(run: RunFolder, config: RunConfig, rows: "RowStore | Source | None" 
 
 def _resolved(run: RunFolder, settings: HarvestConfig) -> HarvestConfig:
   """The settings with the subject's own names of sites, and the first position that counts for it."""
-  pretrained = settings.source != "given" and load.is_pretrained(run)
-  settings = settings.for_subject(pretrained)
-  if pretrained:
-    from monojax.subjects.pretrained.weights import open_weights
-    from monojax.subjects.subject import site_of
-    widths = open_weights(load.subject_config(run).weights).architecture.site_widths
-    sites = [site_of(widths, site) for site in settings.sites]
-    settings = dataclasses.replace(settings, site=sites[0], more_sites=tuple(sites[1:]))
-  return settings
+  if settings.source == "given":
+    return settings.for_subject(pretrained=False)
+  site, *more = load.named_sites(run, settings.sites, "activations.site")
+  return dataclasses.replace(settings.for_subject(load.is_pretrained(run)), site=site, more_sites=tuple(more))
 
 
 def check_store(run: RunFolder, config: RunConfig, repair: bool) -> list[tuple[int, str]]:

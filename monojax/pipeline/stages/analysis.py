@@ -41,8 +41,7 @@ def _measured(run, config, dictionary):
   sae, harvested = load.load_sae(run, dictionary), load.activations_config(run)
   if harvested.source != "given":
     tokenizer = load.load_tokenizer(run)
-    subject = load.load_subject(run, mesh=load.model_mesh(config) if load.is_pretrained(run) else None)
-    tables = analysis.analyze(config.analysis, subject, sae, load.open_tokens(run, "train"),
+    tables = analysis.analyze(config.analysis, load.whole_subject(run, config), sae, load.open_tokens(run, "train"),
                               load.open_tokens(run, "val"), tokenizer.token_strings(), load.kept_of(run))
     return dataclasses.replace(tables, token_bytes=tokenizer.partial_tokens())
   from monojax.activations.given import open_given

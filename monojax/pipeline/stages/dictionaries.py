@@ -44,7 +44,9 @@ def train_sae(run: RunFolder, config: RunConfig, stage: str = OWN_DICTIONARY, ex
   Returns:
     The stage's record.
   """
-  settings = _named(run, config.sae.resolved())
+  settings = config.sae.resolved()
+  settings = dataclasses.replace(settings, reads=load.named_sites(run, settings.reads, "sae.reads"),
+                                 writes=load.named_sites(run, settings.writes, "sae.writes"))
 
   def work(directory, identity):
     from monojax.analysis.pictures import draw_curves
@@ -61,18 +63,6 @@ def train_sae(run: RunFolder, config: RunConfig, stage: str = OWN_DICTIONARY, ex
   if extend:
     _require_extends(run, stage, settings)
   return run.execute(stage, settings, work, ("activations",), extends=extend)
-
-
-def _named(run, settings):
-  """The settings with the sites read and written named as the subject names them: layer.-1 is the last layer."""
-  if not load.is_pretrained(run) or not (settings.reads or settings.writes):
-    return settings
-  from monojax.subjects.pretrained.weights import open_weights
-  from monojax.subjects.subject import site_of
-  widths = open_weights(load.subject_config(run).weights).architecture.site_widths
-  names = {field: tuple(site_of(widths, site, f"sae.{field}") for site in getattr(settings, field))
-           for field in ("reads", "writes")}
-  return dataclasses.replace(settings, **names)
 
 
 def adopt_sae(run: RunFolder, config: RunConfig, name: str, sae: "SAE", origin: str) -> dict:
@@ -222,7 +212,7 @@ class _HeldOut:
     """The subject; None where the run was given its activations."""
     if load.activations_config(self.run).source == "given":
       return None
-    return load.load_subject(self.run, mesh=load.model_mesh(self.config) if load.is_pretrained(self.run) else None)
+    return load.whole_subject(self.run, self.config)
 
   @functools.cached_property
   def tokens(self) -> "Tokens":

@@ -7,7 +7,6 @@ GPT-NeoX are regrouped.
 """
 
 import functools
-import hashlib
 import pathlib
 import re
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from monojax.config import InputError
-from monojax.subjects.pretrained.weights import StoredTensor
+from monojax.subjects.pretrained.weights import StoredTensor, identity_of
 
 _GATED = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head", "attn_norm": "input_layernorm",
           "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
@@ -42,8 +41,6 @@ _KINDS = {"llama": ("llama", _GATED, "layers.{i}"), "qwen2": ("qwen2", _GATED, "
           "qwen3": ("qwen3", _GATED, "layers.{i}"), "gemma2": ("gemma2", _GEMMA, "layers.{i}"),
           "gemma3": ("gemma3_text", _GEMMA, "layers.{i}"), "gpt2": ("gpt2", _GPT2, "h.{i}"),
           "gptneox": ("gpt_neox", _NEOX, "layers.{i}"), "bert": ("bert", _BERT, "encoder.layer.{i}")}
-
-
 # Hugging Face keeps these with inputs first, unlike all others; .gguf files have them as all others.
 _GPT2_MATRICES = r"(attn_qkv|attn_output|ffn_up|ffn_down)\.weight"
 
@@ -77,7 +74,7 @@ def open_gguf(spec: str, path: pathlib.Path) -> tuple[dict[str, Any], dict[str, 
                               "attention_factor": 1.0}
   tensors = {_name(spec, str(kind), name): _stored(spec, str(kind), name, tensor, shapes[name], config)
              for name, tensor in by_name.items()}
-  return config, tensors, {"files": {path.name: {"bytes": path.stat().st_size, "sha256_of_ends": _ends(path)}}}
+  return config, tensors, {"files": {path.name: identity_of(path)}}
 
 
 def _reader(spec: str, path: pathlib.Path) -> Any:
@@ -90,15 +87,6 @@ def _reader(spec: str, path: pathlib.Path) -> Any:
     return gguf.GGUFReader(path)
   except Exception as error:  # a damaged file fails in many ways
     raise InputError(f"subject.weights={spec!r}: is damaged or no .gguf file: {error}") from error
-
-
-def _ends(path: pathlib.Path) -> str:
-  """The checksum of the first and last bytes of a file."""
-  with open(path, "rb") as file:
-    found = hashlib.sha256(file.read(2 ** 20))
-    file.seek(max(0, path.stat().st_size - 2 ** 20))
-    found.update(file.read())
-  return found.hexdigest()
 
 
 def _config(kind: str, values: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import pathlib
-import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -25,13 +24,15 @@ from jax.sharding import Mesh, NamedSharding
 from monojax import hub, metrics
 from monojax import mesh as meshes
 from monojax.config import InputError
+from monojax.safetensors_header import Entry, read_header
 from monojax.subjects.pretrained.architecture import Architecture
 from monojax.subjects.pretrained.families import read_config
 from monojax.subjects.pretrained.model import PretrainedTransformer, layer_of, param_shapes
 from monojax.subjects.pretrained.tensors import Family, Tensor, sizes_of
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_READ = ("F64", "F32", "F16", "BF16")  # types of tensors
+_END_BYTES = 2 ** 20  # of a file at either end that its identity depends on
 _ALIGNMENT = 128  # of arrays on the host that a CPU device can use as they are
 _SHOWN_BYTES = 2 ** 28  # smaller models are there at once, without a progress bar
 _CHUNK_BYTES = 2 ** 20  # of a tensor that are turned at a time, so that they stay in a cache
@@ -95,7 +96,7 @@ def open_weights(spec: str) -> Weights:
       shape than config.json says.
   """
   path = _place(spec)
-  paths = [path] if path.is_file() else sorted(path.glob("*"))
+  paths = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*.json")])
   stamps = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in paths)
   return _opened(spec, path, stamps)
 
@@ -150,46 +151,39 @@ def _open_folder(spec: str, folder: pathlib.Path) -> tuple[dict[str, StoredTenso
   for name in names:
     try:
       found, identity[name] = _open_safetensors(folder / name)
-    except (OSError, ValueError, KeyError, struct.error) as error:
+    except (OSError, ValueError) as error:
       raise InputError(f"subject.weights={spec!r}: {name} cannot be read: {error}") from error
     tensors |= found
   return tensors, {"files": identity}
 
 
 def _open_safetensors(path: pathlib.Path) -> tuple[dict[str, StoredTensor], dict]:
-  """The tensors of a file, and what identifies it: its size, its header, and its first and last bytes."""
+  """The tensors of a file, and what identifies it."""
+  header = read_header(path)
+  return {name: _stored(path, entry) for name, entry in header.entries.items()}, identity_of(path, header.n_bytes)
+
+
+def identity_of(path: pathlib.Path, n_header: int = 0) -> dict[str, Any]:
+  """What tells a file of weights from another: its size, and the checksum of its header and its first and last MiB."""
   size = path.stat().st_size
   with open(path, "rb") as file:
-    start = file.read(8)
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-    if length > size - 8:
-      raise ValueError(f"it is cut short: its header should have {length:,} bytes, and the file has {size:,}")
-    raw = file.read(length)
-    header = json.loads(raw)
-    ends = hashlib.sha256(raw)
-    for at in (8 + length, max(8 + length, size - 2 ** 20)):
-      file.seek(at)
-      ends.update(file.read(2 ** 20))
-  header.pop("__metadata__", None)
-  needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-  if needed > size:
-    raise ValueError(f"it is cut short: its tensors end at byte {needed:,}, and the file has {size:,}")
-  return ({name: _stored(path, 8 + length, entry) for name, entry in header.items()},
-          {"bytes": size, "sha256_of_ends": ends.hexdigest()})
+    ends = hashlib.sha256(file.read(n_header + _END_BYTES))
+    file.seek(max(0, size - _END_BYTES))
+    ends.update(file.read(_END_BYTES))
+  return {"bytes": size, "sha256_of_ends": ends.hexdigest()}
 
 
-def _stored(path: pathlib.Path, offset: int, entry: dict) -> StoredTensor:
-  shape, kind, at = tuple(entry["shape"]), entry["dtype"], offset + entry["data_offsets"][0]
-
+def _stored(path: pathlib.Path, entry: Entry) -> StoredTensor:
   def read(start, stop):
-    if kind not in _DTYPES:
-      raise InputError(f"{path} has a tensor of type {kind}, which is not read: {', '.join(_DTYPES)} are")
-    dtype, row = np.dtype(_DTYPES[kind]), math.prod(shape[1:])
-    found = np.fromfile(path, dtype, (stop - start) * row, offset=at + start * row * dtype.itemsize)
+    if entry.kind not in _READ:
+      raise InputError(f"{path} has a tensor of type {entry.kind}, which is not read: {', '.join(_READ)} are")
+    row = math.prod(entry.shape[1:])
+    offset = entry.offset + start * row * entry.dtype.itemsize
+    found = np.fromfile(path, entry.dtype, (stop - start) * row, offset=offset)
     if found.size != (stop - start) * row:
       raise InputError(f"{path} has become shorter since it was opened")
-    return found.reshape(stop - start, *shape[1:])
-  return StoredTensor(shape, read)
+    return found.reshape(stop - start, *entry.shape[1:])
+  return StoredTensor(entry.shape, read)
 
 
 def _require_complete(weights: Weights) -> None:
@@ -212,7 +206,7 @@ def _require_complete(weights: Weights) -> None:
 
 def layers_for(a: Architecture, sites: Collection[str] | None) -> int:
   """How many layers, from the first, must be loaded to compute some sites; None stands for the whole model."""
-  return a.n_layers if sites is None else min(a.n_layers, max(0, *(layer_of(site) + 1 for site in sites)))
+  return a.n_layers if sites is None else min(a.n_layers, max((layer_of(site) + 1 for site in sites), default=0))
 
 
 def bytes_of(a: Architecture, dtype: Any, n_loaded: int) -> int:
@@ -243,7 +237,7 @@ def load_params(weights: Weights, dtype: Any, mesh: Mesh | None = None,
   with (metrics.progress(total, "B", "weights", scale=True, hidden=total < _SHOWN_BYTES) as bar,
         concurrent.futures.ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads):
     def filled(path, leaf, sharding):
-      array = _filled(leaf.shape, np.dtype(dtype), sharding, plan[path[-1].key], sizes_of(a), threads)
+      array = _filled(leaf.shape, np.dtype(dtype), sharding, plan.get(path[-1].key, []), sizes_of(a), threads)
       bar.update(array.nbytes)
       return array
     params = jax.tree.map_with_path(filled, abstract, where)
