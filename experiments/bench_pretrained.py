@@ -106,8 +106,8 @@ def _loading(weights, dtype):
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
-  read = min(after_forgetting(lambda: [np.fromfile(path, np.uint8) for path in paths]) for _ in range(2))
-  load = min(after_forgetting(lambda: jax.block_until_ready(load_params(weights, dtype)[1])) for _ in range(2))
+  read = min(after_forgetting(lambda: [np.fromfile(path, np.uint8) for path in paths]) for _ in range(4))
+  load = min(after_forgetting(lambda: jax.block_until_ready(load_params(weights, dtype)[1])) for _ in range(4))
   print(f"load from the disk: {load:.2f} s, reading the files {read:.2f} s, ratio {load / read:.2f}")
 
 

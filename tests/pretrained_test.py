@@ -86,8 +86,8 @@ def test_a_mesh_of_eight_devices_gives_what_one_gives(tmp_path, name, model_axis
   assert other == model
   jax.tree.map(np.testing.assert_array_equal, split, params)
   layers = split["layers"]
-  assert layers["W_in_DJM"].addressable_shards[0].data.nbytes * model_axis == layers["W_in_DJM"].nbytes
-  heads = layers["W_qkv_DHJA"]
+  assert layers["W_in_JMD"].addressable_shards[0].data.nbytes * model_axis == layers["W_in_JMD"].nbytes
+  heads = layers["W_qkv_HJAD"]
   assert heads.addressable_shards[0].data.nbytes * (1 if name == "odd" else model_axis) == heads.nbytes
   wanted = ("layer.0.attn.z", f"layer.{model.architecture.n_layers - 1}.mlp.hidden")
   tokens_BT = tokens(4)
@@ -111,7 +111,7 @@ def test_what_is_loaded_up_to_a_site_gives_the_same_values_there(made, name):
   model, part = load_params(weights, jnp.float32, n_loaded=2)
   n_all, n_part = (meshes.bytes_of(tree) for tree in (params, part))
   assert n_part == meshes.bytes_of(param_shapes(a, 2, jnp.float32)) < n_all
-  assert "W_unembed_DV" not in part and len(part["layers"]["W_o_ED"]) == 2
+  assert "W_unembed_VD" not in part and len(part["layers"]["W_o_DE"]) == 2
   tokens_BT = tokens()
   expected = forward(whole)({"params": params}, tokens_BT)[1]
   output, got = forward(model, sites)({"params": part}, tokens_BT)
@@ -209,4 +209,6 @@ def test_half_precision_is_near_full_precision(made):
   tokens_BT = tokens()
   expected = forward(dataclasses.replace(model, dtype=jnp.float32))({"params": params}, tokens_BT)[0]
   got = forward(model)({"params": half}, tokens_BT)[0]
-  assert got.dtype == jnp.float32 and 1e-4 < np.abs(got - expected).max() < 0.1
+  # Rounding the weights alone gives 0.010; the largest of single errors would depend on the order of sums.
+  error = np.sqrt(np.square(got - expected).mean() / np.square(expected).mean())
+  assert got.dtype == jnp.float32 and 0.005 < error < 0.02

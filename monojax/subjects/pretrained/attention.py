@@ -50,14 +50,19 @@ def attend(q_BTHJA: jax.Array, k_BSHA: jax.Array, v_BSHA: jax.Array, position_T:
   Returns:
     (B, T, H, J, A). Scores and softmax are in float32.
   """
-  n_queries, n_keys = q_BTHJA.shape[1], k_BSHA.shape[1]
+  (_, n_queries, n_heads, n_shared, width), n_keys = q_BTHJA.shape, k_BSHA.shape[1]
   block = _block_of(n_queries)
   window = jnp.where(is_local, a.window, n_keys) if is_local is not False else None
+  # Heads in front, the queries that share a key below each other: each product is then one of contiguous matrices.
+  q_BHTJA = jnp.moveaxis(q_BTHJA, 1, 2)
+  k_BHSA, v_BHSA = jnp.swapaxes(k_BSHA, 1, 2), jnp.swapaxes(v_BSHA, 1, 2)
 
   def queries(first, last):
     end = last if a.causal and aligned else n_keys
-    scores = jnp.einsum("bthja,bsha->bhjts", q_BTHJA[:, first:last], k_BSHA[:, :end],
-                        preferred_element_type=jnp.float32) * a.score_scale
+    n = last - first
+    scores = jnp.einsum("bhqa,bhsa->bhqs", q_BHTJA[:, :, first:last].reshape(-1, n_heads, n * n_shared, width),
+                        k_BHSA[:, :, :end], preferred_element_type=jnp.float32) * a.score_scale
+    scores = scores.reshape(-1, n_heads, n, n_shared, end)
     if a.score_cap:
       scores = a.score_cap * jnp.tanh(scores / a.score_cap)
     key_1S, query_T1 = jnp.arange(end)[None], position_T[first:last, None]
@@ -65,8 +70,9 @@ def attend(q_BTHJA: jax.Array, k_BSHA: jax.Array, v_BSHA: jax.Array, position_T:
     if window is not None:
       seen = seen & (key_1S > query_T1 - window)
     seen = seen[None] if seen_BS is None else seen[None] & seen_BS[:, None, :end]
-    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -1e30), axis=-1).astype(v_BSHA.dtype)
-    return jnp.einsum("bhjts,bsha->bthja", weights, v_BSHA[:, :end])
+    weights = jax.nn.softmax(jnp.where(seen[:, None, :, None], scores, -1e30), axis=-1).astype(v_BSHA.dtype)
+    z = jnp.einsum("bhqs,bhsa->bhqa", weights.reshape(-1, n_heads, n * n_shared, end), v_BHSA[:, :, :end])
+    return jnp.moveaxis(z.reshape(-1, n_heads, n, n_shared, width), 2, 1)
   parts = [queries(first, min(first + block, n_queries)) for first in range(0, n_queries, block)]
   return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 

@@ -5,8 +5,9 @@ stream, M width of the MLP, V tokens of the vocabulary, A width of a head, E wid
 module H is heads of keys and values, and J is the heads of queries that share one of them (in the joint weights of
 queries, keys and values two more: the keys' and the values'; in the MLP's first map 2: the gate's and the up map's).
 
-The parameters of all layers are stacked: each array of a layer has an axis in front, one entry a layer, which names
-leave out. Layers of which no site is wanted or edited run in one compiled loop, the others one by one between loops.
+Matrices are as most files have them, outputs before inputs, so that reading one is no more than a copy. The parameters
+of all layers are stacked: each array of a layer has an axis in front, one entry a layer, which names leave out. Layers
+of which no site is wanted or edited run in one compiled loop, the others one by one between loops.
 """
 
 import functools
@@ -26,9 +27,9 @@ from monojax.subjects.subject import Cache, Edit, LogitPath, Sites
 # Where parameters are on the mesh: heads, the MLP's width and the vocabulary are split over its axis "model". Those of
 # layers have an axis for the layers in front.
 _SHARDING_RULES = {
-    "W_qkv_DHJA": P(None, None, "model"), "b_qkv_HJA": P(None, "model"), "W_o_ED": P(None, "model"),
-    "W_in_DJM": P(None, None, None, "model"), "b_in_JM": P(None, None, "model"), "W_out_MD": P(None, "model"),
-    "W_embed_VD": P("model"), "W_unembed_DV": P(None, "model"),
+    "W_qkv_HJAD": P(None, "model"), "b_qkv_HJA": P(None, "model"), "W_o_DE": P(None, None, "model"),
+    "W_in_JMD": P(None, None, "model"), "b_in_JM": P(None, None, "model"), "W_out_DM": P(None, None, "model"),
+    "W_embed_VD": P("model"), "W_unembed_VD": P("model"),
 }
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu, "gelu": functools.partial(jax.nn.gelu, approximate=False), "gelu_tanh": jax.nn.gelu,
@@ -40,9 +41,9 @@ def layer_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
   """The shapes of one layer's parameters, by name."""
   d, m, h, j, width = a.d_model, a.d_mlp, a.n_key_heads, a.group, a.head_width
   gates, has_bias = 2 if a.gated else 1, a.norm == "layer"
-  shapes: dict[str, tuple[int, ...]] = {"gain_attn_D": (d,), "W_qkv_DHJA": (d, h, j + 2, width),
-                                        "W_o_ED": (h * j * width, d), "gain_mlp_D": (d,), "W_in_DJM": (d, gates, m),
-                                        "W_out_MD": (m, d)}
+  shapes: dict[str, tuple[int, ...]] = {"gain_attn_D": (d,), "W_qkv_HJAD": (h, j + 2, width, d),
+                                        "W_o_DE": (d, h * j * width), "gain_mlp_D": (d,), "W_in_JMD": (gates, m, d),
+                                        "W_out_DM": (d, m)}
   if has_bias:
     shapes |= {"bias_attn_D": (d,), "bias_mlp_D": (d,)}
   if a.qkv_bias:
@@ -72,7 +73,7 @@ def outer_shapes(a: Architecture, with_head: bool) -> dict[str, tuple[int, ...]]
     if a.norm == "layer":
       shapes["bias_D"] = (a.d_model,)
   if with_head and a.causal and not a.tied:
-    shapes["W_unembed_DV"] = (a.d_model, a.vocab_size)
+    shapes["W_unembed_VD"] = (a.vocab_size, a.d_model)
   return shapes
 
 
@@ -132,11 +133,11 @@ class PretrainedTransformer(nn.Module):
     normed = {"attn.z", "mlp.hidden", "attn.out_raw", "mlp.out_raw"} if a.post_norms else set()
     if not (self.whole and a.causal) or kind.endswith("in") or kind in normed:
       return None
-    into = {"mlp.hidden": "W_out_MD", "attn.z": "W_o_ED"}.get(kind)
-    to_residual_MD = None if into is None else params["layers"][into][int(site.split(".")[1])]
-    W_unembed_DV = params["W_embed_VD"].T if a.tied else params["W_unembed_DV"]
+    into = {"mlp.hidden": "W_out_DM", "attn.z": "W_o_DE"}.get(kind)
+    to_residual_MD = None if into is None else params["layers"][into][int(site.split(".")[1])].T
+    W_unembed_VD = params["W_embed_VD" if a.tied else "W_unembed_VD"]
     return LogitPath(to_residual_MD, "layer" if a.norm == "layer" else "rms", params["gain_D"] + a.norm_offset,
-                     W_unembed_DV, f"layer.{a.n_layers - 1}.resid")
+                     W_unembed_VD.T, f"layer.{a.n_layers - 1}.resid")
 
   @nn.nowrap
   def new_cache(self, n_contexts: int, n_positions: int) -> Cache | None:
@@ -209,7 +210,7 @@ class _Pass:
                       for r in (a.rotary, a.local_rotary)] if not a.learned_positions else None
     x_ND = self._embed(tokens_BT)
     memory = None if cache is None else (cache["k"], cache["v"])
-    n_loaded = len(self.layers["W_o_ED"])
+    n_loaded = len(self.layers["W_o_DE"])
     alone = {layer_of(name) for name in {*self.edit, *self.wanted}}
     for first, last in _stretches(n_loaded, alone):
       if last - first == 1 and first in alone:
@@ -262,7 +263,7 @@ class _Pass:
     norm = lambda x, name: self._norm(x, p[f"gain_{name}_D"], p.get(f"bias_{name}_D"))
     u_ND = visit("attn.in", norm(x_ND, "attn") if a.norm_first else x_ND)
     z_NE, memory = self._attention(i, p, u_ND, memory)
-    out_ND = self._linear(visit("attn.z", z_NE), p["W_o_ED"], p.get("b_o_D"))
+    out_ND = self._linear(visit("attn.z", z_NE), p["W_o_DE"], p.get("b_o_D"))
     if a.post_norms:
       out_ND = norm(visit("attn.out_raw", out_ND), "attn_out")
     attention_ND = visit("attn.out", out_ND)
@@ -271,7 +272,7 @@ class _Pass:
       x_ND = visit("mid", x_ND if a.norm_first else norm(x_ND, "attn"))
     u_ND = visit("mlp.in", norm(x_ND, "mlp") if a.norm_first else x_ND)
     hidden_NM = visit("mlp.hidden", self._hidden(p, u_ND))
-    out_ND = self._linear(hidden_NM, p["W_out_MD"], p.get("b_out_D"))
+    out_ND = self._linear(hidden_NM, p["W_out_DM"], p.get("b_out_D"))
     if a.post_norms:
       out_ND = norm(visit("mlp.out_raw", out_ND), "mlp_out")
     x_ND = x_ND + visit("mlp.out", out_ND)
@@ -282,8 +283,8 @@ class _Pass:
   def _attention(self, i: Any, p: Mapping[str, jax.Array], u_ND: jax.Array, memory: Any) -> tuple[jax.Array, Any]:
     """What each head reads from the positions that it looks at, heads side by side."""
     a = self.a
-    n_columns, _, width = p["W_qkv_DHJA"].shape[1:]
-    qkv_NX = self._linear(u_ND, p["W_qkv_DHJA"].reshape(a.d_model, -1),
+    n_columns, _, width, _ = p["W_qkv_HJAD"].shape
+    qkv_NX = self._linear(u_ND, p["W_qkv_HJAD"].reshape(-1, a.d_model),
                           p["b_qkv_HJA"].reshape(-1) if a.qkv_bias else None)
     qkv_BTHJA = qkv_NX.reshape(*self.shape, n_columns, a.group + 2, width)
     q_BTHJA, k_BTHA, v_BTHA = qkv_BTHJA[..., :-2, :], qkv_BTHJA[..., -2, :], qkv_BTHJA[..., -1, :]
@@ -307,8 +308,8 @@ class _Pass:
 
   def _hidden(self, p: Mapping[str, jax.Array], u_ND: jax.Array) -> jax.Array:
     """The hidden layer of the MLP, after its activation function and its gate."""
-    a, W_in_DJM = self.a, p["W_in_DJM"]
-    pre_NX = self._linear(u_ND, W_in_DJM.reshape(a.d_model, -1), p["b_in_JM"].reshape(-1) if a.mlp_bias else None)
+    a = self.a
+    pre_NX = self._linear(u_ND, p["W_in_JMD"].reshape(-1, a.d_model), p["b_in_JM"].reshape(-1) if a.mlp_bias else None)
     act = _ACTIVATIONS[a.activation]
     if not a.gated:
       return act(pre_NX)
@@ -322,14 +323,14 @@ class _Pass:
     u_ND = self._visit("final.in", u_ND)
     if not a.causal:
       return embedding(u_ND.reshape(*self.shape, -1), tokens_BT != a.pad_id)
-    W_unembed_DV = self.params["W_embed_VD"].T if a.tied else self.params["W_unembed_DV"]
-    logits_NV = matmul(u_ND, W_unembed_DV, self.dtype)
+    W_unembed_VD = self.params["W_embed_VD" if a.tied else "W_unembed_VD"]
+    logits_NV = matmul(u_ND, W_unembed_VD.T, self.dtype)
     if a.logit_cap:
       logits_NV = a.logit_cap * jnp.tanh(logits_NV / a.logit_cap)
     return logits_NV.reshape(*self.shape, -1)
 
-  def _linear(self, x_NI: jax.Array, W_IO: jax.Array, b_O: jax.Array | None) -> jax.Array:
-    y_NO = matmul(x_NI, W_IO, self.dtype).astype(self.dtype)
+  def _linear(self, x_NI: jax.Array, W_OI: jax.Array, b_O: jax.Array | None) -> jax.Array:
+    y_NO = matmul(x_NI, W_OI.T, self.dtype).astype(self.dtype)
     return y_NO if b_O is None else y_NO + b_O.astype(self.dtype)[None]
 
   def _norm(self, x: jax.Array, gain_D: jax.Array, bias_D: jax.Array | None = None) -> jax.Array:

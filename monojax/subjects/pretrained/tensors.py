@@ -1,6 +1,6 @@
 """Which tensor of a file fills which parameter, and how its axes are turned.
 
-  Tensor("self_attn.q_proj.weight", "W_qkv_DHJA", "hja,d -> d,h,j,a", part="queries")
+  Tensor("self_attn.q_proj.weight", "W_qkv_HJAD", "hja,d -> h,j,a,d", part="queries")
 
 reads: the tensor has two axes, of which the first is heads of keys (h) times heads of queries in each (j) times the
 head's width (a), and the second the residual stream (d); it becomes an array of four axes, in this order, which fills
@@ -49,6 +49,12 @@ class Tensor:
     array = array.transpose([separate.index(axis) for axis in after.replace(",", "")])
     return array.reshape([math.prod(_size(axis, sizes) for axis in group) for group in after.split(",")])
 
+  @property
+  def in_order(self) -> bool:
+    """Whether the parameter has the tensor's numbers in the tensor's order."""
+    before, after = self.axes.replace(",", "").split(" -> ")
+    return before == after
+
   def leading(self) -> str:
     """The letter of the tensor's first axis that is longer than 1."""
     return self.axes.replace("1", "")[0]
@@ -73,7 +79,7 @@ class Tensor:
     inner = {"queries": slice(0, group), "keys": group, "values": group + 1, "gate": 0, "up": 1}
     if not self.part:
       return ()
-    n_before = {"W_qkv_DHJA": 2, "b_qkv_HJA": 1, "W_in_DJM": 1, "b_in_JM": 0}[self.parameter]
+    n_before = {"W_qkv_HJAD": 1, "b_qkv_HJA": 1, "W_in_JMD": 0, "b_in_JM": 0}[self.parameter]
     return (*(everything,) * n_before, inner[self.part])
 
 

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import pathlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -35,8 +34,8 @@ _READ = ("F64", "F32", "F16", "BF16")  # types of tensors
 _END_BYTES = 2 ** 20  # of a file at either end that its identity depends on
 _ALIGNMENT = 128  # of arrays on the host that a CPU device can use as they are
 _SHOWN_BYTES = 2 ** 28  # smaller models are there at once, without a progress bar
-_CHUNK_BYTES = 2 ** 20  # of a tensor that are turned at a time, so that they stay in a cache
-_THREADS = 8
+_CHUNK_BYTES = 2 ** 21  # of a tensor that are turned at a time, so that they stay in a cache
+_THREADS = 4  # that read; more than there are cores, as some wait for the disk
 _BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 _LISTED = 5  # how many names of tensors a message lists
 
@@ -49,10 +48,15 @@ class StoredTensor:
     shape: its shape.
     read: (start, stop) -> these of its rows, that is of its first axis.
     by_rows: whether some rows can be read without the others; otherwise all of them are asked for.
+    read_into: (start, target) -> reads the rows from `start` on into an array of the tensor's own type, in C order,
+      until that is full; None where the file does not hold them so.
+    dtype: the tensor's own type, where `read_into` is given.
   """
   shape: tuple[int, ...]
   read: Callable[[int, int], np.ndarray]
   by_rows: bool = True
+  read_into: Callable[[int, np.ndarray], None] | None = None
+  dtype: np.dtype | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,16 +178,33 @@ def identity_of(path: pathlib.Path, n_header: int = 0) -> dict[str, Any]:
 
 
 def _stored(path: pathlib.Path, entry: Entry) -> StoredTensor:
+  def read_into(start, target):
+    row_bytes = math.prod(entry.shape[1:]) * entry.dtype.itemsize
+    with open(path, "rb", buffering=0) as file:
+      file.seek(entry.offset + start * row_bytes)
+      for block in _contiguous(target):
+        while len(block) and (n := file.readinto(block)):
+          block = block[n:]
+        if len(block):
+          raise InputError(f"{path} has become shorter since it was opened")
+
   def read(start, stop):
     if entry.kind not in _READ:
       raise InputError(f"{path} has a tensor of type {entry.kind}, which is not read: {', '.join(_READ)} are")
-    row = math.prod(entry.shape[1:])
-    offset = entry.offset + start * row * entry.dtype.itemsize
-    found = np.fromfile(path, entry.dtype, (stop - start) * row, offset=offset)
-    if found.size != (stop - start) * row:
-      raise InputError(f"{path} has become shorter since it was opened")
-    return found.reshape(stop - start, *entry.shape[1:])
-  return StoredTensor(entry.shape, read)
+    found = np.empty((stop - start, *entry.shape[1:]), entry.dtype)
+    read_into(start, found)
+    return found
+  native = entry.kind in _READ and entry.dtype.isnative
+  return StoredTensor(entry.shape, read, True, read_into if native else None, entry.dtype if native else None)
+
+
+def _contiguous(array: np.ndarray) -> Iterator[np.ndarray]:
+  """An array's bytes in C order, as one-dimensional views of as much as lies together in memory."""
+  if array.flags.c_contiguous:
+    yield array.reshape(-1).view(np.uint8)
+  else:
+    for part in array:
+      yield from _contiguous(part)
 
 
 def _require_complete(weights: Weights) -> None:
@@ -193,7 +214,7 @@ def _require_complete(weights: Weights) -> None:
   found = {name: tensor.shape for name, tensor in weights.tensors.items()}
   extra = set(found) - set(needed)
   if a.tied:  # a copy of the embedding, which some files have
-    extra -= {tensor.name for tensor in weights.family.outer if tensor.parameter == "W_unembed_DV"}
+    extra -= {tensor.name for tensor in weights.family.outer if tensor.parameter == "W_unembed_VD"}
   wrong = [f"{name} has the shape {found[name]} instead of {shape}" for name, shape in needed.items()
            if name in found and found[name] != shape]
   for problem, names in (("lacks the tensors ", sorted(set(needed) - set(found))),
@@ -235,7 +256,7 @@ def load_params(weights: Weights, dtype: Any, mesh: Mesh | None = None,
     plan.setdefault(tensor.parameter, []).append(_Piece(place, tensor, weights.tensors[name]))
   total = bytes_of(a, dtype, model.n_loaded)
   with (metrics.progress(total, "B", "weights", scale=True, hidden=total < _SHOWN_BYTES) as bar,
-        concurrent.futures.ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads):
+        concurrent.futures.ThreadPoolExecutor(_THREADS) as threads):
     def filled(path, leaf, sharding):
       array = _filled(leaf.shape, np.dtype(dtype), sharding, plan.get(path[-1].key, []), sizes_of(a), threads)
       bar.update(array.nbytes)
@@ -245,27 +266,46 @@ def load_params(weights: Weights, dtype: Any, mesh: Mesh | None = None,
 
 
 @dataclasses.dataclass(frozen=True)
+class _Chunk:
+  """Rows of a tensor and the place of a parameter that they fill.
+
+  Attributes:
+    place: the place.
+    read: reads them, with the parameter's axes, not yet in their order in memory.
+    read_into: reads them straight into that place, if the file holds them in the parameter's type and order; or None.
+  """
+  place: tuple
+  read: Callable[[], np.ndarray]
+  read_into: Callable[[np.ndarray], None] | None
+
+
+@dataclasses.dataclass(frozen=True)
 class _Piece:
   """A tensor of a file and the place of a parameter that it fills."""
   place: tuple
   tensor: Tensor
   stored: StoredTensor
 
-  def chunks(self, sizes: Mapping[str, int], dtype: np.dtype) -> Iterator[tuple[tuple, Callable[[], np.ndarray]]]:
-    """(place, function that reads what goes there, with the parameter's axes) of parts that fit into a CPU's cache."""
+  def chunks(self, sizes: Mapping[str, int], dtype: np.dtype) -> Iterator[_Chunk]:
+    """The tensor in parts that fit into a CPU's cache."""
     axis, whole = self.tensor.leading(), self.stored.shape[0]
     n_bytes = 4 * math.prod(self.stored.shape)
     if not self.stored.by_rows or n_bytes <= _CHUNK_BYTES:
-      yield self.place, lambda: self.tensor.turned(self.stored.read(0, whole).astype(dtype, copy=False), sizes)
+      yield self._chunk(self.place, 0, whole, sizes, dtype)
       return
     rows = whole // sizes[axis]  # of the file for each entry of the axis
     step = max(1, sizes[axis] * _CHUNK_BYTES // n_bytes)
     for first in range(0, sizes[axis], step):
       last = min(first + step, sizes[axis])
-      part = {**sizes, axis: last - first}
-      read = lambda first=first, last=last, part=part: self.tensor.turned(
-          self.stored.read(first * rows, last * rows).astype(dtype, copy=False), part)
-      yield self.tensor.place_of(self.place, axis, first, last, sizes), read
+      place = self.tensor.place_of(self.place, axis, first, last, sizes)
+      yield self._chunk(place, first * rows, last * rows, {**sizes, axis: last - first}, dtype)
+
+  def _chunk(self, place: tuple, start: int, stop: int, sizes: Mapping[str, int], dtype: np.dtype) -> _Chunk:
+    """Rows start..stop-1 of the file, of which `sizes` are the lengths of the axes."""
+    stored = self.stored
+    read = lambda: self.tensor.turned(stored.read(start, stop).astype(dtype, copy=False), sizes)
+    as_it_is = stored.read_into is not None and stored.dtype == dtype and self.tensor.in_order
+    return _Chunk(place, read, functools.partial(stored.read_into, start) if as_it_is else None)
 
 
 def _filled(shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding, pieces: list[_Piece],
@@ -274,13 +314,19 @@ def _filled(shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding, pi
   devices = sharding.addressable_devices_indices_map(shape).items()
   spans = {device: tuple(span.indices(size)[:2] for span, size in zip(index, shape, strict=True))
            for device, index in devices if index is not None}
-  parts = {span: _aligned(tuple(stop - start for start, stop in span), dtype) for span in set(spans.values())}
+  # Parameters of which the files hold no or not all numbers are 0 elsewhere.
+  new = np.empty if sum(math.prod(piece.stored.shape) for piece in pieces) == math.prod(shape) else np.zeros
+  parts = {span: _aligned(tuple(stop - start for start, stop in span), dtype, new) for span in set(spans.values())}
 
   def fill(chunk):
-    place, read = chunk
-    whole = read()  # with the parameter's axes, not yet in their order in memory
+    if chunk.read_into and len(parts) == 1:
+      (span, part), = parts.items()
+      if part.shape == shape:
+        chunk.read_into(part[chunk.place])
+        return
+    whole = chunk.read()
     for span, part in parts.items():
-      _copy_piece(part, span, shape, place, whole)
+      _copy_piece(part, span, shape, chunk.place, whole)
   for _ in threads.map(fill, (chunk for piece in pieces for chunk in piece.chunks(sizes, dtype))):
     pass
   on_devices = [jax.device_put(parts[span], device) for device, span in spans.items()]
@@ -308,9 +354,9 @@ def _copy_piece(part: np.ndarray, span: tuple, shape: tuple[int, ...], place: tu
   part.view(bits)[tuple(target)] = whole[tuple(source)].view(bits)
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """An array of zeros on the host whose memory a CPU device can take over without a copy."""
+def _aligned(shape: tuple[int, ...], dtype: np.dtype, new: Callable[..., np.ndarray]) -> np.ndarray:
+  """An array on the host, of NumPy's `empty` or `zeros`, whose memory a CPU device can take over without a copy."""
   n_bytes = math.prod(shape) * dtype.itemsize
-  memory = np.zeros(n_bytes + _ALIGNMENT, np.uint8)
+  memory = new(n_bytes + _ALIGNMENT, np.uint8)
   offset = -memory.ctypes.data % _ALIGNMENT
   return memory[offset:offset + n_bytes].view(dtype).reshape(shape)
