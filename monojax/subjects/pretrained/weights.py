@@ -198,10 +198,10 @@ def _stored(path: pathlib.Path, entry: Entry) -> StoredTensor:
   return StoredTensor(entry.shape, read, True, read_into if native else None, entry.dtype if native else None)
 
 
-def _contiguous(array: np.ndarray) -> Iterator[np.ndarray]:
-  """An array's bytes in C order, as one-dimensional views of as much as lies together in memory."""
+def _contiguous(array: np.ndarray) -> Iterator[memoryview]:
+  """An array's bytes in C order, as views of as much as lies together in memory."""
   if array.flags.c_contiguous:
-    yield array.reshape(-1).view(np.uint8)
+    yield array.reshape(-1).view(np.uint8).data
   else:
     for part in array:
       yield from _contiguous(part)
@@ -304,8 +304,9 @@ class _Piece:
     """Rows start..stop-1 of the file, of which `sizes` are the lengths of the axes."""
     stored = self.stored
     read = lambda: self.tensor.turned(stored.read(start, stop).astype(dtype, copy=False), sizes)
-    as_it_is = stored.read_into is not None and stored.dtype == dtype and self.tensor.in_order
-    return _Chunk(place, read, functools.partial(stored.read_into, start) if as_it_is else None)
+    if stored.read_into is None or stored.dtype != dtype or not self.tensor.in_order:
+      return _Chunk(place, read, None)
+    return _Chunk(place, read, functools.partial(stored.read_into, start))
 
 
 def _filled(shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding, pieces: list[_Piece],
