@@ -32,7 +32,8 @@ def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
   mesh = mesh_of(origin.config, mesh, origin.pretrained)
   subject = origin.subject(origin.config.sites, mesh)
   tokens = origin.tokens()
-  limits = norm_limits(origin.config, subject, tokens, mesh)
+  limits, left_out = norm_limits(origin.config, subject, tokens, mesh)
+  tell(Visits.of(origin.config, tokens, subject.n_context).left_out, left_out)
   with owned(origin.place):  # which need not be in the run's folder
     harvest(origin.config, subject, tokens, origin.place, origin.store_identity, mesh, limits)
   store = ActivationStore.open(origin.place)
@@ -212,10 +213,14 @@ def within(acts_BRM: jax.Array, widths: dict[str, int],
 
 
 def norm_limits(config: HarvestConfig, subject: LoadedSubject, tokens: Tokens,
-                mesh: jax.sharding.Mesh) -> dict[str, float]:
-  """{site: the longest activation that is kept}: `config.norm_limit` times the median of the first contexts' rows."""
+                mesh: jax.sharding.Mesh) -> tuple[dict[str, float], str]:
+  """The longest activations that are kept: `config.norm_limit` times the median of the first contexts' rows.
+
+  Returns:
+    ({site: length}, a sentence that says how many of those rows are left out). Both are empty if there is no limit.
+  """
   if not config.norm_limit:
-    return {}
+    return {}, ""
   visits, widths = Visits.of(config, tokens, subject.n_context), site_widths(subject.model, config.sites)
   n_batch = -(-min(config.batch_contexts, visits.n) // mesh.shape["data"]) * mesh.shape["data"]
   context_B = visits.context(np.minimum(np.arange(n_batch), visits.n - 1))
@@ -226,9 +231,14 @@ def norm_limits(config: HarvestConfig, subject: LoadedSubject, tokens: Tokens,
   norm_BR = {site: np.linalg.norm(part, axis=-1) for site, part in zip(widths, parts, strict=True)}
   found = {site: config.norm_limit * float(np.median(norms)) for site, norms in norm_BR.items()}
   long_BR = np.any([norms > found[site] for site, norms in norm_BR.items()], axis=0)
-  print(f"activations: rows longer than {config.norm_limit:g} times the median are left out; of the first "
-        f"{long_BR.size:,} they are {long_BR.sum():,} (activations.norm_limit)", flush=True)
-  return found
+  return found, (f"activations: rows longer than {config.norm_limit:g} times the median are left out; of the first "
+                 f"{long_BR.size:,} they are {long_BR.sum():,} (activations.norm_limit)")
+
+
+def tell(*sentences: str) -> None:
+  """Prints those sentences that are not empty: what a run leaves out is said once, when its activations are made."""
+  for sentence in filter(None, sentences):
+    print(sentence, flush=True)
 
 
 def make_forward(model: Subject, sites: tuple[str, ...], dtype, mesh: jax.sharding.Mesh,

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from monojax import mesh as meshes
 from monojax import shuffle
 from monojax.activations.config import HarvestConfig
-from monojax.activations.harvest import make_forward, norm_limits, sampled, site_widths, within
+from monojax.activations.harvest import make_forward, norm_limits, sampled, site_widths, tell, within
 from monojax.activations.layout import given_dtype
 from monojax.activations.origin import Order, Origin, Prepared
 from monojax.activations.visits import Visits
@@ -38,6 +38,7 @@ def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
   """Measures a sample of the rows that the stream will make: what a store would say of them."""
   order = Order(LANES * mesh.shape["data"], 2**18, origin.config.seed)  # no batch is asked for here
   source = open_source(origin, origin.config.sites, order, mesh)
+  tell(*source.left_out)
   x_NM = source.sample(_MEASURED_ROWS, origin.config.seed).astype(np.float64)
   of_sites = np.split(x_NM, np.cumsum(source.widths)[:-1], axis=1)
   figures = {"rows": source.n_rows, "width": source.widths[0],
@@ -67,6 +68,7 @@ class Stream:
     width: M, the sum of the sites' `widths`.
     n_rows: rows of an epoch.
     norm_limits: {site: the longest activation that counts}, empty for no limit.
+    left_out: sentences that say which contexts and rows are left out; empty ones where none are.
   """
 
   def __init__(self, config: HarvestConfig, subject: LoadedSubject, tokens: Tokens, order: Order,
@@ -105,7 +107,8 @@ class Stream:
     self.width = sum(self.widths)
     self.n_rows = self._lane_visits * n_lanes * per_context
     self._params = subject.placed(mesh).params
-    self.norm_limits = norm_limits(config, dataclasses.replace(subject, params=self._params), tokens, mesh)
+    self.norm_limits, long_rows = norm_limits(config, dataclasses.replace(subject, params=self._params), tokens, mesh)
+    self.left_out = (self._visits.left_out, long_rows)
     self._forward = make_forward(model, config.sites, self._dtype, mesh, self.norm_limits)
     self._fill = make_fill(model, config.sites, self._dtype, mesh, self.norm_limits)
     self._draw = make_draw(mesh)

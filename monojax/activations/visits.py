@@ -9,7 +9,6 @@ Letters: B contexts of a batch, C contexts of the text, T positions of a context
 """
 
 import dataclasses
-import sys
 
 import numpy as np
 
@@ -72,13 +71,17 @@ class Visits:
       context_C = np.flatnonzero(n_counting_C >= per_context)
       require(per_context > 0 and len(context_C), "activations.tokens_per_context", config.tokens_per_context,
               f"contexts have {n_counting_C.min()} to {n_counting_C.max()} tokens that are not special")
-      if len(context_C) < n_contexts:
-        print(f"{n_contexts - len(context_C):,} of {n_contexts:,} contexts are left out, since fewer than "
-              f"{per_context} of their tokens count (activations.skip_special, activations.tokens_per_context)",
-              file=sys.stderr)
       n_contexts = len(context_C)
     n_visits = min(n_contexts, tokens.contexts(width, config.n_tokens))
     return cls(n_visits, n_contexts, width, per_context, config.seed, counts, tokens, context_C)
+
+  @property
+  def left_out(self) -> str:
+    """A sentence that says which contexts are never visited; empty if all may be."""
+    if self.context_C is None or len(self.context_C) == (n_all := self.tokens.contexts(self.width)):
+      return ""
+    return (f"activations: {n_all - len(self.context_C):,} of {n_all:,} contexts are left out, since fewer than "
+            f"{self.per_context} of their tokens count (activations.skip_special, activations.tokens_per_context)")
 
   @property
   def n_rows(self) -> int:
