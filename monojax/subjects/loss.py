@@ -29,13 +29,14 @@ def next_token_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
   Returns:
     Losses of shape (...).
   """
-  log_total = jax.nn.logsumexp(logits, axis=-1)
+  log_total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)[..., 0]
   return log_total - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
 
 
 def divergence(clean: jax.Array, changed: jax.Array) -> jax.Array:
   """KL(clean || changed) in nats of the distributions with these logits (..., V), of shape (...)."""
-  log_p, log_q = jax.nn.log_softmax(clean, axis=-1), jax.nn.log_softmax(changed, axis=-1)
+  # `logsumexp` and not `log_softmax`: `next_token_loss` of the same logits has it, too, and it is computed once.
+  log_p, log_q = (logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True) for logits in (clean, changed))
   return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
