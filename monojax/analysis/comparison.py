@@ -101,23 +101,22 @@ def compare(config: CompareConfig, a: Side, b: Side, tokens: Tokens) -> Comparis
     chosen_C = tokens.choose(n_context + 1, n_tokens, config.seed)
   codes = _codes(batches, a.sae.encode, b.sae.encode, (a.sae.n_features, b.sae.n_features), "features",
                  len(chosen_C) * n_context)
-  directions = (a.sae.direction_FO, b.sae.direction_FO) if same and a.sae.writes == b.sae.writes else None
-  neurons_differ = not (same and a.sae.reads == b.sae.reads)
-  found = _compared(config, batches, codes, directions, neurons_differ)
+  found = _compared(config, batches, codes, a.sae, b.sae, same)
   next_N = tokens.context(chosen_C, n_context + 1)[:, 1:].reshape(-1)
   match_F = found.matches["correlation"].best_a_F
   alike = effects_alike((a.subject, a.sae), (b.subject, b.sae), codes, match_F, tokens, next_N, config.min_token_count)
   return _with_effects(found, alike)
 
 
-def compare_rows(config: CompareConfig, a: SAE, b: SAE, x_a_NM: np.ndarray, x_b_NM: np.ndarray) -> Comparison:
+def compare_rows(config: CompareConfig, a: SAE, b: SAE, x_a_NM: np.ndarray, x_b_NM: np.ndarray,
+                 same: bool = True) -> Comparison:
   """Compares two dictionaries on rows of activations, where there is no subject: what needs one is left out.
 
   Args:
     config: what counts as alike; all rows are used, whatever `n_tokens` says.
     a, b: the dictionaries.
-    x_a_NM, x_b_NM: what either reads, the same number of rows, which are of the same tokens. Where one is the same
-      array as the other, the dictionaries count as reading the same.
+    x_a_NM, x_b_NM: what either reads, the same number of rows, which are of the same tokens.
+    same: whether the rows are of one network, in which sites of one name are the same.
   """
   require(len(x_a_NM) == len(x_b_NM) > 0, "rows", (len(x_a_NM), len(x_b_NM)),
           "both dictionaries need activations on the same tokens")
@@ -129,9 +128,7 @@ def compare_rows(config: CompareConfig, a: SAE, b: SAE, x_a_NM: np.ndarray, x_b_
       padded = [jnp.asarray(np.pad(part_NM, ((0, _ROWS_AT_ONCE - n_used), (0, 0)))) for part_NM in parts]
       yield Batch(*padded, jnp.arange(_ROWS_AT_ONCE) < n_used), n_used
   codes = _codes(batches, a.encode, b.encode, (a.n_features, b.n_features), "features", len(x_a_NM))
-  same = x_a_NM is x_b_NM and a.writes == b.writes and a.model.wiring.n_outputs == b.model.wiring.n_outputs
-  directions = (a.direction_FO, b.direction_FO) if same else None
-  return _compared(config, batches, codes, directions, x_a_NM is not x_b_NM)
+  return _compared(config, batches, codes, a, b, same)
 
 
 def _read(a: Side, b: Side, tokens_BT: np.ndarray, n_used: int) -> Batch:
@@ -193,16 +190,16 @@ def _often(codes: tuple[Codes, Codes], min_fires: int) -> tuple[np.ndarray, np.n
   return a_F, b_F
 
 
-def _compared(config: CompareConfig, batches: Batches, codes: tuple[Codes, Codes],
-              directions: tuple[np.ndarray, np.ndarray] | None, neurons_differ: bool) -> Comparison:
-  """All of a comparison that needs no more of subjects than what the dictionaries read."""
+def _compared(config: CompareConfig, batches: Batches, codes: tuple[Codes, Codes], a: SAE, b: SAE,
+              same: bool) -> Comparison:
+  """All of a comparison that needs no more of subjects than what the dictionaries read; see `compare_rows`."""
   use = _often(codes, config.min_fires)
   matches = {"correlation": matching.matched(matching.correlation_blocks(*codes), *use),
              "masked_cosine": matching.matched(matching.masked_cosine_blocks(*codes), *use, config.edge)}
   table = lambda: matching.correlation_blocks(*codes)
   main = "correlation"
-  if directions:
-    a_FO, b_FO = directions
+  if same and a.writes == b.writes and a.model.wiring.n_outputs == b.model.wiring.n_outputs:
+    a_FO, b_FO = a.direction_FO, b.direction_FO
     table, main = lambda: matching.cosine_blocks(a_FO, b_FO), "cosine"
     random_FO = np.random.default_rng(config.seed).standard_normal(b_FO.shape, np.float32)
     matches |= {"cosine": matching.matched(table(), *use),
@@ -212,7 +209,7 @@ def _compared(config: CompareConfig, batches: Batches, codes: tuple[Codes, Codes
                   codes[0].n_rows)
   matches["correlation_random"] = matching.matched(matching.correlation_blocks(*random),
                                                    *_often(random, config.min_fires))
-  if neurons_differ and (neurons := _neurons(batches)):
+  if not (same and a.reads == b.reads) and (neurons := _neurons(batches)):
     matches["correlation_neurons"] = neurons
   if max(part.sum() for part in use) <= matching.ONE_TO_ONE_LIMIT:
     pairing, (partner_P2, value_P) = "hungarian", matching.one_to_one(table(), *use)
@@ -290,6 +287,7 @@ def _with_effects(found: Comparison, alike: dict[str, np.ndarray]) -> Comparison
     figures[f"{name}/median"] = float(np.nanmedian(value_F)) if np.isfinite(value_F).any() else None
     activation_F = found.matches["correlation"].value_a_F
     both_F = np.isfinite(value_F) & np.isfinite(activation_F)
-    related = np.corrcoef(value_F[both_F], activation_F[both_F])[0, 1] if both_F.sum() > 2 else np.nan
-    figures[f"{name}/correlation_with_activation"] = float(related) if np.isfinite(related) else None
+    varies = both_F.sum() > 2 and min(np.std(value_F[both_F]), np.std(activation_F[both_F])) > 0
+    figures[f"{name}/correlation_with_activation"] = (
+        float(np.corrcoef(value_F[both_F], activation_F[both_F])[0, 1]) if varies else None)
   return dataclasses.replace(found, pairs=pairs, figures=figures)

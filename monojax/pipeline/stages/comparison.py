@@ -180,15 +180,12 @@ def _on_rows(config: CompareConfig, a: Chosen, b: Chosen) -> "Comparison":
   run_b = b.run or a.run
   require(_is_given(run_b), "--other", str(run_b.directory), "has a subject, and the run that it is compared with was "
           "given its activations: take one dictionary into the other's run with `monojax adopt_sae`")
-  opened = []
-  for chosen, run in ((a, a.run), (b, run_b)):
-    origin = load.origin_of(run, load.activations_config(run), run.require_stage("activations")["identity"])
-    opened.append(open_given(origin, chosen.sae.sites))
-  x_a_NM, x_b_NM = _given_rows(config, *opened)
-  inputs_a, inputs_b = a.sae.model.wiring.inputs, b.sae.model.wiring.inputs
-  same = x_a_NM is x_b_NM and a.sae.reads == b.sae.reads
-  rows_a = inputs_a(x_a_NM)
-  return comparison.compare_rows(config, a.sae, b.sae, rows_a, rows_a if same else inputs_b(x_b_NM))
+  settings = [load.activations_config(run) for run in (a.run, run_b)]
+  opened = [open_given(load.origin_of(run, of, run.require_stage("activations")["identity"]), chosen.sae.sites)
+            for chosen, run, of in zip((a, b), (a.run, run_b), settings, strict=True)]
+  x_NM = [chosen.sae.model.wiring.inputs(rows_NM)
+          for chosen, rows_NM in zip((a, b), _given_rows(config, *opened), strict=True)]
+  return comparison.compare_rows(config, a.sae, b.sae, *x_NM, same=settings[0].url == settings[1].url)
 
 
 def _given_rows(config: CompareConfig, a: "RowStore | Source", b: "RowStore | Source") -> tuple:
