@@ -69,10 +69,20 @@ def compare(run: RunFolder, config: CompareConfig, dictionary: str = OWN_DICTION
     InputError: there is no such dictionary; A and B are the same one; or their subjects differ in their tokenizers.
   """
   a, b = _choose(run, dictionary, other, other_dictionary)
-  found = _on_rows(config, a, b) if _is_given(run) else _on_text(config, a, b)
+  found = compared(config, a, b)
   _print_table(a, b, config, found)
   _write(a, b, config, found)
   return found
+
+
+def compared(config: CompareConfig, a: Chosen, b: Chosen) -> "Comparison":
+  """The comparison of two dictionaries on the text, or the rows, of A's run; nothing is printed or written.
+
+  Raises:
+    InputError: as for `compare`.
+  """
+  assert a.run is not None
+  return _on_rows(config, a, b) if _is_given(a.run) else _on_text(config, a, b)
 
 
 def universality(run: RunFolder, config: CompareConfig, dictionary: str, other: str,
