@@ -19,10 +19,10 @@ import numpy as np
 
 from monojax.activations.kept import EVERY, Kept
 from monojax.analysis import matching
-from monojax.analysis.alike import effects_alike
 from monojax.analysis.codes import Codes, collect, tokens_that_fit
 from monojax.analysis.config import CompareConfig
 from monojax.analysis.fidelity import side_by_side
+from monojax.analysis.matched_effects import effects_alike
 from monojax.config import require
 from monojax.host_memory import total_bytes
 from monojax.linear import product
@@ -88,7 +88,8 @@ def compare(config: CompareConfig, a: Side, b: Side, tokens: Tokens) -> Comparis
   """
   same = a.subject is b.subject
   n_context = min(a.subject.n_context, b.subject.n_context)
-  chosen_C = tokens.choose(n_context + 1, config.n_tokens, config.seed)
+  rng = np.random.default_rng(config.seed)  # controls are fitted to the first batch, so that it is to be like the others
+  chosen_C = rng.permutation(tokens.choose(n_context + 1, config.n_tokens, config.seed))
 
   def batches():  # of the contexts that are chosen when it is called
     for first in range(0, len(chosen_C), config.batch_contexts):
@@ -98,7 +99,7 @@ def compare(config: CompareConfig, a: Side, b: Side, tokens: Tokens) -> Comparis
       yield _read(a, b, tokens.context(padded_B, n_context + 1)[:, :-1], n_used), n_used
   n_tokens = tokens_that_fit(len(chosen_C) * n_context, _fires_per_row(batches, a.sae, b.sae), total_bytes() // 2)
   if n_tokens < len(chosen_C) * n_context:
-    chosen_C = tokens.choose(n_context + 1, n_tokens, config.seed)
+    chosen_C = rng.permutation(tokens.choose(n_context + 1, n_tokens, config.seed))
   codes = _codes(batches, a.sae.encode, b.sae.encode, (a.sae.n_features, b.sae.n_features), "features",
                  len(chosen_C) * n_context)
   found = _compared(config, batches, codes, a.sae, b.sae, same)
@@ -121,9 +122,11 @@ def compare_rows(config: CompareConfig, a: SAE, b: SAE, x_a_NM: np.ndarray, x_b_
   require(len(x_a_NM) == len(x_b_NM) > 0, "rows", (len(x_a_NM), len(x_b_NM)),
           "both dictionaries need activations on the same tokens")
 
-  def batches():
-    for first in range(0, len(x_a_NM), _ROWS_AT_ONCE):
-      parts = [np.asarray(x_NM[first:first + _ROWS_AT_ONCE], np.float32) for x_NM in (x_a_NM, x_b_NM)]
+  n_batches = -(-len(x_a_NM) // _ROWS_AT_ONCE)
+
+  def batches():  # each with rows from everywhere
+    for first in range(n_batches):
+      parts = [np.asarray(x_NM[first::n_batches], np.float32) for x_NM in (x_a_NM, x_b_NM)]
       n_used = len(parts[0])
       padded = [jnp.asarray(np.pad(part_NM, ((0, _ROWS_AT_ONCE - n_used), (0, 0)))) for part_NM in parts]
       yield Batch(*padded, jnp.arange(_ROWS_AT_ONCE) < n_used), n_used

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from monojax.analysis.codes import Codes
-from monojax.analysis.recovery import cosines
 from monojax.linear import product
 
 if typing.TYPE_CHECKING:
@@ -137,9 +136,11 @@ def _starts(n_a: int, n_b: int) -> tuple[range, int]:
 
 def cosine_blocks(a_FO: np.ndarray, b_FO: np.ndarray) -> Blocks:
   """The cosines of the directions of two dictionaries that write the same sites; with a direction of zeros it is 0."""
-  starts, n = _starts(len(a_FO), len(b_FO))
+  unit = lambda v: (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+  a_FO, b_OF = unit(a_FO), unit(b_FO).T
+  starts, n = _starts(len(a_FO), b_OF.shape[1])
   for first in starts:
-    yield first, cosines(a_FO[first:first + n], b_FO)
+    yield first, a_FO[first:first + n] @ b_OF
 
 
 def table_blocks(table_FF: np.ndarray) -> Blocks:
