@@ -88,7 +88,7 @@ def compare(config: CompareConfig, a: Side, b: Side, tokens: Tokens) -> Comparis
   """
   same = a.subject is b.subject
   n_context = min(a.subject.n_context, b.subject.n_context)
-  rng = np.random.default_rng(config.seed)  # controls are fitted to the first batch, so that it is to be like the others
+  rng = np.random.default_rng(config.seed)  # controls are fitted to the first batch, which must be like the others
   chosen_C = rng.permutation(tokens.choose(n_context + 1, config.n_tokens, config.seed))
 
   def batches():  # of the contexts that are chosen when it is called
