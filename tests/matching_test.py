@@ -311,10 +311,14 @@ def test_a_dictionary_of_other_files_is_compared_in_the_runs_subject(copied, tmp
 
 def test_runs_that_were_given_their_activations_are_compared(tmp_path):
   np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(4000, 12)).astype(np.float32))
-  settings = {"n_features": 24, "k": 3, "n_steps": 20, "batch_rows": 128, "start_rows": 512}
-  for seed in (0, 1):
-    monojax.train(str(tmp_path / "x.npy"), "topk", workdir=tmp_path / str(seed), seed=seed, **settings)
-  found = stages.compare(RunFolder(tmp_path / "0"), QUICK, other=str(tmp_path / "1"))
+  mine, other = tmp_path / "mine", tmp_path / "other"
+  monojax.train(str(tmp_path / "x.npy"), "topk", workdir=mine, n_features=24, k=3, n_steps=20, batch_rows=128,
+                start_rows=512)
+  shutil.copytree(mine, other)
+  found = stages.compare(RunFolder(mine), QUICK, other=str(other))
+  assert found.figures["cosine/mean_a"] == pytest.approx(1)
+  dictionary(12, 30, 0, sites=("x",)).save(tmp_path / "theirs")
+  found = stages.compare(RunFolder(mine), QUICK, other=str(tmp_path / "theirs"))
   assert found.figures["tokens"] == 4000 and found.figures["l0_a"] == pytest.approx(3, abs=0.1)
   assert "cosine" in found.matches and found.pairs[0]["logit_similarity"] is None
 
