@@ -19,7 +19,7 @@ from monojax.analysis.codes import Codes, collect, tokens_that_fit
 from monojax.analysis.config import AnalysisConfig
 from monojax.analysis.examples import example_tables
 from monojax.analysis.fidelity import make_encode
-from monojax.analysis.logits import logit_weights, typical_scale
+from monojax.analysis.logits import logit_weights, path_of, typical_scale, used_tokens
 from monojax.sae.dictionary import SAE
 from monojax.subjects.subject import LoadedSubject
 from monojax.text.tokens import Tokens
@@ -202,19 +202,13 @@ def logit_columns(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, trai
 
   A dictionary that writes several sites is judged by the last of them that has a path to the logits.
   """
-  written = zip(sae.writes, sae.model.wiring.written(), strict=True)
-  for site, (first, last) in reversed(list(written)):  # noqa: B007  (used after the loop)
-    path = subject.model.logit_path(subject.params, site)
-    if path:
-      break
-  else:
+  found = path_of(subject, sae)
+  if found is None:
     why = "reaches the logits only through later computation" if subject.model.output == "logits" else (
         "reaches no logits: the subject is an encoder")
     print(f"no logit weights: what features add to {' and '.join(sae.writes)} {why}", flush=True)
     return {}
-  counts_V = np.zeros(subject.model.n_vocab, np.int64)  # at least as many as the tokenizer has
-  for start in range(0, train_tokens.n_tokens, 1 << 24):
-    counts_V += np.bincount(train_tokens.tokens_N[start:start + (1 << 24)], minlength=len(counts_V))
+  path, columns = found
   scale = typical_scale(subject, path, val_tokens, config.batch_contexts, config.seed, config.n_scale_tokens, kept)
-  return logit_weights(sae.direction_FO[:, first:last], path, scale,
-                       counts_V >= min(config.min_token_count, counts_V.max()))
+  return logit_weights(sae.direction_FO[:, columns], path, scale,
+                       used_tokens(train_tokens, subject.model.n_vocab, config.min_token_count))

@@ -2,7 +2,18 @@
 
 import dataclasses
 
-from monojax.config import COUNT, COUNT_OR_0, FRACTION, NOT_NEGATIVE, SEED, Bounds, option, require, require_rules
+from monojax.config import (
+  COUNT,
+  COUNT_OR_0,
+  FRACTION,
+  NOT_NEGATIVE,
+  POSITIVE_FRACTION,
+  SEED,
+  Bounds,
+  option,
+  require,
+  require_rules,
+)
 
 DETECTORS = ("Hebrew=he_*", "Arabic=ar_*", "Cyrillic=ru_*", "Japanese=ja_*", "Korean=ko_*", "DNA=dna",
              "base64=base64", "Python code=code_python", "LaTeX=latex", "URLs=urls")
@@ -49,3 +60,21 @@ class ProbeConfig:
   def __post_init__(self):
     require_rules(self)
     require(self.k and len(set(self.k)) == len(self.k), "k", self.k, "must name at least one number, each once")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+  """How much text two dictionaries are compared on, and what counts as alike."""
+  n_tokens: int = option(262_144, "training tokens that activations are compared on; 0 = all", NOT_NEGATIVE)
+  shared: float = option(0.7, "the cosine (or, of dictionaries of different subjects, the correlation) from which on a "
+                              "feature counts as shared", POSITIVE_FRACTION)
+  edge: float = option(0.4, "the masked cosine similarity above which a pair of features is listed, since one may be a "
+                            "part of the other; published is 0.4", POSITIVE_FRACTION)
+  min_fires: int = option(10, "features that fire on fewer of these tokens are left out", COUNT)
+  min_token_count: int = option(10, "logit weights are compared over tokens seen at least so often in training text",
+                                NOT_NEGATIVE)
+  batch_contexts: int = option(16, "contexts in one forward pass", COUNT)
+  seed: int = option(0, "of the choice of contexts and of random directions", SEED)
+
+  def __post_init__(self):
+    require_rules(self)

@@ -10,19 +10,60 @@ import jax.numpy as jnp
 import numpy as np
 
 from monojax.activations.kept import EVERY, Kept
+from monojax.sae.dictionary import SAE
 from monojax.subjects.subject import LoadedSubject, LogitPath
 from monojax.text.tokens import Tokens
 
 
-@functools.partial(jax.jit, static_argnames=("n_bins", "centred"))
-def _block(W_dec_JM, W_out_MD, scale_D, W_unembed_DV, used_V, n_bins, centred):
-  """Logit weights of J features over the used vocabulary: their histograms and their extremes."""
+def path_of(subject: LoadedSubject, sae: SAE) -> tuple[LogitPath, slice] | None:
+  """How a dictionary's features reach the logits directly, and which columns of its directions do.
+
+  A dictionary that writes several sites is judged by the last of them that has a path to the logits; None if none has.
+  """
+  for site, (first, last) in reversed(list(zip(sae.writes, sae.model.wiring.written(), strict=True))):
+    if path := subject.model.logit_path(subject.params, site):
+      return path, slice(first, last)
+  return None
+
+
+def used_tokens(tokens: Tokens, n_vocab: int, min_count: int) -> np.ndarray:
+  """used_V, bool: the tokens that occur at least `min_count` times in a text, or as often as the most frequent one.
+
+  Args:
+    tokens: the text.
+    n_vocab: V, at least as many as the tokenizer has.
+    min_count: logit weights of rarer tokens mean little, since the subject has hardly seen them.
+  """
+  counts_V = np.zeros(n_vocab, np.int64)
+  for start in range(0, tokens.n_tokens, 1 << 24):
+    counts_V += np.bincount(tokens.tokens_N[start:start + (1 << 24)], minlength=n_vocab)
+  return counts_V >= min(min_count, counts_V.max())
+
+
+def shifted_logits(W_dec_JM: jax.Array, W_out_MD: jax.Array, scale_D: jax.Array, W_unembed_DV: jax.Array,
+                   used_V: jax.Array, centred: bool) -> jax.Array:
+  """Logit weights of J directions, (J, V), whose median over the used vocabulary is 0; to be traced.
+
+  Args:
+    W_dec_JM: the directions at the site.
+    W_out_MD: from the site to the residual stream.
+    scale_D: the gain of the last norm over the residual stream's typical scale.
+    W_unembed_DV: from the normed residual stream to the logits.
+    used_V: the tokens that the median is taken over.
+    centred: whether the norm removes the mean over the residual stream.
+  """
   residual_JD = W_dec_JM @ W_out_MD
   if centred:
     residual_JD = residual_JD - residual_JD.mean(1, keepdims=True)
   residual_JD = residual_JD * scale_D[None]
   logit_JV = residual_JD @ W_unembed_DV
-  logit_JV = logit_JV - jnp.nanmedian(jnp.where(used_V[None], logit_JV, jnp.nan), axis=1, keepdims=True)
+  return logit_JV - jnp.nanmedian(jnp.where(used_V[None], logit_JV, jnp.nan), axis=1, keepdims=True)
+
+
+@functools.partial(jax.jit, static_argnames=("n_bins", "centred"))
+def _block(W_dec_JM, W_out_MD, scale_D, W_unembed_DV, used_V, n_bins, centred):
+  """Logit weights of J features over the used vocabulary: their histograms and their extremes."""
+  logit_JV = shifted_logits(W_dec_JM, W_out_MD, scale_D, W_unembed_DV, used_V, centred)
   low_J = jnp.where(used_V[None], logit_JV, jnp.inf).min(1)
   high_J = jnp.where(used_V[None], logit_JV, -jnp.inf).max(1)
   place_JV = (logit_JV - low_J[:, None]) / jnp.maximum(high_J - low_J, 1e-12)[:, None] * n_bins

@@ -65,12 +65,41 @@ def draw_curves(metrics_path: str | os.PathLike[str], path: str | os.PathLike[st
   return _draw(panels, (15, 3.5), "-", path)
 
 
+def draw_matches(matches: Mapping[str, Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]],
+                 path: str | os.PathLike[str]) -> bool:
+  """Draws how similar features are to their best matches, and how alike the effects of matched features are.
+
+  The first panels have a line for each of several sets of features: the similarity of each with its best match, in
+  falling order, over the share of the set. The last panel has a point for each pair of features.
+
+  Args:
+    matches: {title of a panel: {label: similarities of the features of a set; NaN for those without a match}}.
+    pairs: dicts with "correlation" (of activations) and "attribution_similarity", which may be None.
+    path: the picture's file, whose ending says the format.
+
+  Returns:
+    Whether the picture was drawn.
+  """
+  def falling(values):
+    values = sorted((float(value) for value in values if value == value), reverse=True)
+    return [((place + 0.5) / len(values), value) for place, value in enumerate(values)]
+  panels = [{"ylabel": f"{title} of the best match", "xlabel": "share of features", "ylim": (-0.05, 1.05),
+             "lines": {label: falling(values) for label, values in lines.items()}} for title, lines in matches.items()]
+  points = [(pair["correlation"], pair["attribution_similarity"]) for pair in pairs
+            if pair["attribution_similarity"] is not None]
+  if points:
+    panels.append({"ylabel": "similarity of attributions", "xlabel": "correlation of activations", "style": ".",
+                   "lines": {"pairs": points}})
+  return _draw(panels, (5 * len(panels), 4.5), "-", path)
+
+
 def _draw(panels: Sequence[Mapping[str, Any]], size: tuple[float, float], style: str,
           path: str | os.PathLike[str]) -> bool:
   """Draws panels side by side.
 
   Args:
-    panels: for each panel "lines", {label: [(x, y)]}; its other entries are settings of its axes.
+    panels: for each panel "lines", {label: [(x, y)]}; "style", if its lines are drawn otherwise; its other entries are
+      settings of its axes.
     size: width and height of the picture in inches.
     style: how matplotlib draws lines.
     path: the picture's file.
@@ -86,20 +115,20 @@ def _draw(panels: Sequence[Mapping[str, Any]], size: tuple[float, float], style:
     return False
   matplotlib.use("Agg")
   from matplotlib import pyplot, ticker
-  figure, axes = pyplot.subplots(1, len(panels), figsize=size, layout="constrained")
-  for axis, panel in zip(axes, panels, strict=True):
+  figure, axes = pyplot.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+  for axis, panel in zip(axes[0], panels, strict=True):
     for label, points in panel["lines"].items():
       if not points:  # cross-entropy recovered can be undefined
         continue
-      axis.plot(*zip(*points, strict=True), style, label=label, markersize=4)
-    axis.set(**{name: value for name, value in panel.items() if name != "lines"})
+      axis.plot(*zip(*points, strict=True), panel.get("style", style), label=label, markersize=4)
+    axis.set(**{name: value for name, value in panel.items() if name not in ("lines", "style")})
     if panel.get("xscale") == "log":
       axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
       axis.xaxis.set_major_formatter("{x:g}")
       axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     axis.grid(alpha=0.3)
-  if len(panels[-1]["lines"]) > 1:
-    axes[-1].legend(fontsize=7)
+    if len(panel["lines"]) > 1 and (panel is panels[-1] or set(panel["lines"]) != set(panels[-1]["lines"])):
+      axis.legend(fontsize=7)  # once, where all panels have the same lines
   figure.savefig(path, dpi=130)
   pyplot.close(figure)
   return True

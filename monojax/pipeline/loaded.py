@@ -11,6 +11,7 @@ import numpy as np
 
 from monojax.activations.kept import Kept
 from monojax.analysis import interventions
+from monojax.analysis.comparison import Comparison
 from monojax.analysis.fidelity import make_encode
 from monojax.analysis.tables import EXAMPLE_GROUPS, FeatureTables
 from monojax.config import require
@@ -267,6 +268,24 @@ class LoadedRun:
     self._require_feature(feature)
     strings, found = self._losses(text, {feature: 0.0})
     return Ablated(strings, self.encode(text).f_TF[:, feature], found["steered"] - found["clean"])
+
+  def compare(self, other: "LoadedRun | SAE", **settings: typing.Any) -> Comparison:
+    """Which features this dictionary shares with another one, which are its own, and how alike matched ones are.
+
+    Args:
+      other: a loaded run, of the same subject or of another one with the same tokenizer; or a dictionary of sites of
+        this run's subject.
+      **settings: those of `monojax.analysis.config.CompareConfig`, such as `n_tokens=100_000`.
+
+    Raises:
+      InputError: a setting breaks its rule, or the two have nothing that both could be measured on.
+    """
+    from monojax.analysis.config import CompareConfig
+    from monojax.pipeline.stages.comparison import Chosen, compared
+    mine = Chosen(self.dictionary, self.sae, self._folder, self._place)
+    theirs = (Chosen("other", other, None, None) if isinstance(other, SAE) else
+              Chosen(other.dictionary, other.sae, other._folder, other._place))
+    return compared(CompareConfig(**settings), mine, theirs)
 
   def steer(self, prompt: str, features: dict[int, float], n_tokens: int = 64, seed: int = 0,
             temperature: float = 0.8) -> str:
