@@ -6,7 +6,8 @@
 Prints tokens a second of the pass up to the site, of the pass with logits, and of sampling token by token, each beside
 `transformers` with PyTorch doing the same (stopped at the same layer) and beside what this machine's products allow;
 and the time to load the weights beside that of reading their files. The two take turns, and the best turn of each
-counts. Needs the extra `oracle`. On a CPU both use all cores.
+counts. Needs the extra `oracle`. On a CPU both use all cores; ours has them as so many devices, which share a batch, as
+a run has with JAX_NUM_CPU_DEVICES in its environment. Sampling and loading are on one device.
 """
 
 import os
@@ -25,6 +26,7 @@ _LENGTH = flags.DEFINE_integer("length", 128, "tokens of a context")
 _NEW = flags.DEFINE_integer("new_tokens", 64, "tokens to sample behind a prompt of 16")
 _TURNS = flags.DEFINE_integer("turns", 5, "how often each is timed")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "type of weights and products")
+_CPU_DEVICES = flags.DEFINE_integer("cpu_devices", os.cpu_count(), "on a CPU, the devices that share a batch")
 _PART = flags.DEFINE_enum("part", "all", ("all", "load"), "what is measured")
 
 
@@ -44,21 +46,28 @@ def main():
   import jax
   import jax.numpy as jnp
 
+  from jax.sharding import PartitionSpec as P
+
+  from monojax import mesh as meshes
   from monojax.subjects.pretrained.weights import layers_for, load_params, open_weights
   from monojax.subjects.subject import site_of
+  jax.config.update("jax_num_cpu_devices", _CPU_DEVICES.value)
   weights, dtype = open_weights(_WEIGHTS.value), jnp.dtype(_DTYPE.value)
-  print(f"{weights.description}; {jax.devices()[0].device_kind}, {dtype.name}")
+  print(f"{weights.description}; {len(jax.devices())} x {jax.devices()[0].device_kind}, "
+        f"{dtype.name}")
   _loading(weights, dtype)
   if _PART.value == "load":
     return
   a = weights.architecture
   site = site_of(a.site_widths, _SITE.value, "--site")
-  model, params = load_params(weights, dtype)
+  mesh = meshes.make_mesh()
+  model, params = load_params(weights, dtype, mesh)
   tokens_BT = np.random.default_rng(0).integers(100, a.vocab_size, (_CONTEXTS.value, _LENGTH.value)).astype(np.int32)
-  to_site = jax.jit(lambda params: model.apply({"params": params}, tokens_BT, wanted=(site,))[1])
-  whole = jax.jit(lambda params: model.apply({"params": params}, tokens_BT, wanted=())[0])
-  ours = {"to the site": lambda: jax.block_until_ready(to_site(params)),
-          "with logits": lambda: jax.block_until_ready(whole(params))}
+  split_BT = meshes.on_mesh(tokens_BT, mesh, P("data"))
+  to_site = jax.jit(lambda params, tokens_BT: model.apply({"params": params}, tokens_BT, wanted=(site,))[1])
+  whole = jax.jit(lambda params, tokens_BT: model.apply({"params": params}, tokens_BT, wanted=())[0])
+  ours = {"to the site": lambda: jax.block_until_ready(to_site(params, split_BT)),
+          "with logits": lambda: jax.block_until_ready(whole(params, split_BT))}
   theirs = _transformers(a, layers_for(a, (site,)), tokens_BT)
   for name in ours:
     found = seconds({"ours": ours[name], "theirs": theirs[name]})
@@ -66,7 +75,7 @@ def main():
     per_second = {who: tokens_BT.size / value for who, value in found.items()}
     print(f"{name}: {per_second['ours']:,.0f} tokens/s, transformers {per_second['theirs']:,.0f}, ratio "
           f"{per_second['ours'] / per_second['theirs']:.2f}; {bound / found['ours']:.2f} of what products allow")
-  _sampling(model, params, theirs["generate"])
+  _sampling(model, load_params(weights, dtype)[1], theirs["generate"])
 
 
 def _operations(a, name, site):
