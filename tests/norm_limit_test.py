@@ -83,8 +83,10 @@ def test_store_and_stream_have_no_long_rows(tmp_path, with_sinks, n_devices):
   assert np.linalg.norm(batches, axis=1).max() <= limits[SITE]
 
 
-def test_dictionaries_are_neither_measured_nor_spliced_in_at_long_rows(with_sinks):
+@pytest.mark.parametrize("read", [SITE, "layer.0.attn.out"])  # where rows are long, or another site of the run
+def test_dictionaries_are_neither_measured_nor_spliced_in_at_long_rows(with_sinks, read):
   subject, sae = with_sinks
+  sae = SAE(sae.config, sae.model, sae.params, (read,))
   tokens, mean_M = tokens_with(prefix=()), np.full(M, 0.2)
   tokens_BU = tokens.context(tokens.choose(T + 1, 600), T + 1)
   limit = 10 * float(np.median(np.linalg.norm(rows_of(subject, tokens_BU[:, :-1]), axis=-1)))

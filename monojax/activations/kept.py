@@ -52,6 +52,15 @@ class Kept:
     """Whether every position counts, whatever the activations there."""
     return not self.first_position and not self.special_ids and not self.norm_limits
 
+  @property
+  def sites(self) -> tuple[str, ...]:
+    """The sites whose activations tell whether a position counts.
+
+    They are all sites of a run's activations, also for a dictionary of one of them: a position that is left out of the
+    rows is left out of every dictionary's measures.
+    """
+    return tuple(site for site, _ in self.norm_limits)
+
   def counts(self, tokens_BT: "jax.Array", sites: "typing.Mapping[str, jax.Array]",
              start: "int | jax.Array" = 0) -> "jax.Array":
     """Which positions count, (B, T) bool, by their tokens and by the activations (B, T, width) at some sites."""

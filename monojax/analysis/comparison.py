@@ -150,7 +150,7 @@ def _read(a: Side, b: Side, tokens_BT: np.ndarray, n_used: int) -> Batch:
 @functools.lru_cache(maxsize=8)
 def _make_read(subject: Subject, reads: tuple[tuple[str, ...], ...], kept: tuple[Kept, ...]) -> typing.Callable:
   """The compiled function (params, tokens_BT) -> ([x_NM of each of `reads`], counts_N by all rules of `kept`)."""
-  wanted = tuple(dict.fromkeys(site for names in reads for site in names))
+  wanted = tuple(dict.fromkeys(site for names in (*reads, *(rule.sites for rule in kept)) for site in names))
 
   @jax.jit
   def run(params, tokens_BT):

@@ -46,7 +46,7 @@ def make_encode(subject: Subject, sae: Dictionary, reads: tuple[str, ...], kept:
   """
   @jax.jit
   def encode(subject_params, sae_params, tokens_BT):
-    _, sites = subject.apply({"params": subject_params}, tokens_BT, wanted=reads)
+    _, sites = subject.apply({"params": subject_params}, tokens_BT, wanted=tuple(dict.fromkeys(reads + kept.sites)))
     x_NM = side_by_side(sites, reads)
     f_NF = sae.apply({"params": sae_params}, x_NM, method="encode")
     if kept.all:
@@ -137,7 +137,8 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
   @jax.jit
   def sums(subject_params, sae_params, tokens_BU, weight_B, mean_O):
     inputs_BT, targets_BT = tokens_BU[:, :-1], tokens_BU[:, 1:]
-    clean, sites = subject.apply({"params": subject_params}, inputs_BT, wanted=tuple(dict.fromkeys(reads + writes)))
+    clean, sites = subject.apply({"params": subject_params}, inputs_BT,
+                                 wanted=tuple(dict.fromkeys(reads + writes + kept.sites)))
     weight_BT = jnp.broadcast_to(weight_B[:, None], inputs_BT.shape)
     counts_BT1 = None if kept.all else kept.counts(inputs_BT, sites)[..., None]
     if counts_BT1 is not None:

@@ -39,7 +39,7 @@ def wired(sae: SAE, kept: Kept = EVERY) -> Wired:
 def spliced_logits(subject: Subject, dictionary: Wired, params: dict, sae_params: dict,
                    tokens_1T: jax.Array) -> jax.Array:
   """Logits (1, T, V) with the dictionary's reconstruction in the place of the sites that it writes; to be traced."""
-  _, sites = subject.apply({"params": params}, tokens_1T, wanted=dictionary.reads)
+  _, sites = subject.apply({"params": params}, tokens_1T, wanted={*dictionary.reads, *dictionary.kept.sites})
   y_NO, _ = dictionary.model.apply({"params": sae_params}, side_by_side(sites, dictionary.reads))
   return _with_written(subject, dictionary, params, tokens_1T, y_NO, sites)
 
@@ -51,7 +51,8 @@ def steered_logits(subject: Subject, dictionary: Wired, params: dict, sae_params
   if reads_first(dictionary, subject):
     edit = _steering_edit(dictionary, change, tokens_1T, 0)
     return subject.apply({"params": params}, tokens_1T, edit, wanted=())[0]
-  _, sites = subject.apply({"params": params}, tokens_1T, wanted={*dictionary.reads, *dictionary.writes})
+  wanted = {*dictionary.reads, *dictionary.writes, *dictionary.kept.sites}
+  _, sites = subject.apply({"params": params}, tokens_1T, wanted=wanted)
   y_NO = side_by_side(sites, dictionary.writes) + change(side_by_side(sites, dictionary.reads))
   return _with_written(subject, dictionary, params, tokens_1T, y_NO, sites)
 
@@ -77,6 +78,8 @@ def _change(dictionary, sae_params, feature_J, value_J):
 def _steering_edit(dictionary, change, tokens_BT, start):
   """The edits that add a change to the sites written in the pass that reads what it is computed from.
 
+  Whether a position counts is told by what has been computed by then: sites behind those written are not asked.
+
   Args:
     dictionary: `Wired`, of which `reads_first` is true.
     change: from `_change`.
@@ -86,23 +89,25 @@ def _steering_edit(dictionary, change, tokens_BT, start):
   seen = {}
   ends = np.cumsum([dictionary.model.wiring.widths[i] for i in dictionary.model.wiring.writes])[:-1]
 
+  looked_at = {*dictionary.reads, *dictionary.kept.sites}
+
   def visit(site, x_BTD):
-    if site in dictionary.reads:
+    if site in looked_at:
       seen[site] = x_BTD
     if site not in dictionary.writes:
       return x_BTD
     if "change" not in seen:
-      seen["counts"] = dictionary.kept.counts(tokens_BT, {name: seen[name] for name in dictionary.reads}, start)
+      seen["counts"] = dictionary.kept.counts(tokens_BT, {name: seen[name] for name in looked_at & seen.keys()}, start)
       seen["change"] = jnp.split(change(side_by_side(seen, dictionary.reads)), ends, axis=1)
     added_BTD = seen["change"][dictionary.writes.index(site)].reshape(x_BTD.shape).astype(x_BTD.dtype)
     return x_BTD + jnp.where(seen["counts"][..., None], added_BTD, 0)
-  return {site: functools.partial(visit, site) for site in {*dictionary.reads, *dictionary.writes}}
+  return {site: functools.partial(visit, site) for site in looked_at.union(dictionary.writes)}
 
 
 def _with_written(subject, dictionary, params, tokens_1T, y_NO, sites):
   """Logits of the subject with the rows `y_NO` in the place of the sites written, at positions that count.
 
-  `sites` are the activations that the dictionary reads.
+  `sites` are the activations that the dictionary reads, and those that tell which positions count.
   """
   edit, first = {}, 0
   counts_1T1 = None if dictionary.kept.all else dictionary.kept.counts(tokens_1T, sites)[..., None]
@@ -122,7 +127,7 @@ def _compiled_losses(subject: Subject, dictionary: Wired):
     """Next-token losses (T - 1,): of the subject, spliced, with the sites' mean in their place, and steered."""
     loss = lambda logits_1TV: next_token_loss(logits_1TV[:, :-1], tokens_1T[:, 1:])[0]
     mean_NO = jnp.broadcast_to(mean_O[None], (tokens_1T.size, len(mean_O)))
-    clean, sites = subject.apply({"params": params}, tokens_1T, wanted=dictionary.reads)
+    clean, sites = subject.apply({"params": params}, tokens_1T, wanted={*dictionary.reads, *dictionary.kept.sites})
     return {"clean": loss(clean),
             "spliced": loss(spliced_logits(subject, dictionary, params, sae_params, tokens_1T)),
             "ablated": loss(_with_written(subject, dictionary, params, tokens_1T, mean_NO, sites)),
