@@ -90,7 +90,7 @@ def _other_columns(rng, columns, n_domains):
   lengths = {"D": n_domains}
   for name, array in columns.items():
     lengths |= dict(zip(axes_of(name), array.shape, strict=True))
-  limits = {"token": min(map(len, WORDS.values())), "domain": n_domains}
+  limits = {"token": min(map(len, WORDS.values())), "domain": n_domains, "feature": lengths["F"]}
   made = {}
   for column in COLUMNS:
     if column.name not in columns:

@@ -255,6 +255,15 @@ def test_features_fire_and_are_counted_only_where_positions_count(pair):
       subject.params, sae.params, tokens_CT)
   np.testing.assert_allclose(masked_NF, f_NF, atol=1e-6)
   np.testing.assert_allclose(masked_NM, np.where(counts_N[:, None], x_NM, 0), atol=1e-6)
+  # So are their correlations with neurons and with one another.
+  alive_F = f_NF.any(0)
+  r = np.corrcoef(f_NF[counts_N][:, alive_F], np.asarray(x_NM)[counts_N], rowvar=False)
+  n_alive = alive_F.sum()
+  np.testing.assert_array_equal(tables.best_neuron_F[alive_F], np.abs(r[:n_alive, n_alive:]).argmax(1))
+  np.testing.assert_allclose(np.abs(tables.best_neuron_correlation_F[alive_F]),
+                             np.abs(r[:n_alive, n_alive:]).max(1), atol=1e-5)
+  np.testing.assert_allclose(tables.together_correlations_F10[alive_F, 0],
+                             (r[:n_alive, :n_alive] - np.eye(n_alive)).max(1).clip(0), atol=1e-5)
   # Examples are around tokens that count, and show the others beside them.
   fires = tables.example_acts_FEW > 0
   assert not np.isin(tables.example_tokens_FEW[fires], KEPT.special_ids).any()

@@ -15,11 +15,12 @@ from monojax.activations.kept import EVERY, Kept
 from monojax.activations.store import ActivationStore
 from monojax.analysis import detectors, tables
 from monojax.analysis import text as texts
-from monojax.analysis.codes import Codes, collect, tokens_that_fit
+from monojax.analysis.codes import collect, tokens_that_fit
 from monojax.analysis.config import AnalysisConfig
 from monojax.analysis.examples import example_tables
 from monojax.analysis.fidelity import make_encode
 from monojax.analysis.logits import logit_weights, typical_scale
+from monojax.analysis.neighbours import NeuronSums, neighbour_columns
 from monojax.sae.dictionary import SAE
 from monojax.subjects.subject import LoadedSubject
 from monojax.text.tokens import Tokens
@@ -60,20 +61,22 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
     `detectors` (rows of `detectors.compare`) and `n_tokens`.
   """
   encode_both = make_encode(subject.model, sae.model, sae.reads, kept)
-  encode = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)[0]
+  encode = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)
   detecting = _detecting(config, subject, sae, encode_both, train_tokens)
+  neurons = NeuronSums(sae.n_features, sae.model.wiring.n_inputs)
 
-  def measured(function, tokens, n_tokens, description):
+  def measured(function, tokens, n_tokens, description, watch=None):
     chosen_C = tokens.choose(subject.n_context, n_tokens, config.seed)
     batches = texts.batches(tokens, chosen_C, subject.n_context, config.batch_contexts)
     text = texts.of_contexts(tokens, chosen_C, subject.n_context, kept)
-    codes = collect(function, batches, text.n_rows, description)
+    codes = collect(function, batches, text.n_rows, description, watch=watch)
     return dataclasses.replace(codes, n_rows=len(text.counted_N)), text
 
   available = train_tokens.n_tokens
   n_tokens = tokens_that_fit(min(config.n_tokens or available, available), detecting.per_token[0])
-  codes, text = measured(encode, train_tokens, n_tokens, "features")
+  codes, text = measured(encode, train_tokens, n_tokens, "features", neurons.add)
   columns = example_tables(codes, text, len(train_tokens.domains), config.seed)
+  columns |= neighbour_columns(sae.direction_FO, codes, text.counted_N, neurons)
   detector_rows: list[dict] = []
   if classes := detectors.classes_of(config.detectors, train_tokens.domains):
     n_tokens = tokens_that_fit(min(config.n_detector_tokens or available, available), max(detecting.per_token))
@@ -121,27 +124,21 @@ def analyze_rows(config: AnalysisConfig, sae: SAE, store: ActivationStore) -> ta
     for start in starts:
       stop = min(start + _ROWS_AT_ONCE, n_rows)
       yield np.asarray(wiring.inputs(store.rows(start, stop)), np.float32), stop - start
-  codes = collect(sae.encode, batches(), n_rows, "features", rank_N)
+  neurons = NeuronSums(sae.n_features, wiring.n_inputs)
+  codes = collect(lambda x_NM: (sae.encode(x_NM), x_NM), batches(), n_rows, "features", rank_N, neurons.add)
   domains = list(store.meta.get("domains", ()))
   columns = example_tables(codes, text, len(domains), config.seed) | weight_columns(sae)
+  columns |= neighbour_columns(sae.direction_FO, codes, text.counted_N, neurons)
   detector_rows: list[dict] = []
   if classes := detectors.classes_of(config.detectors, domains):
     neurons = collect(lambda x_NM: detectors.both_signs(x_NM), batches(), n_rows, "neurons", rank_N)
     is_test_N = text.document_N % 2 == 1
-    halves = lambda codes: (_restricted(codes, ~is_test_N), _restricted(codes, is_test_N))
+    halves = lambda codes: (codes.on_rows(~is_test_N), codes.on_rows(is_test_N))
     detector_rows = detectors.compare(halves(codes), halves(neurons), text.domain_N[~is_test_N],
                                       text.domain_N[is_test_N], classes, wiring.n_inputs)
   n_known = int(text.token_N.max(initial=-1)) + 1
   token_strings = store.token_strings() or [f"#{token}" for token in range(n_known)]
   return _tables(config, columns, codes, detector_rows, token_strings, domains)
-
-
-def _restricted(codes: Codes, rows_N: np.ndarray) -> Codes:
-  """The activations on some of the rows, which are numbered anew."""
-  kept_P, number_N = rows_N[codes.row_P], np.cumsum(rows_N) - 1
-  before_P = np.concatenate([[0], np.cumsum(kept_P)])
-  return Codes(int(rows_N.sum()), before_P[codes.start_F], number_N[codes.row_P[kept_P]].astype(np.int32),
-               codes.value_P[kept_P])
 
 
 def _tables(config, columns, codes, detector_rows, token_strings, domains) -> tables.FeatureTables:

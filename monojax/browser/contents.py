@@ -50,7 +50,8 @@ def shown_columns(tables: FeatureTables, described: Iterable[Column]) -> list[Co
 
 def check(tables: FeatureTables, described: Iterable[Column]) -> None:
   """Raises `InputError` where a list of the tables is too short for what the columns refer to."""
-  lists = {"token": ("token_strings", tables.token_strings), "domain": ("domains", tables.domains)}
+  lists = {"token": ("token_strings", tables.token_strings), "domain": ("domains", tables.domains),
+           "feature": ("features", range(tables.n_features))}
   for column in described:
     if column.refers_to and tables.has(column.name):
       name, values = lists[column.refers_to]
