@@ -235,6 +235,11 @@ def test_fidelity_is_over_positions_that_count(pair):
   for scores in found:
     for name, value in expected.items():
       np.testing.assert_allclose(scores[name], value, rtol=1e-4, err_msg=name)
+  keep_JF = np.arange(sae.n_features)[None] % 3 > np.arange(3)[:, None]  # two thirds of the features, one third, none
+  parts = [put((f_BTF * keep_F) @ p["W_dec_FO"] + p["b_dec_O"]) for keep_F in keep_JF]
+  for batch in (7, 100):
+    losses = fidelity.spliced_losses(subject, sae, keep_JF, tokens, 600, batch, KEPT)
+    np.testing.assert_allclose(losses, parts, rtol=1e-5)
 
 
 def test_features_fire_and_are_counted_only_where_positions_count(pair):

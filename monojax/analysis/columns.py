@@ -51,7 +51,8 @@ ENTRY_KINDS = (ONE_NUMBER - {Kind.STATUS}) | {Kind.WEIGHTED_TOKENS, Kind.DOMAINS
                                               Kind.LOGIT_HISTOGRAM, Kind.NEURONS, Kind.FEATURES, Kind.EXAMPLES}
 N_BESIDE = {Kind.WEIGHTED_TOKENS: 1, Kind.ACTIVATION_HISTOGRAM: 1, Kind.LOGIT_HISTOGRAM: 1, Kind.NEURONS: 2,
             Kind.FEATURES: 1, Kind.EXAMPLES: 3}  # how many columns beside its own a kind draws; the others draw none
-STATUSES = ("regular", "ultralow", "dead")  # what 0, 1 and 2 mean in `status_F`; the first two are alive
+# What 0, 1, 2 and 3 mean in `status_F`. All but dead features are alive; monojax before 0.2 called faint ones regular.
+STATUSES = ("regular", "ultralow", "dead", "faint")
 RESERVED_KEYS = frozenset({"id", "q", "sort", "dir", "page"})  # what the list's address uses for itself
 
 
@@ -188,10 +189,13 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "status_F", "int8",
         "Whether the feature is dead (2: it fires on none of the analysed tokens) or alive, and then whether it is "
-        "ultralow (1: it fires on a smaller fraction of them than the bound that was set) or regular (0).",
+        "ultralow (1: it fires on a smaller fraction of them than the bound that was set), faint (3: it only fires so "
+        "weakly that firings like these hardly matter to reconstructions) or regular (0). Before monojax 0.2 faint "
+        "features were called regular.",
         cells=(Cell("Status", Kind.STATUS, filterable=True, wide_only=True,
                     help="Dead features never fired on the analysed text; all others are alive. Of these, ultralow "
-                         "ones fire very rarely, and regular ones more often."),)),
+                         "ones fire very rarely, faint ones only so weakly that it hardly matters, and the others are "
+                         "regular."),)),
     Column(
         "density_F", "float32", "The fraction of the analysed tokens on which the feature fires.",
         cells=(Cell("Density", Kind.LOG_DENSITY, filterable=True, hover="n_fires_F",
