@@ -8,7 +8,9 @@ Letters: F features, J of them at a time, K listed ones, N rows, R rows of a bat
 fires there, M neurons (the numbers that the dictionary reads), O width written.
 """
 
+import concurrent.futures
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,7 @@ N_LISTED = 10
 # Products of two activations on one row that are summed at most; 2e10 take a core about two minutes.
 _MOST_PRODUCTS = 20_000_000_000
 _BLOCK_NUMBERS = 1 << 22  # of a block of similarities: 32 MB in float64
+_MOST_THREADS = 8         # each holds some blocks
 _EQUAL = 1e-6             # numbers whose variance is below this part of their mean square do not vary
 Listed = tuple[np.ndarray, np.ndarray]
 
@@ -108,22 +111,25 @@ def firing_together(codes: Codes, counted_N: np.ndarray, n_listed: int = N_LISTE
   n_features = len(mean_F)
   active_FN = sparse.csr_matrix((codes.value_P, codes.row_P, codes.start_F), shape=(n_features, n_rows))
   active_NF = active_FN.T.tocsr().astype(np.float64)
-  block = max(1, _BLOCK_NUMBERS // n_features)
-  ids, correlations = [], []
-  with metrics.progress(n_features, "features", "correlations") as bar:
-    for first in range(0, n_features, block):
-      part = slice(first, first + block)
-      together_JF = (active_FN[part].astype(np.float64) @ active_NF).toarray() / len(counted_N)
-      r_JF = (together_JF - mean_F[part, None] * mean_F[None]) / deviation_F[part, None] / deviation_F[None]
-      n_block = len(r_JF)
-      r_JF[np.arange(n_block), first + np.arange(n_block)] = 0
-      id_JK = np.argpartition(-r_JF, min(n_listed, n_features) - 1, axis=1)[:, :n_listed]
-      r_JK = np.take_along_axis(r_JF, id_JK, axis=1)
-      order_JK = np.lexsort((id_JK, -r_JK), axis=1)
-      ids.append(np.take_along_axis(id_JK, order_JK, axis=1))
-      correlations.append(np.take_along_axis(r_JK, order_JK, axis=1))
-      bar.update(n_block)
-  id_FK, r_FK = np.concatenate(ids), np.concatenate(correlations)
+  block = max(1, min(_BLOCK_NUMBERS // n_features, n_features // _MOST_THREADS))
+
+  def best(first):
+    part = slice(first, first + block)
+    together_JF = (active_FN[part].astype(np.float64) @ active_NF).toarray() / len(counted_N)
+    r_JF = (together_JF - mean_F[part, None] * mean_F[None]) / deviation_F[part, None] / deviation_F[None]
+    r_JF[np.arange(len(r_JF)), first + np.arange(len(r_JF))] = 0
+    id_JK = np.argpartition(-r_JF, min(n_listed, n_features) - 1, axis=1)[:, :n_listed]
+    r_JK = np.take_along_axis(r_JF, id_JK, axis=1)
+    order_JK = np.lexsort((id_JK, -r_JK), axis=1)
+    return np.take_along_axis(id_JK, order_JK, axis=1), np.take_along_axis(r_JK, order_JK, axis=1)
+
+  parts = []
+  with (concurrent.futures.ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool,
+        metrics.progress(n_features, "features", "correlations") as bar):
+    for part in pool.map(best, range(0, n_features, block)):  # products of SciPy run beside one another
+      parts.append(part)
+      bar.update(len(part[0]))
+  id_FK, r_FK = (np.concatenate(found) for found in zip(*parts, strict=True))
   return _listed(id_FK, r_FK, r_FK > 0, n_listed)
 
 
