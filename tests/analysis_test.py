@@ -320,12 +320,12 @@ def test_a_part_of_the_text_is_a_random_part(tmp_path, pair):
 
 
 def test_alive_features_are_those_that_fired_at_all():
-  """The word has one meaning: pages call regular what is alive and not ultralow."""
-  assert columns.STATUSES == ("regular", "ultralow", "dead")
+  """The word has one meaning: pages call regular what is alive and neither ultralow nor faint."""
+  assert columns.STATUSES == ("regular", "ultralow", "dead", "faint")
   for seed in range(20):
-    status = np.random.default_rng(seed).integers(0, 3, 50).astype(np.int8)
+    status = np.random.default_rng(seed).integers(0, 4, 50).astype(np.int8)
     figures = analyze.density_figures(status, (status != tables.DEAD).astype(np.float32))
-    assert figures["alive_fraction"] == np.mean((status == tables.REGULAR) | (status == tables.ULTRALOW))
+    assert figures["alive_fraction"] == np.isin(status, (tables.REGULAR, tables.ULTRALOW, tables.FAINT)).mean()
     assert figures["alive_fraction"] + figures["dead_fraction"] == pytest.approx(1)
 
 

@@ -89,6 +89,28 @@ def test_each_kind_has_a_drawing(tables, tmp_path, visit):
   assert ENTRY_KINDS <= set(on_page)
 
 
+def test_neighbours_lead_to_their_pages(tables, tmp_path, visit):
+  ids_F10 = tables.together_ids_F10.copy()
+  ids_F10[0, :3], ids_F10[0, 3:], ids_F10[4] = (9, 4, 30), -1, -1
+  changes = {"together_ids_F10": ids_F10, "best_neuron_F": np.full(N_FEATURES, 1234, np.int32)}
+  site = build_browser(dataclasses.replace(tables, columns={**tables.columns, **changes}), tmp_path / "site", "x")
+  driver = visit(site, "#/feature/0")
+  wait_for_feature(driver, 0)
+  panels = {panel.find_element("css selector", "h2").text: panel
+            for panel in driver.find_elements("css selector", ".panel")}
+  assert {"Nearest by direction", "Fire together", "Best neuron"} <= set(panels)
+  assert panels["Best neuron"].find_element("css selector", "dd").text == "1234"
+  together = panels["Fire together"]
+  assert [cell.text for cell in together.find_elements("css selector", "th")] == ["Feature", "Correlation"]
+  links = together.find_elements("css selector", "a")
+  assert [link.text for link in links] == ["9", "4", "30"]
+  values = [float(cell.text) for cell in together.find_elements("css selector", "td.numeric")]
+  np.testing.assert_allclose(values, tables.together_correlations_F10[0, :3], atol=1e-3)
+  links[1].click()
+  wait_for_feature(driver, 4)
+  assert "Fire together" not in texts(driver, ".panel h2")  # as there are none
+
+
 def test_a_new_page_is_one_file(tables, tmp_path, visit):
   page = tmp_path / "page_domains.js"
   page.write_text("""

@@ -17,6 +17,7 @@ from monojax.browser.config import BrowserConfig
 from monojax.config import InputError
 
 N_FEATURES = 300
+NEIGHBOURS = ("Best neuron", "Nearest by direction", "Fire together")
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,7 @@ def labelled(tables, n_features, n_domains):
   """Tables of some of the features, each with a share in every one of many domains: `tables` without examples."""
   share_FD = np.random.default_rng(n_domains).dirichlet(np.ones(n_domains), n_features).astype(np.float32)
   columns = {name: array[:n_features] for name, array in tables.columns.items() if not name.startswith("example")}
+  columns |= {column.name: columns[column.name] % n_features for column in COLUMNS if column.refers_to == "feature"}
   return dataclasses.replace(tables, domains=[f"domain_{i:05d}" for i in range(n_domains)],
                              columns={**columns, "domain_share_FD": share_FD})
 
@@ -227,9 +229,9 @@ def test_what_an_analysis_lacks_is_left_out(tables, tmp_path):
   keys_of = lambda columns: {cell.key or column.stem for column in columns for cell in column.cells}
   for name, given, keys, panels in (
       ("bare", bare, keys_of(column for column in COLUMNS if not column.name.startswith(removed)),
-       {"Statistics", "Activations", "Largest neurons"}),
+       {"Statistics", "Activations", "Largest neurons", *NEIGHBOURS}),
       ("unlabelled", unlabelled, keys_of(COLUMNS) - {"domain", "share"},
-       {"Statistics", "Activations", "Examples", "Logit weights", "Largest neurons"})):
+       {"Statistics", "Activations", "Examples", "Logit weights", "Largest neurons", *NEIGHBOURS})):
     _, (index,) = arguments(build_browser(given, tmp_path / name, "x").parent / "data" / "index.js")
     assert set(listed_values(index)) == keys
     assert {entry["panel"] for entry in index["entries"]} == panels

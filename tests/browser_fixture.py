@@ -17,7 +17,7 @@ import time
 import numpy as np
 
 from monojax.analysis import tables as feature_tables
-from monojax.analysis.columns import COLUMNS, axes_of
+from monojax.analysis.columns import COLUMNS, STATUSES, axes_of
 
 HOSTILE = ["<script>alert(1)</script>", "<", "&amp;", '"', "'", "</script>", "\u2028", "\\", "`${x}`"]
 WORDS = {
@@ -39,8 +39,8 @@ def make_tables(n_features, seed=0):
   domains = list(WORDS)
   token_strings = sorted({token for words in WORDS.values() for token in words})
   ids = [np.array([token_strings.index(token) for token in words]) for words in WORDS.values()]
-  status_F = rng.choice([feature_tables.REGULAR, feature_tables.ULTRALOW, feature_tables.DEAD],
-                        size=n_features, p=[0.86, 0.08, 0.06]).astype(np.int8)
+  status_F = rng.choice([feature_tables.REGULAR, feature_tables.ULTRALOW, feature_tables.DEAD, feature_tables.FAINT],
+                        size=n_features, p=[0.8, 0.08, 0.06, 0.06]).astype(np.int8)
   status_F[:3] = feature_tables.REGULAR, feature_tables.DEAD, feature_tables.ULTRALOW
   n_tokens = 100_000_000
   density_F = 10 ** np.where(status_F == feature_tables.REGULAR, rng.normal(-3.1, 0.55, n_features),
@@ -90,7 +90,7 @@ def _other_columns(rng, columns, n_domains):
   lengths = {"D": n_domains}
   for name, array in columns.items():
     lengths |= dict(zip(axes_of(name), array.shape, strict=True))
-  limits = {"token": min(map(len, WORDS.values())), "domain": n_domains}
+  limits = {"token": min(map(len, WORDS.values())), "domain": n_domains, "feature": lengths["F"]}
   made = {}
   for column in COLUMNS:
     if column.name not in columns:
@@ -139,10 +139,12 @@ def _summary(rng, density_F):
                "explained_variance": recovered - 0.1}
               for coefficient, l0, recovered in [(0.002, 18.3, 0.93), (0.004, 9.1, 0.88), (0.008, 4.4, 0.81),
                                                  (0.016, 2.2, 0.66)]]
+  statuses = [{"status": name, "features": 3, "density": 0.01, "encoder_bias": -0.5, "encoder_decoder_cosine": 0.4,
+               "max_act": 3.1, "variance_share": 0.7, "ce_share": None} for name in STATUSES]
   return {"figures": {"l0": 4.41, "ce_recovered_zero": 0.81, "ce_recovered_mean": 0.62,
                       "explained_variance": 0.712, "n_tokens": 100_000_000, "not_measured": float("nan")},
           "density_histogram": {"log10_edges": edges.tolist(), "counts": counts.tolist()},
-          "detectors": detectors, "frontier": frontier,
+          "statuses": statuses, "detectors": detectors, "frontier": frontier,
           "config": {"sae": {"n_features": len(density_F), "recipe": "paper", "note": "</script><b>"}}}
 
 

@@ -54,7 +54,7 @@ def test_index_lists_each_status_apart(page, tables):
   driver = page("")
   assert find(driver, ".brand").text == "A <b>run</b> & more"
   for name, status in (("regular", feature_tables.REGULAR), ("ultralow", feature_tables.ULTRALOW),
-                       ("dead", feature_tables.DEAD)):
+                       ("dead", feature_tables.DEAD), ("faint", feature_tables.FAINT)):
     find(driver, f"button[data-status={name}]").click()
     want = np.flatnonzero(tables.status_F == status).tolist()
     wait(driver, lambda: listed(driver) == [want[:100], len(want)])

@@ -235,6 +235,11 @@ def test_fidelity_is_over_positions_that_count(pair):
   for scores in found:
     for name, value in expected.items():
       np.testing.assert_allclose(scores[name], value, rtol=1e-4, err_msg=name)
+  keep_JF = np.arange(sae.n_features)[None] % 3 > np.arange(3)[:, None]  # two thirds of the features, one third, none
+  parts = [put((f_BTF * keep_F) @ p["W_dec_FO"] + p["b_dec_O"]) for keep_F in keep_JF]
+  for batch in (7, 100):
+    losses = fidelity.spliced_losses(subject, sae, keep_JF, tokens, 600, batch, KEPT)
+    np.testing.assert_allclose(losses, parts, rtol=1e-5)
 
 
 def test_features_fire_and_are_counted_only_where_positions_count(pair):
@@ -255,6 +260,15 @@ def test_features_fire_and_are_counted_only_where_positions_count(pair):
       subject.params, sae.params, tokens_CT)
   np.testing.assert_allclose(masked_NF, f_NF, atol=1e-6)
   np.testing.assert_allclose(masked_NM, np.where(counts_N[:, None], x_NM, 0), atol=1e-6)
+  # So are their correlations with neurons and with one another.
+  alive_F = f_NF.any(0)
+  r = np.corrcoef(f_NF[counts_N][:, alive_F], np.asarray(x_NM)[counts_N], rowvar=False)
+  n_alive = alive_F.sum()
+  np.testing.assert_array_equal(tables.best_neuron_F[alive_F], np.abs(r[:n_alive, n_alive:]).argmax(1))
+  np.testing.assert_allclose(np.abs(tables.best_neuron_correlation_F[alive_F]),
+                             np.abs(r[:n_alive, n_alive:]).max(1), atol=1e-5)
+  np.testing.assert_allclose(tables.together_correlations_F10[alive_F, 0],
+                             (r[:n_alive, :n_alive] - np.eye(n_alive)).max(1).clip(0), atol=1e-5)
   # Examples are around tokens that count, and show the others beside them.
   fires = tables.example_acts_FEW > 0
   assert not np.isin(tables.example_tokens_FEW[fires], KEPT.special_ids).any()

@@ -178,6 +178,9 @@ def test_a_store_of_ones_own_is_trained_on_analysed_and_browsed_without_a_subjec
   places_N4, f_NF = store.places(0, 2000), loaded.sae.encode(store.rows(0, 2000))
   where = {(int(document), int(position)): i for i, (_, document, position, _) in enumerate(places_N4)}
   np.testing.assert_allclose(tables.density_F, (f_NF > 0).mean(0), rtol=1e-6)
+  fires_F = tables.n_fires_F > 0
+  r = np.corrcoef(f_NF[:, fires_F], store.rows(0, 2000), rowvar=False)[:fires_F.sum(), fires_F.sum():]
+  np.testing.assert_allclose(np.abs(tables.best_neuron_correlation_F[fires_F]), np.abs(r).max(1), atol=1e-4)
   tokens, acts, _, document = examples[0]
   ids = [int(token.removeprefix("tok")) for token in tokens]
   starts = [s for s in range(50 - len(ids) + 1)

@@ -22,6 +22,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 import monojax  # noqa: E402
+from monojax.analysis.tables import FAINT, REGULAR, ULTRALOW  # noqa: E402
 from monojax.studies.toy.model import ToyConfig, draw, forward, inputs_of, train_toys  # noqa: E402
 
 PICTURES = pathlib.Path(__file__).parent.parent / "pictures"
@@ -75,19 +76,16 @@ def draw_one_token(run, text="TGACGCGGGAAATCAACATTCCG", token=6):
   save(figure, "one_token")
 
 
-def draw_densities(run, strong=0.5):
+def draw_densities(run):
   """How often the demo's features fire, and how strongly they ever do."""
   tables = run.features
-  fired = tables.density_F > 0
-  log_density = np.log10(tables.density_F[fired])
-  is_strong = tables.max_act_F[fired] > strong
+  kinds = (("regular", REGULAR, GREEN), ("faint", FAINT, GREY), ("ultralow", ULTRALOW, RED))
+  names, of_kind, colours = zip(*((name, tables.status_F == code, colour) for name, code, colour in kinds), strict=True)
+  log_densities = [np.log10(tables.density_F[is_one_F]) for is_one_F in of_kind]
   figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.5))
-  edges = np.arange(-6, 0.01, 0.25)
-  left.hist([log_density[is_strong], log_density[~is_strong]], edges, stacked=True, color=[GREEN, GREY],
-            label=[f"above {strong:g} somewhere", f"faint: never above {strong:g}"])
-  right.scatter(log_density[is_strong], tables.max_act_F[fired][is_strong], s=7, color=GREEN)
-  right.scatter(log_density[~is_strong], tables.max_act_F[fired][~is_strong], s=7, color=GREY)
-  right.axhline(strong, color=GREY, linewidth=0.8, linestyle="--")
+  left.hist(log_densities, np.arange(-6, 0.01, 0.25), stacked=True, color=colours, label=names)
+  for log_density, is_one_F, colour in zip(log_densities, of_kind, colours, strict=True):
+    right.scatter(log_density, tables.max_act_F[is_one_F], s=7, color=colour)
   right.set(yscale="log", xlabel="log₁₀ density", ylabel="largest activation")
   for axis in (left, right):
     axis.axvline(-5, color=RED, linewidth=0.8, linestyle=":")
@@ -97,7 +95,7 @@ def draw_densities(run, strong=0.5):
   left.text(-5.05, 0.5 * top, "ultralow", color=RED, rotation=90, ha="right", va="center")
   left.text(-0.95, 0.5 * top, "dense", color=ORANGE, rotation=90, ha="left", va="center")
   left.set(xlabel="log₁₀ density: fraction of tokens on which a feature fires", ylabel="features")
-  left.legend(loc="upper left", title="activation", alignment="left", fontsize=8, title_fontsize=8)
+  left.legend(loc="upper left", fontsize=8)
   save(figure, "densities")
 
 

@@ -1,4 +1,4 @@
-"""The whole analysis of one dictionary's features: densities, examples, logit weights, detectors.
+"""The whole analysis of one dictionary's features: densities, examples, neighbours, logit weights, detectors.
 
 `analyze` measures features on a run's text by running its subject. `analyze_rows` measures them on rows of activations
 that came with their tokens, where there is no subject; what needs one is then left out.
@@ -14,12 +14,14 @@ import numpy as np
 from monojax.activations.kept import EVERY, Kept
 from monojax.activations.store import ActivationStore
 from monojax.analysis import detectors, tables
+from monojax.analysis import status as statuses
 from monojax.analysis import text as texts
-from monojax.analysis.codes import Codes, collect, tokens_that_fit
+from monojax.analysis.codes import collect, tokens_that_fit
 from monojax.analysis.config import AnalysisConfig
 from monojax.analysis.examples import example_tables
 from monojax.analysis.fidelity import make_encode
 from monojax.analysis.logits import logit_weights, path_of, typical_scale, used_tokens
+from monojax.analysis.neighbours import NeuronSums, neighbour_columns
 from monojax.sae.dictionary import SAE
 from monojax.subjects.subject import LoadedSubject
 from monojax.text.tokens import Tokens
@@ -57,23 +59,25 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
 
   Returns:
     `FeatureTables`, whose `summary` holds `figures` (flat numbers), `density_histogram` (`log10_edges`, `counts`),
-    `detectors` (rows of `detectors.compare`) and `n_tokens`.
+    `statuses` (rows of `status.table`), `detectors` (rows of `detectors.compare`) and `n_tokens`.
   """
   encode_both = make_encode(subject.model, sae.model, sae.reads, kept)
-  encode = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)[0]
+  encode = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)
   detecting = _detecting(config, subject, sae, encode_both, train_tokens)
+  neuron_sums = NeuronSums(sae.n_features, sae.model.wiring.n_inputs)
 
-  def measured(function, tokens, n_tokens, description):
+  def measured(function, tokens, n_tokens, description, watch=None):
     chosen_C = tokens.choose(subject.n_context, n_tokens, config.seed)
     batches = texts.batches(tokens, chosen_C, subject.n_context, config.batch_contexts)
     text = texts.of_contexts(tokens, chosen_C, subject.n_context, kept)
-    codes = collect(function, batches, text.n_rows, description)
+    codes = collect(function, batches, text.n_rows, description, watch=watch)
     return dataclasses.replace(codes, n_rows=len(text.counted_N)), text
 
   available = train_tokens.n_tokens
   n_tokens = tokens_that_fit(min(config.n_tokens or available, available), detecting.per_token[0])
-  codes, text = measured(encode, train_tokens, n_tokens, "features")
+  codes, text = measured(encode, train_tokens, n_tokens, "features", neuron_sums.add)
   columns = example_tables(codes, text, len(train_tokens.domains), config.seed)
+  columns |= neighbour_columns(sae.direction_FO, codes, text.counted_N, neuron_sums)
   detector_rows: list[dict] = []
   if classes := detectors.classes_of(config.detectors, train_tokens.domains):
     n_tokens = tokens_that_fit(min(config.n_detector_tokens or available, available), max(detecting.per_token))
@@ -83,7 +87,8 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
     choose_N, test_N = [text.domain_N for _, text in pairs[0]]
     detector_rows = detectors.compare(features, neurons, choose_N, test_N, classes, detecting.n_neurons)
   columns |= weight_columns(sae) | logit_columns(config, subject, sae, train_tokens, val_tokens, kept)
-  return _tables(config, columns, codes, detector_rows, token_strings, list(train_tokens.domains))
+  losses_of = lambda status_F: statuses.loss_share(config, subject, sae, status_F, val_tokens, kept)
+  return _tables(config, sae, columns, codes, detector_rows, token_strings, list(train_tokens.domains), losses_of)
 
 
 def _detecting(config, subject, sae, encode_both, tokens) -> _Detecting:
@@ -121,50 +126,48 @@ def analyze_rows(config: AnalysisConfig, sae: SAE, store: ActivationStore) -> ta
     for start in starts:
       stop = min(start + _ROWS_AT_ONCE, n_rows)
       yield np.asarray(wiring.inputs(store.rows(start, stop)), np.float32), stop - start
-  codes = collect(sae.encode, batches(), n_rows, "features", rank_N)
+  neuron_sums = NeuronSums(sae.n_features, wiring.n_inputs)
+  codes = collect(lambda x_NM: (sae.encode(x_NM), x_NM), batches(), n_rows, "features", rank_N, neuron_sums.add)
   domains = list(store.meta.get("domains", ()))
   columns = example_tables(codes, text, len(domains), config.seed) | weight_columns(sae)
+  columns |= neighbour_columns(sae.direction_FO, codes, text.counted_N, neuron_sums)
   detector_rows: list[dict] = []
   if classes := detectors.classes_of(config.detectors, domains):
     neurons = collect(lambda x_NM: detectors.both_signs(x_NM), batches(), n_rows, "neurons", rank_N)
     is_test_N = text.document_N % 2 == 1
-    halves = lambda codes: (_restricted(codes, ~is_test_N), _restricted(codes, is_test_N))
+    halves = lambda codes: (codes.on_rows(~is_test_N), codes.on_rows(is_test_N))
     detector_rows = detectors.compare(halves(codes), halves(neurons), text.domain_N[~is_test_N],
                                       text.domain_N[is_test_N], classes, wiring.n_inputs)
   n_known = int(text.token_N.max(initial=-1)) + 1
   token_strings = store.token_strings() or [f"#{token}" for token in range(n_known)]
-  return _tables(config, columns, codes, detector_rows, token_strings, domains)
+  return _tables(config, sae, columns, codes, detector_rows, token_strings, domains)
 
 
-def _restricted(codes: Codes, rows_N: np.ndarray) -> Codes:
-  """The activations on some of the rows, which are numbered anew."""
-  kept_P, number_N = rows_N[codes.row_P], np.cumsum(rows_N) - 1
-  before_P = np.concatenate([[0], np.cumsum(kept_P)])
-  return Codes(int(rows_N.sum()), before_P[codes.start_F], number_N[codes.row_P[kept_P]].astype(np.int32),
-               codes.value_P[kept_P])
-
-
-def _tables(config, columns, codes, detector_rows, token_strings, domains) -> tables.FeatureTables:
-  """The tables of an analysis, with its status column and its summary."""
-  density_F = columns["density_F"]
-  status_F = np.where(density_F == 0, tables.DEAD, np.where(density_F < config.ultralow_density,
-                                                            tables.ULTRALOW, tables.REGULAR)).astype(np.int8)
+def _tables(config, sae, columns, codes, detector_rows, token_strings, domains,
+            losses_of=lambda status_F: {}) -> tables.FeatureTables:
+  """The tables of an analysis, with its status column and its summary; `losses_of` is `loss_share` of the subject."""
+  density_F, direction_FO = columns["density_F"], sae.direction_FO
+  status_F = statuses.status_of(codes, direction_FO, config)
+  status_rows = statuses.table(columns, status_F, statuses.variance_share(codes, direction_FO), losses_of(status_F))
   figures = {**density_figures(status_F, density_F), "analysed_tokens": codes.n_rows}
+  figures |= {f"{row['status']}_{share}": row[share] for row in status_rows if row["status"] != "dead"
+              for share in ("variance_share", "ce_share") if row[share] is not None}
   if detector_rows:
     figures["detectors_won"] = sum(row["feature_f1"] > row["neuron_f1"] for row in detector_rows)
     figures["detectors_tried"] = len(detector_rows)
-  summary = {"figures": figures, "density_histogram": density_histogram(density_F),
+  summary = {"figures": figures, "density_histogram": density_histogram(density_F), "statuses": status_rows,
              "detectors": detector_rows, "n_tokens": codes.n_rows}
   return tables.FeatureTables({"status_F": status_F, **columns}, token_strings, domains, summary)
 
 
 def density_figures(status_F: np.ndarray, density_F: np.ndarray) -> dict[str, float | int]:
-  """Fractions of features that are alive, ultralow and dead; how many fire on over 1 % of tokens; the median density.
+  """Fractions of features of each kind; how many fire on over 1 % of tokens; the median density.
 
-  Ultralow features are alive, too. The median is that of the alive features.
+  Faint and ultralow features are alive, too. The median is that of the alive features.
   """
   return {
       "alive_fraction": float(np.mean(status_F != tables.DEAD)),
+      "faint_fraction": float(np.mean(status_F == tables.FAINT)),
       "ultralow_fraction": float(np.mean(status_F == tables.ULTRALOW)),
       "dead_fraction": float(np.mean(status_F == tables.DEAD)),
       "n_features": len(status_F),

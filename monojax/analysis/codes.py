@@ -3,7 +3,6 @@
 import dataclasses
 import typing
 
-import jax
 import numpy as np
 
 from monojax import metrics
@@ -11,6 +10,7 @@ from monojax.host_memory import total_bytes
 
 # What a non-zero activation takes while they are sorted.
 BYTES_PER_ENTRY = 26
+Watch = typing.Callable[[np.ndarray, np.ndarray, np.ndarray, typing.Any], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,18 +33,37 @@ class Codes:
     entries = slice(self.start_F[index], self.start_F[index + 1])
     return self.row_P[entries], self.value_P[entries]
 
+  def sums(self) -> tuple[np.ndarray, np.ndarray]:
+    """(sum_F, square_F): each feature's activations and their squares, added up over the rows, in float64."""
+    alive_F = np.diff(self.start_F) > 0
+    added = np.zeros((2, len(alive_F)))
+    if alive_F.any():
+      starts = self.start_F[:-1][alive_F]  # a dead feature has no entries, so that each part ends where the next begins
+      added[0, alive_F] = np.add.reduceat(self.value_P, starts, dtype=np.float64)
+      added[1, alive_F] = np.add.reduceat(np.square(self.value_P), starts, dtype=np.float64)
+    return added[0], added[1]
 
-def collect(encode: typing.Callable[[typing.Any], jax.Array | np.ndarray],
+  def on_rows(self, rows_N: np.ndarray) -> "Codes":
+    """The activations on those rows that the bools `rows_N` choose, numbered anew; all of them count."""
+    kept_P, number_N = rows_N[self.row_P], np.cumsum(rows_N) - 1
+    before_P = np.concatenate([[0], np.cumsum(kept_P)])
+    return Codes(int(rows_N.sum()), before_P[self.start_F], number_N[self.row_P[kept_P]].astype(np.int32),
+                 self.value_P[kept_P])
+
+
+def collect(encode: typing.Callable[[typing.Any], typing.Any],
             batches: typing.Iterable[tuple[typing.Any, int]], n_rows: int, description: str,
-            rank_N: np.ndarray | None = None) -> Codes:
+            rank_N: np.ndarray | None = None, watch: Watch | None = None) -> Codes:
   """Encodes batches and keeps the activations that are not zero.
 
   Args:
-    encode: batch -> activations of shape (rows of the batch, F).
+    encode: batch -> activations of shape (rows of the batch, F); with `watch`, a pair of these and of its neurons.
     batches: pairs of a batch and the number of its leading rows that count.
     n_rows: N, the rows of all batches that count.
     description: label of the progress bar.
     rank_N: the number that each row gets; by default rows are numbered in the order in which they come.
+    watch: is called for each batch with the rows in the batch, the numbers and the activations of the features that
+      fire there, and with the neurons.
 
   Returns:
     `Codes`, 8 bytes for each non-zero activation; up to `BYTES_PER_ENTRY` while they are sorted.
@@ -54,8 +73,9 @@ def collect(encode: typing.Callable[[typing.Any], jax.Array | np.ndarray],
   values: list[np.ndarray] = []
   start, n_features = 0, 0
 
-  def keep(n_used, f_NF):
+  def keep(n_used, encoded):
     nonlocal start, n_features
+    f_NF, x_NM = encoded if watch else (encoded, None)
     f_NF = np.asarray(f_NF)[:n_used]
     n_features = f_NF.shape[1]
     entry_P = np.flatnonzero(f_NF)
@@ -63,6 +83,8 @@ def collect(encode: typing.Callable[[typing.Any], jax.Array | np.ndarray],
     rows.append((row_P + start).astype(np.int32))
     features.append(feature_P.astype(np.uint16 if n_features <= 65_536 else np.int32))
     values.append(f_NF.reshape(-1)[entry_P].astype(np.float32))
+    if watch:
+      watch(row_P, feature_P, values[-1], x_NM[:n_used])
     start += n_used
     bar.update(n_used)
 

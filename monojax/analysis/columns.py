@@ -40,16 +40,19 @@ class Kind(enum.StrEnum):
   ACTIVATION_HISTOGRAM = "activation_histogram"  # counts (the largest activation, where the last bin ends)
   LOGIT_HISTOGRAM = "logit_histogram"  # counts (the smallest and largest logit weight, where the bins begin and end)
   NEURONS = "neurons"                # numbers of neurons (their weights, their shares of the L1 norm)
+  NEURON = "neuron"                  # the number of one neuron; -1 is none
+  FEATURES = "features"              # numbers of other features (how similar each is), with links to their pages
   EXAMPLES = "examples"              # examples' tokens (activations, domains, documents), at the right of the page
 
 
-ONE_NUMBER = frozenset({Kind.NUMBER, Kind.ACTIVATION, Kind.PERCENT, Kind.LOG_DENSITY, Kind.STATUS})
+ONE_NUMBER = frozenset({Kind.NUMBER, Kind.ACTIVATION, Kind.PERCENT, Kind.LOG_DENSITY, Kind.STATUS, Kind.NEURON})
 CELL_KINDS = ONE_NUMBER | {Kind.SPARKLINE, Kind.TOP_TOKENS, Kind.WEIGHTED_TOKENS, Kind.TOP_DOMAIN, Kind.TOP_SHARE}
 ENTRY_KINDS = (ONE_NUMBER - {Kind.STATUS}) | {Kind.WEIGHTED_TOKENS, Kind.DOMAINS, Kind.ACTIVATION_HISTOGRAM,
-                                              Kind.LOGIT_HISTOGRAM, Kind.NEURONS, Kind.EXAMPLES}
+                                              Kind.LOGIT_HISTOGRAM, Kind.NEURONS, Kind.FEATURES, Kind.EXAMPLES}
 N_BESIDE = {Kind.WEIGHTED_TOKENS: 1, Kind.ACTIVATION_HISTOGRAM: 1, Kind.LOGIT_HISTOGRAM: 1, Kind.NEURONS: 2,
-            Kind.EXAMPLES: 3}  # how many columns beside its own a kind draws; the others draw none
-STATUSES = ("regular", "ultralow", "dead")  # what 0, 1 and 2 mean in `status_F`; the first two are alive
+            Kind.FEATURES: 1, Kind.EXAMPLES: 3}  # how many columns beside its own a kind draws; the others draw none
+# What 0, 1, 2 and 3 mean in `status_F`. All but dead features are alive; monojax before 0.2 called faint ones regular.
+STATUSES = ("regular", "ultralow", "dead", "faint")
 RESERVED_KEYS = frozenset({"id", "q", "sort", "dir", "page"})  # what the list's address uses for itself
 
 
@@ -111,8 +114,8 @@ class Column:
       Empty for the columns that there always were.
     beside: names of columns that belong to this one: an analysis that has this one must have them, and they are drawn
       together with it.
-    refers_to: "token" where its entries are token ids, "domain" where they are places in the list of domains (-1 is
-      none), otherwise empty.
+    refers_to: "token" where its entries are token ids, "domain" where they are places in the list of domains,
+      "feature" where they are numbers of features (-1 is none), otherwise empty.
 
   Raises:
     InputError: the name has no axes, a kind is not one that the list or the page draws, a kind that draws one number a
@@ -186,10 +189,13 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "status_F", "int8",
         "Whether the feature is dead (2: it fires on none of the analysed tokens) or alive, and then whether it is "
-        "ultralow (1: it fires on a smaller fraction of them than the bound that was set) or regular (0).",
+        "ultralow (1: it fires on a smaller fraction of them than the bound that was set), faint (3: it only fires so "
+        "weakly that firings like these hardly matter to reconstructions) or regular (0). Before monojax 0.2 faint "
+        "features were called regular.",
         cells=(Cell("Status", Kind.STATUS, filterable=True, wide_only=True,
                     help="Dead features never fired on the analysed text; all others are alive. Of these, ultralow "
-                         "ones fire very rarely, and regular ones more often."),)),
+                         "ones fire very rarely, faint ones only so weakly that it hardly matters, and the others are "
+                         "regular."),)),
     Column(
         "density_F", "float32", "The fraction of the analysed tokens on which the feature fires.",
         cells=(Cell("Density", Kind.LOG_DENSITY, filterable=True, hover="n_fires_F",
@@ -296,4 +302,30 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "top_neuron_l1_share_FN", "float32",
         "The absolute values of `top_neuron_weights_FN` as fractions of the L1 norm of the decoder direction."),
+    Column(
+        "best_neuron_F", "int32",
+        "The number of the neuron whose activation correlates best with the feature's over the analysed tokens, by the "
+        "size of the correlation; -1 where the feature is dead. Where the dictionary reads several sites, the second's "
+        "neurons are numbered on from the first's, and so on.",
+        entry=Entry("Best neuron", "Neuron", Kind.NEURON), since="0.2", beside=("best_neuron_correlation_F",)),
+    Column(
+        "best_neuron_correlation_F", "float32",
+        "Pearson's correlation of the feature's activation with that of `best_neuron_F`; 0 where the feature is dead.",
+        entry=Entry("Best neuron", "Correlation", Kind.NUMBER), since="0.2"),
+    Column(
+        "nearest_ids_F10", "int32",
+        "The numbers of the 10 features, of those that are not dead, whose decoder directions have the largest cosines "
+        "with the feature's own; -1 where there are not so many, and where the feature is dead.",
+        entry=Entry("Nearest by direction", "Cosine", Kind.FEATURES), since="0.2", refers_to="feature",
+        beside=("nearest_cosines_F10",)),
+    Column("nearest_cosines_F10", "float32", "The cosines of `nearest_ids_F10`; 0 where there is none.", since="0.2"),
+    Column(
+        "together_ids_F10", "int32",
+        "The numbers of the 10 features whose activations over the analysed tokens correlate best with the feature's "
+        "own; -1 where fewer than 10 correlate positively.",
+        entry=Entry("Fire together", "Correlation", Kind.FEATURES), since="0.2", refers_to="feature",
+        beside=("together_correlations_F10",)),
+    Column(
+        "together_correlations_F10", "float32",
+        "Pearson's correlations of `together_ids_F10`; 0 where there is none.", since="0.2"),
 )

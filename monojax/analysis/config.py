@@ -29,6 +29,10 @@ class AnalysisConfig:
                                                  "globs joined by |; those without text are left out")
   ultralow_density: float = option(1e-5, "features that fire on a smaller fraction of tokens, but do fire, "
                                          "count as ultralow; the paper's 1e-6 needs its 100 million tokens", FRACTION)
+  faint_share: float = option(1e-2, "features that only fire weakly count as faint: weak are the weakest firings that "
+                                    "together make up this share of what all features add to reconstructions", FRACTION)
+  n_share_tokens: int = option(16_384, "held-out tokens on which the share of each kind of features in the recovered "
+                                       "cross-entropy is measured; 0 = it is not", NOT_NEGATIVE)
   n_scale_tokens: int = option(65_536, "held-out tokens on which the scale of the last norm is measured, which logit "
                                        "weights are divided by", COUNT)
   min_token_count: int = option(10, "tokens seen less often in training text get no logit weights", NOT_NEGATIVE)

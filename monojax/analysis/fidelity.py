@@ -1,7 +1,7 @@
 """How faithful a dictionary is on held-out text: L0, explained variance, cross-entropy recovered.
 
 Letters: B contexts of a batch, T positions, U = T + 1 tokens of a context and its last target, N = B * T rows, M width
-of the sites read, O width of the sites written, F features, C contexts.
+of the sites read, O width of the sites written, F features, J selections of them, C contexts.
 """
 
 import collections.abc
@@ -154,14 +154,7 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
               f"kl_{name}": (divergence(clean, output) * weight_BT).sum()}
     y_NO = side_by_side(sites, writes)
     y_hat_NO, f_NF = sae.apply({"params": sae_params}, side_by_side(sites, reads))
-    ends = np.cumsum([sites[name].shape[-1] for name in writes])[:-1]
-
-    def replace_by(value):
-      """The edit that puts a value, (..., O), in the place of the sites written, at positions that count."""
-      parts = jnp.split(jnp.broadcast_to(value, (*inputs_BT.shape, y_NO.shape[1])), ends, axis=-1)
-      changed = lambda x, part: part if counts_BT1 is None else jnp.where(counts_BT1, part, x)
-      return {name: lambda x, part=part: changed(x, part.astype(x.dtype))
-              for name, part in zip(writes, parts, strict=True)}
+    replace_by = functools.partial(_replacing, sites=sites, writes=writes, counts_BT1=counts_BT1)
     total = lambda value_N: (value_N * weight_N).sum()
     norm_N = jnp.linalg.norm(y_NO, axis=1)
     baseline = {}
@@ -180,6 +173,67 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
         "not_zero": total(norm_N > 0), "fired_F": weight_N @ (f_NF > 0).astype(jnp.float32),
     }
   return sums
+
+
+def _replacing(value, sites, writes, counts_BT1):
+  """The edit that puts a value, (..., O), in the place of the sites written, at positions that count (None: all do)."""
+  widths = [sites[name].shape[-1] for name in writes]
+  value_BTO = jnp.broadcast_to(value, (*sites[writes[0]].shape[:2], sum(widths)))
+  parts = jnp.split(value_BTO, np.cumsum(widths)[:-1], axis=-1)
+  changed = lambda x, part: part if counts_BT1 is None else jnp.where(counts_BT1, part, x)
+  return {name: lambda x, part=part: changed(x, part.astype(x.dtype))
+          for name, part in zip(writes, parts, strict=True)}
+
+
+def spliced_losses(subject: LoadedSubject, sae: SAE, keep_JF: np.ndarray, tokens: Tokens, n_tokens: int,
+                   batch_contexts: int | None = None, kept: Kept = EVERY) -> np.ndarray:
+  """The cross-entropy of the subject with a dictionary spliced in of which only some features are kept.
+
+  Args:
+    subject, sae, tokens, n_tokens, batch_contexts, kept: as for `fidelity`.
+    keep_JF: for each of J losses which features keep their activations; the others are set to 0.
+
+  Returns:
+    The mean losses of the next token in nats, (J,), float64.
+  """
+  batch_contexts = batch_contexts or contexts_per_batch(subject)
+  losses_of = _make_losses(subject.model, sae.model, sae.reads, sae.writes, kept)
+  total_J, n_counted = np.zeros(len(keep_JF)), 0.0
+  context_C = tokens.choose(subject.n_context + 1, n_tokens)
+  with metrics.progress(len(context_C) * subject.n_context, "tokens", "parts", scale=True) as bar:
+    for first in range(0, len(context_C), batch_contexts):
+      index_B = context_C[first:first + batch_contexts]
+      weight_B = (np.arange(batch_contexts) < len(index_B)).astype(np.float32)
+      padded_B = np.pad(index_B, (0, batch_contexts - len(index_B)), mode="edge")
+      tokens_BU = tokens.context(padded_B, subject.n_context + 1)
+      loss_J, counted = losses_of(subject.params, sae.params, tokens_BU, weight_B, keep_JF)
+      total_J += np.asarray(loss_J, np.float64)
+      n_counted += float(counted)
+      bar.update(len(index_B) * subject.n_context)
+  return total_J / n_counted
+
+
+@functools.lru_cache(maxsize=8)
+def _make_losses(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes: tuple[str, ...], kept: Kept):
+  """The compiled sums of `spliced_losses` over a batch's weighted contexts, and the number of tokens in them."""
+  @jax.jit
+  def losses(subject_params, sae_params, tokens_BU, weight_B, keep_JF):
+    inputs_BT, targets_BT = tokens_BU[:, :-1], tokens_BU[:, 1:]
+    _, sites = subject.apply({"params": subject_params}, inputs_BT, wanted=tuple(dict.fromkeys(reads + writes)))
+    weight_BT = jnp.broadcast_to(weight_B[:, None], inputs_BT.shape)
+    counts_BT1 = None if kept.all else kept.counts(inputs_BT, sites)[..., None]
+    if counts_BT1 is not None:
+      weight_BT = weight_BT * counts_BT1[..., 0]
+    x_NM = side_by_side(sites, reads)
+    f_NF = sae.apply({"params": sae_params}, x_NM, method="encode")
+
+    def loss(keep_F):
+      y_NO = sae.apply({"params": sae_params}, jnp.where(keep_F[None], f_NF, 0), None, x_NM, method="decode")
+      edit = _replacing(y_NO.reshape(*inputs_BT.shape, -1), sites, writes, counts_BT1)
+      output, _ = subject.apply({"params": subject_params}, inputs_BT, edit, wanted=())
+      return (next_token_loss(output, targets_BT) * weight_BT).sum()
+    return jax.lax.map(loss, keep_JF), weight_BT.sum()
+  return losses
 
 
 def _effects(total, n_tokens, n_contexts):

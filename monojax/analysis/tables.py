@@ -21,7 +21,7 @@ EXAMPLE_GROUPS = (("Top activations", 20),
                   ("Bottom activations", 20))
 N_EXAMPLES = sum(size for _, size in EXAMPLE_GROUPS)
 
-REGULAR, ULTRALOW, DEAD = 0, 1, 2  # the values of `status_F`; `columns.STATUSES` has their names
+REGULAR, ULTRALOW, DEAD, FAINT = 0, 1, 2, 3  # the values of `status_F`; `columns.STATUSES` has their names
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from monojax.config import require
 N_SPARK_BINS = 20       # bins of the small activation histogram
 N_LISTED_TOKENS = 8     # distinct top activating tokens that a search looks at
 N_LISTED_DOMAINS = 20   # domains that a feature's page lists; the others are summed up
-SUMMARY_KEYS = ("figures", "density_histogram", "detectors", "frontier", "config")
+SUMMARY_KEYS = ("figures", "density_histogram", "statuses", "detectors", "frontier", "config")
 
 
 class Strings:
@@ -50,7 +50,8 @@ def shown_columns(tables: FeatureTables, described: Iterable[Column]) -> list[Co
 
 def check(tables: FeatureTables, described: Iterable[Column]) -> None:
   """Raises `InputError` where a list of the tables is too short for what the columns refer to."""
-  lists = {"token": ("token_strings", tables.token_strings), "domain": ("domains", tables.domains)}
+  lists = {"token": ("token_strings", tables.token_strings), "domain": ("domains", tables.domains),
+           "feature": ("features", range(tables.n_features))}
   for column in described:
     if column.refers_to and tables.has(column.name):
       name, values = lists[column.refers_to]

@@ -18,6 +18,7 @@ STATE_BYTES = 16  # of each parameter of a dictionary in training: itself, its g
 _SAVED_BYTES = 16  # of each on disk: checkpoints with parameters and moments, and the finished dictionary
 _PASSES_OF_FIDELITY = 4  # as it is, spliced, with zero and with the mean
 _PASSES_OF_DETECTORS = 4  # features and neurons, each on training and on held-out text
+_PASSES_OF_SHARES = 6  # as it is, spliced with no feature, with all, and with those of each of three kinds
 _SAMPLES = 4  # texts that a subject writes
 _TEXT_BYTES = 4  # of text in a token, about
 _UPDATE_PASSES = 10  # reads and writes of a dictionary's parameters in a step: gradients, moments, norms
@@ -191,6 +192,7 @@ def stages_of(config: RunConfig, a: "Architecture", item: int, n_available: int 
   analysis.traffic += n_analysed * _CODE_PASSES * 4 * sae.n_features
   if a.causal:
     analysis.add(measured.n_scale_tokens, pass_of(a, None), n_context, seen, item)
+    analysis.add(_PASSES_OF_SHARES * measured.n_share_tokens, whole, n_context, seen, item)
     analysis.operations += 2 * a.d_model * (a.vocab_size + n_written) * sae.n_features
   return [subject, activations, training, *([frontier] if frontier.operations else []), analysis]
 

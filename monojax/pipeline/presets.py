@@ -67,7 +67,8 @@ PRETRAINED = RunConfig(
     sae=SAEConfig(
         recipe="batchtopk", k=32, n_features=8192, batch_rows=1024, n_steps=1500, learning_rate=2e-3, warmup_steps=50,
         decay_fraction=0.3, dead_window_steps=200, checkpoint_every_steps=250, val_tokens=8192),
-    analysis=AnalysisConfig(n_tokens=200_000, n_detector_tokens=32_768, n_scale_tokens=8192, batch_contexts=8),
+    analysis=AnalysisConfig(n_tokens=200_000, n_detector_tokens=32_768, n_scale_tokens=8192, n_share_tokens=2048,
+                            batch_contexts=8),
 )
 
 PRESETS = {"demo": DEMO, "small": SMALL, "paper": PAPER, "pretrained": PRETRAINED}

@@ -43,6 +43,10 @@ const kinds = (() => {
     rangeName: (heading) => `log₁₀ ${heading}`,
   };
 
+  // A number that is a name, with -1 for none.
+  const neuronName = (value) => (value < 0 ? "–" : String(value));
+  const neuron = {...number, cell: neuronName, line: (value) => [neuronName(value), ""]};
+
   const status = {
     cell: (value) => element("span", {class: `badge ${data.index.statuses[value]}`}, data.index.statuses[value]),
     sortKey: number.sortKey,
@@ -93,7 +97,7 @@ const kinds = (() => {
   };
 
   return {
-    number, percent, status,
+    number, percent, neuron, status,
     activation: {...number, cell: (value) => dom.fixed(value, 2)},
     log_density: logDensity,
     sparkline: {cell: (digits) => charts.sparkline(digits)},

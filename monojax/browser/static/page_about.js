@@ -11,13 +11,17 @@ app.page((() => {
       "coloured by activation over the feature's largest one, its max, since features differ in scale."],
     ["Density", "The share of tokens on which a feature fires (activation above zero). Real features of " +
       "the paper lie about 10⁻⁴ to 10⁻². Shown as a base-10 logarithm."],
-    ["Alive, regular, ultralow, dead", "An alive feature fired at all on the text that was looked at, a dead one " +
-      "never. Of the alive ones, ultralow features fire so rarely that they are seldom meaningful; the others are " +
-      "called regular here. Ultralow and dead features are listed apart from the regular ones, as in the paper."],
+    ["Alive, regular, faint, ultralow, dead", "An alive feature fired at all on the text that was looked at, a dead " +
+      "one never. Of the alive ones, ultralow features fire so rarely that they are seldom meaningful, and faint " +
+      "ones only so weakly that reconstructions would hardly miss them; the others are called regular here. Only " +
+      "these are listed at first, as in the paper."],
     ["L0", "The mean number of features that fire on a token. Lower is sparser, thus easier to read."],
     ["CE recovered", "How much of the language model's performance survives when activations are replaced " +
       "by the dictionary's reconstruction: 100 % is as good as untouched, 0 % as bad as removing the " +
       "activations. CE is the cross entropy of the next token."],
+    ["Variance carried, CE carried", "What the features of a kind add to reconstructions, as a share of what all " +
+      "features add (of the sum of squares); and how much of what all features do for the model's predictions " +
+      "they do alone. The latter need not add up to 100 %."],
     ["Explained variance", "The share of the activations' variance that the reconstruction accounts for."],
     ["Logit weights", "The direct effect of a feature on the next token: its decoder direction through the " +
       "output weights, with the median over the vocabulary at zero."],
@@ -67,6 +71,16 @@ app.page((() => {
       xLabel: "log₁₀ density", yLabel: "features"}));
   }
 
+  function statuses(rows) {
+    const heads = ["Kind", "Features", "Density", "Encoder bias", "Encoder · decoder", "Max", "Variance carried",
+      "CE carried"];
+    return section("Kinds of features",
+      element("p", {}, "Medians of the features of each kind, and what they carry together."),
+      table(heads.map((head, i) => [head, i > 0]), rows.map((row) => [row.status, dom.number(row.features),
+        dom.percent(row.density), dom.number(row.encoder_bias), dom.fixed(row.encoder_decoder_cosine, 2),
+        dom.fixed(row.max_act, 2), dom.percent(row.variance_share), dom.percent(row.ce_share)])));
+  }
+
   function detectors(rows) {
     return section("Detectors of a class of text",
       element("p", {}, "For each class the feature that detects it best, beside the best single neuron."),
@@ -114,7 +128,8 @@ app.page((() => {
     const summary = data.index.summary;
     const part = (name, draw) => (summary[name] ? draw(summary[name]) : null);
     const panels = [part("figures", figures), part("density_histogram", densities),
-                    part("frontier", frontier), part("detectors", detectors), part("config", configuration)];
+                    part("statuses", statuses), part("frontier", frontier), part("detectors", detectors),
+                    part("config", configuration)];
     main.replaceChildren(element("h1", {}, "About the run"), counts(),
       element("div", {class: "about"}, panels), terms());
     scrollTo(0, 0);

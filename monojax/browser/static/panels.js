@@ -26,6 +26,16 @@ const panels = (() => {
       [String(neuron), dom.signed(weights[i], 3), dom.percent(shares[i])]));
   }
 
+  // Links to other features, each with the token on which it fires most; -1 is none.
+  function features(entry, {feature}) {
+    const [similarities] = beside(entry, feature);
+    const tokens = data.cells.find(({kind}) => kind === "top_tokens");
+    const rows = feature[entry.name].flatMap((id, i) => (id < 0 ? [] : [[
+      [dom.link(`#/feature/${id}`, String(id)), " ", tokens ? kinds.top_tokens.cell(tokens.values[id]) : null].flat(),
+      dom.fixed(similarities[i], 3)]]));
+    return rows.length ? table(["Feature", entry.label], rows) : null;
+  }
+
   function activationHistogram(entry, {feature}) {
     const [largest] = beside(entry, feature);
     const counts = feature[entry.name];
@@ -131,7 +141,7 @@ const panels = (() => {
   }
 
   return {
-    neurons, domains, examples, weighted_tokens: weightedTokens,
+    neurons, features, domains, examples, weighted_tokens: weightedTokens,
     activation_histogram: activationHistogram, logit_histogram: logitHistogram,
   };
 })();
