@@ -45,7 +45,6 @@ def seconds(functions):
 def main():
   import jax
   import jax.numpy as jnp
-
   from jax.sharding import PartitionSpec as P
 
   from monojax import mesh as meshes

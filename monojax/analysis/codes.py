@@ -75,8 +75,7 @@ def collect(encode: typing.Callable[[typing.Any], typing.Any],
 
   def keep(n_used, encoded):
     nonlocal start, n_features
-    f_NF, x_NM = encoded if watch else (encoded, None)
-    f_NF = np.asarray(f_NF)[:n_used]
+    f_NF = np.asarray(encoded[0] if watch else encoded)[:n_used]
     n_features = f_NF.shape[1]
     entry_P = np.flatnonzero(f_NF)
     row_P, feature_P = np.divmod(entry_P, n_features)
@@ -84,7 +83,7 @@ def collect(encode: typing.Callable[[typing.Any], typing.Any],
     features.append(feature_P.astype(np.uint16 if n_features <= 65_536 else np.int32))
     values.append(f_NF.reshape(-1)[entry_P].astype(np.float32))
     if watch:
-      watch(row_P, feature_P, values[-1], x_NM[:n_used])
+      watch(row_P, feature_P, values[-1], encoded[1][:n_used])
     start += n_used
     bar.update(n_used)
 
