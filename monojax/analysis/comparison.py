@@ -128,8 +128,8 @@ def compare_rows(config: CompareConfig, a: SAE, b: SAE, x_a_NM: np.ndarray, x_b_
     for first in range(n_batches):
       parts = [np.asarray(x_NM[first::n_batches], np.float32) for x_NM in (x_a_NM, x_b_NM)]
       n_used = len(parts[0])
-      padded = [jnp.asarray(np.pad(part_NM, ((0, _ROWS_AT_ONCE - n_used), (0, 0)))) for part_NM in parts]
-      yield Batch(*padded, jnp.arange(_ROWS_AT_ONCE) < n_used), n_used
+      a_NM, b_NM = (jnp.asarray(np.pad(part_NM, ((0, _ROWS_AT_ONCE - n_used), (0, 0)))) for part_NM in parts)
+      yield Batch(a_NM, b_NM, jnp.arange(_ROWS_AT_ONCE) < n_used), n_used
   codes = _codes(batches, a.encode, b.encode, (a.n_features, b.n_features), "features", len(x_a_NM))
   return _compared(config, batches, codes, a, b, same)
 
@@ -207,9 +207,8 @@ def _compared(config: CompareConfig, batches: Batches, codes: tuple[Codes, Codes
     random_FO = np.random.default_rng(config.seed).standard_normal(b_FO.shape, np.float32)
     matches |= {"cosine": matching.matched(table(), *use),
                 "cosine_random": matching.matched(matching.cosine_blocks(a_FO, random_FO), *use)}
-  encoders = [_random_encoder(batches, i, part, config.seed) for i, part in enumerate(codes)]
-  random = _codes(batches, *encoders, tuple(len(part.start_F) - 1 for part in codes), "random directions",
-                  codes[0].n_rows)
+  random_a, random_b = (_random_encoder(batches, i, part, config.seed) for i, part in enumerate(codes))
+  random = _codes(batches, random_a, random_b, (len(use[0]), len(use[1])), "random directions", codes[0].n_rows)
   matches["correlation_random"] = matching.matched(matching.correlation_blocks(*random),
                                                    *_often(random, config.min_fires))
   if not (same and a.reads == b.reads) and (neurons := _neurons(batches)):

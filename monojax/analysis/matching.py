@@ -83,7 +83,8 @@ def matched(blocks: Blocks, use_a_F: np.ndarray, use_b_F: np.ndarray, edges_abov
   n_a, n_b = len(use_a_F), len(use_b_F)
   best_a_F, value_a_F = np.full(n_a, -1), np.full(n_a, -np.inf)
   best_b_F, value_b_F = np.full(n_b, -1), np.full(n_b, -np.inf)
-  edges, values = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
+  edges: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
+  values: list[np.ndarray] = [np.zeros(0)]
   for first, table_JF in blocks:
     used_JF = use_a_F[first:first + len(table_JF), None] & use_b_F[None] & np.isfinite(table_JF)
     table_JF = np.where(used_JF, table_JF, -np.inf).astype(np.float64)

@@ -98,9 +98,11 @@ def universality(run: RunFolder, config: CompareConfig, dictionary: str, other: 
   require(other, "--other", other, "name the folder of a run whose subject was trained with another seed on the same "
           "tokens")
   a, b = _choose(run, dictionary, other, other_dictionary)
-  require(b.run is not None and not _is_given(run) and not _is_given(b.run), "--other", other,
+  run_b = b.run
+  require(run_b is not None and not _is_given(run) and not _is_given(run_b), "--other", other,
           "universality is about two runs that have a subject each")
-  require(not _same_subject(run, b.run), "--other", other,
+  assert run_b is not None
+  require(not _same_subject(run, run_b), "--other", other,
           "has the same subject as the run: train one with another --subject.seed, or use `monojax compare`")
   found = _on_text(config, a, b)
   _print_universality(a, b, found)
@@ -193,9 +195,9 @@ def _on_rows(config: CompareConfig, a: Chosen, b: Chosen) -> "Comparison":
   settings = [load.activations_config(run) for run in (a.run, run_b)]
   opened = [open_given(load.origin_of(run, of, run.require_stage("activations")["identity"]), chosen.sae.sites)
             for chosen, run, of in zip((a, b), (a.run, run_b), settings, strict=True)]
-  x_NM = [chosen.sae.model.wiring.inputs(rows_NM)
-          for chosen, rows_NM in zip((a, b), _given_rows(config, *opened), strict=True)]
-  return comparison.compare_rows(config, a.sae, b.sae, *x_NM, same=settings[0].url == settings[1].url)
+  x_a_NM, x_b_NM = (chosen.sae.model.wiring.inputs(rows_NM)
+                    for chosen, rows_NM in zip((a, b), _given_rows(config, *opened), strict=True))
+  return comparison.compare_rows(config, a.sae, b.sae, x_a_NM, x_b_NM, settings[0].url == settings[1].url)
 
 
 def _given_rows(config: CompareConfig, a: "RowStore | Source", b: "RowStore | Source") -> tuple:
