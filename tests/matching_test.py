@@ -309,6 +309,7 @@ def test_a_dictionary_of_other_files_is_compared_in_the_runs_subject(copied, tmp
   assert "theirs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_runs_that_were_given_their_activations_are_compared(tmp_path):
   np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(4000, 12)).astype(np.float32))
   mine, other = tmp_path / "mine", tmp_path / "other"
