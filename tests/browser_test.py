@@ -222,8 +222,8 @@ def test_dead_and_unknown_features_say_so(page):
 def test_about_page(page, tables):
   driver = page("#/about")
   assert texts(driver, "main h2") == [
-      "Figures", "Densities", "Sparsity against fidelity", "Detectors of a class of text", "Configuration",
-      "Terms"]
+      "Figures", "Densities", "Kinds of features", "Sparsity against fidelity", "Detectors of a class of text",
+      "Configuration", "Terms"]
   assert len(driver.find_elements("css selector", ".point.run")) == len(tables.summary["frontier"])
   assert json.loads(texts(driver, "pre")[0]) == tables.summary["config"]
   first = tables.summary["detectors"][0]["feature"]
