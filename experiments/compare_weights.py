@@ -74,7 +74,7 @@ def _quantised(tensor):
       return dequantize(quantize(np.asarray(tensor.read(start, stop), np.float32), kind), kind)
     except NotImplementedError as error:
       raise InputError(f"--quantise={_QUANTISE.value!r}: the package gguf does not quantise to it") from error
-  return dataclasses.replace(tensor, read=read)
+  return dataclasses.replace(tensor, read=read, read_into=None)  # which would read the file as it is
 
 
 def _measured(run, subject, tokens, context_C):

@@ -212,3 +212,13 @@ def test_half_precision_is_near_full_precision(made):
   # Rounding the weights alone gives 0.010; the largest of single errors would depend on the order of sums.
   error = np.sqrt(np.square(got - expected).mean() / np.square(expected).mean())
   assert got.dtype == jnp.float32 and 0.005 < error < 0.02
+
+
+def test_numbers_that_are_changed_on_the_way_reach_the_parameters(made):
+  folder, _, _, params = made("llama")
+  weights = open_weights(folder)
+  double = lambda tensor: dataclasses.replace(tensor, read=lambda *rows: 2 * tensor.read(*rows), read_into=None)
+  changed = dataclasses.replace(weights, tensors={name: double(tensor) for name, tensor in weights.tensors.items()})
+  assert all(tensor.read_into for tensor in weights.tensors.values())  # otherwise read straight into place
+  _, found = load_params(changed, jnp.float32)
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * np.asarray(b)), found, params)

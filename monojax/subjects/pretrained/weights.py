@@ -49,7 +49,8 @@ class StoredTensor:
     read: (start, stop) -> these of its rows, that is of its first axis.
     by_rows: whether some rows can be read without the others; otherwise all of them are asked for.
     read_into: (start, target) -> reads the rows from `start` on into an array of the tensor's own type, in C order,
-      until that is full; None where the file does not hold them so.
+      until that is full; None where the file does not hold them so. Where it is given, `read` may not be called: a
+      tensor whose numbers are changed on the way must have none.
     dtype: the tensor's own type, where `read_into` is given.
   """
   shape: tuple[int, ...]
