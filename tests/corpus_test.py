@@ -221,6 +221,20 @@ def test_max_bytes_stops_after_that_much_text(tmp_path):
   assert len(read(path, max_bytes=1000)[0]) == 10
 
 
+def test_a_fraction_of_the_documents_is_chosen_by_their_text_alone(tmp_path):
+  texts = [f"document {i}" for i in range(1000)]
+  path = write(tmp_path / "x.jsonl", b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts))
+  tenth = [document.text for document in read(path, fraction=0.1)[0]]
+  assert 60 < len(tenth) < 140
+  half = [document.text for document in read(path, fraction=0.5)[0]]
+  assert set(tenth) < set(half) and 430 < len(half) < 570
+  assert [document.text for document in read(path, fraction=0.1, seed=1)[0]] != tenth
+  other = write(tmp_path / "y.jsonl", b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts[::-1]))
+  assert [document.text for document in read(other, fraction=0.1)[0]] == tenth[::-1]
+  with pytest.raises(InputError, match="tokens.fraction=1e-09: none of the 1,000 documents is among so few"):
+    read(path, fraction=1e-9)
+
+
 def test_sample_is_multilingual_and_labelled():
   found, problems = read()
   assert len(found) == 2295 and not problems.message()
@@ -251,6 +265,7 @@ def test_hugging_face_datasets_are_streamed(monkeypatch):
 
 @pytest.mark.parametrize("field, value", [
     ("vocab_size", 256), ("val_fraction", 0.0), ("val_fraction", 1.0), ("seed", -1), ("max_bytes", -1),
+    ("fraction", 0.0), ("fraction", 1.5),
     ("tokenizer_bytes", 0), ("text_field", ""), ("paths", ("",))])
 def test_configuration_names_the_bad_field(field, value):
   with pytest.raises(InputError, match=f"tokens.{field}="):

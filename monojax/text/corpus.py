@@ -1,11 +1,12 @@
 """The corpus: documents from files or a Hugging Face dataset, read one by one in a fixed order and bounded memory."""
 
+import hashlib
 import json
 import re
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 
-from monojax.config import InputError
+from monojax.config import InputError, require
 from monojax.text import lines, sources
 from monojax.text.chat import Render
 from monojax.text.config import DOMAIN_FIELD, TextConfig
@@ -34,9 +35,20 @@ class Document(typing.NamedTuple):
   domain: str | None
 
 
+def draw(text: bytes, seed: int, purpose: str) -> int:
+  """The number in [0, 2**64) that a document's text draws; other seeds and purposes give independent draws."""
+  key = seed.to_bytes(16, "little")
+  return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=key, person=purpose.encode()).digest(), "little")
+
+
+def is_among(drawn: int, fraction: float) -> bool:
+  """Whether a document with this draw belongs to the given fraction of all documents."""
+  return drawn < fraction * 2.0**64
+
+
 def documents(config: TextConfig, problems: Problems, end_token: str = END_OF_TEXT,
               render: Render | None = None) -> Iterator[Document]:
-  """Yields every document of the corpus that can be used, always in the same order.
+  """Yields the documents of the corpus that can be used, or a fraction of them, always in the same order.
 
   A plain file of more than about 16,000 characters, and any other document of more than about a million, becomes
   several documents, cut after a paragraph, a line or a word.
@@ -49,21 +61,28 @@ def documents(config: TextConfig, problems: Problems, end_token: str = END_OF_TE
 
   Raises:
     InputError: paths are wrong (see `resolve`), a file is in an unknown encoding, or the corpus has been read and held
-      no document that can be used, or not one record with the field that `config.domain_field` names.
+      no document that can be used, none of them was chosen, or no record has the field that `config.domain_field`
+      names.
     OSError: a file or the network failed; the error names what was read.
   """
-  n_bytes = n_documents = 0
+  n_bytes = n_documents = n_chosen = 0
   for source in resolve(config.paths):
     for document in documents_of(source, config, problems, end_token, render):
-      yield document
       n_documents += 1
-      n_bytes += len(document.text.encode())
+      text = document.text.encode()
+      if config.fraction < 1 and not is_among(draw(text, config.seed, "use"), config.fraction):
+        continue
+      yield document
+      n_chosen += 1
+      n_bytes += len(text)
       if config.max_bytes and n_bytes >= config.max_bytes:
         break
     if config.max_bytes and n_bytes >= config.max_bytes:
       break
   if not n_documents:
     raise problems.no_documents()
+  require(n_chosen, "tokens.fraction", config.fraction, f"none of the {n_documents:,} documents is among so few: give a "
+          "larger fraction")
   if config.domain_field not in ("", DOMAIN_FIELD) and not problems.n_labelled:
     raise problems.no_label(config.domain_field)
 

@@ -7,7 +7,6 @@ then.
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
 import os
 import pathlib
@@ -80,7 +79,7 @@ def prepare(config: TextConfig, directory: str | os.PathLike[str], progress: boo
           "names a token of a tokenizer that is given with --tokens.tokenizer; one that is trained has <|endoftext|>")
   identity = {"text": saved_config, "sources": {source.name: source.n_bytes for source in found}}
   journal = _journal(directory, identity)
-  n_bytes = sum(source.n_bytes for source in found)
+  n_bytes = int(sum(source.n_bytes for source in found) * config.fraction)
   n_bytes = min(n_bytes, config.max_bytes) if config.max_bytes else n_bytes
   work = _Work(config, directory, journal, found, n_bytes, progress)
   try:
@@ -133,7 +132,7 @@ class _Work:
     sources: what is read.
     n_bytes: an estimate of all bytes of text, for progress bars.
     progress: whether progress bars are shown.
-    drawn: for the first documents of this call, what `_draw` gives for each and how many tokens it has.
+    drawn: for the first documents of this call, what `corpus.draw` gives for each and how many tokens it has.
   """
   config: TextConfig
   directory: pathlib.Path
@@ -159,7 +158,7 @@ def _require_large_enough(work: _Work, n_tokens: Mapping[str, int], least_tokens
   small = [f"{split} has {n_tokens[split]:,}" for split in SPLITS if n_tokens[split] < least_tokens]
   if not small:
     return
-  held_out = lambda fraction: sum(n for draw, n in work.drawn if _is_held_out(draw, fraction))
+  held_out = lambda fraction: sum(n for draw, n in work.drawn if corpus.is_among(draw, fraction))
   total, advice = sum(n_tokens.values()), "give more text"
   fits = [f for f in _FRACTIONS if least_tokens <= held_out(f) <= total - least_tokens]
   if len(work.drawn) == work.journal["documents"] and fits:
@@ -333,18 +332,6 @@ def _domain_index(name: str | None, domains: dict[str, int]) -> int:
   return NO_DOMAIN if name is None else domains.setdefault(name, len(domains))
 
 
-def _draw(text: bytes, seed: int) -> int:
-  """The number in [0, 2**64) that decides whether a document is held out, which only its text and a seed give."""
-  key = seed.to_bytes(16, "little")
-  hash = hashlib.blake2b(text, digest_size=8, key=key, person=b"split").digest()
-  return int.from_bytes(hash, "little")
-
-
-def _is_held_out(draw: int, fraction: float) -> bool:
-  """Whether a document with this draw belongs to the held-out fraction."""
-  return draw < fraction * 2.0**64
-
-
 class _Outputs:
   """The token files of both splits, open for more documents.
 
@@ -380,8 +367,8 @@ class _Outputs:
     ends = {split: self.files[f"{split}.bin"].tell() // self.dtype.itemsize for split in SPLITS}
     for document, document_ids in zip(batch, ids, strict=True):
       text = document.text.encode()
-      draw = _draw(text, self.config.seed)
-      split = "val" if _is_held_out(draw, self.config.val_fraction) else "train"
+      draw = corpus.draw(text, self.config.seed, "split")
+      split = "val" if corpus.is_among(draw, self.config.val_fraction) else "train"
       if len(self.drawn) < _DRAWS:
         self.drawn.append((draw, 1 + len(document_ids)))
       records[split].append((ends[split], _domain_index(document.domain, domains)))
