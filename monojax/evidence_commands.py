@@ -49,7 +49,33 @@ def _comparing(name: str):
   return main
 
 
+def _define_fidelity() -> None:
+  from monojax.analysis.config import FidelityConfig
+  cli.define_study_flags(FidelityConfig, "the folder of a run whose dictionary is finished")
+  define_dictionary()
+
+
+def _fidelity() -> None:
+  from monojax.analysis.config import FidelityConfig
+  from monojax.pipeline.stages import fidelity
+  run, config = cli.study_run_and_config(FidelityConfig(), lambda _: None, "run")
+  fidelity(run, config, flags.FLAGS.dictionary)
+  print(f"\nSee {run.directory / f'{run.dictionary(flags.FLAGS.dictionary).home}fidelity'}")
+
+
 EVIDENCE = {
+    "fidelity": Command(
+        "how faithful a dictionary is, with intervals, by domain, and in generated text", """\
+Measures how much of a subject's predictions a dictionary keeps when it is spliced in, document by document.
+
+  {command} --workdir=runs/demo
+  {command} --workdir=runs/demo --dictionary=topk --n_tokens=0 --n_samples=32
+
+Beside the dictionary stand three ways to wipe its site: with zeros, with the mean, and with activations of other text
+(resample-ablation). Figures have 95 % intervals, for which whole documents are drawn again (bootstrap), and each domain
+has a row. Texts are continued with and without the dictionary, and the subject as it is tells how likely it finds them.
+Leaves fidelity.json, domains.csv and domains.json in the folder fidelity of the dictionary's home.
+""", _fidelity, define=_define_fidelity),
     "probe": Command(
         "how well features tell labels of texts, beside neurons and random features", """\
 Probes a dictionary on labelled texts: how well one feature, or a few, tell a label that people gave.

@@ -221,18 +221,21 @@ def test_max_bytes_stops_after_that_much_text(tmp_path):
   assert len(read(path, max_bytes=1000)[0]) == 10
 
 
-def test_a_fraction_of_the_documents_is_chosen_by_their_text_alone(tmp_path):
-  texts = [f"document {i}" for i in range(1000)]
-  path = write(tmp_path / "x.jsonl", b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts))
-  tenth = [document.text for document in read(path, fraction=0.1)[0]]
-  assert 60 < len(tenth) < 140
-  half = [document.text for document in read(path, fraction=0.5)[0]]
-  assert set(tenth) < set(half) and 430 < len(half) < 570
-  assert [document.text for document in read(path, fraction=0.1, seed=1)[0]] != tenth
-  other = write(tmp_path / "y.jsonl", b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts[::-1]))
-  assert [document.text for document in read(other, fraction=0.1)[0]] == tenth[::-1]
-  with pytest.raises(InputError, match="tokens.fraction=1e-09: none of the 1,000 documents is among so few"):
-    read(path, fraction=1e-9)
+def test_a_sample_of_the_documents_is_chosen_by_their_text_alone(tmp_path, monkeypatch):
+  lines = [json.dumps({"text": f"document {i}"}).encode() + b"\n" for i in range(1000)]
+  path, other = (write(tmp_path / name, b"".join(content)) for name, content in (("x.jsonl", lines),
+                                                                               ("y.jsonl", lines[::-1])))
+  n_bytes = len(b"".join(lines))
+  sample = lambda path, share, **more: [d.text for d in read(path, sample_bytes=int(share * n_bytes), **more)[0]]
+  tenth, half = sample(path, 0.1), sample(path, 0.5)
+  assert 60 < len(tenth) < 140 and 430 < len(half) < 570 and set(tenth) < set(half)
+  assert len(sample(path, 1)) == len(sample(path, 7)) == 1000
+  assert sample(path, 0.1, seed=1) != tenth and sample(other, 0.1) == tenth[::-1]
+  with pytest.raises(InputError, match="tokens.sample_bytes=1: none of the 1,000 documents is among so few"):
+    read(path, sample_bytes=1)
+  unknown = [corpus.Source("hf:some", "hf:some", 0)]
+  with pytest.raises(InputError, match="hf:some does not say how large it is: set --tokens.max_bytes"):
+    corpus.used_fraction(unknown, TextConfig(sample_bytes=1000))
 
 
 def test_sample_is_multilingual_and_labelled():
@@ -265,7 +268,7 @@ def test_hugging_face_datasets_are_streamed(monkeypatch):
 
 @pytest.mark.parametrize("field, value", [
     ("vocab_size", 256), ("val_fraction", 0.0), ("val_fraction", 1.0), ("seed", -1), ("max_bytes", -1),
-    ("fraction", 0.0), ("fraction", 1.5),
+    ("sample_bytes", -1),
     ("tokenizer_bytes", 0), ("text_field", ""), ("paths", ("",))])
 def test_configuration_names_the_bad_field(field, value):
   with pytest.raises(InputError, match=f"tokens.{field}="):

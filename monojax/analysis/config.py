@@ -82,3 +82,19 @@ class CompareConfig:
 
   def __post_init__(self):
     require_rules(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class FidelityConfig:
+  """How much held-out text a dictionary's fidelity is measured on document by document, and how much is generated."""
+  n_tokens: int = option(65_536, "held-out tokens that losses are measured on; 0 = all", NOT_NEGATIVE)
+  n_rows: int = option(4096, "activations of other text that resample-ablation draws from", COUNT)
+  n_draws: int = option(1000, "times that documents are drawn again for 95 % intervals; 0 = no intervals", COUNT_OR_0)
+  n_samples: int = option(8, "held-out texts that are continued with and without the dictionary; 0 = none", COUNT_OR_0)
+  prompt_tokens: int = option(16, "tokens of each text that are given", COUNT)
+  sample_tokens: int = option(48, "tokens that are added, at most as many as the context has room for", COUNT)
+  temperature: float = option(1.0, "the logits are divided by it while sampling", NOT_NEGATIVE)
+  seed: int = option(0, "of the choice of contexts, of rows, of documents and of samples", SEED)
+
+  def __post_init__(self):
+    require_rules(self)

@@ -17,7 +17,7 @@ from monojax.activations.kept import EVERY, Kept
 from monojax.sae.dictionary import SAE
 from monojax.sae.model import Dictionary
 from monojax.subjects.loss import divergence, next_token_loss
-from monojax.subjects.subject import LoadedSubject, Sites, Subject
+from monojax.subjects.subject import Edit, LoadedSubject, Sites, Subject
 from monojax.subjects.train import contexts_per_batch
 from monojax.text.tokens import Tokens
 from monojax.variance import joined, share_unexplained, spread
@@ -154,7 +154,7 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
               f"kl_{name}": (divergence(clean, output) * weight_BT).sum()}
     y_NO = side_by_side(sites, writes)
     y_hat_NO, f_NF = sae.apply({"params": sae_params}, side_by_side(sites, reads))
-    replace_by = functools.partial(_replacing, sites=sites, writes=writes, counts_BT1=counts_BT1)
+    replace_by = functools.partial(replacing, sites=sites, writes=writes, counts_BT1=counts_BT1)
     total = lambda value_N: (value_N * weight_N).sum()
     norm_N = jnp.linalg.norm(y_NO, axis=1)
     baseline = {}
@@ -175,14 +175,16 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
   return sums
 
 
-def _replacing(value, sites, writes, counts_BT1):
+def replacing(value: jax.Array, sites: Sites, writes: tuple[str, ...], counts_BT1: jax.Array | None) -> Edit:
   """The edit that puts a value, (..., O), in the place of the sites written, at positions that count (None: all do)."""
   widths = [sites[name].shape[-1] for name in writes]
   value_BTO = jnp.broadcast_to(value, (*sites[writes[0]].shape[:2], sum(widths)))
   parts = jnp.split(value_BTO, np.cumsum(widths)[:-1], axis=-1)
-  changed = lambda x, part: part if counts_BT1 is None else jnp.where(counts_BT1, part, x)
-  return {name: lambda x, part=part: changed(x, part.astype(x.dtype))
-          for name, part in zip(writes, parts, strict=True)}
+
+  def changed(part, x):
+    part = part.astype(x.dtype)
+    return part if counts_BT1 is None else jnp.where(counts_BT1, part, x)
+  return {name: functools.partial(changed, part) for name, part in zip(writes, parts, strict=True)}
 
 
 def spliced_losses(subject: LoadedSubject, sae: SAE, keep_JF: np.ndarray, tokens: Tokens, n_tokens: int,
@@ -229,7 +231,7 @@ def _make_losses(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writ
 
     def loss(keep_F):
       y_NO = sae.apply({"params": sae_params}, jnp.where(keep_F[None], f_NF, 0), None, x_NM, method="decode")
-      edit = _replacing(y_NO.reshape(*inputs_BT.shape, -1), sites, writes, counts_BT1)
+      edit = replacing(y_NO.reshape(*inputs_BT.shape, -1), sites, writes, counts_BT1)
       output, _ = subject.apply({"params": subject_params}, inputs_BT, edit, wanted=())
       return (next_token_loss(output, targets_BT) * weight_BT).sum()
     return jax.lax.map(loss, keep_JF), weight_BT.sum()

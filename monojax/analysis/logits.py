@@ -3,7 +3,10 @@
 Letters: F features, J of them at a time, M width of the site, D residual width, V vocabulary, K listed tokens, H bins.
 """
 
+import concurrent.futures
 import functools
+import os
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -40,36 +43,37 @@ def used_tokens(tokens: Tokens, n_vocab: int, min_count: int) -> np.ndarray:
   return counts_V >= min(min_count, counts_V.max())
 
 
-def shifted_logits(W_dec_JM: jax.Array, W_out_MD: jax.Array, scale_D: jax.Array, W_unembed_DV: jax.Array,
-                   used_V: jax.Array, centred: bool) -> jax.Array:
-  """Logit weights of J directions, (J, V), whose median over the used vocabulary is 0; to be traced.
+@functools.partial(jax.jit, static_argnames="centred")
+def direct_logits(W_dec_JM: jax.Array, W_out_MD: jax.Array, scale_D: jax.Array, W_unembed_DV: jax.Array,
+                  centred: bool) -> jax.Array:
+  """What J directions add to the logits, (J, V).
 
   Args:
     W_dec_JM: the directions at the site.
     W_out_MD: from the site to the residual stream.
     scale_D: the gain of the last norm over the residual stream's typical scale.
     W_unembed_DV: from the normed residual stream to the logits.
-    used_V: the tokens that the median is taken over.
     centred: whether the norm removes the mean over the residual stream.
   """
   residual_JD = W_dec_JM @ W_out_MD
   if centred:
     residual_JD = residual_JD - residual_JD.mean(1, keepdims=True)
-  residual_JD = residual_JD * scale_D[None]
-  logit_JV = residual_JD @ W_unembed_DV
-  return logit_JV - jnp.nanmedian(jnp.where(used_V[None], logit_JV, jnp.nan), axis=1, keepdims=True)
+  return (residual_JD * scale_D[None]) @ W_unembed_DV
 
 
-@functools.partial(jax.jit, static_argnames=("n_bins", "centred"))
-def _block(W_dec_JM, W_out_MD, scale_D, W_unembed_DV, used_V, n_bins, centred):
-  """Logit weights of J features over the used vocabulary: their histograms and their extremes."""
-  logit_JV = shifted_logits(W_dec_JM, W_out_MD, scale_D, W_unembed_DV, used_V, centred)
-  low_J = jnp.where(used_V[None], logit_JV, jnp.inf).min(1)
-  high_J = jnp.where(used_V[None], logit_JV, -jnp.inf).max(1)
-  place_JV = (logit_JV - low_J[:, None]) / jnp.maximum(high_J - low_J, 1e-12)[:, None] * n_bins
-  bin_JV = jnp.clip(place_JV.astype(jnp.int32), 0, n_bins - 1)
-  count = lambda bins_V: jnp.zeros(n_bins, jnp.int32).at[bins_V].add(used_V.astype(jnp.int32))
-  return logit_JV, jax.vmap(count)(bin_JV), jnp.stack([low_J, high_J], 1)
+def shifted(logit_JV: np.ndarray, used_V: np.ndarray) -> np.ndarray:
+  """Logits of directions without their median over the used vocabulary, which all tokens have in common."""
+  return logit_JV - in_threads(functools.partial(np.median, axis=1, keepdims=True), logit_JV[:, used_V])
+
+
+def in_threads(function: typing.Callable[[np.ndarray], np.ndarray], x_JV: np.ndarray) -> np.ndarray:
+  """A function of an array's rows, computed for parts of them at once, one part a core.
+
+  NumPy sorts and selects without holding Python's lock, which XLA's CPU programs do an order of magnitude more slowly.
+  """
+  parts = np.array_split(x_JV, min(len(x_JV), os.cpu_count() or 1))
+  with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
+    return np.concatenate(list(pool.map(function, parts)))
 
 
 def logit_weights(W_dec_FO: np.ndarray, path: LogitPath, typical_scale: float, used_V: np.ndarray, n_listed: int = 10,
@@ -99,22 +103,35 @@ def logit_weights(W_dec_FO: np.ndarray, path: LogitPath, typical_scale: float, u
   columns: dict[str, list[np.ndarray]] = {
       name: [] for name in ("logit_counts_FH", "logit_range_F2", "top_logit_ids_FK", "top_logit_values_FK",
                             "bottom_logit_ids_FK", "bottom_logit_values_FK")}
+  used_ids = np.flatnonzero(used_V)
   for first in range(0, len(W_dec_FO), block_features):
-    logit_JV, counts_JH, range_J2 = _block(
+    logit_JV = np.asarray(direct_logits(
         jnp.asarray(W_dec_FO[first:first + block_features]), jnp.asarray(W_out_MD),
-        jnp.asarray(path.gain_D) / typical_scale, jnp.asarray(path.W_unembed_DV), jnp.asarray(used_V), n_bins,
-        path.norm == "layer")
-    logit_JV = np.asarray(logit_JV)
-    columns["logit_counts_FH"].append(np.asarray(counts_JH))
-    columns["logit_range_F2"].append(np.asarray(range_J2))
+        jnp.asarray(path.gain_D) / typical_scale, jnp.asarray(path.W_unembed_DV), path.norm == "layer"))
+    logit_JV = shifted(logit_JV, used_V)[:, used_V]  # V is the used tokens from here on
+    low_J, high_J = logit_JV.min(1), logit_JV.max(1)
+    columns["logit_counts_FH"].append(_histograms(logit_JV, low_J, high_J, n_bins))
+    columns["logit_range_F2"].append(np.stack([low_J, high_J], axis=1))
     for side, sign in (("top", -1), ("bottom", 1)):
-      key_JV = np.where(used_V[None], sign * logit_JV, np.inf)
-      ids_JK = np.argpartition(key_JV, n_listed - 1, axis=1)[:, :n_listed]
-      order_JK = np.argsort(np.take_along_axis(key_JV, ids_JK, axis=1), axis=1, kind="stable")
-      ids_JK = np.take_along_axis(ids_JK, order_JK, axis=1)
-      columns[f"{side}_logit_ids_FK"].append(ids_JK.astype(np.int32))
+      ids_JK = in_threads(functools.partial(_first, n=n_listed), sign * logit_JV)
+      columns[f"{side}_logit_ids_FK"].append(used_ids[ids_JK].astype(np.int32))
       columns[f"{side}_logit_values_FK"].append(np.take_along_axis(logit_JV, ids_JK, axis=1))
   return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+def _histograms(logit_JV: np.ndarray, low_J: np.ndarray, high_J: np.ndarray, n_bins: int) -> np.ndarray:
+  """How many of each row's numbers are in each of `n_bins` equal bins from its lowest to its highest, int32."""
+  scale_J1 = (n_bins / np.maximum(high_J - low_J, 1e-12))[:, None]
+  bin_JV = np.clip(((logit_JV - low_J[:, None]) * scale_J1).astype(np.int32), 0, n_bins - 1)
+  bin_JV += np.arange(len(logit_JV), dtype=np.int32)[:, None] * n_bins
+  return np.bincount(bin_JV.ravel(), minlength=len(logit_JV) * n_bins).reshape(-1, n_bins).astype(np.int32)
+
+
+def _first(key_JV: np.ndarray, n: int) -> np.ndarray:
+  """The places of each row's n smallest numbers, the smallest first."""
+  ids_JK = np.argpartition(key_JV, n - 1, axis=1)[:, :n]
+  order_JK = np.argsort(np.take_along_axis(key_JV, ids_JK, axis=1), axis=1, kind="stable")
+  return np.take_along_axis(ids_JK, order_JK, axis=1)
 
 
 def typical_scale(subject: LoadedSubject, path: LogitPath, tokens: Tokens, batch_contexts: int, seed: int,

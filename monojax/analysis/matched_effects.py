@@ -4,14 +4,11 @@ Letters: F features of A; P pairs of a feature of A and its match in B; J pairs 
 written; N rows, one for each token.
 """
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from monojax.analysis.codes import Codes
-from monojax.analysis.logits import path_of, shifted_logits, used_tokens
+from monojax.analysis.logits import direct_logits, path_of, shifted, used_tokens
 from monojax.sae.dictionary import SAE
 from monojax.subjects.subject import LoadedSubject
 from monojax.text.tokens import Tokens
@@ -68,9 +65,12 @@ def _logits_of(sae, found, used_V):
   width = direction_FO.shape[1]
   to_residual = jnp.eye(width) if path.to_residual_MD is None else jnp.asarray(path.to_residual_MD)
   W_unembed_DV = jnp.asarray(path.W_unembed_DV)[:, :len(used_V)]
-  run = functools.partial(jax.jit(shifted_logits, static_argnums=5), W_out_MD=to_residual,
-                          scale_D=jnp.asarray(path.gain_D), W_unembed_DV=W_unembed_DV, used_V=jnp.asarray(used_V))
-  return lambda feature_J: np.asarray(run(jnp.asarray(direction_FO[feature_J]), centred=path.norm == "layer"))
+  scale_D, centred = jnp.asarray(path.gain_D), path.norm == "layer"
+
+  def logits(feature_J):
+    directions = jnp.asarray(direction_FO[feature_J])
+    return shifted(np.asarray(direct_logits(directions, to_residual, scale_D, W_unembed_DV, centred)), used_V)
+  return logits
 
 
 def _row_correlation(a_JV: np.ndarray, b_JV: np.ndarray) -> np.ndarray:

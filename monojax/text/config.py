@@ -2,17 +2,7 @@
 
 import dataclasses
 
-from monojax.config import (
-  COUNT_OR_0,
-  NOT_NEGATIVE,
-  POSITIVE,
-  POSITIVE_FRACTION,
-  PROPER_FRACTION,
-  SEED,
-  option,
-  require,
-  require_rules,
-)
+from monojax.config import COUNT_OR_0, NOT_NEGATIVE, POSITIVE, PROPER_FRACTION, SEED, option, require, require_rules
 
 DOMAIN_FIELD = "domain"  # the field that is looked for where no other is named; records may lack it
 SMALLEST_VOCABULARY = 257  # 256 bytes and the end-of-text token
@@ -53,9 +43,9 @@ class TextConfig:
                                 POSITIVE)
   val_fraction: float = option(0.05, "fraction of the documents that are held out, chosen by a hash of their text",
                                PROPER_FRACTION)
-  fraction: float = option(1.0, "fraction of the documents that are used, chosen by a hash of their text, so that every "
-                                "file and domain keeps its share; for a run that needs less text than there is",
-                           POSITIVE_FRACTION)
+  sample_bytes: int = option(0, "about how many bytes of text are used, in documents chosen by a hash of their text, "
+                                "so that every file and domain keeps its share; for a run that needs less text than "
+                                "there is. 0 uses all", NOT_NEGATIVE)
   seed: int = option(0, "seed of the choices of documents", SEED)
   max_bytes: int = option(0, "bytes of text after which reading stops, where files are read in the order of their "
                              "names; 0 reads all", NOT_NEGATIVE)

@@ -46,6 +46,20 @@ def is_among(drawn: int, fraction: float) -> bool:
   return drawn < fraction * 2.0**64
 
 
+def used_fraction(found: Sequence[Source], config: TextConfig) -> float:
+  """The fraction of the documents of some sources that is used, so that they have about `config.sample_bytes` bytes.
+
+  Raises:
+    InputError: only a part is to be used, of a dataset that does not say how large it is.
+  """
+  if not config.sample_bytes:
+    return 1.0
+  unknown = [source.name for source in found if not source.n_bytes and source.path.startswith(sources.HUGGINGFACE)]
+  require(not unknown, "tokens.sample_bytes", config.sample_bytes,
+          f"{', '.join(unknown)} does not say how large it is: set --tokens.max_bytes instead")
+  return min(1.0, config.sample_bytes / sum(source.n_bytes for source in found))
+
+
 def documents(config: TextConfig, problems: Problems, end_token: str = END_OF_TEXT,
               render: Render | None = None) -> Iterator[Document]:
   """Yields the documents of the corpus that can be used, or a fraction of them, always in the same order.
@@ -66,11 +80,13 @@ def documents(config: TextConfig, problems: Problems, end_token: str = END_OF_TE
     OSError: a file or the network failed; the error names what was read.
   """
   n_bytes = n_documents = n_chosen = 0
-  for source in resolve(config.paths):
+  found = resolve(config.paths)
+  fraction = used_fraction(found, config)
+  for source in found:
     for document in documents_of(source, config, problems, end_token, render):
       n_documents += 1
       text = document.text.encode()
-      if config.fraction < 1 and not is_among(draw(text, config.seed, "use"), config.fraction):
+      if fraction < 1 and not is_among(draw(text, config.seed, "use"), fraction):
         continue
       yield document
       n_chosen += 1
@@ -81,8 +97,8 @@ def documents(config: TextConfig, problems: Problems, end_token: str = END_OF_TE
       break
   if not n_documents:
     raise problems.no_documents()
-  require(n_chosen, "tokens.fraction", config.fraction, f"none of the {n_documents:,} documents is among so few: give a "
-          "larger fraction")
+  require(n_chosen, "tokens.sample_bytes", config.sample_bytes,
+          f"none of the {n_documents:,} documents is among so few: give a larger number")
   if config.domain_field not in ("", DOMAIN_FIELD) and not problems.n_labelled:
     raise problems.no_label(config.domain_field)
 

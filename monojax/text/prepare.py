@@ -79,7 +79,7 @@ def prepare(config: TextConfig, directory: str | os.PathLike[str], progress: boo
           "names a token of a tokenizer that is given with --tokens.tokenizer; one that is trained has <|endoftext|>")
   identity = {"text": saved_config, "sources": {source.name: source.n_bytes for source in found}}
   journal = _journal(directory, identity)
-  n_bytes = int(sum(source.n_bytes for source in found) * config.fraction)
+  n_bytes = int(sum(source.n_bytes for source in found) * corpus.used_fraction(found, config))
   n_bytes = min(n_bytes, config.max_bytes) if config.max_bytes else n_bytes
   work = _Work(config, directory, journal, found, n_bytes, progress)
   try:

@@ -16,6 +16,8 @@ from monojax.pipeline.folder import OTHERS, OWN_DICTIONARY, SWEEPS, RunFolder
 from monojax.sae.config import SAEConfig
 
 if typing.TYPE_CHECKING:
+  import jax
+
   from monojax.activations.contexts import Contexts
   from monojax.activations.kept import Kept
   from monojax.activations.source import RowStore, Source
@@ -54,7 +56,7 @@ def train_sae(run: RunFolder, config: RunConfig, stage: str = OWN_DICTIONARY, ex
     from monojax.sae.dictionary import SAE
     from monojax.sae.train import train_sae as fit
     mesh = make_mesh(config.mesh)
-    source, wiring, sites, downstream = _source(run, settings, mesh, rows)
+    source, wiring, sites, downstream = source_of(run, settings, mesh, rows)
     about = {"identity": identity, "sites": list(sites)}
     model, params = fit(settings, source, wiring, directory, about, mesh, config.metrics, extend=extend,
                         downstream=downstream)
@@ -87,7 +89,7 @@ def adopt_sae(run: RunFolder, config: RunConfig, name: str, sae: "SAE", origin: 
 
   def work(directory, identity):
     from monojax.mesh import make_mesh
-    source, wiring, sites, _ = _source(run, settings, make_mesh(config.mesh))
+    source, wiring, sites, _ = source_of(run, settings, make_mesh(config.mesh))
     for what, own, theirs in (("reads", wiring.n_inputs, sae.model.wiring.n_inputs),
                               ("writes", wiring.n_outputs, sae.model.wiring.n_outputs)):
       require(own == theirs, "--source", origin, f"{what} {theirs} numbers of {' and '.join(getattr(sae, what))}, "
@@ -172,7 +174,8 @@ def write_comparison(run: RunFolder) -> list[dict]:
   return everything
 
 
-def _source(run, settings, mesh, rows=None) -> "tuple[Source, Wiring, tuple[str, ...], Contexts | None]":
+def source_of(run: RunFolder, settings: SAEConfig, mesh: "jax.sharding.Mesh",
+              rows: "RowStore | Source | None" = None) -> "tuple[Source, Wiring, tuple[str, ...], Contexts | None]":
   """The shuffled rows that a dictionary trains on, how they are wired to it, and the names of the sites in them.
 
   For end-to-end training they are those of whole contexts, which are given besides, with the subject above the sites.
@@ -257,7 +260,7 @@ def _sweep(run, config, base, members, directory, identity, start=None) -> list[
   if not members:
     return []
   mesh = make_mesh(config.mesh)
-  source, wiring, sites, downstream = _source(run, base, mesh)
+  source, wiring, sites, downstream = source_of(run, base, mesh)
   about = {name_of(member): {"identity": identity, "sites": list(sites)} for member in members}
   found = train_sweep(members, source, wiring, directory, about, mesh, config.metrics, start, base.seed, downstream)
   draw_curves(directory / "metrics.jsonl", directory / "curves.png")
