@@ -7,6 +7,7 @@ from absl import flags
 from monojax import cli
 from monojax.cli import Command, own
 from monojax.config import require
+from monojax.evidence_commands import EVIDENCE, define_dictionary
 from monojax.study_commands import STUDIES
 
 
@@ -108,11 +109,6 @@ def _sweep() -> None:
   print((run.directory / "sweeps" / "all.csv").read_text(), end="")
 
 
-def _define_dictionary() -> None:
-  own(flags.DEFINE_string("dictionary", "sae", "the dictionary: sae is the run's own; otherwise the name that it was "
-                           "trained under, or its folder in the run"))
-
-
 def _analyze() -> None:
   from monojax.pipeline.stages import analyze
   run, config = cli.run_and_config()
@@ -125,40 +121,6 @@ def _build_browser() -> None:
   build_browser(run, config, flags.FLAGS.dictionary)
   home = run.dictionary(flags.FLAGS.dictionary).home
   print(f"Open {run.directory / f'{home}browser' / 'site' / 'index.html'} in a browser.")
-
-
-def _define_probe() -> None:
-  from monojax.analysis.config import ProbeConfig
-  cli.define_study_flags(ProbeConfig, "the folder of a run whose dictionary is finished")
-  _define_dictionary()
-
-
-def _probe() -> None:
-  from monojax.analysis.config import ProbeConfig
-  from monojax.pipeline.stages import probe
-  run, config = cli.study_run_and_config(ProbeConfig(), lambda _: None, "run")
-  probe(run, config, flags.FLAGS.dictionary)
-  print(f"\nSee {run.directory / f'{run.dictionary(flags.FLAGS.dictionary).home}probes'}")
-
-
-def _define_compare() -> None:
-  from monojax.analysis.config import CompareConfig
-  cli.define_study_flags(CompareConfig, "the folder of a run whose dictionary is finished")
-  _define_dictionary()
-  own(flags.DEFINE_string("other", "", "what it is compared with: the folder of another run, or a dictionary's folder, "
-                           "of any tool, or hf:NAME[@REVISION]/PATH; by default the same run"))
-  own(flags.DEFINE_string("other_dictionary", "sae", "the other dictionary's name in its run, as for --dictionary"))
-
-
-def _comparing(name: str):
-  """What the commands `compare` and `universality` do: the function of that name of the stages."""
-  def main() -> None:
-    from monojax.analysis.config import CompareConfig
-    from monojax.pipeline import stages
-    run, config = cli.study_run_and_config(CompareConfig(), lambda _: None, "run")
-    values = flags.FLAGS
-    getattr(stages, name)(run, config, values.dictionary, values.other, values.other_dictionary)
-  return main
 
 
 def _define_check_store() -> None:
@@ -343,52 +305,15 @@ Makes the tables of a dictionary's features: densities, examples, logit weights,
   {command} --workdir=runs/mine --dictionary=topk
 
 The tables are `monojax.load(WORKDIR).features` in Python, and what the pages show.
-""", _analyze, ("analysis",), define=_define_dictionary),
+""", _analyze, ("analysis",), define=define_dictionary),
     "build_browser": Command(
         "tables of features to pages that open from disk", """\
 Writes the pages of a dictionary's features, which open from disk without a server or a network.
 
   {command} --workdir=runs/mine
   {command} --workdir=runs/mine --dictionary=topk
-""", _build_browser, ("browser",), define=_define_dictionary),
-    "probe": Command(
-        "how well features tell labels of texts, beside neurons and random features", """\
-Probes a dictionary on labelled texts: how well one feature, or a few, tell a label that people gave.
-
-  {command} --workdir=runs/mine
-  {command} --workdir=runs/mine --dictionary=topk --only='*_hist_fig_*,87_glue_cola'
-  {command} --workdir=runs/mine --datasets=labels/ --k=1,4
-
-The protocol is that of the package sae-probes, whose 113 data sets with two labels are the default (pip install
---no-deps sae-probes); scikit-learn is in the extra `probes`. For each data set the table has the test AUC of logistic
-regression on all neurons, and for each k on k features of the dictionary, on k neurons, and on k random features that
-fire equally often. Leaves probes/points.csv, summary.csv and their .json in the dictionary's folder. The same command
-resumes after an interruption, and takes what it has found before if nothing has changed.
-""", _probe, define=_define_probe),
-    "compare": Command(
-        "which features two dictionaries share", """\
-Compares two dictionaries: which features they share, which are their own, and which have split.
-
-  {command} --workdir=runs/demo --other_dictionary=topk
-  {command} --workdir=runs/demo --dictionary=topk --other=runs/wide --other_dictionary=jumprelu
-  {command} --workdir=runs/demo --other=hf:owner/name/folder
-
-Features are matched by the cosine of their directions, where both dictionaries write the same sites of one subject, and
-by the correlation of their activations on the same tokens. Beside them are neurons, where they differ, and features
-with random directions that fire as often. Leaves comparison.json, pairs.csv, edges.csv (and .json of both) and, with
-matplotlib, matches.png in comparisons/NAME, in the dictionary's folder.
-""", _comparing("compare"), define=_define_compare),
-    "universality": Command(
-        "which features dictionaries of two subjects share", """\
-Asks for the same features in two subjects that were trained with different seeds on the same tokens.
-
-  {command} --workdir=runs/a --other=runs/b
-  {command} --workdir=runs/a --dictionary=topk --other=runs/b --other_dictionary=topk
-
-Prints how well the activations of each feature correlate with the most similar feature of the other subject, the same
-for neurons and for random directions, beside what Towards Monosemanticity found; and how alike logit weights and
-attributions of matched features are. Leaves what `compare` does.
-""", _comparing("universality"), define=_define_compare),
+""", _build_browser, ("browser",), define=define_dictionary),
+    **EVIDENCE,
     "check_store": Command(
         "find and repair damage in a store of activations", """\
 Verifies a run's stored activations, every byte of them, and repairs what is damaged.

@@ -19,7 +19,7 @@ ROOMS = ["text", "subjects", "activations", "sae", "analysis", "browser", "pipel
 # A dictionary reads and writes other tools' files by itself, through the room that translates them, when asked to.
 LATE = {("sae/dictionary.py", "monojax.interop")}
 NOT_KNOWN = {"sae": {"text", "subjects"}, "browser": {"text", "subjects", "activations", "sae"}}
-TOP = {"cli", "commands", "study_commands", "__init__", "__main__"}
+TOP = {"cli", "commands", "evidence_commands", "study_commands", "__init__", "__main__"}
 
 
 def imported(path):
@@ -72,7 +72,7 @@ def test_each_outside_library_has_one_home():
   users = {path.relative_to(ROOT).as_posix() for path in modules()
            if any(name.startswith("absl") for name in imported(path))}
   # config.py makes flags of settings for cli.py
-  assert users == {"cli.py", "commands.py", "study_commands.py", "config.py"}
+  assert users == {"cli.py", "commands.py", "evidence_commands.py", "study_commands.py", "config.py"}
 
 
 def test_browser_and_text_do_not_need_jax():

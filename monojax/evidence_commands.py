@@ -1,0 +1,91 @@
+"""The commands that ask a finished dictionary for evidence, each with its help text, its flags and what it does.
+
+A part of `monojax.commands`.
+"""
+
+from absl import flags
+
+from monojax import cli
+from monojax.cli import Command, own
+
+
+def define_dictionary() -> None:
+  """Defines `--dictionary`, which of a run's dictionaries a command is about."""
+  own(flags.DEFINE_string("dictionary", "sae", "the dictionary: sae is the run's own; otherwise the name that it was "
+                           "trained under, or its folder in the run"))
+
+
+def _define_probe() -> None:
+  from monojax.analysis.config import ProbeConfig
+  cli.define_study_flags(ProbeConfig, "the folder of a run whose dictionary is finished")
+  define_dictionary()
+
+
+def _probe() -> None:
+  from monojax.analysis.config import ProbeConfig
+  from monojax.pipeline.stages import probe
+  run, config = cli.study_run_and_config(ProbeConfig(), lambda _: None, "run")
+  probe(run, config, flags.FLAGS.dictionary)
+  print(f"\nSee {run.directory / f'{run.dictionary(flags.FLAGS.dictionary).home}probes'}")
+
+
+def _define_compare() -> None:
+  from monojax.analysis.config import CompareConfig
+  cli.define_study_flags(CompareConfig, "the folder of a run whose dictionary is finished")
+  define_dictionary()
+  own(flags.DEFINE_string("other", "", "what it is compared with: the folder of another run, or a dictionary's folder, "
+                           "of any tool, or hf:NAME[@REVISION]/PATH; by default the same run"))
+  own(flags.DEFINE_string("other_dictionary", "sae", "the other dictionary's name in its run, as for --dictionary"))
+
+
+def _comparing(name: str):
+  """What the commands `compare` and `universality` do: the function of that name of the stages."""
+  def main() -> None:
+    from monojax.analysis.config import CompareConfig
+    from monojax.pipeline import stages
+    run, config = cli.study_run_and_config(CompareConfig(), lambda _: None, "run")
+    values = flags.FLAGS
+    getattr(stages, name)(run, config, values.dictionary, values.other, values.other_dictionary)
+  return main
+
+
+EVIDENCE = {
+    "probe": Command(
+        "how well features tell labels of texts, beside neurons and random features", """\
+Probes a dictionary on labelled texts: how well one feature, or a few, tell a label that people gave.
+
+  {command} --workdir=runs/mine
+  {command} --workdir=runs/mine --dictionary=topk --only='*_hist_fig_*,87_glue_cola'
+  {command} --workdir=runs/mine --datasets=labels/ --k=1,4
+
+The protocol is that of the package sae-probes, whose 113 data sets with two labels are the default (pip install
+--no-deps sae-probes); scikit-learn is in the extra `probes`. For each data set the table has the test AUC of logistic
+regression on all neurons, and for each k on k features of the dictionary, on k neurons, and on k random features that
+fire equally often. Leaves probes/points.csv, summary.csv and their .json in the dictionary's folder. The same command
+resumes after an interruption, and takes what it has found before if nothing has changed.
+""", _probe, define=_define_probe),
+    "compare": Command(
+        "which features two dictionaries share", """\
+Compares two dictionaries: which features they share, which are their own, and which have split.
+
+  {command} --workdir=runs/demo --other_dictionary=topk
+  {command} --workdir=runs/demo --dictionary=topk --other=runs/wide --other_dictionary=jumprelu
+  {command} --workdir=runs/demo --other=hf:owner/name/folder
+
+Features are matched by the cosine of their directions, where both dictionaries write the same sites of one subject, and
+by the correlation of their activations on the same tokens. Beside them are neurons, where they differ, and features
+with random directions that fire as often. Leaves comparison.json, pairs.csv, edges.csv (and .json of both) and, with
+matplotlib, matches.png in comparisons/NAME, in the dictionary's folder.
+""", _comparing("compare"), define=_define_compare),
+    "universality": Command(
+        "which features dictionaries of two subjects share", """\
+Asks for the same features in two subjects that were trained with different seeds on the same tokens.
+
+  {command} --workdir=runs/a --other=runs/b
+  {command} --workdir=runs/a --dictionary=topk --other=runs/b --other_dictionary=topk
+
+Prints how well the activations of each feature correlate with the most similar feature of the other subject, the same
+for neurons and for random directions, beside what Towards Monosemanticity found; and how alike logit weights and
+attributions of matched features are. Leaves what `compare` does.
+""", _comparing("universality"), define=_define_compare),
+}
