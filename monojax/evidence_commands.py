@@ -49,6 +49,19 @@ def _comparing(name: str):
   return main
 
 
+def _define_steer() -> None:
+  from monojax.analysis.config import SteerConfig
+  cli.define_study_flags(SteerConfig, "the folder of a run whose dictionary is finished")
+  define_dictionary()
+
+
+def _steer() -> None:
+  from monojax.analysis.config import SteerConfig
+  from monojax.pipeline.stages import steer
+  run, config = cli.study_run_and_config(SteerConfig(), lambda _: None, "run")
+  steer(run, config, flags.FLAGS.dictionary)
+
+
 EVIDENCE = {
     "probe": Command(
         "how well features tell labels of texts, beside neurons and random features", """\
@@ -88,4 +101,17 @@ Prints how well the activations of each feature correlate with the most similar 
 for neurons and for random directions, beside what Towards Monosemanticity found; and how alike logit weights and
 attributions of matched features are. Leaves what `compare` does.
 """, _comparing("universality"), define=_define_compare),
+    "steer": Command(
+        "a text continued with features changed, beside the subject as it is", """\
+Lets the subject continue a prompt with some features changed, beside what it writes as it is.
+
+  {command} --workdir=runs/demo --prompt='1,2,3,4,5,6,7,8,9,10' --pin=57
+  {command} --workdir=runs/demo --prompt='def main(' --pin=57=12.5,103 --ablate=8 --scale=91=2
+  {command} --workdir=runs/demo --dictionary=topk --prompt='The ' --pin=57 --positions=4: --out=steered.json
+
+--pin holds a feature at a value, by default at its largest activation on the analysed text; --scale multiplies its
+activation, and --ablate removes it: at every token that is read and written, or at --positions. Prints --n
+continuations side by side, drawn with the same random numbers, and the tokens whose probability right after the prompt
+rises and falls most.
+""", _steer, define=_define_steer),
 }

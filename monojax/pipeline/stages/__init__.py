@@ -14,6 +14,7 @@ from monojax.pipeline.stages.analysis import analyze, build_browser
 from monojax.pipeline.stages.comparison import compare, universality
 from monojax.pipeline.stages.dictionaries import adopt_sae, sweep, train_frontier, train_sae, write_comparison
 from monojax.pipeline.stages.probes import probe
+from monojax.pipeline.stages.steering import steer
 from monojax.pipeline.stages.subject import train_subject
 from monojax.pipeline.stages.tokens import prepare_text
 
@@ -39,5 +40,5 @@ IN_ORDER = {"tokens": prepare_text, "subject": train_subject, "activations": har
             "frontier": train_frontier, "analysis": analyze, "browser": build_browser}
 
 __all__ = ["IN_ORDER", "adopt_sae", "analyze", "build_browser", "check_store", "compare", "each_site", "harvest",
-           "prepare_text", "probe", "sweep", "train_frontier", "train_sae", "train_subject", "universality",
+           "prepare_text", "probe", "steer", "sweep", "train_frontier", "train_sae", "train_subject", "universality",
            "write_comparison"]

@@ -1,0 +1,192 @@
+"""Steering by sets of features: by hand with edits of the subject, at some positions, with and without a cache."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pretrained_models
+import pytest
+from tiny_run import run
+
+import monojax
+from monojax.analysis import interventions, steering
+from monojax.analysis.config import SteerConfig
+from monojax.analysis.interventions import Change
+from monojax.config import InputError
+from monojax.sae.config import SAEConfig
+from monojax.sae.dictionary import SAE
+from monojax.sae.model import Wiring
+from monojax.sae.recipes import make_recipe
+from monojax.subjects import subject as subjects
+from monojax.subjects.config import SubjectConfig
+
+TEXT = "In the beginning God created"
+
+
+@pytest.fixture(scope="module")
+def loaded(finished):
+  return monojax.load(finished[0])
+
+
+def changed_by_hand(f_TF, changes):
+  """The features that changes put in the place of others, position by position."""
+  new_TF = np.array(f_TF, np.float64)
+  for change in changes:
+    start, stop = change.positions or (0, None)
+    for t in range(start, len(f_TF) if stop is None else min(stop, len(f_TF))):
+      new_TF[t, change.feature] = {"pin": lambda f: change.value, "scale": lambda f: change.value * f,
+                                   "ablate": lambda f: 0.0}[change.kind](f_TF[t, change.feature])
+  return new_TF
+
+
+def logits_by_hand(loaded, ids, changes):
+  """Logits after the last token, with the site set to what features changed in NumPy give."""
+  ids_1T, (site,) = np.array([ids]), loaded.reads
+  _, sites = loaded.subject.apply({"params": loaded.subject_params}, ids_1T)
+  x_TM = np.asarray(sites[site], np.float64)[0]
+  f_TF = np.asarray(loaded.sae.encode(x_TM.astype(np.float32)), np.float64)
+  y_TM = x_TM + (changed_by_hand(f_TF, changes) - f_TF) @ loaded.sae.direction_FO
+  logits, _ = loaded.subject.apply({"params": loaded.subject_params}, ids_1T,
+                                   {site: lambda x: jnp.asarray(y_TM, jnp.float32)[None]})
+  return np.asarray(logits)[0, -1], f_TF
+
+
+def strongest(loaded, n):
+  """The features that fire most on the last token of TEXT."""
+  return [one.feature for one in loaded.top_features(TEXT, n=n)]
+
+
+def test_changes_of_every_kind_are_those_made_by_hand(loaded):
+  ids = loaded.token_ids(TEXT)
+  a, b, c = strongest(loaded, 3)
+  silent = int(np.flatnonzero(loaded.encode(TEXT).f_TF[-1] == 0)[0])
+  for changes in ([Change(a, "ablate")], [Change(a, "scale", 3.0)], [Change(silent, "pin", 2.0)],
+                  [Change(a, "scale", -2.0), Change(b, "pin", 1.5), Change(c, "ablate"), Change(silent, "pin", 0.5)]):
+    expected, _ = logits_by_hand(loaded, ids, changes)
+    clean, found = interventions.next_token_logits(loaded._subject, loaded.sae, ids, changes)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert np.abs(found - clean).max() > 1e-2
+
+
+def test_positions_are_respected(loaded):
+  """In a subject of one layer, what is changed in the MLP at a position changes the prediction there and nowhere else."""
+  ids, (a, b) = loaded.token_ids(TEXT), strongest(loaded, 2)
+  last = len(ids) - 1
+  here = [Change(a, "scale", 4.0, (last, None)), Change(b, "pin", 3.0, (2, last))]
+  expected, _ = logits_by_hand(loaded, ids, here)
+  clean, found = interventions.next_token_logits(loaded._subject, loaded.sae, ids, here)
+  np.testing.assert_allclose(found, expected, atol=2e-4)
+  only_a = interventions.next_token_logits(loaded._subject, loaded.sae, ids, [Change(a, "scale", 4.0)])[1]
+  np.testing.assert_allclose(found, only_a, atol=1e-5)
+  elsewhere = interventions.next_token_logits(loaded._subject, loaded.sae, ids, [Change(a, "scale", 4.0, (0, last))])[1]
+  np.testing.assert_allclose(elsewhere, clean, atol=1e-5)
+
+
+def test_a_continuation_is_steered_from_the_position_on_at_which_the_change_begins(loaded):
+  feature = int(loaded.features.top_logit_values_FK[:, 0].argmax())
+  token = int(loaded.features.top_logit_ids_FK[feature, 0])
+  ids = loaded.token_ids(TEXT)
+  start = len(ids) + 3
+  write = lambda features: interventions.steer(loaded._subject, loaded.sae, ids, features, 8, temperature=0)
+  plain, changed = write({}), write([Change(feature, "pin", 1000.0, (start, None))])
+  # The token at `start` is written from the position before it, which is not changed yet.
+  assert changed[:start + 1] == plain[:start + 1] and changed[start + 1:] == [token] * len(changed[start + 1:])
+  assert len(changed) == len(ids) + 8
+  assert write([Change(feature, "pin", 1000.0)]) == write({feature: 1000.0})
+
+
+def test_a_list_of_pins_is_the_dict(loaded):
+  features = {feature: 2.0 for feature in strongest(loaded, 2)}
+  as_list = [Change(feature, value=value) for feature, value in features.items()]
+  assert loaded.steer(TEXT, features, 12, seed=3) == loaded.steer(TEXT, as_list, 12, seed=3)
+  largest = float(loaded.features.max_act_F[strongest(loaded, 1)[0]])
+  assert loaded._changes([Change(strongest(loaded, 1)[0])]) == [Change(strongest(loaded, 1)[0], "pin", largest)]
+
+
+def test_both_columns_and_the_next_token(loaded):
+  (a,) = strongest(loaded, 1)
+  found = loaded.compare_steering(TEXT, [Change(a, "scale", 5.0)], n=2, n_tokens=6, seed=4)
+  for i in range(2):
+    assert TEXT + found.changed[i] == loaded.steer(TEXT, [Change(a, "scale", 5.0)], 6, seed=4 + i)
+    assert TEXT + found.plain[i] == loaded.steer(TEXT, {}, 6, seed=4 + i)
+  clean, changed = logits_by_hand(loaded, loaded.token_ids(TEXT), [])[0], logits_by_hand(
+      loaded, loaded.token_ids(TEXT), found.changes)[0]
+  p, q = (np.exp(z.astype(np.float64)) / np.exp(z.astype(np.float64)).sum() for z in (clean, changed))
+  assert found.kl == pytest.approx((p * np.log(p / q)).sum(), rel=1e-2)
+  strings = loaded.tokenizer.token_strings()
+  rise = np.argsort(p - q, kind="stable")[:len(found.raised)]
+  assert [moved.token for moved in found.raised] == [strings[i] for i in rise]
+  assert [moved.after for moved in found.raised] == pytest.approx(q[rise].tolist(), rel=1e-2)
+  assert all(moved.after < moved.before for moved in found.lowered)
+  json.dumps(found.to_dict())
+
+
+def test_moved_tokens_of_three():
+  raised, lowered, kl = steering.moved_tokens(np.log([0.5, 0.3, 0.2]), np.log([0.1, 0.3, 0.6]), ["a", "b", "c"], 5)
+  assert [moved.token for moved in raised] == ["c"] and [moved.token for moved in lowered] == ["a"]
+  assert kl == pytest.approx(0.5 * np.log(5) + 0.2 * np.log(1 / 3))
+
+
+def test_a_cache_changes_no_token(tmp_path):
+  """A pretrained transformer of three layers, of which features of the second are changed at some positions."""
+  pretrained_models.write(tmp_path / "model", pretrained_models.LLAMA)
+  subject = subjects.load_pretrained(SubjectConfig(weights=str(tmp_path / "model"), n_context=48))
+  config = SAEConfig(recipe="tm2023", n_features=32).resolved()
+  model = make_recipe(config, Wiring((64,), (0,), (0,)), jnp.float32).model
+  sae = SAE(config, model, model.init(jax.random.key(0), jnp.zeros((1, 64)))["params"], ("layer.1.resid",))
+  changes = [Change(3, "pin", 8.0, (4, 20)), Change(5, "scale", -6.0), Change(3, "ablate", None, (22, None))]
+  assert interventions.reads_first(interventions.wired(sae), subject.model)
+  prompt = [1, 5, 9, 40, 77]
+  write = lambda changes, **how: interventions.steer(subject, sae, prompt, changes, 30, 1, 1.0, **how)
+  found = write(changes)
+  assert found == write(changes, use_cache=False) and len(found) == 35
+  assert found != write([]) and found != write([changes[1]])
+
+
+@pytest.mark.parametrize("kwargs, match", [
+    ({"kind": "hold", "value": 1.0}, "kind='hold'"), ({"kind": "scale"}, "multiplied"),
+    ({"kind": "ablate", "value": 1.0}, "value=1.0"), ({"value": float("nan")}, "finite"),
+    ({"value": 1.0, "positions": (5, 5)}, "positions"), ({"value": 1.0, "positions": (-1, None)}, "positions")])
+def test_changes_that_make_no_sense_are_refused(kwargs, match):
+  with pytest.raises(InputError, match=match):
+    Change(0, **kwargs)
+
+
+def test_what_cannot_be_steered_is_said(loaded):
+  with pytest.raises(InputError, match="feature=3.*same positions"):
+    loaded.steer("a", [Change(3, "ablate"), Change(3, "pin", 1.0, (4, 9))])
+  with pytest.raises(InputError, match="feature=64"):
+    loaded.steer("a", [Change(64, "ablate")])
+  with pytest.raises(InputError, match="behind the subject's context"):
+    loaded.compare_steering("a", [Change(3, "ablate", None, (32, None))])
+  with pytest.raises(InputError, match="32 tokens"):
+    loaded.compare_steering(TEXT * 9, {3: 1.0})
+  dead = np.flatnonzero(loaded.features.max_act_F == 0)
+  if len(dead):
+    with pytest.raises(InputError, match="never fires"):
+      loaded.steer("a", [Change(int(dead[0]))])
+
+
+def test_the_texts_of_the_command_line():
+  config = SteerConfig(pin=("3", "4=max", "5=-1.5"), scale=("6=2",), ablate=("7",), positions="4:")
+  assert config.changes == [(3, "pin", None), (4, "pin", None), (5, "pin", -1.5), (6, "scale", 2.0),
+                            (7, "ablate", None)]
+  assert config.span == (4, None) and SteerConfig(positions=":9").span == (0, 9) and SteerConfig().span is None
+  for wrong, match in (({"pin": ("x",)}, "pin='x'"), ({"pin": ("3=high",)}, "FEATURE=max"), ({"scale": ("3",)}, "scale"),
+                       ({"ablate": ("3=0",)}, "ablate='3=0'"), ({"positions": "7"}, "START:STOP")):
+    with pytest.raises(InputError, match=match):
+      SteerConfig(**wrong)
+
+
+def test_the_command_prints_both_columns(finished, loaded, tmp_path):
+  (a,) = strongest(loaded, 1)
+  result = run("steer", finished[0], f"--prompt={TEXT}", f"--pin={a}", "--n=1", "--n_tokens=5", "--positions=2:",
+               f"--out={tmp_path / 'steered.json'}")
+  assert result.returncode == 0, result.stderr[-3000:]
+  expected = loaded.compare_steering(TEXT, [Change(a, positions=(2, None))], 1, 5)
+  written = json.loads((tmp_path / "steered.json").read_text())
+  assert written["changed"] == expected.changed and written["kl"] == pytest.approx(expected.kl, rel=1e-4)
+  assert f"feature {a} held at" in result.stdout and "from token 2 on" in result.stdout and "AS IT IS" in result.stdout
+  result = run("steer", finished[0], f"--prompt={TEXT}")
+  assert result.returncode == 2 and "--pin" in result.stderr and result.stderr.count("\n") == 1
