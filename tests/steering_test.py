@@ -70,7 +70,7 @@ def test_changes_of_every_kind_are_those_made_by_hand(loaded):
 
 
 def test_positions_are_respected(loaded):
-  """In a subject of one layer, what is changed in the MLP at a position changes the prediction there and nowhere else."""
+  """In a subject of one layer, what is changed in the MLP at a position changes the prediction there alone."""
   ids, (a, b) = loaded.token_ids(TEXT), strongest(loaded, 2)
   last = len(ids) - 1
   here = [Change(a, "scale", 4.0, (last, None)), Change(b, "pin", 3.0, (2, last))]
@@ -173,8 +173,9 @@ def test_the_texts_of_the_command_line():
   assert config.changes == [(3, "pin", None), (4, "pin", None), (5, "pin", -1.5), (6, "scale", 2.0),
                             (7, "ablate", None)]
   assert config.span == (4, None) and SteerConfig(positions=":9").span == (0, 9) and SteerConfig().span is None
-  for wrong, match in (({"pin": ("x",)}, "pin='x'"), ({"pin": ("3=high",)}, "FEATURE=max"), ({"scale": ("3",)}, "scale"),
-                       ({"ablate": ("3=0",)}, "ablate='3=0'"), ({"positions": "7"}, "START:STOP")):
+  for wrong, match in (({"pin": ("x",)}, "pin='x'"), ({"pin": ("3=high",)}, "FEATURE=max"),
+                       ({"scale": ("3",)}, "FEATURE=NUMBER"), ({"ablate": ("3=0",)}, "ablate='3=0'"),
+                       ({"positions": "7"}, "START:STOP")):
     with pytest.raises(InputError, match=match):
       SteerConfig(**wrong)
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from monojax.activations.kept import Kept
-from monojax.analysis import interventions, steering
+from monojax.analysis import circuits, interventions, steering
+from monojax.analysis.circuits import Circuit
 from monojax.analysis.comparison import Comparison
 from monojax.analysis.fidelity import make_encode
 from monojax.analysis.interventions import Change
@@ -336,3 +337,27 @@ class LoadedRun:
         change = dataclasses.replace(change, value=largest)
       found.append(change)
     return found
+
+  def circuit(self, feature: int, text: str | None = None, token: int | None = None, n: int = 10) -> Circuit:
+    """What a feature comes from at one token, head by head, and which next tokens it raises; `print` shows it.
+
+    Args:
+      feature: its number.
+      text: a string; by default the context of the feature's strongest example on the analysed text.
+      token: the feature's token, as `encode` lists them; by default the one on which it is strongest.
+      n: how many tokens are listed at most.
+
+    Raises:
+      InputError: the feature does not fire there.
+    """
+    self._require_feature(feature)
+    if text is None:
+      ids = circuits.strongest_example(self._subject, self.sae, load.open_tokens(self._folder, "train"), self.features,
+                                       feature, self.kept)
+      token = len(ids) - 1 if token is None else token
+    else:
+      ids = self.token_ids(text)
+      token = int(self.encode(text).f_TF[:, feature].argmax()) if token is None else token
+    require(-len(ids) <= token < len(ids), "token", token, f"the text has {len(ids)} tokens, that in front included")
+    ids = ids[:token % len(ids) + 1]
+    return circuits.circuit(self._subject, self.sae, ids, feature, self._token_strings, self.kept, n)
