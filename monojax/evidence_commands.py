@@ -62,6 +62,19 @@ def _steer() -> None:
   steer(run, config, flags.FLAGS.dictionary)
 
 
+def _define_automata() -> None:
+  from monojax.analysis.config import AutomataConfig
+  cli.define_study_flags(AutomataConfig, "the folder of a run whose dictionary is finished")
+  define_dictionary()
+
+
+def _automata() -> None:
+  from monojax.analysis.config import AutomataConfig
+  from monojax.pipeline.stages import automata
+  run, config = cli.study_run_and_config(AutomataConfig(), lambda _: None, "run")
+  automata(run, config, flags.FLAGS.dictionary)
+
+
 EVIDENCE = {
     "probe": Command(
         "how well features tell labels of texts, beside neurons and random features", """\
@@ -114,4 +127,16 @@ activation, and --ablate removes it: at every token that is read and written, or
 continuations side by side, drawn with the same random numbers, and the tokens whose probability right after the prompt
 rises and falls most.
 """, _steer, define=_define_steer),
+    "automata": Command(
+        "loops of features that lead to one another", """\
+Looks for automata: loops of features, each of which raises tokens on which the next one fires.
+
+  {command} --workdir=runs/mine
+  {command} --workdir=runs/mine --dictionary=topk --n_states=2 --n_tokens=1000000
+
+For instance a feature of base64 that raises pieces of base64; or one of opening tags, which raises names of tags, on
+which another fires, which raises what closes a tag. No feature has to be named. Beside the loops is the control, which
+has the features' logit weights shuffled. Leaves automata.json and automata.svg, a picture, in automata/ in the
+dictionary's folder.
+""", _automata, define=_define_automata),
 }

@@ -1,4 +1,4 @@
-"""Circuits of features: weights by hand in NumPy, what really changes when a part is taken out, and where examples are."""
+"""Circuits of features: weights by hand in NumPy, what really changes without a part, and where examples are."""
 
 import json
 

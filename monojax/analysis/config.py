@@ -86,6 +86,25 @@ class CompareConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AutomataConfig:
+  """How much text loops of features are looked for in, and which of them are listed."""
+  n_states: int = option(4, "the most features of a loop", Bounds(at_least=1, at_most=4))
+  n_loops: int = option(10, "how many loops of each number of features are listed", COUNT)
+  n_tokens: int = option(262_144, "training tokens that are read; 0 = all", NOT_NEGATIVE)
+  n_raised: int = option(200, "a feature leads to another through the tokens that it raises most, so many", COUNT)
+  min_score: float = option(0.05, "the weakest step of a loop that is listed", POSITIVE_FRACTION)
+  min_steps: int = option(20, "features that are followed less often by a token that they raise are left out", COUNT)
+  min_documents: int = option(3, "features that fire in fewer documents are left out", COUNT)
+  min_token_count: int = option(10, "tokens seen less often in training text count as raised by no feature",
+                                NOT_NEGATIVE)
+  batch_contexts: int = option(16, "contexts in one forward pass", COUNT)
+  seed: int = option(0, "of the choice of contexts and of the control", SEED)
+
+  def __post_init__(self):
+    require_rules(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class SteerConfig:
   """What is done to which features while a subject continues a prompt, and how the continuations are drawn."""
   prompt: str = option("", "the text to continue; by default a new document")

@@ -5,6 +5,7 @@ written; N rows, one for each token.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 from monojax.analysis.codes import Codes
 from monojax.analysis.logits import path_of, shifted_logits, used_tokens
 from monojax.sae.dictionary import SAE
-from monojax.subjects.subject import LoadedSubject
+from monojax.subjects.subject import LoadedSubject, LogitPath
 from monojax.text.tokens import Tokens
 
 _BLOCK_NUMBERS = 1 << 23  # of logit weights that are computed at a time
@@ -48,7 +49,7 @@ def effects_alike(a: tuple[LoadedSubject, SAE], b: tuple[LoadedSubject, SAE], co
     return {}
   n_vocab = min(subject.model.n_vocab for subject, _ in (a, b))
   used_V = used_tokens(tokens, n_vocab, min_token_count)
-  logits_a, logits_b = (_logits_of(sae, found, used_V) for (_, sae), found in zip((a, b), paths, strict=True))
+  logits_a, logits_b = (logits_of(sae, found, used_V) for (_, sae), found in zip((a, b), paths, strict=True))
   feature_P = np.flatnonzero(match_F >= 0)
   found = {name: np.full(len(match_F), np.nan) for name in ("logit_similarity", "attribution_similarity")}
   step = max(1, _BLOCK_NUMBERS // n_vocab)
@@ -61,8 +62,14 @@ def effects_alike(a: tuple[LoadedSubject, SAE], b: tuple[LoadedSubject, SAE], co
   return found
 
 
-def _logits_of(sae, found, used_V):
-  """The function feature_J -> logit weights (J, V) of some features, but for the scale of the last norm."""
+def logits_of(sae: SAE, found: tuple[LogitPath, slice], used_V: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+  """The function feature_J -> logit weights (J, V) of some features, but for the scale of the last norm.
+
+  Args:
+    sae: the dictionary.
+    found: what `path_of` gives for it.
+    used_V: the tokens that count: the median of a feature's weights over them is 0.
+  """
   path, columns = found
   direction_FO = sae.direction_FO[:, columns]
   width = direction_FO.shape[1]

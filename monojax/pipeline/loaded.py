@@ -12,9 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from monojax.activations.kept import Kept
-from monojax.analysis import circuits, interventions, steering
+from monojax.analysis import automata, circuits, interventions, steering
+from monojax.analysis.automata import Automata
 from monojax.analysis.circuits import Circuit
 from monojax.analysis.comparison import Comparison
+from monojax.analysis.config import AutomataConfig
 from monojax.analysis.fidelity import make_encode
 from monojax.analysis.interventions import Change
 from monojax.analysis.steering import Steered
@@ -361,3 +363,17 @@ class LoadedRun:
     require(-len(ids) <= token < len(ids), "token", token, f"the text has {len(ids)} tokens, that in front included")
     ids = ids[:token % len(ids) + 1]
     return circuits.circuit(self._subject, self.sae, ids, feature, self._token_strings, self.kept, n)
+
+  def automata(self, config: AutomataConfig | None = None, **settings: typing.Any) -> Automata:
+    """Loops of features, each of which raises tokens on which the next one fires; `print` shows each of `.loops`.
+
+    Args:
+      config: how much text they are looked for in, and which of them are listed.
+      **settings: those of `AutomataConfig` in the place of a `config`, such as `n_states=2`.
+
+    Raises:
+      InputError: the features' effects reach the logits only through later layers; or a setting breaks its rule.
+    """
+    self._require_subject()
+    return automata.find(config or AutomataConfig(**settings), self._subject, self.sae,
+                         load.open_tokens(self._folder, "train"), self._token_strings, self.kept)

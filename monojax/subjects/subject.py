@@ -93,8 +93,8 @@ class Subject(collections.abc.Hashable, typing.Protocol):
 
     Sites are named alike in every family: `embed`; then for layer L `layer.L.attn.in`, `layer.L.attn.z`,
     `layer.L.attn.out`, `layer.L.mlp.in`, `layer.L.mlp.hidden`, `layer.L.mlp.out` and `layer.L.resid`; and `final.in`.
-    Some families have more. Under `jit`, what the caller does not use is not computed: asking for a site alone runs the subject up to
-    there and no further.
+    Some families have more. Under `jit`, what the caller does not use is not computed: asking for a site alone runs the
+    subject up to there and no further.
 
     Args:
       variables: {"params": parameters}.
