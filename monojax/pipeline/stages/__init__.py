@@ -40,6 +40,6 @@ def each_site(run: RunFolder, config: RunConfig) -> list[str]:
 IN_ORDER = {"tokens": prepare_text, "subject": train_subject, "activations": harvest, "sae": train_sae,
             "frontier": train_frontier, "analysis": analyze, "browser": build_browser}
 
-__all__ = ["IN_ORDER", "adopt_sae", "analyze", "automata", "build_browser", "check_store", "compare", "each_site", "harvest",
-           "prepare_text", "probe", "steer", "sweep", "train_frontier", "train_sae", "train_subject", "universality",
-           "write_comparison"]
+__all__ = ["IN_ORDER", "adopt_sae", "analyze", "automata", "build_browser", "check_store", "compare", "each_site",
+           "harvest", "prepare_text", "probe", "steer", "sweep", "train_frontier", "train_sae", "train_subject",
+           "universality", "write_comparison"]
