@@ -206,7 +206,8 @@ def _sources_of(subject: Subject, dictionary: Wired, site: str) -> typing.Callab
     width = subject.site_widths[site] // n_heads if site else 1
     open_HA = jnp.repeat(jnp.eye(n_heads + 1, n_heads), width, axis=1)  # a row for each head; the last one closes all
     value_H, weight_HT = jax.lax.map(weights, open_HA)
-    return value_H[-1], weight_HT
+    # What comes past the heads is in every row, whichever head is open.
+    return value_H[-1], jnp.concatenate([weight_HT[:-1] - weight_HT[-1:], weight_HT[-1:]])
   return run
 
 
