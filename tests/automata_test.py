@@ -17,6 +17,8 @@ from monojax.analysis.codes import Codes
 from monojax.analysis.config import AutomataConfig
 from monojax.analysis.text import AnalysedText
 from monojax.config import InputError
+from monojax.pipeline import stages
+from monojax.pipeline.folder import RunFolder
 
 V = 30
 
@@ -170,19 +172,21 @@ def test_a_picture_has_every_feature_and_token(tmp_path):
   assert {"7", "1", "2", "base64 90%", "html 100%", "“<a&b>” “\\n”", "“x”", "0.50", "0.25"} <= set(texts)
 
 
-def test_loops_of_a_run(finished, tmp_path):
-  """The command leaves what the library finds; steps are those of dense activations of the whole text."""
+def test_loops_of_a_run(finished, tmp_path, capsys):
+  """The command leaves what the library finds."""
   workdir = tmp_path / "run"
   shutil.copytree(finished[0], workdir)
   settings = {"n_tokens": 4000, "min_score": 0.01, "min_steps": 5}
-  result = run("automata", workdir, *(f"--{name}={value}" for name, value in settings.items()))
-  assert result.returncode == 0, result.stderr[-3000:]
+  stages.automata(RunFolder(workdir), AutomataConfig(**settings))
+  printed = capsys.readouterr().out
   record = json.loads((workdir / "automata" / "automata.json").read_text())
   loaded = monojax.load(workdir)
   found = loaded.automata(**settings)
   assert record["loops"] == json.loads(json.dumps(found.to_dict()))["loops"] and record["figures"] == found.figures
-  assert found.loops and f"{found.loops[0].score:.3f}" in result.stdout and "shuffled" in result.stdout
+  assert found.loops and f"{found.loops[0].score:.3f}" in printed and "shuffled" in printed
   assert (workdir / "automata" / "automata.svg").read_text().count("<circle") == sum(
       len(loop.states) for loop in found.loops)
   with pytest.raises(InputError, match="n_states=5"):
     loaded.automata(n_states=5)
+  result = run("automata", workdir, "--n_states=5")
+  assert result.returncode == 2 and "n_states=5" in result.stderr

@@ -165,7 +165,7 @@ def test_freezing_changes_derivatives_and_no_value():
 
 def test_what_precedes_an_mlp_is_a_sum_of_tokens_in_a_pretrained_transformer(tmp_path):
   """RMSNorms without biases and attention alone: all that is left is the dictionary's own bias, to the last digit."""
-  pretrained_models.write(tmp_path / "model", dict(pretrained_models.CONFIGS["qwen3"], num_hidden_layers=2))
+  pretrained_models.write(tmp_path / "model", dict(pretrained_models.CONFIGS["qwen3"], num_hidden_layers=1))
   subject = subjects.load_pretrained(SubjectConfig(weights=str(tmp_path / "model"), n_context=16))
   sae = dictionary(64, "layer.0.mlp.in")
   ids, strings = [int(i) for i in np.random.default_rng(0).integers(0, 96, 9)], [f"t{i}" for i in range(96)]
@@ -177,6 +177,10 @@ def test_what_precedes_an_mlp_is_a_sum_of_tokens_in_a_pretrained_transformer(tmp
   assert found.rest == pytest.approx(own, abs=2e-3) and abs(found.pre_activation - own) > 0.1
   assert len(found.sources[0].by_head) == 4 and found.activation == pytest.approx(f_F[feature], abs=1e-3)
   assert len(found.raised) == 9 and found.raised[0].weight > 0
+  used_V = np.arange(96) % 2 == 0
+  rarer = circuits.circuit(subject, sae, ids, feature, strings, used_V=used_V, n_listed=9)
+  assert all(int(raised.token[1:]) % 2 == 0 for raised in rarer.raised)
+  assert {raised for raised in found.raised if int(raised.token[1:]) % 2 == 0} <= set(rarer.raised)
 
 
 def test_weights_through_mlps_are_derivatives_of_the_frozen_subject():

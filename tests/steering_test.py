@@ -14,6 +14,8 @@ from monojax.analysis import interventions, steering
 from monojax.analysis.config import SteerConfig
 from monojax.analysis.interventions import Change
 from monojax.config import InputError
+from monojax.pipeline import stages
+from monojax.pipeline.folder import RunFolder
 from monojax.sae.config import SAEConfig
 from monojax.sae.dictionary import SAE
 from monojax.sae.model import Wiring
@@ -43,13 +45,12 @@ def changed_by_hand(f_TF, changes):
 def logits_by_hand(loaded, ids, changes):
   """Logits after the last token, with the site set to what features changed in NumPy give."""
   ids_1T, (site,) = np.array([ids]), loaded.reads
-  _, sites = loaded.subject.apply({"params": loaded.subject_params}, ids_1T)
-  x_TM = np.asarray(sites[site], np.float64)[0]
-  f_TF = np.asarray(loaded.sae.encode(x_TM.astype(np.float32)), np.float64)
-  y_TM = x_TM + (changed_by_hand(f_TF, changes) - f_TF) @ loaded.sae.direction_FO
-  logits, _ = loaded.subject.apply({"params": loaded.subject_params}, ids_1T,
-                                   {site: lambda x: jnp.asarray(y_TM, jnp.float32)[None]})
-  return np.asarray(logits)[0, -1], f_TF
+  apply = jax.jit(lambda params, add_TM: loaded.subject.apply({"params": params}, ids_1T, {
+      site: lambda x: x + add_TM[None]}, wanted=(site,)))
+  x_TM = np.asarray(apply(loaded.subject_params, np.zeros((len(ids), 48), np.float32))[1][site])[0]
+  f_TF = np.asarray(loaded.sae.encode(x_TM), np.float64)
+  add_TM = (changed_by_hand(f_TF, changes) - f_TF) @ loaded.sae.direction_FO
+  return np.asarray(apply(loaded.subject_params, add_TM.astype(np.float32))[0])[0, -1], f_TF
 
 
 def strongest(loaded, n):
@@ -124,24 +125,29 @@ def test_both_columns_and_the_next_token(loaded):
 
 def test_moved_tokens_of_three():
   raised, lowered, kl = steering.moved_tokens(np.log([0.5, 0.3, 0.2]), np.log([0.1, 0.3, 0.6]), ["a", "b", "c"], 5)
-  assert [moved.token for moved in raised] == ["c"] and [moved.token for moved in lowered] == ["a"]
+  assert raised[0].token == "c" and raised[0].after == pytest.approx(0.6) and lowered[0].token == "a"
   assert kl == pytest.approx(0.5 * np.log(5) + 0.2 * np.log(1 / 3))
 
 
 def test_a_cache_changes_no_token(tmp_path):
-  """A pretrained transformer of three layers, of which features of the second are changed at some positions."""
-  pretrained_models.write(tmp_path / "model", pretrained_models.LLAMA)
+  """A pretrained transformer of two layers, of which features of the first are changed at some positions."""
+  pretrained_models.write(tmp_path / "model", dict(pretrained_models.LLAMA, num_hidden_layers=2))
   subject = subjects.load_pretrained(SubjectConfig(weights=str(tmp_path / "model"), n_context=48))
   config = SAEConfig(recipe="tm2023", n_features=32).resolved()
   model = make_recipe(config, Wiring((64,), (0,), (0,)), jnp.float32).model
-  sae = SAE(config, model, model.init(jax.random.key(0), jnp.zeros((1, 64)))["params"], ("layer.1.resid",))
+  rng = np.random.default_rng(0)
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64))))["params"]
+  params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32), shapes)
+  sae = SAE(config, model, params, ("layer.0.resid",))
   changes = [Change(3, "pin", 8.0, (4, 20)), Change(5, "scale", -6.0), Change(3, "ablate", None, (22, None))]
   assert interventions.reads_first(interventions.wired(sae), subject.model)
   prompt = [1, 5, 9, 40, 77]
   write = lambda changes, **how: interventions.steer(subject, sae, prompt, changes, 30, 1, 1.0, **how)
   found = write(changes)
   assert found == write(changes, use_cache=False) and len(found) == 35
-  assert found != write([]) and found != write([changes[1]])
+  later = [changes[0], Change(5, "scale", -6.0, (21, None)), changes[2]]
+  nothing = [Change(feature, "scale", 1.0) for feature in (3, 5, 7)]
+  assert found != write(later) and write(later) != write(nothing)
 
 
 @pytest.mark.parametrize("kwargs, match", [
@@ -180,14 +186,13 @@ def test_the_texts_of_the_command_line():
       SteerConfig(**wrong)
 
 
-def test_the_command_prints_both_columns(finished, loaded, tmp_path):
+def test_the_command_prints_both_columns(finished, loaded, tmp_path, capsys):
   (a,) = strongest(loaded, 1)
-  result = run("steer", finished[0], f"--prompt={TEXT}", f"--pin={a}", "--n=1", "--n_tokens=5", "--positions=2:",
-               f"--out={tmp_path / 'steered.json'}")
-  assert result.returncode == 0, result.stderr[-3000:]
-  expected = loaded.compare_steering(TEXT, [Change(a, positions=(2, None))], 1, 5)
-  written = json.loads((tmp_path / "steered.json").read_text())
-  assert written["changed"] == expected.changed and written["kl"] == pytest.approx(expected.kl, rel=1e-4)
-  assert f"feature {a} held at" in result.stdout and "from token 2 on" in result.stdout and "AS IT IS" in result.stdout
+  stages.steer(RunFolder(finished[0]), SteerConfig(prompt=TEXT, pin=(str(a),), n=1, n_tokens=6, positions="2:",
+                                                   out=str(tmp_path / "steered.json")))
+  expected = loaded.compare_steering(TEXT, [Change(a, positions=(2, None))], 1, 6)
+  written, printed = json.loads((tmp_path / "steered.json").read_text()), capsys.readouterr().out
+  assert written["changed"] == expected.changed and written["kl"] == expected.kl
+  assert f"feature {a} held at" in printed and "from token 2 on" in printed and "AS IT IS" in printed
   result = run("steer", finished[0], f"--prompt={TEXT}")
   assert result.returncode == 2 and "--pin" in result.stderr and result.stderr.count("\n") == 1

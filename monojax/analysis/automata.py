@@ -260,7 +260,7 @@ def best_steps(config: AutomataConfig, steps: Steps, weights_of: WeightsOf,
     to_FK[feature_J] = np.take_along_axis(to_JK, order_JK, axis=1)
     score_FK[feature_J] = np.take_along_axis(best_JK, order_JK, axis=1)
   # A step to a feature that does not lead on is no part of a loop.
-  leads_F = (score_FK > 0).any(1)
+  leads_F = np.any(score_FK > 0, axis=1)
   score_FK = np.where((score_FK > 0) & leads_F[to_FK], score_FK, 0)
   return np.where(score_FK > 0, to_FK, -1), score_FK
 
@@ -286,7 +286,8 @@ def loops_among(to_FK: np.ndarray, score_FK: np.ndarray, n_states: int,
       if length == n_states:
         break
       # On to a larger number than the first one's, which is not in the path yet.
-      row, column = np.nonzero((to_RK > path_RS[:, :1]) & (to_RK[:, :, None] != path_RS[:, None]).all(2))
+      is_new_RK = np.all(to_RK[:, :, None] != path_RS[:, None], axis=2)
+      row, column = np.nonzero((to_RK > path_RS[:, :1]) & is_new_RK)
       path_RS = np.concatenate([path_RS[row], to_RK[row, column][:, None]], axis=1)
       weakest_R = weakest_RK[row, column]
   return sorted(found, key=lambda loop: (-loop[0], len(loop[1]), loop[1]))

@@ -122,7 +122,7 @@ class Circuit:
 
 
 def circuit(subject: LoadedSubject, sae: SAE, ids: list[int], feature: int, token_strings: list[str],
-            kept: Kept = EVERY, n_listed: int = 10) -> Circuit:
+            kept: Kept = EVERY, n_listed: int = 10, used_V: np.ndarray | None = None) -> Circuit:
   """The circuit of a feature at the last token of a text.
 
   Args:
@@ -132,6 +132,8 @@ def circuit(subject: LoadedSubject, sae: SAE, ids: list[int], feature: int, toke
     token_strings: a string for each token id.
     kept: the positions that count.
     n_listed: how many sources, and how many raised tokens, are listed at most.
+    used_V: bool, the tokens that can be listed as raised; by default all. What a feature does to tokens that the
+      subject has hardly seen means little.
 
   Raises:
     InputError: the feature does not fire at the last token, or the subject reads in both directions.
@@ -158,8 +160,9 @@ def circuit(subject: LoadedSubject, sae: SAE, ids: list[int], feature: int, toke
                     float(weight_HT[-1, i]), float(removed)) for i, removed in zip(chosen_K, removed_K, strict=True)]
   logit_V, removed_V = (np.asarray(part_V, np.float64) for part_V in _raised_by(subject.model, dictionary)(
       subject.params, sae.params, padded_1T, last, feature))
-  first_V = np.argsort(-logit_V[:len(token_strings)], kind="stable")[:n_listed]
-  raised = [Raised(token_strings[i], float(logit_V[i]), float(removed_V[i])) for i in first_V.tolist()]
+  usable = np.flatnonzero((np.ones(len(logit_V), bool) if used_V is None else used_V)[:len(token_strings)])
+  first_K = usable[np.argsort(-logit_V[usable], kind="stable")[:n_listed]]
+  raised = [Raised(token_strings[i], float(logit_V[i]), float(removed_V[i])) for i in first_K.tolist()]
   return Circuit(feature, strings, activation, pre_activation, pre_activation - float(weight_T.sum()), layer, sources,
                  raised)
 

@@ -10,8 +10,9 @@ from monojax.analysis.automata import Loop
 
 _WIDTH, _HEIGHT, _PER_ROW = 330, 300, 3  # of the field of one loop, and fields side by side
 _RING, _RADIUS = 88, 25  # of the circle that features are on, and of a feature
-_STYLE = """text{font:12px sans-serif;fill:#222}.small{font-size:10px;fill:#555}.tokens{font:11px monospace;fill:#0b5394}
-circle{fill:#fff3d6;stroke:#b8860b;stroke-width:1.5}path{fill:none;stroke:#666}"""
+_STYLE = """text{font:12px sans-serif;fill:#222} .small{font-size:10px;fill:#555}
+.tokens{font:11px monospace;fill:#0b5394} circle{fill:#fff3d6;stroke:#b8860b;stroke-width:1.5}
+path{fill:none;stroke:#666}"""
 
 
 def draw_loops(loops: Sequence[Loop], path: str | os.PathLike[str]) -> None:

@@ -43,13 +43,14 @@ def effects_alike(a: tuple[LoadedSubject, SAE], b: tuple[LoadedSubject, SAE], co
     dictionaries reach no logits directly.
   """
   paths = [path_of(subject, sae) for subject, sae in (a, b)]
-  if None in paths:
+  found_a, found_b = paths
+  if found_a is None or found_b is None:
     print("logit weights and attributions are not compared: what the features write reaches the logits only through "
           "later layers, or not at all", flush=True)
     return {}
   n_vocab = min(subject.model.n_vocab for subject, _ in (a, b))
   used_V = used_tokens(tokens, n_vocab, min_token_count)
-  logits_a, logits_b = (logits_of(sae, found, used_V) for (_, sae), found in zip((a, b), paths, strict=True))
+  logits_a, logits_b = logits_of(a[1], found_a, used_V), logits_of(b[1], found_b, used_V)
   feature_P = np.flatnonzero(match_F >= 0)
   found = {name: np.full(len(match_F), np.nan) for name in ("logit_similarity", "attribution_similarity")}
   step = max(1, _BLOCK_NUMBERS // n_vocab)

@@ -16,9 +16,10 @@ from monojax.analysis import automata, circuits, interventions, steering
 from monojax.analysis.automata import Automata
 from monojax.analysis.circuits import Circuit
 from monojax.analysis.comparison import Comparison
-from monojax.analysis.config import AutomataConfig
+from monojax.analysis.config import AnalysisConfig, AutomataConfig
 from monojax.analysis.fidelity import make_encode
 from monojax.analysis.interventions import Change
+from monojax.analysis.logits import used_tokens
 from monojax.analysis.steering import Steered
 from monojax.analysis.tables import EXAMPLE_GROUPS, FeatureTables
 from monojax.config import require
@@ -362,7 +363,12 @@ class LoadedRun:
       token = int(self.encode(text).f_TF[:, feature].argmax()) if token is None else token
     require(-len(ids) <= token < len(ids), "token", token, f"the text has {len(ids)} tokens, that in front included")
     ids = ids[:token % len(ids) + 1]
-    return circuits.circuit(self._subject, self.sae, ids, feature, self._token_strings, self.kept, n)
+    return circuits.circuit(self._subject, self.sae, ids, feature, self._token_strings, self.kept, n, self._used_V)
+
+  @functools.cached_property
+  def _used_V(self) -> np.ndarray:
+    """The tokens that are common enough in the training text to have meaningful logit weights."""
+    return used_tokens(load.open_tokens(self._folder, "train"), self.subject.n_vocab, AnalysisConfig().min_token_count)
 
   def automata(self, config: AutomataConfig | None = None, **settings: typing.Any) -> Automata:
     """Loops of features, each of which raises tokens on which the next one fires; `print` shows each of `.loops`.
