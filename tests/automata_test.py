@@ -8,7 +8,6 @@ import xml.etree.ElementTree
 
 import numpy as np
 import pytest
-from tiny_run import run
 
 import monojax
 from monojax.analysis import automata, drawn_loops
@@ -188,5 +187,3 @@ def test_loops_of_a_run(finished, tmp_path, capsys):
       len(loop.states) for loop in found.loops)
   with pytest.raises(InputError, match="n_states=5"):
     loaded.automata(n_states=5)
-  result = run("automata", workdir, "--n_states=5")
-  assert result.returncode == 2 and "n_states=5" in result.stderr

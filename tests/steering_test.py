@@ -1,5 +1,6 @@
 """Steering by sets of features: by hand with edits of the subject, at some positions, with and without a cache."""
 
+import functools
 import json
 
 import jax
@@ -42,11 +43,17 @@ def changed_by_hand(f_TF, changes):
   return new_TF
 
 
+@functools.lru_cache
+def adding(subject, site):
+  """The compiled subject with something added to a site's activations: (logits, what is there then)."""
+  return jax.jit(lambda params, ids_1T, add_TM: subject.apply({"params": params}, ids_1T, {
+      site: lambda x: x + add_TM[None]}, wanted=(site,)))
+
+
 def logits_by_hand(loaded, ids, changes):
   """Logits after the last token, with the site set to what features changed in NumPy give."""
-  ids_1T, (site,) = np.array([ids]), loaded.reads
-  apply = jax.jit(lambda params, add_TM: loaded.subject.apply({"params": params}, ids_1T, {
-      site: lambda x: x + add_TM[None]}, wanted=(site,)))
+  (site,) = loaded.reads
+  apply = lambda params, add_TM: adding(loaded.subject, site)(params, np.array([ids]), add_TM)
   x_TM = np.asarray(apply(loaded.subject_params, np.zeros((len(ids), 48), np.float32))[1][site])[0]
   f_TF = np.asarray(loaded.sae.encode(x_TM), np.float64)
   add_TM = (changed_by_hand(f_TF, changes) - f_TF) @ loaded.sae.direction_FO
@@ -60,10 +67,10 @@ def strongest(loaded, n):
 
 def test_changes_of_every_kind_are_those_made_by_hand(loaded):
   ids = loaded.token_ids(TEXT)
-  a, b, c = strongest(loaded, 3)
+  a, b, _ = strongest(loaded, 3)
   silent = int(np.flatnonzero(loaded.encode(TEXT).f_TF[-1] == 0)[0])
-  for changes in ([Change(a, "ablate")], [Change(a, "scale", 3.0)], [Change(silent, "pin", 2.0)],
-                  [Change(a, "scale", -2.0), Change(b, "pin", 1.5), Change(c, "ablate"), Change(silent, "pin", 0.5)]):
+  for changes in ([Change(a, "ablate"), Change(b, "ablate")], [Change(a, "scale", 3.0), Change(silent, "pin", 2.0)],
+                  [Change(a, "scale", -2.0), Change(b, "pin", 1.5)]):
     expected, _ = logits_by_hand(loaded, ids, changes)
     clean, found = interventions.next_token_logits(loaded._subject, loaded.sae, ids, changes)
     np.testing.assert_allclose(found, expected, atol=2e-4)
@@ -78,39 +85,36 @@ def test_positions_are_respected(loaded):
   expected, _ = logits_by_hand(loaded, ids, here)
   clean, found = interventions.next_token_logits(loaded._subject, loaded.sae, ids, here)
   np.testing.assert_allclose(found, expected, atol=2e-4)
-  only_a = interventions.next_token_logits(loaded._subject, loaded.sae, ids, [Change(a, "scale", 4.0)])[1]
-  np.testing.assert_allclose(found, only_a, atol=1e-5)
-  elsewhere = interventions.next_token_logits(loaded._subject, loaded.sae, ids, [Change(a, "scale", 4.0, (0, last))])[1]
-  np.testing.assert_allclose(elsewhere, clean, atol=1e-5)
+  with_a = lambda *spans: interventions.next_token_logits(
+      loaded._subject, loaded.sae, ids, [Change(a, "scale", 4.0, span) for span in spans])[1]
+  np.testing.assert_allclose(found, with_a((0, last), (last, None)), atol=1e-5)
+  np.testing.assert_allclose(with_a((0, 2), (3, last)), clean, atol=1e-5)
 
 
 def test_a_continuation_is_steered_from_the_position_on_at_which_the_change_begins(loaded):
   feature = int(loaded.features.top_logit_values_FK[:, 0].argmax())
-  token = int(loaded.features.top_logit_ids_FK[feature, 0])
   ids = loaded.token_ids(TEXT)
   start = len(ids) + 3
-  write = lambda features: interventions.steer(loaded._subject, loaded.sae, ids, features, 8, temperature=0)
-  plain, changed = write({}), write([Change(feature, "pin", 1000.0, (start, None))])
+  write = lambda features: interventions.steer(loaded._subject, loaded.sae, ids, features, 8)
+  plain, changed = write([Change(feature, "scale", 1.0)]), write([Change(feature, "pin", 1000.0, (start, None))])
   # The token at `start` is written from the position before it, which is not changed yet.
-  assert changed[:start + 1] == plain[:start + 1] and changed[start + 1:] == [token] * len(changed[start + 1:])
-  assert len(changed) == len(ids) + 8
+  assert changed[:start + 1] == plain[:start + 1] and changed[start + 1] != plain[start + 1]
+  assert len(changed) == len(plain) == len(ids) + 8
   assert write([Change(feature, "pin", 1000.0)]) == write({feature: 1000.0})
 
 
 def test_a_list_of_pins_is_the_dict(loaded):
-  features = {feature: 2.0 for feature in strongest(loaded, 2)}
-  as_list = [Change(feature, value=value) for feature, value in features.items()]
-  assert loaded.steer(TEXT, features, 12, seed=3) == loaded.steer(TEXT, as_list, 12, seed=3)
-  largest = float(loaded.features.max_act_F[strongest(loaded, 1)[0]])
-  assert loaded._changes([Change(strongest(loaded, 1)[0])]) == [Change(strongest(loaded, 1)[0], "pin", largest)]
+  (a,) = strongest(loaded, 1)
+  assert loaded.steer(TEXT, {a: 2.0}, 8, seed=3) == loaded.steer(TEXT, [Change(a, value=2.0)], 8, seed=3)
+  assert loaded._changes([Change(a)]) == [Change(a, "pin", float(loaded.features.max_act_F[a]))]
 
 
 def test_both_columns_and_the_next_token(loaded):
   (a,) = strongest(loaded, 1)
-  found = loaded.compare_steering(TEXT, [Change(a, "scale", 5.0)], n=2, n_tokens=6, seed=4)
+  found = loaded.compare_steering(TEXT, [Change(a, "scale", 5.0)], n=2, n_tokens=8, seed=4)
   for i in range(2):
-    assert TEXT + found.changed[i] == loaded.steer(TEXT, [Change(a, "scale", 5.0)], 6, seed=4 + i)
-    assert TEXT + found.plain[i] == loaded.steer(TEXT, {}, 6, seed=4 + i)
+    assert TEXT + found.changed[i] == loaded.steer(TEXT, [Change(a, "scale", 5.0)], 8, seed=4 + i)
+    assert TEXT + found.plain[i] == loaded.steer(TEXT, [Change(a, "scale", 1.0)], 8, seed=4 + i)
   clean, changed = logits_by_hand(loaded, loaded.token_ids(TEXT), [])[0], logits_by_hand(
       loaded, loaded.token_ids(TEXT), found.changes)[0]
   p, q = (np.exp(z.astype(np.float64)) / np.exp(z.astype(np.float64)).sum() for z in (clean, changed))
@@ -188,9 +192,9 @@ def test_the_texts_of_the_command_line():
 
 def test_the_command_prints_both_columns(finished, loaded, tmp_path, capsys):
   (a,) = strongest(loaded, 1)
-  stages.steer(RunFolder(finished[0]), SteerConfig(prompt=TEXT, pin=(str(a),), n=1, n_tokens=6, positions="2:",
+  stages.steer(RunFolder(finished[0]), SteerConfig(prompt=TEXT, pin=(str(a),), n=1, n_tokens=8, positions="2:",
                                                    out=str(tmp_path / "steered.json")))
-  expected = loaded.compare_steering(TEXT, [Change(a, positions=(2, None))], 1, 6)
+  expected = loaded.compare_steering(TEXT, [Change(a, positions=(2, None))], 1, 8)
   written, printed = json.loads((tmp_path / "steered.json").read_text()), capsys.readouterr().out
   assert written["changed"] == expected.changed and written["kl"] == expected.kl
   assert f"feature {a} held at" in printed and "from token 2 on" in printed and "AS IT IS" in printed
