@@ -63,6 +63,32 @@ def _fidelity() -> None:
   print(f"\nSee {run.directory / f'{run.dictionary(flags.FLAGS.dictionary).home}fidelity'}")
 
 
+def _define_steer() -> None:
+  from monojax.analysis.config import SteerConfig
+  cli.define_study_flags(SteerConfig, "the folder of a run whose dictionary is finished")
+  define_dictionary()
+
+
+def _steer() -> None:
+  from monojax.analysis.config import SteerConfig
+  from monojax.pipeline.stages import steer
+  run, config = cli.study_run_and_config(SteerConfig(), lambda _: None, "run")
+  steer(run, config, flags.FLAGS.dictionary)
+
+
+def _define_automata() -> None:
+  from monojax.analysis.config import AutomataConfig
+  cli.define_study_flags(AutomataConfig, "the folder of a run whose dictionary is finished")
+  define_dictionary()
+
+
+def _automata() -> None:
+  from monojax.analysis.config import AutomataConfig
+  from monojax.pipeline.stages import automata
+  run, config = cli.study_run_and_config(AutomataConfig(), lambda _: None, "run")
+  automata(run, config, flags.FLAGS.dictionary)
+
+
 EVIDENCE = {
     "fidelity": Command(
         "how faithful a dictionary is, with intervals, by domain, and in generated text", """\
@@ -114,4 +140,29 @@ Prints how well the activations of each feature correlate with the most similar 
 for neurons and for random directions, beside what Towards Monosemanticity found; and how alike logit weights and
 attributions of matched features are. Leaves what `compare` does.
 """, _comparing("universality"), define=_define_compare),
+    "steer": Command(
+        "a text continued with features changed, beside the subject as it is", """\
+Lets the subject continue a prompt with some features changed, beside what it writes as it is.
+
+  {command} --workdir=runs/demo --prompt='1,2,3,4,5,6,7,8,9,10' --pin=57
+  {command} --workdir=runs/demo --prompt='def main(' --pin=57=12.5,103 --ablate=8 --scale=91=2
+  {command} --workdir=runs/demo --dictionary=topk --prompt='The ' --pin=57 --positions=4: --out=steered.json
+
+--pin holds a feature at a value, by default at its largest activation on the analysed text; --scale multiplies its
+activation, and --ablate removes it: at every token that is read and written, or at --positions. Prints --n
+continuations side by side, drawn with the same random numbers, and the tokens whose probability right after the prompt
+rises and falls most.
+""", _steer, define=_define_steer),
+    "automata": Command(
+        "loops of features that lead to one another", """\
+Looks for automata: loops of features, each of which raises tokens on which the next one fires.
+
+  {command} --workdir=runs/mine
+  {command} --workdir=runs/mine --dictionary=topk --n_states=2 --n_tokens=1000000
+
+For instance a feature of base64 that raises pieces of base64; or one of opening tags, which raises names of tags, on
+which another fires, which raises what closes a tag. No feature has to be named. Beside the loops is the control, which
+has the features' logit weights shuffled. Leaves automata.json and automata.svg, a picture, in automata/ in the
+dictionary's folder.
+""", _automata, define=_define_automata),
 }

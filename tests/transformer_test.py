@@ -55,7 +55,7 @@ def numpy_forward(params, tokens):
         scores = np.array([query @ numpy_rotate(k[s, part], s) / np.sqrt(width) for s in range(t + 1)])
         weights = np.exp(scores - scores.max())
         mixed[t, part] = weights / weights.sum() @ v[:t + 1, part]
-    sites[f"layer.{layer}.attn.out"] = mixed @ b["W_o_ED"]
+    sites |= {f"layer.{layer}.attn.z": mixed, f"layer.{layer}.attn.out": mixed @ b["W_o_ED"]}
     x = x + sites[f"layer.{layer}.attn.out"]
     u = np.stack([numpy_norm(row, b["gain_mlp_D"], b["bias_mlp_D"]) for row in x])
     hidden = np.maximum(u @ b["W_in_DM"] + b["b_in_M"], 0)

@@ -10,6 +10,7 @@ from monojax.config import (
   POSITIVE_FRACTION,
   SEED,
   Bounds,
+  InputError,
   option,
   require,
   require_rules,
@@ -98,3 +99,76 @@ class FidelityConfig:
 
   def __post_init__(self):
     require_rules(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class AutomataConfig:
+  """How much text loops of features are looked for in, and which of them are listed."""
+  n_states: int = option(4, "the most features of a loop", Bounds(at_least=1, at_most=4))
+  n_loops: int = option(10, "how many loops of each number of features are listed", COUNT)
+  n_tokens: int = option(262_144, "training tokens that are read; 0 = all", NOT_NEGATIVE)
+  n_raised: int = option(200, "a feature leads to another through the tokens that it raises most, so many", COUNT)
+  min_score: float = option(0.05, "the weakest step of a loop that is listed", POSITIVE_FRACTION)
+  min_steps: int = option(20, "features that are followed less often by a token that they raise are left out", COUNT)
+  min_documents: int = option(3, "features that fire in fewer documents are left out", COUNT)
+  min_token_count: int = option(10, "tokens seen less often in training text count as raised by no feature",
+                                NOT_NEGATIVE)
+  batch_contexts: int = option(16, "contexts in one forward pass", COUNT)
+  seed: int = option(0, "of the choice of contexts and of the control", SEED)
+
+  def __post_init__(self):
+    require_rules(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class SteerConfig:
+  """What is done to which features while a subject continues a prompt, and how the continuations are drawn."""
+  prompt: str = option("", "the text to continue; by default a new document")
+  pin: tuple[str, ...] = option((), "features held at a value, as FEATURE=VALUE; FEATURE or FEATURE=max holds one at "
+                                    "its largest activation on the analysed text")
+  scale: tuple[str, ...] = option((), "features multiplied by a number, as FEATURE=NUMBER")
+  ablate: tuple[str, ...] = option((), "features removed, as FEATURE")
+  positions: str = option("", "the tokens at which features are changed, as START:STOP, those before STOP; 0 is the "
+                              "token in front of the prompt; by default all")
+  n: int = option(4, "how many continuations", COUNT)
+  n_tokens: int = option(64, "how many tokens each continuation has at most", COUNT)
+  temperature: float = option(0.8, "the lower it is, the less random is the text; 0 takes the likeliest token each "
+                                   "time", NOT_NEGATIVE)
+  seed: int = option(0, "of the draw of tokens; further continuations take the next seeds", SEED)
+  out: str = option("", "a file to write everything to as JSON, besides printing it")
+
+  def __post_init__(self):
+    require_rules(self)
+    assert self.changes is not None and self.span != ()  # which read the texts, and say what is wrong with them
+
+  @property
+  def changes(self) -> list[tuple[int, str, float | None]]:
+    """(feature, kind, value) of each change; the value is None where there is none, or it is the largest activation."""
+    return [*(_change("pin", text) for text in self.pin), *(_change("scale", text) for text in self.scale),
+            *(_change("ablate", text) for text in self.ablate)]
+
+  @property
+  def span(self) -> tuple[int, int | None] | None:
+    """(start, stop) of the positions, stop being None where there is no end; None for all positions."""
+    if not self.positions:
+      return None
+    start, colon, stop = self.positions.partition(":")
+    require(colon and (start or "0").isdecimal() and (stop or "0").isdecimal(), "positions", self.positions,
+            "must read START:STOP, two numbers of which either may be left out")
+    return int(start or 0), int(stop) if stop else None
+
+
+def _change(kind: str, text: str) -> tuple[int, str, float | None]:
+  """(feature, kind, value) of a text such as 12, 12=0.5 or 12=max."""
+  feature, equals, value = text.partition("=")
+  require(feature.strip().isdecimal(), kind, text, "must begin with the number of a feature")
+  if kind == "ablate":
+    require(not equals, kind, text, "must be the number of a feature alone")
+    return int(feature), kind, None
+  if kind == "pin" and (not equals or value.strip() == "max"):
+    return int(feature), kind, None
+  try:
+    return int(feature), kind, float(value)
+  except ValueError:
+    need = "FEATURE=NUMBER" if kind == "scale" else "FEATURE, FEATURE=NUMBER or FEATURE=max"
+    raise InputError(f"{kind}={text!r}: must read {need}") from None

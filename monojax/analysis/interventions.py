@@ -4,11 +4,15 @@ Each intervention reads the features in the subject as it is, and then runs the 
 dictionary writes changed. When single features are changed, the reconstruction's error is kept: an activation y becomes
 y + (f' - f) W_dec, where f are the features that the dictionary finds and f' those put in their place.
 
-Letters: T positions of one text, F features, O width of the sites written, V vocabulary.
+Letters: T positions of one text, N = B T rows, F features, J changes of features, O width of the sites written, V
+vocabulary.
 """
 
+import dataclasses
 import functools
+import math
 import typing
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +20,58 @@ import numpy as np
 
 from monojax.activations.kept import EVERY, Kept
 from monojax.analysis.fidelity import side_by_side
+from monojax.config import INT32, require
 from monojax.sae.dictionary import SAE
 from monojax.sae.model import Dictionary
 from monojax.subjects.loss import next_token_loss
 from monojax.subjects.sample import sample
 from monojax.subjects.subject import LoadedSubject, Subject
+
+KINDS = ("pin", "scale", "ablate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+  """What is done to one feature while the subject reads and writes.
+
+  Attributes:
+    feature: its number.
+    kind: "pin" holds its activation at `value`; "scale" multiplies it by `value`; "ablate" sets it to 0.
+    value: see `kind`. None stands for the feature's largest activation on the analysed text, with "pin" alone, and
+      only for `monojax.load`, which knows it.
+    positions: (start, stop), the tokens at which it is done, those before `stop`, counted from the first that the
+      subject reads; `stop` is None for no end. By default all.
+
+  Raises:
+    InputError: the kind, the value or the positions are none of these.
+  """
+  feature: int
+  kind: str = "pin"
+  value: float | None = None
+  positions: tuple[int, int | None] | None = None
+
+  def __post_init__(self) -> None:
+    require(self.kind in KINDS, "kind", self.kind, f"choose one of {', '.join(KINDS)}")
+    require(self.kind != "ablate" or self.value is None, "value", self.value, "a feature that is ablated has none")
+    require(self.kind != "scale" or self.value is not None, "value", None, "say what the activation is multiplied by")
+    require(self.value is None or math.isfinite(self.value), "value", self.value, "must be a finite number")
+    start, stop = self.span
+    require(0 <= start < stop <= INT32, "positions", self.positions, "must be (start, stop) with 0 <= start < stop")
+
+  @property
+  def span(self) -> tuple[int, int]:
+    """(start, stop) as numbers, also where none or only one was given."""
+    start, stop = self.positions or (0, None)
+    return start, INT32 if stop is None else stop
+
+
+class Changes(typing.NamedTuple):
+  """Changes of J features as arrays: an activation f becomes scale f + value at positions from start to stop - 1."""
+  feature_J: np.ndarray
+  scale_J: np.ndarray
+  value_J: np.ndarray
+  start_J: np.ndarray
+  stop_J: np.ndarray
 
 
 class Wired(typing.NamedTuple):
@@ -45,15 +96,16 @@ def spliced_logits(subject: Subject, dictionary: Wired, params: dict, sae_params
 
 
 def steered_logits(subject: Subject, dictionary: Wired, params: dict, sae_params: dict, tokens_1T: jax.Array,
-                   feature_J: jax.Array, value_J: jax.Array) -> jax.Array:
-  """Logits (1, T, V) with some features held at given values at every position; to be traced."""
-  change = _change(dictionary, sae_params, feature_J, value_J)
+                   changes: Changes) -> jax.Array:
+  """Logits (1, T, V) with some features changed; to be traced."""
+  change = _change(dictionary, sae_params, changes)
   if reads_first(dictionary, subject):
     edit = _steering_edit(dictionary, change, tokens_1T, 0)
     return subject.apply({"params": params}, tokens_1T, edit, wanted=())[0]
   wanted = {*dictionary.reads, *dictionary.writes, *dictionary.kept.sites}
   _, sites = subject.apply({"params": params}, tokens_1T, wanted=wanted)
-  y_NO = side_by_side(sites, dictionary.writes) + change(side_by_side(sites, dictionary.reads))
+  y_NO = side_by_side(sites, dictionary.writes) + change(side_by_side(sites, dictionary.reads),
+                                                         jnp.arange(tokens_1T.size))
   return _with_written(subject, dictionary, params, tokens_1T, y_NO, sites)
 
 
@@ -66,12 +118,14 @@ def reads_first(dictionary: Wired, subject: Subject) -> bool:
   return max(map(order.index, dictionary.reads)) <= min(map(order.index, dictionary.writes))
 
 
-def _change(dictionary, sae_params, feature_J, value_J):
-  """The function x_NM -> what holding some features at given values adds to what is written, (N, O)."""
-  def change(x_NM):
+def _change(dictionary, sae_params, changes):
+  """The function (x_NM, position_N) -> what changing some features adds to what is written, (N, O)."""
+  def change(x_NM, position_N):
     f_NF = dictionary.model.apply({"params": sae_params}, x_NM, method="encode")
-    change_NJ = value_J[None] - f_NF[:, feature_J]
-    return dictionary.model.apply({"params": sae_params}, change_NJ, feature_J, x_NM, method="change")
+    change_NJ = (changes.scale_J - 1)[None] * f_NF[:, changes.feature_J] + changes.value_J[None]
+    here_NJ = (position_N[:, None] >= changes.start_J[None]) & (position_N[:, None] < changes.stop_J[None])
+    return dictionary.model.apply({"params": sae_params}, jnp.where(here_NJ, change_NJ, 0), changes.feature_J, x_NM,
+                                  method="change")
   return change
 
 
@@ -98,7 +152,8 @@ def _steering_edit(dictionary, change, tokens_BT, start):
       return x_BTD
     if "change" not in seen:
       seen["counts"] = dictionary.kept.counts(tokens_BT, {name: seen[name] for name in looked_at & seen.keys()}, start)
-      seen["change"] = jnp.split(change(side_by_side(seen, dictionary.reads)), ends, axis=1)
+      position_N = jnp.tile(start + jnp.arange(tokens_BT.shape[1]), len(tokens_BT))
+      seen["change"] = jnp.split(change(side_by_side(seen, dictionary.reads), position_N), ends, axis=1)
     added_BTD = seen["change"][dictionary.writes.index(site)].reshape(x_BTD.shape).astype(x_BTD.dtype)
     return x_BTD + jnp.where(seen["counts"][..., None], added_BTD, 0)
   return {site: functools.partial(visit, site) for site in looked_at.union(dictionary.writes)}
@@ -123,7 +178,7 @@ def _with_written(subject, dictionary, params, tokens_1T, y_NO, sites):
 @functools.lru_cache(maxsize=8)
 def _compiled_losses(subject: Subject, dictionary: Wired):
   @jax.jit
-  def losses(params, sae_params, tokens_1T, feature_J, value_J, mean_O):
+  def losses(params, sae_params, tokens_1T, changes, mean_O):
     """Next-token losses (T - 1,): of the subject, spliced, with the sites' mean in their place, and steered."""
     loss = lambda logits_1TV: next_token_loss(logits_1TV[:, :-1], tokens_1T[:, 1:])[0]
     mean_NO = jnp.broadcast_to(mean_O[None], (tokens_1T.size, len(mean_O)))
@@ -131,7 +186,7 @@ def _compiled_losses(subject: Subject, dictionary: Wired):
     return {"clean": loss(clean),
             "spliced": loss(spliced_logits(subject, dictionary, params, sae_params, tokens_1T)),
             "ablated": loss(_with_written(subject, dictionary, params, tokens_1T, mean_NO, sites)),
-            "steered": loss(steered_logits(subject, dictionary, params, sae_params, tokens_1T, feature_J, value_J))}
+            "steered": loss(steered_logits(subject, dictionary, params, sae_params, tokens_1T, changes))}
   return losses
 
 
@@ -150,39 +205,67 @@ def losses(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, ids: list[int],
     {"clean", "spliced", "ablated", "steered"}: arrays of shape (T - 1,); entry i is the loss of token i + 1. "Ablated"
     has the sites' mean in their place.
   """
-  feature_J, value_J = as_arrays(values or {})
   run = _compiled_losses(subject.model, wired(sae, kept))
-  found = run(subject.params, sae.params, np.asarray([ids], np.int32), feature_J, value_J,
+  found = run(subject.params, sae.params, np.asarray([ids], np.int32), as_arrays(as_changes(values or {})),
               jnp.asarray(mean_O, jnp.float32))
   return {name: np.asarray(loss_T) for name, loss_T in found.items()}
 
 
-def as_arrays(values: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
-  """(features, values) as arrays."""
-  return np.fromiter(values, np.int32, len(values)), np.fromiter(values.values(), np.float32, len(values))
+def as_changes(features: Mapping[int, float] | Sequence[Change]) -> list[Change]:
+  """Changes of features, also from a dict {feature: the value that it is held at}."""
+  if isinstance(features, Mapping):
+    return [Change(feature, "pin", value) for feature, value in features.items()]
+  return list(features)
 
 
-def steer(subject: LoadedSubject, sae: SAE, prompt: list[int], values: dict[int, float], n_tokens: int, seed: int = 0,
-          temperature: float = 0.8, kept: Kept = EVERY) -> list[int]:
-  """Continues a prompt with some features held at given values at every position that counts.
+def as_arrays(changes: Sequence[Change]) -> Changes:
+  """Changes as arrays.
+
+  Raises:
+    InputError: a value is missing, or two changes are of one feature at one position.
+  """
+  spans: dict[int, list[tuple[int, int]]] = {}
+  for change in changes:
+    require(change.kind == "ablate" or change.value is not None, "value", None,
+            f"say what feature {change.feature} is held at")
+    start, stop = change.span
+    for before in spans.setdefault(change.feature, []):
+      require(stop <= before[0] or before[1] <= start, "feature", change.feature,
+              "two changes of it are at the same positions: give one, or positions that do not overlap")
+    spans[change.feature].append((start, stop))
+  column = lambda values, dtype: np.asarray(list(values), dtype)
+  return Changes(column((c.feature for c in changes), np.int32),
+                 column((c.value if c.kind == "scale" else 0 for c in changes), np.float32),
+                 column((c.value if c.kind == "pin" else 0 for c in changes), np.float32),
+                 column((c.span[0] for c in changes), np.int32), column((c.span[1] for c in changes), np.int32))
+
+
+def steer(subject: LoadedSubject, sae: SAE, prompt: list[int], features: Mapping[int, float] | Sequence[Change],
+          n_tokens: int, seed: int = 0, temperature: float = 0.8, kept: Kept = EVERY,
+          use_cache: bool = True) -> list[int]:
+  """Continues a prompt with some features changed, at positions that count.
 
   Args:
     subject, sae: the subject and its dictionary.
     prompt: token ids, at least one.
-    values: {feature: the value that it is held at}.
+    features: {feature: the value that it is held at}, or changes.
     n_tokens: how many tokens to add; fewer where the subject's context is full.
     seed: of the draw of tokens.
     temperature: the logits are divided by it.
     kept: the positions that count.
+    use_cache: whether keys and values of earlier tokens are remembered, where the subject can and one pass does all.
 
   Returns:
     Token ids of the prompt and its continuation.
+
+  Raises:
+    InputError: two changes are of one feature at one position, or a value is missing.
   """
   dictionary = wired(sae, kept)
   how = {"edit_of": _steering(dictionary)} if reads_first(dictionary, subject.model) else {
       "logits_of": _steering_in_two(dictionary)}
-  return sample(subject, prompt, n_tokens, jax.random.key(seed), temperature, given=(sae.params, *as_arrays(values)),
-                **how)
+  return sample(subject, prompt, n_tokens, jax.random.key(seed), temperature,
+                given=(sae.params, as_arrays(as_changes(features))), use_cache=use_cache, **how)
 
 
 @functools.lru_cache(maxsize=8)
@@ -197,4 +280,28 @@ def _steering(dictionary: Wired):
 def _steering_in_two(dictionary: Wired):
   """The function that gives `sample` the next token's logits where one pass does not do."""
   return lambda subject, params, tokens_1T, given: steered_logits(
-      subject, dictionary, params, given[0], tokens_1T, *given[1:])
+      subject, dictionary, params, given[0], tokens_1T, given[1])
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_last(subject: Subject, dictionary: Wired):
+  @jax.jit
+  def run(params, sae_params, tokens_1T, changes):
+    """Logits (V,) at the last position: of the subject as it is, and with some features changed."""
+    clean_1TV, _ = subject.apply({"params": params}, tokens_1T, wanted=())
+    changed_1TV = steered_logits(subject, dictionary, params, sae_params, tokens_1T, changes)
+    return clean_1TV[0, -1], changed_1TV[0, -1]
+  return run
+
+
+def next_token_logits(subject: LoadedSubject, sae: SAE, prompt: list[int], changes: Sequence[Change],
+                      kept: Kept = EVERY) -> tuple[np.ndarray, np.ndarray]:
+  """Logits of the token after a prompt, (V,) each: of the subject as it is, and with some features changed.
+
+  Args:
+    subject, sae, prompt, kept: as for `steer`.
+    changes: as for `steer`.
+  """
+  run = _compiled_last(subject.model, wired(sae, kept))
+  clean_V, changed_V = run(subject.params, sae.params, np.asarray([prompt], np.int32), as_arrays(changes))
+  return np.asarray(clean_V), np.asarray(changed_V)

@@ -4,13 +4,15 @@ Letters: F features of A; P pairs of a feature of A and its match in B; J pairs 
 written; N rows, one for each token.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 
 from monojax.analysis.codes import Codes
 from monojax.analysis.logits import direct_logits, path_of, shifted, used_tokens
 from monojax.sae.dictionary import SAE
-from monojax.subjects.subject import LoadedSubject
+from monojax.subjects.subject import LoadedSubject, LogitPath
 from monojax.text.tokens import Tokens
 
 _BLOCK_NUMBERS = 1 << 23  # of logit weights that are computed at a time
@@ -39,13 +41,14 @@ def effects_alike(a: tuple[LoadedSubject, SAE], b: tuple[LoadedSubject, SAE], co
     dictionaries reach no logits directly.
   """
   paths = [path_of(subject, sae) for subject, sae in (a, b)]
-  if None in paths:
+  found_a, found_b = paths
+  if found_a is None or found_b is None:
     print("logit weights and attributions are not compared: what the features write reaches the logits only through "
           "later layers, or not at all", flush=True)
     return {}
   n_vocab = min(subject.model.n_vocab for subject, _ in (a, b))
   used_V = used_tokens(tokens, n_vocab, min_token_count)
-  logits_a, logits_b = (_logits_of(sae, found, used_V) for (_, sae), found in zip((a, b), paths, strict=True))
+  logits_a, logits_b = logits_of(a[1], found_a, used_V), logits_of(b[1], found_b, used_V)
   feature_P = np.flatnonzero(match_F >= 0)
   found = {name: np.full(len(match_F), np.nan) for name in ("logit_similarity", "attribution_similarity")}
   step = max(1, _BLOCK_NUMBERS // n_vocab)
@@ -58,8 +61,14 @@ def effects_alike(a: tuple[LoadedSubject, SAE], b: tuple[LoadedSubject, SAE], co
   return found
 
 
-def _logits_of(sae, found, used_V):
-  """The function feature_J -> logit weights (J, V) of some features, but for the scale of the last norm."""
+def logits_of(sae: SAE, found: tuple[LogitPath, slice], used_V: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+  """The function feature_J -> logit weights (J, V) of some features, but for the scale of the last norm.
+
+  Args:
+    sae: the dictionary.
+    found: what `path_of` gives for it.
+    used_V: the tokens that count: the median of a feature's weights over them is 0.
+  """
   path, columns = found
   direction_FO = sae.direction_FO[:, columns]
   width = direction_FO.shape[1]

@@ -3,16 +3,24 @@
 Letters: T positions of a text, F features.
 """
 
+import dataclasses
 import functools
 import pathlib
 import typing
+from collections.abc import Sequence
 
 import numpy as np
 
 from monojax.activations.kept import Kept
-from monojax.analysis import interventions
+from monojax.analysis import automata, circuits, interventions, steering
+from monojax.analysis.automata import Automata
+from monojax.analysis.circuits import Circuit
 from monojax.analysis.comparison import Comparison
+from monojax.analysis.config import AnalysisConfig, AutomataConfig
 from monojax.analysis.fidelity import make_encode
+from monojax.analysis.interventions import Change
+from monojax.analysis.logits import used_tokens
+from monojax.analysis.steering import Steered
 from monojax.analysis.tables import EXAMPLE_GROUPS, FeatureTables
 from monojax.config import require
 from monojax.pipeline import load
@@ -287,14 +295,16 @@ class LoadedRun:
               Chosen(other.dictionary, other.sae, other._folder, other._place))
     return compared(CompareConfig(**settings), mine, theirs)
 
-  def steer(self, prompt: str, features: dict[int, float], n_tokens: int = 64, seed: int = 0,
+  def steer(self, prompt: str, features: dict[int, float] | Sequence[Change], n_tokens: int = 64, seed: int = 0,
             temperature: float = 0.8) -> str:
-    """Lets the subject continue a prompt with some features held at given values at every token.
+    """Lets the subject continue a prompt with some features changed.
 
     Args:
       prompt: the text to continue; "" starts a new document.
       features: {feature: activation that it is held at}, for instance {10: 12.0}. A feature's largest activation,
-        `run.features.max_act_F[feature]`, is a good start; 0 removes it.
+        `run.features.max_act_F[feature]`, is a good start; 0 removes it. Or a list of
+        `monojax.analysis.interventions.Change`, which can also scale features, and change them at some tokens alone.
+        Tokens are counted as `encode` lists them.
       n_tokens: how many tokens to add; the text ends where the subject's context is full.
       seed: of the draw of tokens: another seed, another text.
       temperature: lower is less random.
@@ -302,8 +312,74 @@ class LoadedRun:
     Returns:
       The prompt and its continuation.
     """
-    for feature in features:
-      self._require_feature(feature)
-    ids = interventions.steer(self._subject, self.sae, self.token_ids(prompt), features, n_tokens, seed, temperature,
-                              self.kept)
+    ids = interventions.steer(self._subject, self.sae, self.token_ids(prompt), self._changes(features), n_tokens, seed,
+                              temperature, self.kept)
     return self.tokenizer.decode(ids[len(self._prefix):])
+
+  def compare_steering(self, prompt: str, features: dict[int, float] | Sequence[Change], n: int = 4,
+                       n_tokens: int = 64, seed: int = 0, temperature: float = 0.8) -> Steered:
+    """Continuations of a prompt with and without changes of features, and what these do to the next token.
+
+    Args:
+      prompt, features, n_tokens, temperature: as for `steer`.
+      n: how many continuations of either kind; number i of both is drawn with the seed `seed` + i.
+      seed: of the first.
+    """
+    return steering.compare(self._subject, self.sae, self.tokenizer, prompt, self.token_ids(prompt),
+                            self._changes(features), steering.Drawn(n, n_tokens, seed, temperature), self.kept)
+
+  def _changes(self, features: dict[int, float] | Sequence[Change]) -> list[Change]:
+    """Changes of features of this dictionary, with the largest activation where a value is missing."""
+    found = []
+    for change in interventions.as_changes(features):
+      self._require_feature(change.feature)
+      if change.kind == "pin" and change.value is None:
+        largest = float(self.features.max_act_F[change.feature])
+        require(largest > 0, "feature", change.feature, "never fires on the analysed text, and so has no largest "
+                "activation: say what it is to be held at")
+        change = dataclasses.replace(change, value=largest)
+      found.append(change)
+    return found
+
+  def circuit(self, feature: int, text: str | None = None, token: int | None = None, n: int = 10) -> Circuit:
+    """What a feature comes from at one token, head by head, and which next tokens it raises; `print` shows it.
+
+    Args:
+      feature: its number.
+      text: a string; by default the context of the feature's strongest example on the analysed text.
+      token: the feature's token, as `encode` lists them; by default the one on which it is strongest.
+      n: how many tokens are listed at most.
+
+    Raises:
+      InputError: the feature does not fire there.
+    """
+    self._require_feature(feature)
+    if text is None:
+      ids = circuits.strongest_example(self._subject, self.sae, load.open_tokens(self._folder, "train"), self.features,
+                                       feature, self.kept)
+      token = len(ids) - 1 if token is None else token
+    else:
+      ids = self.token_ids(text)
+      token = int(self.encode(text).f_TF[:, feature].argmax()) if token is None else token
+    require(-len(ids) <= token < len(ids), "token", token, f"the text has {len(ids)} tokens, that in front included")
+    ids = ids[:token % len(ids) + 1]
+    return circuits.circuit(self._subject, self.sae, ids, feature, self._token_strings, self.kept, n, self._used_V)
+
+  @functools.cached_property
+  def _used_V(self) -> np.ndarray:
+    """The tokens that are common enough in the training text to have meaningful logit weights."""
+    return used_tokens(load.open_tokens(self._folder, "train"), self.subject.n_vocab, AnalysisConfig().min_token_count)
+
+  def automata(self, config: AutomataConfig | None = None, **settings: typing.Any) -> Automata:
+    """Loops of features, each of which raises tokens on which the next one fires; `print` shows each of `.loops`.
+
+    Args:
+      config: how much text they are looked for in, and which of them are listed.
+      **settings: those of `AutomataConfig` in the place of a `config`, such as `n_states=2`.
+
+    Raises:
+      InputError: the features' effects reach the logits only through later layers; or a setting breaks its rule.
+    """
+    self._require_subject()
+    return automata.find(config or AutomataConfig(**settings), self._subject, self.sae,
+                         load.open_tokens(self._folder, "train"), self._token_strings, self.kept)

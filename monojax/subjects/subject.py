@@ -62,6 +62,7 @@ class Subject(collections.abc.Hashable, typing.Protocol):
     max_context: the longest context it can read, or None if there is no limit. How long the contexts of a run are is a
       setting of the run (`SubjectConfig.n_context`), not of the subject.
     site_widths: {site: width of the activation there}, in the order in which the forward pass computes them.
+    n_heads: attention heads of a layer; `layer.L.attn.z` holds what each of them has gathered, side by side.
     sharding_rules: where its parameters are on a mesh when it is run, see `monojax.mesh.shardings`; those without a
       rule are whole on every device.
     output: what a forward pass gives beside its sites: "logits" of each next token; or, of an encoder, which predicts
@@ -78,6 +79,9 @@ class Subject(collections.abc.Hashable, typing.Protocol):
   def site_widths(self) -> dict[str, int]: ...
 
   @property
+  def n_heads(self) -> int: ...
+
+  @property
   def sharding_rules(self) -> collections.abc.Mapping[str, jax.sharding.PartitionSpec]: ...
 
   @property
@@ -87,10 +91,10 @@ class Subject(collections.abc.Hashable, typing.Protocol):
             wanted: collections.abc.Collection[str] | None = None) -> tuple[jax.Array, Sites]:
     """(logits_BTV in float32, {site: activation of shape (B, T, width)}) of token ids; of an encoder, embedding_BD.
 
-    Sites are named alike in every family: `embed`; then for layer L `layer.L.attn.in`, `layer.L.attn.out`,
-    `layer.L.mlp.in`, `layer.L.mlp.hidden`, `layer.L.mlp.out` and `layer.L.resid`; and `final.in`. Some families have
-    more. Under `jit`, what the caller does not use is not computed: asking for a site alone runs the subject up to
-    there and no further.
+    Sites are named alike in every family: `embed`; then for layer L `layer.L.attn.in`, `layer.L.attn.z`,
+    `layer.L.attn.out`, `layer.L.mlp.in`, `layer.L.mlp.hidden`, `layer.L.mlp.out` and `layer.L.resid`; and `final.in`.
+    Some families have more. Under `jit`, what the caller does not use is not computed: asking for a site alone runs the
+    subject up to there and no further.
 
     Args:
       variables: {"params": parameters}.
@@ -119,6 +123,15 @@ class Subject(collections.abc.Hashable, typing.Protocol):
 
   def logit_path(self, params: dict, site: str) -> LogitPath | None:
     """How a direction at the site reaches the logits, or None where it does so only through later computation."""
+    ...
+
+  def frozen(self) -> "Subject":
+    """The same network, whose derivatives take the scales of norms and the patterns of attention for constants.
+
+    What it computes is the same. Its derivatives say how much of an activation comes from another one along all paths
+    through the residual stream, heads' values and MLPs: of what lies between two MLPs, which is then linear, exactly.
+    Without this, the derivative of a norm by the length of what it reads would be 0, and cancel what it is asked for.
+    """
     ...
 
 

@@ -42,11 +42,16 @@ def rotate(x_BTHK: jax.Array) -> jax.Array:
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def layer_norm(x_ND: jax.Array, gain_D: jax.Array, bias_D: jax.Array) -> jax.Array:
-  """LayerNorm over the last axis, computed in float32 with epsilon 1e-5."""
+def layer_norm(x_ND: jax.Array, gain_D: jax.Array, bias_D: jax.Array, freeze: bool = False) -> jax.Array:
+  """LayerNorm over the last axis, computed in float32 with epsilon 1e-5.
+
+  With `freeze` what it divides by is a constant to derivatives; see `Subject.frozen`.
+  """
   x = x_ND.astype(jnp.float32)
   centred = x - x.mean(-1, keepdims=True)
   scale = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
+  if freeze:
+    scale = jax.lax.stop_gradient(scale)
   return (centred * scale * gain_D[None] + bias_D[None]).astype(x_ND.dtype)
 
 
@@ -56,11 +61,13 @@ class Block(nn.Module):
   Attributes:
     d_model, n_heads, d_mlp: see `TransformerConfig`.
     residual_scale: factor on the initial weights of the two matrices that write into the residual stream.
+    freeze: see `Transformer`.
   """
   d_model: int
   n_heads: int
   d_mlp: int
   residual_scale: float
+  freeze: bool = False
 
   def setup(self) -> None:
     d, m = self.d_model, self.d_mlp
@@ -87,21 +94,24 @@ class Block(nn.Module):
     """
     dtype = x_ND.dtype
     linear = lambda u, W: matmul(u, W, dtype).astype(dtype)
-    u_ND = site("attn.in", layer_norm(x_ND, self.gain_attn_D, self.bias_attn_D))
+    u_ND = site("attn.in", layer_norm(x_ND, self.gain_attn_D, self.bias_attn_D, self.freeze))
     heads = lambda W_DD: linear(u_ND, W_DD).reshape(-1, n_positions, self.n_heads,
                                                     self.d_model // self.n_heads)
     q_BTHK, k_BTHK, v_BTHK = (heads(W_DD) for W_DD in jnp.split(self.W_qkv_DE, 3, axis=1))
-    mixed_BTHK = attend(rotate(q_BTHK), rotate(k_BTHK), v_BTHK)
-    x_ND = x_ND + site("attn.out", linear(mixed_BTHK.reshape(x_ND.shape), self.W_o_ED))
-    u_ND = site("mlp.in", layer_norm(x_ND, self.gain_mlp_D, self.bias_mlp_D))
+    mixed_BTHK = attend(rotate(q_BTHK), rotate(k_BTHK), v_BTHK, self.freeze)
+    z_NE = site("attn.z", mixed_BTHK.reshape(x_ND.shape))
+    x_ND = x_ND + site("attn.out", linear(z_NE, self.W_o_ED))
+    u_ND = site("mlp.in", layer_norm(x_ND, self.gain_mlp_D, self.bias_mlp_D, self.freeze))
     pre_NM = linear(u_ND, self.W_in_DM) + self.b_in_M.astype(dtype)[None]
     hidden_NM = site("mlp.hidden", jax.nn.relu(pre_NM))
     out_ND = site("mlp.out", linear(hidden_NM, self.W_out_MD) + self.b_out_D.astype(dtype)[None])
     return site("resid", x_ND + out_ND)
 
 
-def attend(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array) -> jax.Array:
+def attend(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, freeze: bool = False) -> jax.Array:
   """Causal attention with scale 1/sqrt(K), a result of shape (B, T, H, K); scores and softmax are in float32.
+
+  With `freeze` the weights, which say how much a query reads of each key, are constants to derivatives.
 
   Each head is a product of its own because XLA's CPU runtime computes a batched product on one core, and independent
   products on all cores. Within a head, the first half of the queries is not compared with the second half of the keys,
@@ -116,6 +126,8 @@ def attend(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array) -> jax.Array
     scores_BQS = jnp.einsum("bqk,bsk->bqs", q_BQK, k_BSK, preferred_element_type=jnp.float32)
     scores_BQS = jnp.where(causal_QS[None], scores_BQS * width ** -0.5, -1e9)
     weights_BQS = jax.nn.softmax(scores_BQS, axis=-1).astype(v_BSK.dtype)
+    if freeze:
+      weights_BQS = jax.lax.stop_gradient(weights_BQS)
     return jnp.einsum("bqs,bsk->bqk", weights_BQS, v_BSK)
 
   def head(q_BTK, k_BTK, v_BTK):
@@ -129,16 +141,18 @@ def attend(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array) -> jax.Array
 class Transformer(nn.Module):
   """A subject (see the contract in `subject.py`): layers of causal attention with rotary positions and a ReLU MLP.
 
-  Its sites are `embed`; for each layer L `layer.L.attn.in`, `layer.L.attn.out`, `layer.L.mlp.in`, `layer.L.mlp.hidden`
-  (the activations after the ReLU, which Towards Monosemanticity decomposes), `layer.L.mlp.out` and `layer.L.resid`; and
-  `final.in`, which is what the last LayerNorm gives to the unembedding.
+  Its sites are `embed`; for each layer L `layer.L.attn.in`, `layer.L.attn.z`, `layer.L.attn.out`, `layer.L.mlp.in`,
+  `layer.L.mlp.hidden` (the activations after the ReLU, which Towards Monosemanticity decomposes), `layer.L.mlp.out` and
+  `layer.L.resid`; and `final.in`, which is what the last LayerNorm gives to the unembedding.
 
   Attributes:
     config: the architecture.
     dtype: the dtype of activations and of the operands of matrix products; parameters are float32.
+    freeze: whether the scales of norms and the patterns of attention are constants to derivatives: see `frozen`.
   """
   config: TransformerConfig
   dtype: jnp.dtype = jnp.float32
+  freeze: bool = False
 
   @property
   def n_vocab(self) -> int:
@@ -151,9 +165,13 @@ class Transformer(nn.Module):
   @property
   def site_widths(self) -> dict[str, int]:
     d, m = self.config.d_model, self.config.d_mlp
-    block = {"attn.in": d, "attn.out": d, "mlp.in": d, "mlp.hidden": m, "mlp.out": d, "resid": d}
+    block = {"attn.in": d, "attn.z": d, "attn.out": d, "mlp.in": d, "mlp.hidden": m, "mlp.out": d, "resid": d}
     blocks = {f"layer.{i}.{name}": width for i in range(self.config.n_layers) for name, width in block.items()}
     return {"embed": d, **blocks, "final.in": d}
+
+  @property
+  def n_heads(self) -> int:
+    return self.config.n_heads
 
   @property
   def sharding_rules(self) -> Mapping[str, P]:
@@ -181,6 +199,10 @@ class Transformer(nn.Module):
                      f"layer.{self.config.n_layers - 1}.resid")
 
   @nn.nowrap
+  def frozen(self) -> "Transformer":
+    return self.clone(freeze=True)
+
+  @nn.nowrap
   def training_loss(self, params: dict, tokens_BU: jax.Array) -> jax.Array:
     """The mean cross-entropy of each next token in nats, a scalar, computed without ever holding all logits.
 
@@ -194,7 +216,7 @@ class Transformer(nn.Module):
   def setup(self) -> None:
     c = self.config
     self.W_embed_VD = self.param("W_embed_VD", nn.initializers.normal(0.02), (c.vocab_size, c.d_model))
-    self.blocks = [Block(c.d_model, c.n_heads, c.d_mlp, (2 * c.n_layers) ** -0.5, name=f"layer_{i}")
+    self.blocks = [Block(c.d_model, c.n_heads, c.d_mlp, (2 * c.n_layers) ** -0.5, self.freeze, name=f"layer_{i}")
                    for i in range(c.n_layers)]
     self.gain_D = self.param("gain_D", nn.initializers.ones, (c.d_model,))
     self.bias_D = self.param("bias_D", nn.initializers.zeros, (c.d_model,))
@@ -216,7 +238,7 @@ class Transformer(nn.Module):
     for i, block in enumerate(self.blocks):
       visit_block = lambda name, value, i=i: visit(f"layer.{i}.{name}", value)
       x_ND = block(x_ND, n_positions, visit_block)
-    u_ND = visit("final.in", layer_norm(x_ND, self.gain_D, self.bias_D))
+    u_ND = visit("final.in", layer_norm(x_ND, self.gain_D, self.bias_D, self.freeze))
     logits_NV = matmul(u_ND, self.W_unembed_DV, self.dtype)
     logits_BTV = logits_NV.reshape(n_batch, n_positions, -1)
     unknown = {*edit, *(wanted or ())} - set(sites)

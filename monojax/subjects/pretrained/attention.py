@@ -36,7 +36,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def attend(q_BTHJA: jax.Array, k_BSHA: jax.Array, v_BSHA: jax.Array, position_T: jax.Array, a: Architecture,
-           is_local: Any, seen_BS: jax.Array | None, aligned: bool) -> jax.Array:
+           is_local: Any, seen_BS: jax.Array | None, aligned: bool, freeze: bool = False) -> jax.Array:
   """Attention, block by block of queries, so that the scores of all of them never exist at once.
 
   Args:
@@ -46,6 +46,7 @@ def attend(q_BTHJA: jax.Array, k_BSHA: jax.Array, v_BSHA: jax.Array, position_T:
     is_local: whether this layer has a window, a bool or a traced one.
     seen_BS: the keys that may be attended to; None for all.
     aligned: whether query t is at position t, so that a causal block needs no keys beyond its end.
+    freeze: whether the weights, which say how much a query reads of each key, are constants to derivatives.
 
   Returns:
     (B, T, H, J, A). Scores and softmax are in float32.
@@ -71,6 +72,8 @@ def attend(q_BTHJA: jax.Array, k_BSHA: jax.Array, v_BSHA: jax.Array, position_T:
       seen = seen & (key_1S > query_T1 - window)
     seen = seen[None] if seen_BS is None else seen[None] & seen_BS[:, None, :end]
     weights = jax.nn.softmax(jnp.where(seen[:, None, :, None], scores, -1e30), axis=-1).astype(v_BSHA.dtype)
+    if freeze:
+      weights = jax.lax.stop_gradient(weights)
     z = jnp.einsum("bhqs,bhsa->bhqa", weights.reshape(-1, n_heads, n * n_shared, end), v_BHSA[:, :, :end])
     return jnp.moveaxis(z.reshape(-1, n_heads, n, n_shared, width), 2, 1)
   parts = [queries(first, min(first + block, n_queries)) for first in range(0, n_queries, block)]

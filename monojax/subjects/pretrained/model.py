@@ -96,10 +96,12 @@ class PretrainedTransformer(nn.Module):
     dtype: the dtype of activations and of the operands of matrix products.
     n_loaded: the layers that there are parameters of, from the first; fewer than all layers have no head, and logits
       are then None.
+    freeze: whether the scales of norms and the patterns of attention are constants to derivatives: see `frozen`.
   """
   architecture: Architecture
   dtype: Any = jnp.float32
   n_loaded: int = 0
+  freeze: bool = False
 
   @property
   def n_vocab(self) -> int:
@@ -108,6 +110,10 @@ class PretrainedTransformer(nn.Module):
   @property
   def max_context(self) -> int | None:
     return self.architecture.max_context
+
+  @property
+  def n_heads(self) -> int:
+    return self.architecture.n_heads
 
   @property
   def sharding_rules(self) -> Mapping[str, P]:
@@ -148,6 +154,10 @@ class PretrainedTransformer(nn.Module):
     return {"k": empty, "v": empty, "length": jnp.zeros((), jnp.int32)}
 
   @nn.nowrap
+  def frozen(self) -> "PretrainedTransformer":
+    return self.clone(freeze=True)
+
+  @nn.nowrap
   def extend(self, variables: dict, cache: Cache, tokens_BT: jax.Array,
              edit: Edit | None = None) -> tuple[jax.Array, Cache]:
     logits_BTV, _, cache = self.apply(variables, tokens_BT, edit, wanted=(), cache=cache)
@@ -167,7 +177,7 @@ class PretrainedTransformer(nn.Module):
     wanted, edit = known if wanted is None else tuple(wanted), edit or {}
     if unknown := sorted({*edit, *wanted}.difference(known)):
       raise ValueError(f"there is no site {unknown}; this subject's sites are {known}")
-    return _Pass(a, self.dtype, params, layers, edit, frozenset(wanted)).run(tokens_BT, cache, self.whole)
+    return _Pass(a, self.dtype, self.freeze, params, layers, edit, frozenset(wanted)).run(tokens_BT, cache, self.whole)
 
 
 def _initial(name: str) -> Callable[..., jax.Array]:
@@ -187,15 +197,16 @@ class _Pass:
   """One forward pass, while it is traced.
 
   Attributes:
-    a, dtype: of the model.
+    a, dtype, freeze: of the model.
     params, layers: parameters outside of layers, and those of all layers.
     edit, wanted: see `Subject.apply`.
     sites: the wanted activations found so far.
   """
 
-  def __init__(self, a: Architecture, dtype: Any, params: Mapping[str, jax.Array], layers: dict[str, jax.Array],
-               edit: Edit, wanted: frozenset[str]):
-    self.a, self.dtype, self.params, self.layers, self.edit, self.wanted = a, dtype, params, layers, edit, wanted
+  def __init__(self, a: Architecture, dtype: Any, freeze: bool, params: Mapping[str, jax.Array],
+               layers: dict[str, jax.Array], edit: Edit, wanted: frozenset[str]):
+    self.a, self.dtype, self.freeze, self.edit, self.wanted = a, dtype, freeze, edit, wanted
+    self.params, self.layers = params, layers
     self.sites: Sites = {}
 
   def run(self, tokens_BT: jax.Array, cache: Cache | None, whole: bool) -> Any:
@@ -303,7 +314,8 @@ class _Pass:
       memory = tuple(jax.lax.dynamic_update_slice(stack, new[None], at)
                      for stack, new in zip(memory, (k_BTHA, v_BTHA), strict=True))
       k_BSHA, v_BSHA = (jax.lax.dynamic_index_in_dim(stack, i, keepdims=False) for stack in memory)
-    z_BTHJA = attend(q_BTHJA, k_BSHA, v_BSHA, self.position_T, a, is_local, self.seen_BS, memory is None)
+    z_BTHJA = attend(q_BTHJA, k_BSHA, v_BSHA, self.position_T, a, is_local, self.seen_BS, memory is None,
+                      self.freeze)
     return z_BTHJA.reshape(len(u_ND), -1), memory
 
   def _hidden(self, p: Mapping[str, jax.Array], u_ND: jax.Array) -> jax.Array:
@@ -334,7 +346,7 @@ class _Pass:
     return y_NO if b_O is None else y_NO + b_O.astype(self.dtype)[None]
 
   def _norm(self, x: jax.Array, gain_D: jax.Array, bias_D: jax.Array | None = None) -> jax.Array:
-    return norm(x, gain_D, bias_D, self.a)
+    return norm(x, gain_D, bias_D, self.a, self.freeze)
 
 
 def _stretches(n_layers: int, alone: set[int]) -> list[tuple[int, int]]:
@@ -346,12 +358,14 @@ def _stretches(n_layers: int, alone: set[int]) -> list[tuple[int, int]]:
   return list(zip(edges[:-1], edges[1:], strict=True))
 
 
-def norm(x: jax.Array, gain_D: jax.Array, bias_D: jax.Array | None, a: Architecture) -> jax.Array:
-  """LayerNorm or RMSNorm over the last axis, computed in float32."""
+def norm(x: jax.Array, gain_D: jax.Array, bias_D: jax.Array | None, a: Architecture,
+         freeze: bool = False) -> jax.Array:
+  """LayerNorm or RMSNorm over the last axis, in float32; with `freeze` its scale is a constant to derivatives."""
   value = x.astype(jnp.float32)
   if a.norm == "layer":
     value = value - value.mean(-1, keepdims=True)
-  value = value * jax.lax.rsqrt(jnp.square(value).mean(-1, keepdims=True) + a.norm_epsilon)
+  scale = jax.lax.rsqrt(jnp.square(value).mean(-1, keepdims=True) + a.norm_epsilon)
+  value = value * (jax.lax.stop_gradient(scale) if freeze else scale)
   shape = (1,) * (x.ndim - 1) + (-1,)
   value = value * (gain_D.astype(jnp.float32) + a.norm_offset).reshape(shape)
   if bias_D is not None:

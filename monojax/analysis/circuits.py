@@ -1,0 +1,314 @@
+"""The circuit of one feature at one token: the tokens that it comes from, head by head, and the next tokens it raises.
+
+Weights are taken in the subject with its norms' scales and attention patterns held fixed (`Subject.frozen`). What lies
+between the MLPs is then linear, and weights are exact: they are what a term of a sum contributes. Through an MLP they
+are gradient times activation, a first-order estimate. So beside each weight there is what really changes when the
+term is taken out, with everything behind it computed anew.
+
+Letters: T positions of a text, V vocabulary, H heads, D width of the residual stream, A width of all heads side by
+side, M width read, O width written, K sources.
+"""
+
+import dataclasses
+import functools
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from monojax.activations.kept import EVERY, Kept
+from monojax.analysis.fidelity import make_encode, side_by_side
+from monojax.analysis.interventions import Wired, wired
+from monojax.analysis.tables import FeatureTables
+from monojax.config import require
+from monojax.sae.dictionary import SAE
+from monojax.subjects.sample import bucket
+from monojax.subjects.subject import LoadedSubject, Subject
+from monojax.text.tokens import Tokens
+
+
+class Source(typing.NamedTuple):
+  """A token of the text that a feature's pre-activation comes from.
+
+  Attributes:
+    position: of the token in the text, from 0.
+    token: the token.
+    weight: what its embedding contributes to the feature's pre-activation, by all paths.
+    by_head: the part of it that a head of the circuit's layer has moved to the feature's token, for each head.
+    past: the rest, which has come past these heads: of the feature's own token, and through earlier layers.
+    removed: how far the pre-activation falls if the token's embedding is set to 0 and all is computed anew, patterns
+      of attention and norms included.
+  """
+  position: int
+  token: str
+  weight: float
+  by_head: tuple[float, ...]
+  past: float
+  removed: float
+
+
+class Raised(typing.NamedTuple):
+  """A token that a feature raises right after its own.
+
+  Attributes:
+    token: the token.
+    weight: what the feature contributes to its logit, less the mean over the vocabulary.
+    removed: how far that logit, less the mean over the vocabulary, falls if the feature is removed at its token.
+  """
+  token: str
+  weight: float
+  removed: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Circuit:
+  """What a feature comes from at one token of a text, and what it does to the next.
+
+  Attributes:
+    feature: its number.
+    tokens: the text up to the feature's token, which is the last one.
+    activation: the feature's activation there.
+    pre_activation: what its unit computes there before its non-linearity: the sum of all sources' weights and `rest`.
+    rest: what comes of no token: of biases, and, where there are MLPs on the way, of their non-linearity.
+    layer: the layer whose heads `Source.by_head` is about, the last one before the feature; None if there is none.
+    sources: the tokens with the largest weights, of either sign, the largest first.
+    raised: the tokens that it raises most; none if the subject has no logits.
+  """
+  feature: int
+  tokens: list[str]
+  activation: float
+  pre_activation: float
+  rest: float
+  layer: int | None
+  sources: list[Source]
+  raised: list[Raised]
+
+  def to_dict(self) -> dict[str, typing.Any]:
+    """A graph, ready for JSON: {"nodes": [...], "edges": [...]} and the numbers about the feature.
+
+    A node has an "id" and a "kind": "token" (of the text), "feature" or "next" (a token that could follow). An edge
+    leads "from" one "to" another with a "weight"; one from a token says by which "head", or None for past the heads.
+    """
+    feature = f"feature {self.feature}"
+    nodes: list[dict[str, typing.Any]] = [
+        {"id": f"token {source.position}", "kind": "token", "position": source.position, "token": source.token,
+         "weight": source.weight, "removed": source.removed} for source in self.sources]
+    nodes.append({"id": feature, "kind": "feature", "feature": self.feature, "position": len(self.tokens) - 1,
+                  "activation": self.activation, "pre_activation": self.pre_activation, "rest": self.rest})
+    nodes += [{"id": f"next {i}", "kind": "next", "token": raised.token} for i, raised in enumerate(self.raised)]
+    edges: list[dict[str, typing.Any]] = []
+    for source in self.sources:
+      parts = [*enumerate(source.by_head), (None, source.past)]
+      edges += [{"from": f"token {source.position}", "to": feature, "layer": self.layer, "head": head, "weight": weight}
+                for head, weight in parts if weight]
+    edges += [{"from": feature, "to": f"next {i}", "weight": raised.weight, "removed": raised.removed}
+              for i, raised in enumerate(self.raised)]
+    return {"feature": self.feature, "layer": self.layer, "tokens": self.tokens, "nodes": nodes, "edges": edges}
+
+  def __str__(self) -> str:
+    lines = [f"feature {self.feature} on {self.tokens[-1]!r}, token {len(self.tokens) - 1}: activation "
+             f"{self.activation:.3f}, pre-activation {self.pre_activation:.3f}, of which {self.rest:.3f} of no token",
+             "", f"{'comes from':<26}{'weight':>9}{'removed':>9}   by way of"]
+    for source in self.sources:
+      parts = sorted([*((abs(weight), f"head {head} {weight:+.3f}") for head, weight in enumerate(source.by_head)),
+                      (abs(source.past), f"past the heads {source.past:+.3f}")], reverse=True)
+      ways = ", ".join(text for size, text in parts[:3] if size > 0.005 * max(abs(source.weight), 1e-9))
+      lines.append(f"{source.position:>5} {source.token!r:<20}{source.weight:>+9.3f}{source.removed:>+9.3f}   {ways}")
+    if self.raised:
+      lines += ["", f"{'raises':<26}{'weight':>9}{'removed':>9}"]
+      lines += [f"      {raised.token!r:<20}{raised.weight:>+9.3f}{raised.removed:>+9.3f}" for raised in self.raised]
+    return "\n".join(lines)
+
+
+def circuit(subject: LoadedSubject, sae: SAE, ids: list[int], feature: int, token_strings: list[str],
+            kept: Kept = EVERY, n_listed: int = 10, used_V: np.ndarray | None = None) -> Circuit:
+  """The circuit of a feature at the last token of a text.
+
+  Args:
+    subject, sae: the subject and its dictionary.
+    ids: token ids of the text.
+    feature: the feature's number.
+    token_strings: a string for each token id.
+    kept: the positions that count.
+    n_listed: how many sources, and how many raised tokens, are listed at most.
+    used_V: bool, the tokens that can be listed as raised; by default all. What a feature does to tokens that the
+      subject has hardly seen means little.
+
+  Raises:
+    InputError: the feature does not fire at the last token, or the subject reads in both directions.
+  """
+  require(subject.model.output == "logits", "subject", "an encoder", "reads texts in both directions and predicts no "
+          "tokens: a feature in it has no circuit from earlier tokens to later ones")
+  n_tokens, last = len(ids), len(ids) - 1
+  padded_1T = np.zeros((1, max(n_tokens, min(bucket(n_tokens), subject.n_context))), np.int32)
+  padded_1T[0, :n_tokens] = ids  # nothing that stands behind the last token changes what is computed there
+  encode = make_encode(subject.model, sae.model, sae.reads, kept)
+  activation = float(encode(subject.params, sae.params, padded_1T)[0][last, feature])
+  strings = [token_strings[i] for i in ids]
+  require(activation > 0, "feature", feature, f"does not fire on the last token, {strings[-1]!r}")
+  layer, site = _heads_before(subject.model, sae.reads)
+  dictionary = wired(sae, kept)
+  found = _sources_of(subject.model, dictionary, site)(subject.params, sae.params, padded_1T, last, feature)
+  pre_activation, weight_HT = float(found[0]), np.asarray(found[1], np.float64)[:, :n_tokens]
+  weight_T = weight_HT.sum(0)
+  chosen_K = np.argsort(-np.abs(weight_T), kind="stable")[:n_listed]
+  without = _without_sources(subject.model, dictionary)
+  removed_K = pre_activation - np.asarray(without(subject.params, sae.params, padded_1T, np.resize(chosen_K, n_listed),
+                                                  last, feature))[:len(chosen_K)]
+  sources = [Source(int(i), strings[i], float(weight_T[i]), tuple(weight_HT[:-1, i].tolist()) if site else (),
+                    float(weight_HT[-1, i]), float(removed)) for i, removed in zip(chosen_K, removed_K, strict=True)]
+  logit_V, removed_V = (np.asarray(part_V, np.float64) for part_V in _raised_by(subject.model, dictionary)(
+      subject.params, sae.params, padded_1T, last, feature))
+  usable = np.flatnonzero((np.ones(len(logit_V), bool) if used_V is None else used_V)[:len(token_strings)])
+  first_K = usable[np.argsort(-logit_V[usable], kind="stable")[:n_listed]]
+  raised = [Raised(token_strings[i], float(logit_V[i]), float(removed_V[i])) for i in first_K.tolist()]
+  return Circuit(feature, strings, activation, pre_activation, pre_activation - float(weight_T.sum()), layer, sources,
+                 raised)
+
+
+def _heads_before(subject: Subject, reads: tuple[str, ...]) -> tuple[int | None, str]:
+  """(the layer, the site) of the last heads whose results a dictionary can have read; (None, "") if there are none."""
+  order = list(subject.site_widths)
+  last = max(map(order.index, reads))
+  sites = [site for site in order[:last + 1] if site.startswith("layer.") and site.endswith(".attn.z")]
+  return (int(sites[-1].split(".")[1]), sites[-1]) if sites else (None, "")
+
+
+def _pre_activation(dictionary: Wired, sae_params: dict, sites: dict, at: jax.Array, feature: jax.Array) -> jax.Array:
+  """A feature's pre-activation at one position of each context, (B,); to be traced."""
+  x_BTM = jnp.concatenate([sites[name] for name in dictionary.reads], axis=-1).astype(jnp.float32)
+  h_BF = dictionary.model.apply({"params": sae_params}, jnp.take(x_BTM, at, axis=1), method="pre_activations")
+  return jnp.take(h_BF, feature, axis=1)
+
+
+@functools.lru_cache(maxsize=8)
+def _sources_of(subject: Subject, dictionary: Wired, site: str) -> typing.Callable:
+  """The compiled function (params, sae_params, tokens_1T, at, feature) -> (pre-activation, weights).
+
+  Weights (H + 1, T) are what each token's embedding contributes through each head of `site`, and past them. They are
+  gradient times embedding. For each head, derivatives go through the numbers of that head alone.
+  """
+  frozen, n_heads = subject.frozen(), subject.n_heads if site else 0
+
+  @jax.jit
+  def run(params, sae_params, tokens_1T, at, feature):
+    embed_1TD = subject.apply({"params": params}, tokens_1T, wanted=("embed",))[1]["embed"]
+
+    def pre_activation(embed_1TD, open_A):
+      edit = {"embed": lambda x: embed_1TD}
+      if site:
+        still = jax.lax.stop_gradient
+        edit[site] = lambda z: still(z) + (open_A * (z - still(z)).astype(jnp.float32)).astype(z.dtype)
+      _, sites = frozen.apply({"params": params}, tokens_1T, edit, wanted=dictionary.reads)
+      return _pre_activation(dictionary, sae_params, sites, at, feature)[0]
+
+    def weights(open_A):
+      value, gradient_1TD = jax.value_and_grad(pre_activation)(embed_1TD, open_A[None, None])
+      return value, (gradient_1TD.astype(jnp.float32) * embed_1TD.astype(jnp.float32)).sum(-1)[0]
+    width = subject.site_widths[site] // n_heads if site else 1
+    open_HA = jnp.repeat(jnp.eye(n_heads + 1, n_heads), width, axis=1)  # a row for each head; the last one closes all
+    value_H, weight_HT = jax.lax.map(weights, open_HA)
+    # What comes past the heads is in every row, whichever head is open.
+    return value_H[-1], jnp.concatenate([weight_HT[:-1] - weight_HT[-1:], weight_HT[-1:]])
+  return run
+
+
+@functools.lru_cache(maxsize=8)
+def _without_sources(subject: Subject, dictionary: Wired) -> typing.Callable:
+  """The compiled function (params, sae_params, tokens_1T, source_K, at, feature) -> pre-activations (K,), each without
+  one of the tokens, whose embedding is 0."""
+  @jax.jit
+  def run(params, sae_params, tokens_1T, source_K, at, feature):
+    def one(source):
+      here_1T1 = (jnp.arange(tokens_1T.shape[1]) == source)[None, :, None]
+      _, sites = subject.apply({"params": params}, tokens_1T, {"embed": lambda x: jnp.where(here_1T1, 0, x)},
+                               wanted=dictionary.reads)
+      return _pre_activation(dictionary, sae_params, sites, at, feature)[0]
+    return jax.lax.map(one, source_K)
+  return run
+
+
+@functools.lru_cache(maxsize=8)
+def _raised_by(subject: Subject, dictionary: Wired) -> typing.Callable:
+  """The compiled function (params, sae_params, tokens_1T, at, feature) -> (weights_V, removed_V); see `Raised`."""
+  frozen = subject.frozen()
+
+  @jax.jit
+  def run(params, sae_params, tokens_1T, at, feature):
+    _, sites = subject.apply({"params": params}, tokens_1T, wanted=dictionary.reads)
+    x_1M = jnp.take(side_by_side(sites, dictionary.reads), at[None], axis=0)
+    f_11 = jnp.take(dictionary.model.apply({"params": sae_params}, x_1M, method="encode"), feature[None], axis=1)
+    added_O = dictionary.model.apply({"params": sae_params}, f_11, feature[None], x_1M, method="change")[0]
+    parts = zip(dictionary.writes, dictionary.model.wiring.written(), strict=True)
+    columns = {site: slice(first, last) for site, (first, last) in parts}
+    here_T = jnp.arange(tokens_1T.shape[1]) == at
+
+    def logits(model, times):
+      """Logits (V,) at the position with the feature's part added so many times."""
+      def edited(x, added):
+        return x + (times * here_T[None, :, None] * added[None, None]).astype(x.dtype)
+      edit = {site: functools.partial(edited, added=added_O[part]) for site, part in columns.items()}
+      logits_1TV, _ = model.apply({"params": params}, tokens_1T, edit, wanted=())
+      logit_V = jnp.take(logits_1TV[0], at, axis=0)
+      return logit_V - logit_V.mean()
+    now_V, backward = jax.vjp(functools.partial(logits, frozen), 0.0)
+    # The derivative of all logits by one number. Products of the subjects have gradients backwards alone; a gradient is
+    # linear in what comes from behind, and its own gradient by that is the derivative forwards.
+    weight_V = jax.grad(lambda g_V: backward(g_V)[0])(jnp.zeros_like(now_V))
+    return weight_V, now_V - logits(subject, -1.0)
+  return lambda params, sae_params, tokens_1T, at, feature: run(params, sae_params, tokens_1T, jnp.int32(at),
+                                                                jnp.int32(feature))
+
+
+def contexts_of(tokens: Tokens, window_W: np.ndarray, document: int, n_context: int) -> list[tuple[int, int]]:
+  """Where in a text an example's window is: [(number of the context, position of the window's middle in it)].
+
+  Args:
+    tokens: the text.
+    window_W: the example's tokens, -1 outside of its context.
+    document: the number of the document that its middle is in.
+    n_context: the tokens of a context.
+  """
+  middle, n_prefix = len(window_W) // 2, len(tokens.prefix)
+  inside_W = window_W >= 0
+  if n_prefix and window_W[inside_W][0] == tokens.prefix[0] and inside_W[:middle].any():
+    inside_W = inside_W & (np.arange(len(window_W)) != np.flatnonzero(inside_W)[0])  # it is not in the text itself
+  offset_J = np.flatnonzero(inside_W) - middle
+  first = int(tokens.start_D[document])
+  last = int(tokens.start_D[document + 1]) if document + 1 < len(tokens.start_D) else tokens.n_tokens
+  middle_N = np.arange(max(first, -int(offset_J[0])), min(last, tokens.n_tokens - int(offset_J[-1])))
+  same_N = np.ones(len(middle_N), bool)
+  for offset in offset_J.tolist():
+    same_N &= tokens.tokens_N[middle_N + offset] == window_W[middle + offset]
+  context_N, position_N = np.divmod(middle_N[same_N], n_context - n_prefix)
+  return [(int(context), int(position) + n_prefix) for context, position in zip(context_N, position_N, strict=True)]
+
+
+def strongest_example(subject: LoadedSubject, sae: SAE, tokens: Tokens, tables: FeatureTables, feature: int,
+                      kept: Kept = EVERY) -> list[int]:
+  """The token ids of the context in which a feature is strongest on the analysed text, up to its token.
+
+  Args:
+    subject, sae: the subject and its dictionary.
+    tokens: the analysed text, of which the tables know the examples' documents.
+    tables: the dictionary's analysis.
+    feature: the feature's number.
+    kept: the positions that count.
+
+  Raises:
+    InputError: the feature does not fire on that text.
+  """
+  window_W, document = tables.example_tokens_FEW[feature, 0], int(tables.example_document_FE[feature, 0])
+  require(document >= 0, "feature", feature, "never fires on the analysed text: give a text on which it does")
+  wanted = tables.example_acts_FEW[feature, 0][len(window_W) // 2]
+  encode = make_encode(subject.model, sae.model, sae.reads, kept)
+  found: list[tuple[float, list[int]]] = []
+  for context, position in contexts_of(tokens, window_W, document, subject.n_context):
+    ids_1T = tokens.context(np.array([context]), subject.n_context)
+    activation = float(encode(subject.params, sae.params, ids_1T)[0][position, feature])
+    found.append((abs(activation - wanted), ids_1T[0, :position + 1].tolist()))
+    if found[-1][0] < 1e-3 * wanted:
+      break
+  require(found, "feature", feature, "its examples are not in the run's text: give a text")
+  return min(found)[1]
