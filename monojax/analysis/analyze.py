@@ -16,14 +16,14 @@ from monojax.activations.store import ActivationStore
 from monojax.analysis import detectors, tables
 from monojax.analysis import status as statuses
 from monojax.analysis import text as texts
-from monojax.analysis.codes import collect, tokens_that_fit
+from monojax.analysis.codes import Watch, collect, tokens_that_fit
 from monojax.analysis.config import AnalysisConfig
 from monojax.analysis.effects import Seen, direct_path, effect_columns, last_rows
 from monojax.analysis.examples import example_tables
 from monojax.analysis.fidelity import make_encode
 from monojax.analysis.logits import logit_weights, path_of, typical_scale, used_tokens
 from monojax.analysis.neighbours import NeuronSums, neighbour_columns
-from monojax.analysis.removal import sizes
+from monojax.analysis.removal import LastRows, sizes
 from monojax.sae.dictionary import SAE
 from monojax.subjects.subject import LoadedSubject
 from monojax.text.tokens import Tokens
@@ -80,15 +80,11 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   n_tokens = tokens_that_fit(min(config.n_tokens or available, available), detecting.per_token[0])
   n_rows = train_tokens.contexts(subject.n_context, n_tokens) * subject.n_context
   last = last_rows(subject, sae, n_rows) if direct else None
-
-  def watch(row_P, feature_P, value_P, x_RM, *last_RD):
-    neuron_sums.add(row_P, feature_P, value_P, x_RM)
-    if last:
-      last.add(*last_RD, sizes(sae, x_RM))
-  codes, text = measured(encode, train_tokens, n_tokens, "features", watch)
+  codes, text = measured(encode, train_tokens, n_tokens, "features", _watching(sae, neuron_sums, last))
   columns = example_tables(codes, text, len(train_tokens.domains), config.seed)
   columns |= neighbour_columns(sae.direction_FO, codes, text.counted_N, neuron_sums)
   used_V = used_tokens(train_tokens, subject.model.n_vocab, config.min_token_count)
+  used_V[len(token_strings):] = False  # a subject may have room for more tokens than there are
   seen = Seen(subject, sae, codes, text, used_V, config.batch_contexts, kept, last)
   effects, figures = effect_columns(config, seen, columns["example_position_FE"])
   del seen, last  # up to an eighth of the memory
@@ -104,6 +100,15 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   losses_of = lambda status_F: statuses.loss_share(config, subject, sae, status_F, val_tokens, kept)
   return _tables(config, sae, columns, codes, detector_rows, token_strings, list(train_tokens.domains), losses_of,
                  figures)
+
+
+def _watching(sae: SAE, neuron_sums: NeuronSums, last: LastRows | None) -> Watch:
+  """What is done with each batch that is encoded, besides keeping its features."""
+  def watch(row_P, feature_P, value_P, x_RM, *last_RD):
+    neuron_sums.add(row_P, feature_P, value_P, x_RM)
+    if last:
+      last.add(*last_RD, sizes(sae, x_RM))
+  return watch
 
 
 def _detecting(config, subject, sae, encode_both, tokens) -> _Detecting:

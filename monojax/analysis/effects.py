@@ -158,8 +158,9 @@ def effect_columns(config: AnalysisConfig, seen: Seen, position_FE: np.ndarray) 
   asked_of = {i: seen.asked(i, window_of(i)) for i in alive.tolist()}
   chosen = alive if config.effects == "all" else _affordable(config, seen, asked_of)
   if not len(chosen):
-    print(f"no effects of removing features: {config.effect_teraflops:g} * 10^12 operations are too few for one in a "
-          "hundred of them; give more by --analysis.effect_teraflops, or take all by --analysis.effects=all", flush=True)
+    print(f"no effects of removing features: {config.effect_teraflops:g} * 10^12 operations are too few for one in "
+          "a hundred of them; give more by --analysis.effect_teraflops, or take all by --analysis.effects=all",
+          flush=True)
     return {}, {"features_with_effects": 0}
   print(f"effects of removing features in their examples: {len(chosen):,} of the {len(alive):,} features that fire"
         + ("" if len(chosen) == len(alive) else ", those that carry most of the reconstructions"), flush=True)
