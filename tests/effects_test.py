@@ -81,8 +81,12 @@ def seen_by(subject, sae, tokens, kept=EVERY, keep=True):
 def by_hand(subject, sae, kept, tokens_CT):
   """(features f_CTF of all contexts, losses and logits with each feature removed by the definition, and without)."""
   site, width = sae.writes[0], subject.model.site_widths[sae.writes[0]]
-  apply = lambda edit, wanted: subject.model.apply({"params": subject.params}, tokens_CT, edit, wanted=wanted)
-  clean, sites = apply(None, (*sae.reads, site))
+
+  @jax.jit
+  def changed(removed):
+    edit = {site: lambda x: x - removed}
+    return subject.model.apply({"params": subject.params}, tokens_CT, edit, wanted=(*sae.reads, site))
+  clean, sites = changed(np.zeros((*tokens_CT.shape, width), np.float32))
   x_CTM = np.concatenate([np.asarray(sites[name]) for name in sae.reads], -1)
   p = {name: np.asarray(value, np.float64) for name, value in sae.params.items()}
   middle, size = 0.0, np.ones((*tokens_CT.shape, 1))
@@ -90,12 +94,8 @@ def by_hand(subject, sae, kept, tokens_CT):
     middle, size = x_CTM.mean(-1, keepdims=True), x_CTM.std(-1, keepdims=True, ddof=1)
   f_CTF = np.maximum((x_CTM - middle) / (size + 1e-5 * bool(sae.model.rows)) @ p["W_enc_MF"] + p["b_enc_F"], 0)
   f_CTF = np.where(kept.mask(tokens_CT)[..., None], f_CTF, 0)
-
-  @jax.jit
-  def changed(removed_CTO):
-    return apply({site: lambda x: x - removed_CTO}, ())[0]
-  logits_of = [np.asarray(changed(np.float32(f_CTF[..., [i]] * size * p["W_dec_FO"][i])), np.float64) for i in range(F)]
-  assert logits_of[0].shape[:2] == tokens_CT.shape and len(p["W_dec_FO"][0]) == width
+  logits_of = [np.asarray(changed(np.float32(f_CTF[..., [i]] * size * p["W_dec_FO"][i]))[0], np.float64)
+               for i in range(F)]
 
   def losses(z_CTV):
     log_p = z_CTV - np.log(np.exp(z_CTV).sum(-1, keepdims=True))

@@ -104,10 +104,10 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
 
 def _watching(sae: SAE, neuron_sums: NeuronSums, last: LastRows | None) -> Watch:
   """What is done with each batch that is encoded, besides keeping its features."""
-  def watch(row_P, feature_P, value_P, x_RM, *last_RD):
+  def watch(row_P, feature_P, value_P, x_RM, last_RD=None):
     neuron_sums.add(row_P, feature_P, value_P, x_RM)
     if last:
-      last.add(*last_RD, sizes(sae, x_RM))
+      last.add(last_RD, sizes(sae, x_RM))
   return watch
 
 

@@ -11,6 +11,7 @@ feature and a row whose prediction is asked for, T positions of a context, N row
 """
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -66,12 +67,17 @@ class Seen:
   kept: Kept = EVERY
   last: LastRows | None = None
 
+  @functools.cached_property
+  def direct(self) -> tuple[LogitPath, slice] | None:
+    """`direct_path` of the models."""
+    return direct_path(self.subject, self.sae)
+
   def effects(self, asked: Asked) -> Effects:
     """What removing the features changes in the predictions that are asked for, in any order."""
     order_P = np.argsort(asked.row_P, kind="stable")
     in_order = asked.at(order_P)
-    if found := direct_path(self.subject, self.sae):
-      path, columns = found
+    if self.direct:
+      path, columns = self.direct
       parts = self.last.parts if self.last else computed_parts(self.subject, self.sae, path.scale_site, self.text,
                                                                self.batch_contexts)
       effects = directly(path, self.sae.direction_FO[:, columns], in_order, parts, self.used_V)
@@ -103,7 +109,7 @@ class Seen:
     if not len(row_P):
       row_J = row_J[:0]
     value_J = _at(row_P, value_P, row_J)
-    if direct_path(self.subject, self.sae):
+    if self.direct:
       changes_J = value_J != 0
     else:
       first_J = np.searchsorted(row_P, row_J // n_context * n_context)
@@ -203,9 +209,8 @@ def _affordable(config: AnalysisConfig, seen: Seen, asked_of: dict[int, Asked]) 
   n_asked = np.array([len(asked_of[i]) for i in order])
   n_passes = np.array([len(np.unique(asked_of[i].row_P // n_context)) for i in order])
   n_contexts = np.minimum(np.cumsum(n_passes), seen.text.n_rows // n_context)
-  direct = direct_path(subject, seen.sae) is not None
-  cost = np.cumsum(2 * n_vocab * width * n_asked * (1.0 if direct else 2.0))
-  if not direct:
+  cost = np.cumsum(2 * n_vocab * width * n_asked * (1.0 if seen.direct else 2.0))
+  if not seen.direct:
     cost += np.cumsum(of_pass * n_passes) + of_pass * n_contexts
   elif seen.last is None:
     cost += of_pass * n_contexts

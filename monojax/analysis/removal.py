@@ -98,7 +98,7 @@ class Effects:
     for field, array in zip(dataclasses.fields(self), found, strict=False):
       getattr(self, field.name)[which_P] = np.asarray(array)[:len(which_P)]
 
-  def at(self, which_P: np.ndarray) -> "Effects":
+  def at(self, which_P: np.ndarray | slice) -> "Effects":
     """Those of some predictions, or of all in another order."""
     return Effects(*(getattr(self, field.name)[which_P] for field in dataclasses.fields(self)))
 
