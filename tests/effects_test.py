@@ -10,6 +10,7 @@ import pytest
 
 import monojax
 from monojax import InputError
+from monojax import mesh as meshes
 from monojax.activations.kept import EVERY, Kept
 from monojax.analysis import analyze, effects, interventions, logits, removal, text
 from monojax.analysis.codes import collect
@@ -162,6 +163,20 @@ def test_pretrained_subjects_agree_with_brute_force(name, site, is_direct, tmp_p
   found, _ = effects.effect_columns(ALL, seen, columns["example_position_FE"])
   tokens_CT = tokens.context(np.arange(tokens.contexts(T)), T)
   check(seen, columns, found, by_hand(subject, sae, kept, tokens_CT))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("site", ["layer.1.mlp.hidden", "layer.0.resid"])
+def test_a_subject_on_a_mesh_gives_the_same(site, tmp_path):
+  subject, tokens = pretrained("llama", tmp_path / "model", 2), fake_tokens(96)
+  sae = dictionary(subject, site)
+  split = subject.placed(meshes.make_mesh(meshes.MeshConfig(data=1, model=2), jax.devices()[:2]))
+  found = []
+  for one in (subject, split):
+    seen, columns = seen_by(one, sae, tokens)
+    found.append(effects.effect_columns(ALL, seen, columns["example_position_FE"])[0])
+  for name in ("example_effects_FEW", "example_lowered_values_FE5", "example_raised_values_FE5"):
+    np.testing.assert_allclose(found[1][name], found[0][name], atol=1e-5)
 
 
 @pytest.mark.parametrize("sites, wiring", [

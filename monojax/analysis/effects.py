@@ -198,8 +198,8 @@ def _affordable(config: AnalysisConfig, seen: Seen, asked_of: dict[int, Asked]) 
   """The features whose effects `config.effect_teraflops` allow, rising; none if these are too few to be of use.
 
   Features come in the order of what they carry of the reconstructions. A product with a matrix counts two operations
-  for each of its weights; what is in the products of a forward pass are the parameters that are not per token of the
-  vocabulary.
+  for each of its weights. A forward pass has products with those parameters that are not per token of the vocabulary;
+  it counts where features need passes of their own, but not where all of them share one, as the features' codes do.
   """
   subject, n_context = seen.subject, seen.subject.n_context
   n_vocab, width = subject.model.n_vocab, subject.model.site_widths["final.in"]
@@ -211,8 +211,6 @@ def _affordable(config: AnalysisConfig, seen: Seen, asked_of: dict[int, Asked]) 
   n_contexts = np.minimum(np.cumsum(n_passes), seen.text.n_rows // n_context)
   cost = np.cumsum(2 * n_vocab * width * n_asked * (1.0 if seen.direct else 2.0))
   if not seen.direct:
-    cost += np.cumsum(of_pass * n_passes) + of_pass * n_contexts
-  elif seen.last is None:
-    cost += of_pass * n_contexts
+    cost += of_pass * (np.cumsum(n_passes) + n_contexts)
   n_chosen = int(np.searchsorted(cost, config.effect_teraflops * 1e12, side="right"))
   return np.sort(np.array(order[:n_chosen] if n_chosen >= _LEAST_SHARE * len(order) else [], np.int64))
