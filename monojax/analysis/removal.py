@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from monojax import metrics
 from monojax.activations.kept import Kept
 from monojax.analysis.codes import Codes
 from monojax.analysis.fidelity import side_by_side
@@ -93,10 +94,11 @@ class Effects:
     ids, values = (lambda: np.full((n, N_LISTED), -1, np.int32)), (lambda: np.zeros((n, N_LISTED), np.float32))
     return cls(np.zeros(n, np.float32), ids(), values(), ids(), values())
 
-  def put(self, which_P: np.ndarray, found: collections.abc.Sequence[jax.Array]) -> None:
-    """Enters what `_changes` found; it may have more rows than there are."""
+  def put(self, which_P: np.ndarray, found: collections.abc.Sequence[jax.Array], bar: typing.Any) -> None:
+    """Enters what `_changes` found, which may have more rows than there are, and tells the progress bar."""
     for field, array in zip(dataclasses.fields(self), found, strict=False):
       getattr(self, field.name)[which_P] = np.asarray(array)[:len(which_P)]
+    bar.update(len(which_P))
 
   def at(self, which_P: np.ndarray | slice) -> "Effects":
     """Those of some predictions, or of all in another order."""
@@ -201,31 +203,37 @@ def directly(path: LogitPath, direction_FO: np.ndarray, asked: Asked,
     parts: gives the residual stream on some rows: see `LastRows.parts`.
     used_V: bool, the tokens that may be listed.
   """
-  effects, n_rows = Effects.none(len(asked)), _rows_at_once(len(used_V))
+  effects = Effects.none(len(asked))
   head = _Head(path, used_V)
   feature_F = np.unique(asked.feature_P)
   most = max(1, min(len(feature_F), _TABLE_LOGITS // len(used_V)))
-  for first in range(0, len(feature_F), most):
-    here_F = np.pad(feature_F[first:first + most], (0, max(0, first + most - len(feature_F))), mode="edge")
-    to_residual = jnp.asarray(direction_FO[here_F], jnp.float32)
-    if path.to_residual_MD is not None:
-      to_residual = product(to_residual, path.to_residual_MD.astype(jnp.float32), jnp.float32)
-    k_FD, K_FV = head.through(to_residual)
-    which_P = np.flatnonzero((asked.feature_P >= here_F[0]) & (asked.feature_P <= here_F[-1]))
-    row_J, place_P = np.unique(asked.row_P[which_P], return_inverse=True)
-    start = 0
-    for x_RD, size_R in parts(row_J):
-      for at in range(0, len(x_RD), n_rows):
-        part_RD = x_RD[at:at + n_rows]
-        c_RD, L_RV = head.through(jnp.asarray(np.pad(part_RD, ((0, n_rows - len(part_RD)), (0, 0)), mode="edge")))
-        pairs = slice(*np.searchsorted(place_P, [start + at, start + at + len(part_RD)]))
-        for chunk_J, padded, listed in _chunks(asked, which_P[pairs], max(8, n_rows // 4)):
-          row_R = np.searchsorted(row_J, padded.row_P) - start
-          effects.put(chunk_J, head.changes(c_RD, L_RV, k_FD, K_FV, row_R - at,
-                                            np.searchsorted(here_F, padded.feature_P),
-                                            padded.value_P * size_R[row_R], padded.target_P, listed))
-      start += len(x_RD)
+  with metrics.progress(len(asked), "predictions", "effects", scale=True) as bar:
+    for first in range(0, len(feature_F), most):
+      here_F = np.pad(feature_F[first:first + most], (0, max(0, first + most - len(feature_F))), mode="edge")
+      to_residual = jnp.asarray(direction_FO[here_F], jnp.float32)
+      if path.to_residual_MD is not None:
+        to_residual = product(to_residual, path.to_residual_MD.astype(jnp.float32), jnp.float32)
+      _put_features(effects, head, here_F, head.through(to_residual), asked, parts, bar)
   return effects
+
+
+def _put_features(effects: Effects, head: "_Head", here_F: np.ndarray, features: tuple[jax.Array, jax.Array],
+                  asked: Asked, parts: collections.abc.Callable[[np.ndarray], Parts], bar: typing.Any) -> None:
+  """Enters what removing some features does, of which `_Head.through` has made `features`."""
+  n_rows = head.rows_at_once
+  which_P = np.flatnonzero((asked.feature_P >= here_F[0]) & (asked.feature_P <= here_F[-1]))
+  row_J, place_P = np.unique(asked.row_P[which_P], return_inverse=True)
+  start = 0
+  for x_RD, size_R in parts(row_J):
+    for at in range(0, len(x_RD), n_rows):
+      part_RD = x_RD[at:at + n_rows]
+      rows = head.through(jnp.asarray(np.pad(part_RD, ((0, n_rows - len(part_RD)), (0, 0)), mode="edge")))
+      pairs = slice(*np.searchsorted(place_P, [start + at, start + at + len(part_RD)]))
+      for chunk_J, padded, listed in _chunks(asked, which_P[pairs], max(8, n_rows // 4)):
+        row_R = np.searchsorted(row_J, padded.row_P) - start
+        effects.put(chunk_J, head.changes(rows, features, row_R - at, np.searchsorted(here_F, padded.feature_P),
+                                          padded.value_P * size_R[row_R], padded.target_P, listed), bar)
+    start += len(x_RD)
 
 
 class _Head:
@@ -233,6 +241,7 @@ class _Head:
 
   def __init__(self, path: LogitPath, used_V: np.ndarray):
     self._path, self._used_V = path, jnp.asarray(used_V)
+    self.rows_at_once = _rows_at_once(len(used_V))
     self._W_DV = path.W_unembed_DV.astype(jnp.float32)
     self._gain_D = path.gain_D.astype(jnp.float32)
     bias_1D = None if path.bias_D is None else path.bias_D.astype(jnp.float32)[None]
@@ -242,9 +251,12 @@ class _Head:
     """(x without its mean where the norm subtracts it, the logits of that times the gain)."""
     return _through(x_RD, self._gain_D, self._W_DV, self._path.norm == "layer")
 
-  def changes(self, c_RD, L_RV, k_FD, K_FV, row_J, feature_J, value_J, target_J, listed):
-    """`_changes` of J pairs of a row and a feature, by their places, with the change of the feature's activation."""
-    return _direct_changes(c_RD, L_RV, k_FD, K_FV, self._b_V, self._used_V, row_J.astype(np.int32),
+  def changes(self, rows, features, row_J, feature_J, value_J, target_J, listed):
+    """`_changes` of J pairs of a row and a feature, by their places, with the activation that is removed.
+
+    `rows` and `features` are what `through` gives of the residual stream and of what one unit of each feature adds.
+    """
+    return _direct_changes(*rows, *features, self._b_V, self._used_V, row_J.astype(np.int32),
                            feature_J.astype(np.int32), value_J, target_J, self._path.epsilon, self._path.logit_cap,
                            listed)
 
@@ -289,26 +301,27 @@ def again(subject: LoadedSubject, sae: SAE, codes: Codes, text: AnalysedText, as
   run = _make_passes(subject.model, wired(sae, kept))
   tokens_CT = text.token_N.reshape(-1, n_context)
   effects = Effects.none(len(asked))
-  n_rows = _rows_at_once(len(used_V))
+  n_rows, used_on_device_V = _rows_at_once(len(used_V)), jnp.asarray(used_V)
   context_P = asked.row_P // n_context
   there_C = np.unique(context_P)
   filled = lambda x_J: np.pad(x_J, (0, batch_contexts - len(x_J)), mode="edge")
-  for first in range(0, len(there_C), batch_contexts):
-    context_B = there_C[first:first + batch_contexts]
-    tokens_BT = tokens_CT[filled(context_B)]
-    clean = run.clean(subject.params, sae.params, tokens_BT)
-    lowest, end = np.searchsorted(context_P, [context_B[0], context_B[-1] + 1])
-    place_P = np.searchsorted(context_B, context_P[lowest:end])
-    pass_J, pass_P = np.unique(place_P * len(direction_FO) + asked.feature_P[lowest:end], return_inverse=True)
-    for at in range(0, len(pass_J), batch_contexts):
-      place_J, feature_J = np.divmod(filled(pass_J[at:at + batch_contexts]), len(direction_FO))
-      value_JT = _values(codes, feature_J, context_B[place_J], n_context)
-      changed = run.changed(subject.params, tokens_BT, clean, place_J, value_JT, direction_FO[feature_J])
-      which_P = lowest + np.flatnonzero((pass_P >= at) & (pass_P < at + batch_contexts))
-      for chunk_J, padded, listed in _chunks(asked, which_P, min(n_rows, 8 * batch_contexts)):
-        pass_of_J = np.pad(pass_P[chunk_J - lowest], (0, len(padded) - len(chunk_J)), mode="edge") - at
-        effects.put(chunk_J, run.changes(subject.params, used_V, clean, changed, place_J[pass_of_J], pass_of_J,
-                                         padded.row_P % n_context, padded.target_P, listed))
+  with metrics.progress(len(asked), "predictions", "effects", scale=True) as bar:
+    for first in range(0, len(there_C), batch_contexts):
+      context_B = there_C[first:first + batch_contexts]
+      tokens_BT = tokens_CT[filled(context_B)]
+      clean = run.clean(subject.params, sae.params, tokens_BT)
+      lowest, end = np.searchsorted(context_P, [context_B[0], context_B[-1] + 1])
+      place_P = np.searchsorted(context_B, context_P[lowest:end])
+      pass_J, pass_P = np.unique(place_P * len(direction_FO) + asked.feature_P[lowest:end], return_inverse=True)
+      for at in range(0, len(pass_J), batch_contexts):
+        place_J, feature_J = np.divmod(filled(pass_J[at:at + batch_contexts]), len(direction_FO))
+        value_JT = _values(codes, feature_J, context_B[place_J], n_context)
+        changed = run.changed(subject.params, tokens_BT, clean, place_J, value_JT, direction_FO[feature_J])
+        which_P = lowest + np.flatnonzero((pass_P >= at) & (pass_P < at + batch_contexts))
+        for chunk_J, padded, listed in _chunks(asked, which_P, min(n_rows, 8 * batch_contexts)):
+          pass_of_J = np.pad(pass_P[chunk_J - lowest], (0, len(padded) - len(chunk_J)), mode="edge") - at
+          effects.put(chunk_J, run.changes(subject.params, used_on_device_V, clean, changed, place_J[pass_of_J],
+                                           pass_of_J, padded.row_P % n_context, padded.target_P, listed), bar)
   return effects
 
 
