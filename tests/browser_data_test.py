@@ -184,6 +184,15 @@ def test_same_tables_give_the_same_bytes(site, tables, tmp_path):
   assert "A &lt;b&gt;run&lt;/b&gt; &amp; more" in (again / "index.html").read_text()
 
 
+def test_columns_that_no_page_shows_are_not_in_the_data(tables, site, tmp_path):
+  shown = [column for column in COLUMNS if column.entry or column.cells]
+  named = {column.name for column in shown} | {name for column in shown for name in column.beside}
+  unseen = [column.name for column in COLUMNS if column.name not in named]
+  assert "example_effects_FEW" in unseen
+  build_browser(browser_fixture.without(tables, *unseen), tmp_path / "site", "A <b>run</b> & more")
+  assert files_of(tmp_path / "site") == files_of(site)
+
+
 def test_replaces_an_older_site_as_a_whole(tmp_path):
   directory = tmp_path / "site"
   build_browser(browser_fixture.make_tables(100), directory, "old", features_per_file=10)

@@ -16,12 +16,14 @@ from monojax.activations.store import ActivationStore
 from monojax.analysis import detectors, tables
 from monojax.analysis import status as statuses
 from monojax.analysis import text as texts
-from monojax.analysis.codes import collect, tokens_that_fit
+from monojax.analysis.codes import Watch, collect, tokens_that_fit
 from monojax.analysis.config import AnalysisConfig
+from monojax.analysis.effects import Seen, direct_path, effect_columns, last_rows
 from monojax.analysis.examples import example_tables
 from monojax.analysis.fidelity import make_encode
 from monojax.analysis.logits import logit_weights, path_of, typical_scale, used_tokens
 from monojax.analysis.neighbours import NeuronSums, neighbour_columns
+from monojax.analysis.removal import LastRows, sizes
 from monojax.sae.dictionary import SAE
 from monojax.subjects.subject import LoadedSubject
 from monojax.text.tokens import Tokens
@@ -61,7 +63,8 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
     `FeatureTables`, whose `summary` holds `figures` (flat numbers), `density_histogram` (`log10_edges`, `counts`),
     `statuses` (rows of `status.table`), `detectors` (rows of `detectors.compare`) and `n_tokens`.
   """
-  encode_both = make_encode(subject.model, sae.model, sae.reads, kept)
+  direct = direct_path(subject, sae) if config.effects != "none" else None
+  encode_both = make_encode(subject.model, sae.model, sae.reads, kept, direct[0].scale_site if direct else "")
   encode = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)
   detecting = _detecting(config, subject, sae, encode_both, train_tokens)
   neuron_sums = NeuronSums(sae.n_features, sae.model.wiring.n_inputs)
@@ -75,9 +78,16 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
 
   available = train_tokens.n_tokens
   n_tokens = tokens_that_fit(min(config.n_tokens or available, available), detecting.per_token[0])
-  codes, text = measured(encode, train_tokens, n_tokens, "features", neuron_sums.add)
+  n_rows = train_tokens.contexts(subject.n_context, n_tokens) * subject.n_context
+  last = last_rows(subject, sae, n_rows) if direct else None
+  codes, text = measured(encode, train_tokens, n_tokens, "features", _watching(sae, neuron_sums, last))
   columns = example_tables(codes, text, len(train_tokens.domains), config.seed)
   columns |= neighbour_columns(sae.direction_FO, codes, text.counted_N, neuron_sums)
+  used_V = used_tokens(train_tokens, subject.model.n_vocab, config.min_token_count)
+  used_V[len(token_strings):] = False  # a subject may have room for more tokens than there are
+  seen = Seen(subject, sae, codes, text, used_V, config.batch_contexts, kept, last)
+  effects, figures = effect_columns(config, seen, columns["example_position_FE"])
+  del seen, last  # up to an eighth of the memory
   detector_rows: list[dict] = []
   if classes := detectors.classes_of(config.detectors, train_tokens.domains):
     n_tokens = tokens_that_fit(min(config.n_detector_tokens or available, available), max(detecting.per_token))
@@ -86,16 +96,26 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
     (features, neurons) = [(choosing[0], testing[0]) for choosing, testing in pairs]
     choose_N, test_N = [text.domain_N for _, text in pairs[0]]
     detector_rows = detectors.compare(features, neurons, choose_N, test_N, classes, detecting.n_neurons)
-  columns |= weight_columns(sae) | logit_columns(config, subject, sae, train_tokens, val_tokens, kept)
+  columns |= effects | weight_columns(sae) | logit_columns(config, subject, sae, used_V, val_tokens, kept)
   losses_of = lambda status_F: statuses.loss_share(config, subject, sae, status_F, val_tokens, kept)
-  return _tables(config, sae, columns, codes, detector_rows, token_strings, list(train_tokens.domains), losses_of)
+  return _tables(config, sae, columns, codes, detector_rows, token_strings, list(train_tokens.domains), losses_of,
+                 figures)
+
+
+def _watching(sae: SAE, neuron_sums: NeuronSums, last: LastRows | None) -> Watch:
+  """What is done with each batch that is encoded, besides keeping its features."""
+  def watch(row_P, feature_P, value_P, x_RM, last_RD=None):
+    neuron_sums.add(row_P, feature_P, value_P, x_RM)
+    if last:
+      last.add(last_RD, sizes(sae, x_RM))
+  return watch
 
 
 def _detecting(config, subject, sae, encode_both, tokens) -> _Detecting:
   """Looks at one batch of random contexts: how many activations there are on a token, and whether some are negative."""
   chosen_C = tokens.choose(subject.n_context, config.batch_contexts * subject.n_context, config.seed)
   tokens_BT = tokens.context(np.resize(chosen_C, config.batch_contexts), subject.n_context)
-  f_NF, x_NM = (np.asarray(part) for part in encode_both(subject.params, sae.params, tokens_BT))
+  f_NF, x_NM = (np.asarray(part) for part in encode_both(subject.params, sae.params, tokens_BT)[:2])
   count = lambda x_NJ: float((x_NJ != 0).sum() / len(x_NJ))
   per_token = count(f_NF), count(x_NM)
   features = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)[0]
@@ -144,12 +164,15 @@ def analyze_rows(config: AnalysisConfig, sae: SAE, store: ActivationStore) -> ta
 
 
 def _tables(config, sae, columns, codes, detector_rows, token_strings, domains,
-            losses_of=lambda status_F: {}) -> tables.FeatureTables:
-  """The tables of an analysis, with its status column and its summary; `losses_of` is `loss_share` of the subject."""
+            losses_of=lambda status_F: {}, more=None) -> tables.FeatureTables:
+  """The tables of an analysis, with its status column and its summary.
+
+  `losses_of` is `loss_share` of the subject; `more` are figures besides those that are found here.
+  """
   density_F, direction_FO = columns["density_F"], sae.direction_FO
   status_F = statuses.status_of(codes, direction_FO, config)
   status_rows = statuses.table(columns, status_F, statuses.variance_share(codes, direction_FO), losses_of(status_F))
-  figures = {**density_figures(status_F, density_F), "analysed_tokens": codes.n_rows}
+  figures = {**density_figures(status_F, density_F), "analysed_tokens": codes.n_rows, **(more or {})}
   figures |= {f"{row['status']}_{share}": row[share] for row in status_rows if row["status"] != "dead"
               for share in ("variance_share", "ce_share") if row[share] is not None}
   if detector_rows:
@@ -199,7 +222,7 @@ def weight_columns(sae: SAE) -> dict[str, np.ndarray]:
   return columns
 
 
-def logit_columns(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_tokens: Tokens,
+def logit_columns(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, used_V: np.ndarray,
                   val_tokens: Tokens, kept: Kept = EVERY) -> dict[str, np.ndarray]:
   """The feature columns of direct effects on the logits; none where the site reaches them only through later layers.
 
@@ -213,5 +236,4 @@ def logit_columns(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, trai
     return {}
   path, columns = found
   scale = typical_scale(subject, path, val_tokens, config.batch_contexts, config.seed, config.n_scale_tokens, kept)
-  return logit_weights(sae.direction_FO[:, columns], path, scale,
-                       used_tokens(train_tokens, subject.model.n_vocab, config.min_token_count))
+  return logit_weights(sae.direction_FO[:, columns], path, scale, used_V)

@@ -10,7 +10,7 @@ from monojax.host_memory import total_bytes
 
 # What a non-zero activation takes while they are sorted.
 BYTES_PER_ENTRY = 26
-Watch = typing.Callable[[np.ndarray, np.ndarray, np.ndarray, typing.Any], None]
+Watch = typing.Callable[..., None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +57,14 @@ def collect(encode: typing.Callable[[typing.Any], typing.Any],
   """Encodes batches and keeps the activations that are not zero.
 
   Args:
-    encode: batch -> activations of shape (rows of the batch, F); with `watch`, a pair of these and of its neurons.
+    encode: batch -> activations of shape (rows of the batch, F); with `watch`, a tuple of these and of further arrays
+      with a row for each row of the batch, the neurons first.
     batches: pairs of a batch and the number of its leading rows that count.
     n_rows: N, the rows of all batches that count.
     description: label of the progress bar.
     rank_N: the number that each row gets; by default rows are numbered in the order in which they come.
     watch: is called for each batch with the rows in the batch, the numbers and the activations of the features that
-      fire there, and with the neurons.
+      fire there, and with the further arrays.
 
   Returns:
     `Codes`, 8 bytes for each non-zero activation; up to `BYTES_PER_ENTRY` while they are sorted.
@@ -83,7 +84,7 @@ def collect(encode: typing.Callable[[typing.Any], typing.Any],
     features.append(feature_P.astype(np.uint16 if n_features <= 65_536 else np.int32))
     values.append(f_NF.reshape(-1)[entry_P].astype(np.float32))
     if watch:
-      watch(row_P, feature_P, values[-1], encoded[1][:n_used])
+      watch(row_P, feature_P, values[-1], *(part[:n_used] for part in encoded[1:]))
     start += n_used
     bar.update(n_used)
 

@@ -183,6 +183,8 @@ def check_described(described: Iterable[Column]) -> None:
 
 _NO_LOGITS = ("the run has no subject, or what the dictionary writes reaches the subject's logits only through later "
               "computation")
+_NO_EFFECTS = ("the run has no subject that predicts tokens, or effects were not measured, by --analysis.effects or "
+               "because they would have taken long")
 _NO_TOKENS = "the activations come without the tokens on which they were taken"
 
 COLUMNS: tuple[Column, ...] = (
@@ -255,6 +257,37 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "example_document_FE", "int64",
         "The number of the document that each example is from; -1 where there is no example.", absent_where=_NO_TOKENS),
+    Column(
+        "example_position_FE", "int64",
+        "The position of the token that each example was chosen for: in the training split of the run's tokens, or, "
+        "where activations came with their tokens, in its document; -1 where there is no example.",
+        absent_where=_NO_TOKENS, since="0.2"),
+    Column(
+        "example_effects_FEW", "float32",
+        "What the feature does for the prediction of each token of `example_tokens_FEW`: how much the loss of this "
+        "token rises, in nats, when the feature is removed wherever it fires before it. Above 0 where the feature "
+        "helps; 0 where nothing changes. NaN for a feature whose effects were not measured.",
+        absent_where=_NO_EFFECTS, since="0.2",
+        beside=("example_lowered_ids_FE5", "example_lowered_values_FE5", "example_raised_ids_FE5",
+                "example_raised_values_FE5")),
+    Column(
+        "example_lowered_ids_FE5", "int32",
+        "The ids of the 5 tokens whose logits fall most when the feature is removed, in the prediction made at the "
+        "token that each example was chosen for: those that the feature speaks for. -1 where nothing changes.",
+        absent_where=_NO_EFFECTS, since="0.2", refers_to="token"),
+    Column(
+        "example_lowered_values_FE5", "float32",
+        "By how much the logits of `example_lowered_ids_FE5` change; the largest fall first.",
+        absent_where=_NO_EFFECTS, since="0.2"),
+    Column(
+        "example_raised_ids_FE5", "int32",
+        "The ids of the 5 tokens whose logits rise most when the feature is removed, in the prediction made at the "
+        "token that each example was chosen for: those that the feature speaks against. -1 where nothing changes.",
+        absent_where=_NO_EFFECTS, since="0.2", refers_to="token"),
+    Column(
+        "example_raised_values_FE5", "float32",
+        "By how much the logits of `example_raised_ids_FE5` change; the largest rise first.",
+        absent_where=_NO_EFFECTS, since="0.2"),
     Column(
         "logit_counts_FH", "int32",
         "A histogram of the feature's logit weights: the number of tokens of the vocabulary in each of H equal bins "

@@ -37,6 +37,11 @@ class AnalysisConfig:
   n_scale_tokens: int = option(65_536, "held-out tokens on which the scale of the last norm is measured, which logit "
                                        "weights are divided by", COUNT)
   min_token_count: int = option(10, "tokens seen less often in training text get no logit weights", NOT_NEGATIVE)
+  effects: str = option("auto", "for which features the examples tell what removing the feature does to the "
+                                "predictions: all, none, or auto, which takes those that carry most of the "
+                                "reconstructions, as many as effect_teraflops allows", ("auto", "all", "none"))
+  effect_teraflops: float = option(3.0, "with effects=auto, the arithmetic that effects may take, in 10^12 operations; "
+                                        "two cores do about 3 a minute", NOT_NEGATIVE)
   batch_contexts: int = option(64, "contexts in one forward pass", COUNT)
   seed: int = option(0, "of the choice of contexts", SEED)
 

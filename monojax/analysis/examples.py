@@ -6,7 +6,7 @@ from monojax.analysis.codes import Codes
 from monojax.analysis.tables import EXAMPLE_GROUPS, N_EXAMPLES
 from monojax.analysis.text import AnalysedText
 
-_SIDE = 4  # tokens shown on each side of the one in the middle
+SIDE = 4  # tokens shown on each side of the one in the middle
 N_BINS = 40
 
 
@@ -60,7 +60,7 @@ def windows(row_E: np.ndarray, row_P: np.ndarray, value_P: np.ndarray,
   Returns:
     (int32 tokens_EW, float32 acts_EW), -1 and 0 outside the context.
   """
-  row_EW = row_E[:, None] + np.arange(-_SIDE, _SIDE + 1)[None]
+  row_EW = row_E[:, None] + np.arange(-SIDE, SIDE + 1)[None]
   inside_EW = (row_E[:, None] >= 0) & (row_EW >= 0) & (row_EW < text.n_rows)
   row_EW = np.where(inside_EW, row_EW, 0)
   inside_EW &= text.context_N[row_EW] == text.context_N[np.maximum(row_E, 0)][:, None]
@@ -85,7 +85,7 @@ def example_tables(codes: Codes, text: AnalysedText, n_domains: int, seed: int) 
   """
   n_features = len(codes.start_F) - 1
   n_fires_F = np.diff(codes.start_F)
-  width = 2 * _SIDE + 1
+  width = 2 * SIDE + 1
   tables = {
       "n_fires_F": n_fires_F, "density_F": (n_fires_F / codes.n_rows).astype(np.float32),
       "max_act_F": np.zeros(n_features, np.float32), "mean_act_F": np.zeros(n_features, np.float32),
@@ -95,6 +95,7 @@ def example_tables(codes: Codes, text: AnalysedText, n_domains: int, seed: int) 
       "example_acts_FEW": np.zeros((n_features, N_EXAMPLES, width), np.float32),
       "example_domain_FE": np.full((n_features, N_EXAMPLES), -1, np.int32),
       "example_document_FE": np.full((n_features, N_EXAMPLES), -1, np.int64),
+      "example_position_FE": np.full((n_features, N_EXAMPLES), -1, np.int64),
   }
   for i in np.flatnonzero(n_fires_F).tolist():
     row_P, value_P = codes.feature(i)
@@ -110,4 +111,6 @@ def example_tables(codes: Codes, text: AnalysedText, n_domains: int, seed: int) 
     there_E = row_E >= 0
     tables["example_domain_FE"][i, there_E] = text.domain_N[row_E[there_E]]
     tables["example_document_FE"][i, there_E] = text.document_N[row_E[there_E]]
+    if text.position_N is not None:
+      tables["example_position_FE"][i, there_E] = text.position_N[row_E[there_E]]
   return tables

@@ -34,7 +34,8 @@ def side_by_side(sites: Sites, names: typing.Sequence[str]) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=8)
-def make_encode(subject: Subject, sae: Dictionary, reads: tuple[str, ...], kept: Kept = EVERY) -> typing.Callable:
+def make_encode(subject: Subject, sae: Dictionary, reads: tuple[str, ...], kept: Kept = EVERY,
+                beside: str = "") -> typing.Callable:
   """The compiled function (subject_params, sae_params, tokens_BT) -> (f_NF, x_NM), N = B * T rows.
 
   Asked for again with equal arguments it is the same function, which is not compiled again.
@@ -43,16 +44,21 @@ def make_encode(subject: Subject, sae: Dictionary, reads: tuple[str, ...], kept:
     subject, sae: the models.
     reads: names of the sites that the dictionary reads.
     kept: the positions that count; rows of others are 0.
+    beside: a further site, whose activations, as they are at every position, become a third array.
   """
+  others = (beside,) if beside else ()
+
   @jax.jit
   def encode(subject_params, sae_params, tokens_BT):
-    _, sites = subject.apply({"params": subject_params}, tokens_BT, wanted=tuple(dict.fromkeys(reads + kept.sites)))
+    wanted = tuple(dict.fromkeys(reads + kept.sites + others))
+    _, sites = subject.apply({"params": subject_params}, tokens_BT, wanted=wanted)
     x_NM = side_by_side(sites, reads)
     f_NF = sae.apply({"params": sae_params}, x_NM, method="encode")
+    more = tuple(side_by_side(sites, (site,)) for site in others)
     if kept.all:
-      return f_NF, x_NM
+      return f_NF, x_NM, *more
     counts_N1 = kept.counts(tokens_BT, sites).reshape(-1, 1)
-    return jnp.where(counts_N1, f_NF, 0), jnp.where(counts_N1, x_NM, 0)
+    return jnp.where(counts_N1, f_NF, 0), jnp.where(counts_N1, x_NM, 0), *more
   return encode
 
 

@@ -25,12 +25,15 @@ class AnalysedText:
     domain_N: int32 index of the document's domain; `UNKNOWN` on rows that do not count.
     counts_N: whether each row counts (see `monojax.activations.kept`); None where all do. No feature fires on the
       others, which are there to be read beside the rows around them.
+    position_N: int64 position of each token in the split of the text, or in its document where activations came with
+      their places; `UNKNOWN` for a prefix. None where it is not known of any row.
   """
   token_N: np.ndarray
   context_N: np.ndarray
   document_N: np.ndarray
   domain_N: np.ndarray
   counts_N: np.ndarray | None = None
+  position_N: np.ndarray | None = None
 
   @property
   def n_rows(self) -> int:
@@ -41,6 +44,13 @@ class AnalysedText:
   def counted_N(self) -> np.ndarray:
     """The numbers of the rows that count, rising."""
     return np.arange(self.n_rows) if self.counts_N is None else np.flatnonzero(self.counts_N)
+
+  def rows_at(self, position: np.ndarray) -> np.ndarray:
+    """The rows of tokens by their positions in the split, which must all be there; -1 for position -1."""
+    assert self.position_N is not None
+    order_N = np.argsort(self.position_N, kind="stable")
+    row = order_N[np.searchsorted(self.position_N, position, sorter=order_N)]
+    return np.where(position < 0, -1, row)
 
 
 def of_contexts(tokens: Tokens, context_C: np.ndarray, n_context: int, kept: Kept = EVERY) -> AnalysedText:
@@ -56,7 +66,7 @@ def of_contexts(tokens: Tokens, context_C: np.ndarray, n_context: int, kept: Kep
     counts_N = kept.mask(tokens_CT).reshape(-1)
     domain_N = np.where(counts_N, domain_N, UNKNOWN).astype(np.int32)
   return AnalysedText(tokens_CT.reshape(-1), np.repeat(np.arange(len(context_C), dtype=np.int32), n_context),
-                      document_N, domain_N, counts_N)
+                      document_N, domain_N, counts_N, position_CT.reshape(-1))
 
 
 def of_places(places_N4: np.ndarray) -> tuple[AnalysedText, np.ndarray]:
@@ -79,7 +89,9 @@ def of_places(places_N4: np.ndarray) -> tuple[AnalysedText, np.ndarray]:
   begins_N = np.ones(len(order_N), bool)
   begins_N[1:] = (np.diff(document_N) != 0) | (np.diff(position_N) != 1) | (document_N[1:] == UNKNOWN)
   context_N = np.cumsum(begins_N).astype(np.int32) - 1
-  return AnalysedText(token_N[order_N], context_N, document_N.astype(np.int64), domain_N[order_N]), rank_N
+  text = AnalysedText(token_N[order_N], context_N, document_N.astype(np.int64), domain_N[order_N],
+                      position_N=position_N.astype(np.int64))
+  return text, rank_N
 
 
 def batches(tokens: Tokens, context_C: np.ndarray, n_context: int,

@@ -13,6 +13,7 @@ import numpy as np
 
 from monojax.activations.kept import Kept
 from monojax.analysis import automata, circuits, interventions, steering
+from monojax.analysis.around import Around, around
 from monojax.analysis.automata import Automata
 from monojax.analysis.circuits import Circuit
 from monojax.analysis.comparison import Comparison
@@ -47,11 +48,21 @@ class Example(typing.NamedTuple):
   """A place in the text where a feature fires: the tokens around it and the feature's activation on each.
 
   The token that the example was chosen for is in the middle. `domain` is the kind of text, "" if it has none.
+
+  `effects` has for each token how much its loss rises, in nats, when the feature is removed from everything before it:
+  above 0 where the feature helped to predict the token. It is None where it was not measured. `lowered` and `raised`
+  are the tokens whose logits, in the prediction made at the middle token, fall and rise most without the feature, each
+  with the change. `position` is the middle token's in the run's training text, or in its document where activations
+  were given; -1 in analyses that monojax before 0.2 made.
   """
   tokens: list[str]
   activations: np.ndarray
   domain: str
   document: int
+  effects: np.ndarray | None = None
+  lowered: tuple[tuple[str, float], ...] = ()
+  raised: tuple[tuple[str, float], ...] = ()
+  position: int = -1
 
 
 class Spliced(typing.NamedTuple):
@@ -227,8 +238,8 @@ class LoadedRun:
     require(0 <= feature < self.sae.n_features, "feature", feature,
             f"this dictionary has the features 0 to {self.sae.n_features - 1}")
 
-  def examples(self, feature: int, n: int = 20, group: str = EXAMPLE_GROUPS[0][0],
-               whole_characters: bool = False) -> list[Example]:
+  def examples(self, feature: int, n: int = 20, group: str = EXAMPLE_GROUPS[0][0], whole_characters: bool = False,
+               n_tokens: int = 0, effects: bool = True) -> list[Example]:
     r"""Places in the analysed text where a feature fires.
 
     Args:
@@ -237,27 +248,61 @@ class LoadedRun:
       group: "Top activations"; "Interval 0" to "Interval 10", of ever weaker activations; or "Bottom activations",
         where it does not fire.
       whole_characters: whether tokens that share a character count as one, with the largest of their activations, as on
-        the pages. Tokens that hold only a part of a character otherwise read like `\xd8`.
+        the pages, and the sum of their effects. Tokens that hold only a part of a character otherwise read like `\xd8`.
+      n_tokens: how long the windows are, an odd number; the analysis kept the 9 tokens that stand for 0. Longer ones
+        are read from the run's text, and the subject is run on them. They may reach beyond a context or a document; a
+        document begins with an end-of-text token.
+      effects: whether windows of `n_tokens` tell the effects, too. Where the dictionary's site does not lead straight
+        to the logits, that takes one more pass of the subject for each context.
     """
     self._require_feature(feature)
     names = [name for name, _ in EXAMPLE_GROUPS]
     require(group in names, "group", group, f"choose one of {', '.join(names)}")
     tables = self.features
     start = sum(size for _, size in EXAMPLE_GROUPS[:names.index(group)])
-    found = []
-    for e in range(start, start + dict(EXAMPLE_GROUPS)[group]):
-      ids_W, acts_W = tables.example_tokens_FEW[feature, e], tables.example_acts_FEW[feature, e]
-      if ids_W[len(ids_W) // 2] < 0:
-        continue
-      tokens, acts = [tables.token_strings[i] for i in ids_W if i >= 0], acts_W[ids_W >= 0]
-      if whole_characters:
-        pieces = tables.pieces(ids_W)
-        tokens = [piece.text for piece in pieces]
-        acts = np.array([acts_W[piece.start:piece.stop].max() for piece in pieces])
-      domain = int(tables.example_domain_FE[feature, e])
-      found.append(Example(tokens, acts, tables.domains[domain] if domain >= 0 else "",
-                           int(tables.example_document_FE[feature, e])))
-    return found[:n]
+    middle_E = tables.example_tokens_FEW[feature, :, tables.example_tokens_FEW.shape[2] // 2]
+    here = [e for e in range(start, start + dict(EXAMPLE_GROUPS)[group]) if middle_E[e] >= 0][:n]
+    measured = tables.has("example_effects_FEW") and not np.isnan(tables.example_effects_FEW[feature]).any()
+    windows = Around(tables.example_tokens_FEW[feature, here], tables.example_acts_FEW[feature, here],
+                     tables.example_effects_FEW[feature, here] if measured else None)
+    if n_tokens and here:
+      windows = self._around(feature, here, n_tokens, effects)
+    return [self._example(feature, e, windows, i, whole_characters) for i, e in enumerate(here)]
+
+  def _around(self, feature: int, examples: list[int], n_tokens: int, with_effects: bool) -> Around:
+    """The windows of `n_tokens` tokens around some of a feature's examples."""
+    require(n_tokens > 0 and n_tokens % 2 == 1, "n_tokens", n_tokens, "must be an odd number, or 0")
+    self._require_subject()
+    require(self.features.has("example_position_FE"), "n_tokens", n_tokens, "this analysis was made by monojax before "
+            "0.2, which did not keep where examples are: delete its folder and run `monojax analyze` again")
+    return around(self._subject, self.sae, load.open_tokens(self._folder, "train"), feature,
+                  self.features.example_position_FE[feature, examples], n_tokens,
+                  with_effects and self.subject.output == "logits", self.kept)
+
+  def _example(self, feature: int, e: int, windows: Around, i: int, whole_characters: bool) -> Example:
+    """A feature's example number `e`, whose window is number `i` of `windows`."""
+    tables, there_W = self.features, windows.ids_EW[i] >= 0
+    ids_W, acts_W = windows.ids_EW[i][there_W], windows.acts_EW[i][there_W]
+    effects_W = None if windows.effects_EW is None else windows.effects_EW[i][there_W]
+    tokens = [tables.token_strings[token] for token in ids_W]
+    if whole_characters:
+      pieces = tables.pieces(ids_W)
+      tokens = [piece.text for piece in pieces]
+      acts_W = np.array([acts_W[piece.start:piece.stop].max() for piece in pieces])
+      if effects_W is not None:
+        effects_W = np.array([effects_W[piece.start:piece.stop].sum() for piece in pieces])
+
+    def listed(name):
+      if not tables.has(f"example_{name}_ids_FE5"):
+        return ()
+      pairs = zip(getattr(tables, f"example_{name}_ids_FE5")[feature, e].tolist(),
+                  getattr(tables, f"example_{name}_values_FE5")[feature, e].tolist(), strict=True)
+      return tuple((tables.token_strings[token], change) for token, change in pairs if token >= 0)
+    domain = int(tables.example_domain_FE[feature, e])
+    position = int(tables.example_position_FE[feature, e]) if tables.has("example_position_FE") else -1
+    return Example(tokens, acts_W, tables.domains[domain] if domain >= 0 else "",
+                   int(tables.example_document_FE[feature, e]), effects_W, listed("lowered"), listed("raised"),
+                   position)
 
   def _losses(self, text, values=None):
     ids = self.token_ids(text)

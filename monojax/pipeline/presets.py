@@ -56,7 +56,7 @@ PAPER = RunConfig(
         resample_every_steps=25_000, resample_times=4, resample_rows=819_200,
         checkpoint_every_steps=10_000, val_tokens=4_194_304),
     analysis=AnalysisConfig(n_tokens=100_000_000, n_detector_tokens=4_194_304, ultralow_density=1e-6,
-                            batch_contexts=256),
+                            effect_teraflops=100.0, batch_contexts=256),
 )
 
 # Sizes for a pretrained transformer of some hundred million parameters on a few cores.

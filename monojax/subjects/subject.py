@@ -33,7 +33,7 @@ class LogitPath:
 
   A direction d in R^M at the site adds `d @ to_residual_MD` to the residual stream. The logits are
   `norm(residual) @ W_unembed_DV`, and the norm divides by the residual stream's scale, which is known only on text: see
-  `scale_site`.
+  `scale_site`. With `bias_D` added to what the norm gives, and with `logit_cap`, that is exact.
 
   Attributes:
     to_residual_MD: maps the site's activation to what it adds to the residual stream; None if the site itself is added.
@@ -42,12 +42,21 @@ class LogitPath:
     gain_D: what the norm multiplies by.
     W_unembed_DV: from the normed residual stream to the logits.
     scale_site: the site that holds the last residual stream, on which the typical scale can be measured.
+    only: whether this is the only way in which the site reaches the logits, so that a change of its activation changes
+      the logits of its own position alone, and only through the last norm.
+    epsilon: what the norm adds to the mean of squares before it takes the root.
+    bias_D: what is added to what the norm gives; None for nothing.
+    logit_cap: where it is not 0, logits z become cap tanh(z / cap).
   """
   to_residual_MD: jax.Array | None
   norm: typing.Literal["layer", "rms"]
   gain_D: jax.Array
   W_unembed_DV: jax.Array
   scale_site: str
+  only: bool = False
+  epsilon: float = 0.0
+  bias_D: jax.Array | None = None
+  logit_cap: float = 0.0
 
 
 class Subject(collections.abc.Hashable, typing.Protocol):

@@ -142,8 +142,12 @@ class PretrainedTransformer(nn.Module):
     into = {"mlp.hidden": "W_out_DM", "attn.z": "W_o_DE"}.get(kind)
     to_residual_MD = None if into is None else params["layers"][into][int(site.split(".")[1])].T
     W_unembed_VD = params["W_embed_VD" if a.tied else "W_unembed_VD"]
+    last = f"layer.{a.n_layers - 1}."
+    # What of the last layer goes into the residual stream and nowhere else.
+    unread = {"mlp.hidden", "mlp.out", "resid"} | ({"attn.z", "attn.out"} if a.parallel else set())
     return LogitPath(to_residual_MD, "layer" if a.norm == "layer" else "rms", params["gain_D"] + a.norm_offset,
-                     W_unembed_VD.T, f"layer.{a.n_layers - 1}.resid")
+                     W_unembed_VD.T, f"{last}resid", site.startswith(last) and kind in unread, a.norm_epsilon,
+                     params.get("bias_D"), a.logit_cap)
 
   @nn.nowrap
   def new_cache(self, n_contexts: int, n_positions: int) -> Cache | None:
