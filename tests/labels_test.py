@@ -14,7 +14,7 @@ from monojax.analysis.text import AnalysedText
 WORDS = [" the", " of", " and", "ing", " THE", " NASA", "A", " Paris", " river", "1", " 42", ".", ",", "\n", " x1",
          " water", " to", " in", " was", "er", " council", " said"]
 STRINGS = ["<|endoftext|>", *WORDS]
-VALUES = scripts.bytes_of_tokens(STRINGS, {}, (0,))
+VALUES = scripts.bytes_of_tokens(STRINGS, (0,))
 DOMAINS = ["news", "novels", "code"]
 N, T = 60_000, 40
 THE, OF, PARIS, CAPITALS = 1, 2, 8, (5, 6)
@@ -50,7 +50,8 @@ def planted(text):
       ("text of code",): (text.domain_N == 2) * noise(),
       ("“ the”", "news"): ((token_N == THE) & (text.domain_N == 0)) * noise(),
       ("of a context",): (np.arange(N) % T < 2) * noise(),
-      ("of a line",): (np.concatenate([[0], token_N[:-1] == 14]) * (np.arange(N) % T > 0)) * noise(),
+      ("token 2 of a line",): (np.concatenate([[0, 0], token_N[:-2] == 14]) * (np.arange(N) % T > 1)
+                              * (before_N != 14)) * noise(),
   }
 
 

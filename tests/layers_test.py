@@ -19,7 +19,7 @@ ROOMS = ["text", "subjects", "activations", "sae", "analysis", "browser", "pipel
 # A dictionary reads and writes other tools' files by itself, through the room that translates them, when asked to.
 LATE = {("sae/dictionary.py", "monojax.interop")}
 NOT_KNOWN = {"sae": {"text", "subjects"}, "browser": {"text", "subjects", "activations", "sae"}}
-TOP = {"cli", "commands", "study_commands", "__init__", "__main__"}
+TOP = {"cli", "commands", "study_commands", "evidence_commands", "__init__", "__main__"}
 
 
 def imported(path):

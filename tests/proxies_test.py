@@ -13,7 +13,7 @@ from monojax.config import InputError
 
 STRINGS = ["<|endoftext|>", " the", "the", "AC", "GT", "A", "Zm9v", "0f", "1", "سلام", " ال", "\\xd8", "\\xa7", "\n",
            "שלום", ".", "的", "\\xd9", "q"]
-VALUES = scripts.bytes_of_tokens(STRINGS, {11: b"\xd8", 12: b"\xa7", 17: b"\xd9"}, (0,))
+VALUES = scripts.bytes_of_tokens(STRINGS, (0,))
 
 
 def text_of(token_N, n_context, domain_N=None, counts_N=None):
@@ -97,10 +97,10 @@ def test_the_scripts_of_tokens_by_their_characters():
   names = list(scripts.SCRIPTS)
   found = [names[i] if i >= 0 else None for i in scripts.scripts_of(values)]
   assert found == ["Arabic", "Arabic", None, None, None, None, "Kana", "Han", None]
-  kinds, kind_names = scripts.kinds_of([b"", b" THE", b"X", b" the", b"the", b"The", b"\n ", b"42", b"a1", b"(!", b"\xd8",
-                                        "的".encode(), b"don't", b" "],
-                                       scripts.script_shares([*(b"",) * 11, "的".encode(), b"", b""], np.zeros(0, int),
-                                                             np.zeros(0, int)))
+  values = [b"", b" THE", b"X", b" the", b"the", b"The", b"\n ", b"42", b"a1", b"(!", b"\xd8", "的".encode(),
+            b"don't", b" "]
+  share_VL = scripts.script_shares(values, np.zeros(0, int), np.zeros(0, int))
+  kinds, kind_names = scripts.kinds_of(values, share_VL)
   assert [kind_names[i] for i in kinds] == [
       "special tokens", "words in capitals", "single capital letters", "words in lower case",
       "parts of words in lower case", "capitalised words", "line breaks", "numbers", "letters with digits",

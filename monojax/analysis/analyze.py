@@ -13,7 +13,7 @@ import numpy as np
 
 from monojax.activations.kept import EVERY, Kept
 from monojax.activations.store import ActivationStore
-from monojax.analysis import characters, detectors, labels, proxies, scripts, tables
+from monojax.analysis import detectors, labels, proxies, scripts, tables
 from monojax.analysis import status as statuses
 from monojax.analysis import text as texts
 from monojax.analysis.codes import Codes, Watch, collect, tokens_that_fit
@@ -69,7 +69,7 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   detecting = _detecting(config, subject, sae, encode_both, train_tokens)
   n_neurons = sae.model.wiring.n_inputs
   neuron_sums = NeuronSums(sae.n_features, n_neurons)
-  values, domains = _bytes_of(token_strings, train_tokens), list(train_tokens.domains)
+  values, domains = scripts.bytes_of(token_strings, train_tokens), list(train_tokens.domains)
   meter_of = lambda text: proxies.Meter(text, values, domains, sae.n_features, n_neurons)
 
   def measured(function, tokens, n_tokens, description, meter_of=None):
@@ -98,12 +98,6 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   losses_of = lambda status_F: statuses.loss_share(config, subject, sae, status_F, val_tokens, kept)
   found = _tables(config, sae, columns, codes, detector_rows, token_strings, domains, losses_of)
   return _with_words(config, found, codes, text, values, meter)
-
-
-def _bytes_of(token_strings: list[str], tokens: Tokens) -> list[bytes]:
-  """The bytes of each token; none for those that are no text."""
-  special_ids = tokens.special_ids or (tokens.eot_id,)  # version 0.1 did not save the former
-  return scripts.bytes_of_tokens(token_strings, characters.partial_tokens(token_strings), special_ids)
 
 
 def _both(*watches: Watch) -> Watch:
@@ -152,8 +146,7 @@ def analyze_rows(config: AnalysisConfig, sae: SAE, store: ActivationStore) -> ta
   neuron_sums = NeuronSums(sae.n_features, wiring.n_inputs)
   domains, strings = list(store.meta.get("domains", ())), store.token_strings()
   token_strings = strings or [f"#{token}" for token in range(int(text.token_N.max(initial=-1)) + 1)]
-  values = [b""] * len(token_strings) if strings is None else scripts.bytes_of_tokens(
-      strings, characters.partial_tokens(strings))
+  values = scripts.bytes_of_tokens(strings) if strings else [b""] * len(token_strings)
   meter = proxies.Meter(text, values, domains, sae.n_features, wiring.n_inputs, rank_N)
   watch = _both(neuron_sums.add, meter.add)
   codes = collect(lambda x_NM: (sae.encode(x_NM), x_NM), batches(), n_rows, "features", rank_N, watch)

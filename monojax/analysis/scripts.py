@@ -8,9 +8,12 @@ Letters: V vocabulary, L scripts or classes, N tokens of a text, J characters or
 
 import functools
 import string
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
+
+from monojax.analysis.characters import partial_tokens
+from monojax.text.tokens import Tokens
 
 # The blocks of Unicode of each script, first and last code points. White space, digits and punctuation that scripts
 # share are in other blocks, and so of no script.
@@ -46,11 +49,21 @@ _SPACE = 127        # stands for white space among the numbers of scripts
 _OTHER = -1
 
 
-def bytes_of_tokens(token_strings: Sequence[str], partial_tokens: Mapping[int, bytes],
-                    special_ids: Collection[int] = ()) -> list[bytes]:
-  """The bytes of each token; none for tokens that are no text, such as the end-of-text token."""
-  values = [partial_tokens.get(i) or text.encode(errors="surrogatepass") for i, text in enumerate(token_strings)]
+def bytes_of_tokens(token_strings: Sequence[str], special_ids: Collection[int] = ()) -> list[bytes]:
+  r"""The bytes of each token; none for tokens that are no text, such as the end-of-text token.
+
+  Args:
+    token_strings: a string for each token, in which `\xd8` and the like stand for bytes that are no whole character.
+    special_ids: the tokens that are no text.
+  """
+  partial = partial_tokens(token_strings)
+  values = [partial.get(i) or text.encode(errors="surrogatepass") for i, text in enumerate(token_strings)]
   return [b"" if i in special_ids else value for i, value in enumerate(values)]
+
+
+def bytes_of(token_strings: Sequence[str], tokens: Tokens) -> list[bytes]:
+  """The bytes of each token of a run; none for those that are no text."""
+  return bytes_of_tokens(token_strings, tokens.special_ids or (tokens.eot_id,))  # version 0.1 saved only the latter
 
 
 @functools.cache

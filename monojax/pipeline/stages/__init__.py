@@ -13,6 +13,7 @@ from monojax.pipeline.stages.activations import check_store, harvest
 from monojax.pipeline.stages.analysis import analyze, build_browser
 from monojax.pipeline.stages.comparison import compare, universality
 from monojax.pipeline.stages.dictionaries import adopt_sae, sweep, train_frontier, train_sae, write_comparison
+from monojax.pipeline.stages.explanations import explain
 from monojax.pipeline.stages.probes import probe
 from monojax.pipeline.stages.subject import train_subject
 from monojax.pipeline.stages.tokens import prepare_text
@@ -38,6 +39,6 @@ def each_site(run: RunFolder, config: RunConfig) -> list[str]:
 IN_ORDER = {"tokens": prepare_text, "subject": train_subject, "activations": harvest, "sae": train_sae,
             "frontier": train_frontier, "analysis": analyze, "browser": build_browser}
 
-__all__ = ["IN_ORDER", "adopt_sae", "analyze", "build_browser", "check_store", "compare", "each_site", "harvest",
-           "prepare_text", "probe", "sweep", "train_frontier", "train_sae", "train_subject", "universality",
+__all__ = ["IN_ORDER", "adopt_sae", "analyze", "build_browser", "check_store", "compare", "each_site", "explain",
+           "harvest", "prepare_text", "probe", "sweep", "train_frontier", "train_sae", "train_subject", "universality",
            "write_comparison"]
