@@ -1,4 +1,4 @@
-"""Explanations by a language model: the protocol against a stub on this machine, and what is said of servers that fail."""
+"""Explanations by a language model: the protocol against a stub on this machine, and what is said of bad servers."""
 
 import json
 import socket

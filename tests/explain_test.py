@@ -1,4 +1,4 @@
-"""Labels of a run: the analysis' own, the command with its controls, and a language model's, which a stub stands for."""
+"""Labels of a run: the analysis' own, the command with its controls, and a language model's, which is a stub here."""
 
 import csv
 import json
@@ -10,7 +10,8 @@ import pytest
 from tiny_run import run
 
 import monojax
-from monojax.analysis import chosen_codes, explanations
+from monojax.activations.config import HarvestConfig
+from monojax.analysis import chosen_codes
 from monojax.analysis.config import ExplainConfig
 from monojax.analysis.tables import FeatureTables
 from monojax.config import InputError
@@ -91,10 +92,10 @@ def test_a_language_model_labels_the_features_that_are_compared(workdir, capsys)
   assert "a_stub" in capsys.readouterr().out
 
 
-def test_a_server_that_is_not_there_is_named_before_any_work(workdir):
-  result = run("explain", workdir, "--url=http://127.0.0.1:9/v1", "--model=x")
-  assert result.returncode == 2 and result.stderr.count("\n") == 1
-  assert result.stderr.startswith("error: --url='http://127.0.0.1:9/v1': cannot be reached")
+def test_a_server_that_is_not_there_is_named_before_any_work(finished, monkeypatch):
+  monkeypatch.setattr(load, "load_subject", None)  # which would be the first long work
+  with pytest.raises(InputError, match="--url='http://127.0.0.1:9/v1': cannot be reached .*: start the server"):
+    stages.explain(RunFolder(finished[0]), ExplainConfig(url="http://127.0.0.1:9/v1", model="x"))
 
 
 def test_neurons_and_random_directions_fire_as_they_should(reader):
@@ -116,20 +117,17 @@ def test_proxies_of_many_tokens_are_those_of_the_analysis(reader, finished):
   """In memory that does not grow with the text, and with the contexts in another order."""
   tables = monojax.load(finished[0]).features
   rows, asked = chosen_codes.measured_proxies(reader, tables.token_strings, 20_000)
-  before = {row["proxy"]: row for row in tables.summary["proxies"]}
-  assert len(rows) > 15 and {row["proxy"] for row in rows} == set(before)
-  for row in rows:
-    for name in ("feature", "neuron", "tokens"):
-      assert row[name] == before[row["proxy"]][name]
-    assert row["pearson"] == pytest.approx(before[row["proxy"]]["pearson"], abs=1e-4)
-    assert [bin["tokens"] for bin in row["bins"]] == [bin["tokens"] for bin in before[row["proxy"]]["bins"]]
+  before = tables.summary["proxies"]
+  assert len(rows) > 15
+  for row, other in zip(rows, before, strict=True):
+    for name in ("proxy", "kind", "tokens", "feature", "neuron"):
+      assert row[name] == other[name]
+    assert row["pearson"] == pytest.approx(other["pearson"], abs=1e-4)
+    assert [bin["tokens"] for bin in row["bins"]] == [bin["tokens"] for bin in other["bins"]]
   assert "Thai" in asked.left_out
 
 
-def test_a_run_without_a_subject_is_refused(tmp_path):
-  np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(600, 6)).astype(np.float32))
-  monojax.train(str(tmp_path / "x.npy"), "topk", workdir=tmp_path / "given", n_features=8, k=2, n_steps=2,
-                batch_rows=64, start_rows=64)
+def test_a_run_without_a_subject_is_refused(finished, monkeypatch):
+  monkeypatch.setattr(load, "activations_config", lambda run: HarvestConfig(source="given", url="x"))
   with pytest.raises(InputError, match="has no subject: `monojax analyze` labels its features"):
-    stages.explain(RunFolder(tmp_path / "given"), ExplainConfig())
-  assert explanations.LEAST_FIRINGS == 20
+    stages.explain(RunFolder(finished[0]), ExplainConfig())
