@@ -175,7 +175,10 @@ class Sampler:
 
   def top(self, falling_P: np.ndarray, n: int) -> np.ndarray:
     """The first `n` rows of those that fall, one of a context."""
-    _, first = np.unique(self.text.context_N[falling_P], return_index=True)
+    for some_P in (falling_P[:16 * n], falling_P):  # few are usually enough, and sorting all contexts takes long
+      _, first = np.unique(self.text.context_N[some_P], return_index=True)
+      if len(first) >= n:
+        break
     return falling_P[np.sort(first)[:n]]
 
   def draw(self, row_P: np.ndarray, falling: tuple[np.ndarray, np.ndarray], amounts: Amounts, half: int,

@@ -26,12 +26,14 @@ import typing
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
 from monojax.analysis import scripts
 from monojax.analysis.codes import Codes
 from monojax.analysis.text import AnalysedText
+from monojax.linear import product
 
 N_BINS = 10
 _LEAST_TOKENS = 10     # of a script or domain, for a proxy of it to be asked for
@@ -156,12 +158,16 @@ class ProxySums:
       row_P, feature_P, value_P: the rows, numbers and activations of the features that fire.
       x_RM: the neurons. Rows of nothing but zeros do not count: `make_encode` writes them where a position does not.
     """
-    x_RM = np.asarray(x_RM, np.float32)
-    counts_R1 = np.any(x_RM != 0, axis=1, keepdims=True)
-    n_counted = int(counts_R1.sum())
-    score_RL = np.where(counts_R1, score_RL, 0)
     if self._near is None:  # what is subtracted, so that float32 holds the digits of neurons that vary little
-      self._near = x_RM.sum(0) / max(n_counted, 1), score_RL.sum(0) / max(n_counted, 1)
+      x_RM = np.asarray(x_RM, np.float32)
+      self._near = x_RM.mean(0), score_RL.mean(0)
+    of_neurons = _neuron_sums(x_RM, score_RL.astype(np.float32), self._near[0], self._near[1].astype(np.float32))
+    counts_R1, *sums = (np.asarray(part) for part in jax.device_get(of_neurons))
+    n_counted = int(counts_R1.sum())
+    self.sum_M += sums[0]
+    self.square_M += sums[1]
+    self.product_ML += sums[2].T
+    score_RL = np.where(counts_R1, score_RL, 0)
     above_RL = (score_RL > 0).astype(np.float64)
     n_features, n_proxies = self.product_FL.shape
     fires_FR = sparse.csr_matrix((np.ones(len(value_P)), (feature_P, row_P)), shape=(n_features, len(x_RM)))
@@ -177,11 +183,6 @@ class ProxySums:
     self.sum_L += score_RL.sum(0)
     self.square_L += np.square(score_RL).sum(0)
     self.above_L += above_RL.sum(0)
-    apart_RM = np.where(counts_R1, x_RM - self._near[0][None], 0).astype(np.float32)
-    apart_RL = np.where(counts_R1, score_RL - self._near[1][None], 0)
-    self.sum_M += apart_RM.sum(0, dtype=np.float64)
-    self.square_M += np.square(apart_RM).sum(0, dtype=np.float64)
-    self.product_ML += apart_RM.T @ apart_RL.astype(np.float32)
 
   def of_features(self, above: bool = False) -> np.ndarray:
     """Pearson's correlation of each feature with each proxy, (F, L), NaN where one of the two does not vary.
@@ -199,6 +200,18 @@ class ProxySums:
     apart_L = self.sum_L - self.n_rows * near_L
     square_L = self.square_L - 2 * near_L * self.sum_L + self.n_rows * near_L**2
     return _correlation(self.product_ML, (self.sum_M, self.square_M), (apart_L, square_L), self.n_rows)
+
+
+@jax.jit
+def _neuron_sums(x_RM, score_RL, near_M, near_L):
+  """(which rows count; sums and sums of squares of neurons minus `near_M`; their products with scores minus `near_L`).
+
+  XLA's CPU products read a transposed operand slowly, so that it is the smaller one.
+  """
+  counts_R1 = (x_RM != 0).any(1, keepdims=True)
+  apart_RM = jnp.where(counts_R1, x_RM - near_M[None], 0)
+  apart_RL = jnp.where(counts_R1, score_RL - near_L[None], 0)
+  return counts_R1, apart_RM.sum(0), jnp.square(apart_RM).sum(0), product(apart_RL.T, apart_RM, jnp.float32)
 
 
 def _correlation(product_JL, sums_J, sums_L, n_rows):
