@@ -72,7 +72,7 @@ def test_each_outside_library_has_one_home():
   users = {path.relative_to(ROOT).as_posix() for path in modules()
            if any(name.startswith("absl") for name in imported(path))}
   # config.py makes flags of settings for cli.py
-  assert users == {"cli.py", "commands.py", "study_commands.py", "config.py"}
+  assert users == {"cli.py", "commands.py", "study_commands.py", "evidence_commands.py", "config.py"}
 
 
 def test_browser_and_text_do_not_need_jax():
