@@ -7,11 +7,12 @@ import chat_stub
 import numpy as np
 import pytest
 
-from monojax.analysis import chat, explanations
+from monojax.analysis import chat, explanations, sampling
 from monojax.analysis.chat import ChatExplainer, ChatSimulator, Endpoint
 from monojax.analysis.codes import Codes
 from monojax.analysis.config import ExplainConfig
-from monojax.analysis.explanations import Examples, Explanation, Sampler, Unreadable
+from monojax.analysis.explanations import Explanation, Unreadable
+from monojax.analysis.sampling import Examples, Sampler
 from monojax.analysis.text import AnalysedText
 from monojax.config import InputError
 
@@ -41,7 +42,7 @@ def planted():
   codes = Codes(N, np.cumsum([0, *map(len, rows)]), np.concatenate(rows).astype(np.int32),
                 np.concatenate([f_N[row_P] for f_N, row_P in zip(features, rows, strict=True)]).astype(np.float32))
   text = AnalysedText(token_N, context_N, context_N.astype(np.int64), np.zeros(N, np.int32))
-  return codes, Sampler(text, explanations.halves(text, 0), STRINGS)
+  return codes, Sampler(text, sampling.halves(text, 0), STRINGS)
 
 
 def labelled(url, planted, n_threads=1, key=""):
@@ -73,7 +74,7 @@ def test_activations_become_ten_steps():
 
 def examples(n_tokens=3):
   ids = np.array([[0, 1, 2][:n_tokens] + [-1] * (3 - n_tokens), [3, 4, 5]], np.int32)
-  return Examples(np.where(ids >= 0, ids, -1).astype(np.int64), ids, (ids == 4).astype(np.float32), STRINGS)
+  return Examples(np.where(ids >= 0, ids, -1).astype(np.int64), ids, (ids == 4).astype(np.float32), np.ones(2), STRINGS)
 
 
 @pytest.mark.parametrize("answer", [

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from monojax.analysis import explanations, labels, scripts
+from monojax.analysis import explanations, labels, sampling, scripts
 from monojax.analysis.codes import Codes
-from monojax.analysis.explanations import CHOOSING, SCORING, Amounts, Examples, Explanation, Sampler
+from monojax.analysis.explanations import Explanation
+from monojax.analysis.sampling import CHOOSING, SCORING, Amounts, Examples, Sampler
 from monojax.analysis.text import AnalysedText
 
 WORDS = [" the", " of", " and", "ing", " THE", " NASA", "A", " Paris", " river", "1", " 42", ".", ",", "\n", " x1",
@@ -75,6 +76,17 @@ def test_planted_features_get_the_planted_label_and_random_ones_none(text):
   assert again == [found[2]]  # whatever else is labelled
 
 
+def test_what_happens_in_the_half_that_is_scored_does_not_change_a_label(text):
+  """Of a feature that is something else there, only the score changes."""
+  half_N = sampling.halves(text, 0)
+  features = list(planted(text).values())
+  others = [np.where(half_N == CHOOSING, f_N, np.roll(f_N, 3) * 2) for f_N in features]
+  found, changed = (labels.label_all(codes_of(of), text, STRINGS, VALUES, DOMAINS, range(len(features)), seed=0)
+                    for of in (features, others))
+  assert [one.text for one in found] == [one.text for one in changed]
+  assert changed[0].score < found[0].score - 0.5
+
+
 def test_labels_are_those_of_part_of_the_text_where_it_is_long(text):
   codes = codes_of(list(planted(text).values()))
   (found,) = labels.label_all(codes, text, STRINGS, VALUES, DOMAINS, [0], seed=0, n_tokens=N // 4)
@@ -83,7 +95,7 @@ def test_labels_are_those_of_part_of_the_text_where_it_is_long(text):
 
 class Watched:
   """An explainer and simulator that remember what they have seen, and predict at random."""
-  amounts = explanations.SHOWN
+  amounts = sampling.SHOWN
 
   def __init__(self):
     self.shown, self.asked = [], []
@@ -103,7 +115,7 @@ def test_what_is_scored_was_never_shown_and_scores_are_scipys(text):
   text = dataclasses.replace(text, counts_N=counts_N)
   features = [f_N * counts_N for f_N in planted(text).values()]
   codes, watched = codes_of(features), Watched()
-  half_N = explanations.halves(text, 0)
+  half_N = sampling.halves(text, 0)
   sampler = Sampler(text, half_N, STRINGS)
   found = explanations.label(codes, sampler, watched, watched, range(len(features)), seed=0)
   assert len(watched.shown) == len(watched.asked) == len(features)
@@ -131,11 +143,11 @@ def test_examples_are_of_every_level_and_of_the_same_tokens_elsewhere(text):
   f_N = (text.token_N == THE) * (rng.random(N) < 0.5) * rng.random(N)
   codes = codes_of([f_N])
   row_P, value_P = codes.feature(0)
-  half_N = explanations.halves(text, 0)
+  half_N = sampling.halves(text, 0)
   sampler = Sampler(text, half_N, STRINGS)
   falling = sampler.falling(row_P, value_P)
   here_N = half_N == CHOOSING
-  draw = lambda *amounts: sampler.draw(row_P, falling, Amounts(*amounts), CHOOSING, np.random.default_rng(0))
+  draw = lambda *amounts: sampler.draw(row_P, falling, Amounts(*amounts), CHOOSING, np.random.default_rng(0))[0]
   top = draw(6, 0, 0, 0)
   assert here_N[top].all() and len({row // T for row in top}) == 6
   best = {}
@@ -150,6 +162,25 @@ def test_examples_are_of_every_level_and_of_the_same_tokens_elsewhere(text):
   for i in range(11):
     assert np.abs(f_N[levels] - largest * (10 - i) / 11).min() < 0.02
   assert (f_N[levels] == 0).sum() == 1
+  # Weights: 1 at random, otherwise density times the share of firings that are about as strong.
+  rows, weights = sampler.draw(row_P, falling, Amounts(1, 1, 3, 0), CHOOSING, np.random.default_rng(0))
+  value_P = f_N[here_N & (f_N > 0)]
+  for row, weight in zip(rows, weights, strict=True):
+    if weight == 1.0:
+      continue
+    level = min(range(12), key=lambda level: abs(f_N[row] - largest * level / 11))
+    near = np.abs(value_P[:, None] - largest * np.arange(12)[None] / 11).argmin(1) == level
+    assert weight == pytest.approx(near.sum() / here_N.sum())
+  assert (weights == 1).sum() == 4
+
+
+def test_weighted_ranks_are_those_of_repeated_values():
+  rng = np.random.default_rng(0)
+  predicted, true = rng.integers(0, 5, 40).astype(float), rng.integers(0, 4, 40).astype(float)
+  weights = rng.integers(1, 6, 40)
+  expected = stats.spearmanr(np.repeat(predicted, weights), np.repeat(true, weights)).statistic
+  assert explanations.weighted_rank_correlation(predicted, true, weights.astype(float)) == pytest.approx(expected)
+  assert explanations.weighted_rank_correlation(np.ones(40), true, weights.astype(float)) == 0.0
 
 
 def test_a_constant_prediction_scores_0_and_intervals_hold_the_median():
@@ -176,7 +207,7 @@ def test_places_and_lines_by_hand():
 
 
 def test_windows_end_with_their_context(text):
-  sampler = Sampler(text, explanations.halves(text, 0), STRINGS)
-  found = sampler.examples(np.array([0, T - 1, T]), np.zeros(0, np.int32), np.zeros(0, np.float32))
+  sampler = Sampler(text, sampling.halves(text, 0), STRINGS)
+  found = sampler.examples(np.array([0, T - 1, T]), np.ones(3), np.zeros(0, np.int32), np.zeros(0, np.float32))
   assert (found.row_EW < 0).sum(1).tolist() == [4, 4, 4] and isinstance(found, Examples)
   assert [len(strings) for strings in found.strings()] == [5, 5, 5] and SCORING == 1

@@ -19,7 +19,8 @@ import urllib.request
 import numpy as np
 
 from monojax.analysis.config import ExplainConfig
-from monojax.analysis.explanations import SHOWN, Amounts, Examples, Explanation, Unreadable
+from monojax.analysis.explanations import Explanation, Unreadable
+from monojax.analysis.sampling import SHOWN, Amounts, Examples
 from monojax.config import InputError, require
 
 _STEPS = 9               # activations are told as whole numbers from 0 to this

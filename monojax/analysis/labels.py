@@ -21,17 +21,8 @@ import numpy as np
 
 from monojax.analysis import scripts
 from monojax.analysis.codes import Codes
-from monojax.analysis.explanations import (
-  CHOOSING,
-  Amounts,
-  Examples,
-  Explanation,
-  Label,
-  Sampler,
-  halves,
-  label,
-  rank_correlations,
-)
+from monojax.analysis.explanations import Explanation, Label, label, rank_correlations
+from monojax.analysis.sampling import CHOOSING, Amounts, Examples, Sampler, halves
 from monojax.analysis.text import AnalysedText
 
 N_LISTED = 10         # categories of a rule

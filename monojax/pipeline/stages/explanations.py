@@ -18,7 +18,8 @@ if typing.TYPE_CHECKING:
 
   from monojax.analysis.chosen_codes import Reader
   from monojax.analysis.codes import Codes
-  from monojax.analysis.explanations import Explainer, Label, Sampler, Simulator
+  from monojax.analysis.explanations import Explainer, Label, Simulator
+  from monojax.analysis.sampling import Sampler
 
 FOLDER = "labels"
 RULES = "rules"  # what labels are called in the folder that no language model made
@@ -60,7 +61,7 @@ def explain(run: RunFolder, config: ExplainConfig, dictionary: str = OWN_DICTION
   name = re.sub(r"[^\w.-]+", "_", config.model) or RULES
   home = run.directory / f"{place.home}{FOLDER}" / name
   rows = [{"feature": one.feature, "label": one.text, "score": _number(one.score), "pearson": _number(one.pearson),
-           "single_token": one.single_token} for one in groups["features"]]
+           "weighted": _number(one.weighted), "single_token": one.single_token} for one in groups["features"]]
   with owned(home):
     files.write_table(home / "labels", rows)
     files.write_record(home / "comparison.json", {"dictionary": place.name, "settings": configs.to_dict(config),
@@ -99,13 +100,13 @@ class _Labelling:
   def __init__(self, config: ExplainConfig, reader: "Reader", token_strings: list[str], made_by: typing.Any):
     import numpy as np
 
-    from monojax.analysis import explanations, scripts
+    from monojax.analysis import sampling, scripts
     self.config, self.reader, self._made_by = config, reader, made_by
     self._context_C = _contexts_that_fit(config, reader)
     self._text = reader.text(self._context_C)
     self.n_tokens = len(self._text.counted_N)
     self._values = scripts.bytes_of(token_strings, reader.tokens)
-    self._sampler = explanations.Sampler(self._text, explanations.halves(self._text, config.seed), token_strings)
+    self._sampler = sampling.Sampler(self._text, sampling.halves(self._text, config.seed), token_strings)
     self._codes = reader.codes(self._context_C, lambda f_RF, _: f_RF, "features")
     rng = np.random.default_rng([config.seed, 5])
     often_F = self._often(self._codes)
@@ -118,7 +119,8 @@ class _Labelling:
     """Whether each column fires on enough tokens of either half to be scored."""
     import numpy as np
 
-    from monojax.analysis.explanations import CHOOSING, LEAST_FIRINGS, SCORING
+    from monojax.analysis.explanations import LEAST_FIRINGS
+    from monojax.analysis.sampling import CHOOSING, SCORING
     column_P = np.repeat(np.arange(len(codes.start_F) - 1), np.diff(codes.start_F))
     half_P = self._sampler.half_N[codes.row_P]
     fires = [np.bincount(column_P[half_P == half], minlength=len(codes.start_F) - 1) for half in (CHOOSING, SCORING)]
@@ -192,7 +194,8 @@ def _print(compared: dict[str, dict], labels: "Sequence[Label]", n_tokens: int) 
   if any(of["unreadable"] for of in compared.values()):
     line("    without a usable answer", [f"{of['unreadable']:,}" for of in compared.values()])
   for name, label in (("score", "score (Spearman), median"), ("score_others", "    not of a single token"),
-                      ("score_single_token", "    of a single token"), ("pearson", "Pearson, median")):
+                      ("score_single_token", "    of a single token"), ("pearson", "Pearson, median"),
+                      ("weighted", "weighted by importance, median")):
     line(label, [_interval(of[name]) for of in compared.values()])
   line("share of a single token", ["-" if of["single_token_share"] is None else f"{of['single_token_share']:.1%}"
                                    for of in compared.values()])
