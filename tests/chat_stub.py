@@ -78,6 +78,8 @@ def model(system, user):
     lines = [line.split("\t") for line in user.split("\n") if "\t" in line]
     token = max(lines, key=lambda line: int(line[1]))[0]
     return f"<think>Let me {{see}}.</think>\n```json\n{json.dumps({'explanation': f'the token {token}'})}\n```"
+  if "plausible" in system:
+    return '{"plausible": [1, 2]}'
   token = json.loads(re.search(r'the token (".*")', user.split("\n")[0])[1])
   passages = [line.partition(": ") for line in user.split("\n")[2:]]
   return json.dumps({number: [9 if word == token else 0 for word in json.loads(words)]

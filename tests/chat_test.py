@@ -55,7 +55,7 @@ def test_a_model_explains_and_predicts_a_planted_feature(url, stub, planted):
   found = labelled(url, planted)
   assert found[0].text == 'the token "\\""' and found[0].score > 0.8 and found[0].pearson > 0.95
   assert abs(found[1].score) < 0.3
-  assert labelled(url, planted, n_threads=3) == found
+  assert str(labelled(url, planted, n_threads=3)) == str(found)
   explaining, simulating = stub.requests[0][1], stub.requests[1][1]
   assert explaining["model"] == "stub" and explaining["temperature"] == 0
   shown = [line.split("\t") for line in explaining["messages"][1]["content"].split("\n") if "\t" in line]
@@ -95,6 +95,17 @@ def test_explanations_that_leak_or_are_missing_are_not_used(url, stub, answer, p
   found = labelled(url, planted)
   assert [one.unreadable for one in found] == [True, True] and found[0].text == "" and np.isnan(found[0].score)
   assert explanations.summary(found)["unreadable"] == 2
+
+
+def test_a_model_judges_tokens(url, stub):
+  judge, asked = chat.ChatJudge(Endpoint(url, "stub")), (Explanation("x"), np.array([3, 4, 0]), ['"', " Paris", " the"])
+  stub.answer = lambda *_: '{"plausible": [1, 3]}'
+  assert judge.plausible(*asked).tolist() == [True, False, True]
+  assert stub.requests[0][1]["messages"][1]["content"].split("\n")[2:] == ['1: "\\""', '2: " Paris"', '3: " the"']
+  for answer in ('{"plausible": [0]}', '{"plausible": [4]}', '{"plausible": "1"}', "[1]", '{"plausible": ["1"]}'):
+    stub.answer = lambda *_, answer=answer: answer
+    with pytest.raises(Unreadable):
+      judge.plausible(*asked)
 
 
 def test_windows_that_are_cut_off_keep_their_places(url, stub):

@@ -11,7 +11,7 @@ from tiny_run import run
 
 import monojax
 from monojax.activations.config import HarvestConfig
-from monojax.analysis import chosen_codes
+from monojax.analysis import chosen_codes, logit_tests
 from monojax.analysis.config import ExplainConfig
 from monojax.analysis.tables import FeatureTables
 from monojax.config import InputError
@@ -70,7 +70,8 @@ def test_the_command_compares_with_neurons_and_random_directions(workdir):
     group = record["groups"][name]
     assert group["features"] == 6 and shown in result.stdout
     median, low, high = group["score"]
-    assert -1 <= low <= median <= high <= 1 and f"{median:.3f} [{low:.3f}, {high:.3f}]" in result.stdout
+    assert 0.2 < group["logits"][0] < 1 and -1 <= low <= median <= high <= 1
+    assert f"{median:.3f} [{low:.3f}, {high:.3f}]" in result.stdout
   loaded = monojax.load(workdir)
   row = next(row for row in rows if row["score"] is not None)
   assert loaded.label(row["feature"], by="rules") == (row["label"], row["score"])
@@ -87,9 +88,26 @@ def test_a_language_model_labels_the_features_that_are_compared(workdir, capsys)
   assert found["features"]["features"] == 6 and found["features"]["scored"] == 6
   rows = json.loads((workdir / "labels" / "a_stub" / "labels.json").read_text())
   assert len(rows) == 6 and all(row["label"].startswith("the token") for row in rows)
-  assert len(stub.requests) == 1 + 2 * sum(group["features"] for group in found.values())
+  assert len(stub.requests) == 1 + 3 * sum(group["features"] for group in found.values())
   assert monojax.load(workdir).label(rows[0]["feature"], by="a/stub").text == rows[0]["label"]
   assert "a_stub" in capsys.readouterr().out
+
+
+def test_tokens_that_are_put_up_are_those_behind_the_ten_that_are_raised_most(reader, finished):
+  tables, direction_FO = monojax.load(finished[0]).features, reader.sae.direction_FO
+  made = logit_tests.put_up(direction_FO[[3, 5]], [3, 5], reader.subject, reader.sae, reader.tokens, seed=0)
+  params = reader.subject.params
+  for feature, tokens in made.items():
+    # By hand: the subject of the tiny run has one layer, whose MLP writes to the residual stream before a LayerNorm.
+    residual_D = direction_FO[feature] @ np.asarray(params["layer_0"]["W_out_MD"])
+    gain_D = np.asarray(reader.subject.model.logit_path(params, reader.sae.writes[0]).gain_D)
+    logit_V = (residual_D - residual_D.mean()) * gain_D @ np.asarray(params["W_unembed_DV"])
+    raised, others = (set(tokens.token_K[tokens.raised_K == side].tolist()) for side in (True, False))
+    assert len(raised) == len(others) == 50 and not raised & others
+    assert not (raised | others) & set(tables.top_logit_ids_FK[feature].tolist())
+    assert min(logit_V[list(raised)]) > max(logit_V[list(others)])
+    assert min(logit_V[tables.top_logit_ids_FK[feature]]) >= max(logit_V[list(raised)])
+  assert made[3].token_K.tolist() != made[5].token_K.tolist()
 
 
 def test_a_server_that_is_not_there_is_named_before_any_work(finished, monkeypatch):
@@ -103,13 +121,16 @@ def test_neurons_and_random_directions_fire_as_they_should(reader):
   x_NM = np.concatenate([np.asarray(reader.encode(tokens_BT)[1])[:n_used]
                          for tokens_BT, n_used in reader.batches(context_C)])
   numbers = [3, 48 + 3, 7]
-  codes = reader.codes(context_C, chosen_codes.neurons_of(numbers, 48), "neurons")
+  columns, direction_JM = chosen_codes.neurons_of(numbers, 48)
+  codes = reader.codes(context_C, columns, "neurons")
+  assert [(j, int(m), value) for j, m in zip(range(3), np.abs(direction_JM).argmax(1), strict=True)
+          for value in [direction_JM[j].sum()]] == [(0, 3, 1), (1, 3, -1), (2, 7, 1)]
   for j, expected_N in enumerate((np.maximum(x_NM[:, 3], 0), np.maximum(-x_NM[:, 3], 0), np.maximum(x_NM[:, 7], 0))):
     row_P, value_P = codes.feature(j)
     np.testing.assert_array_equal(row_P, np.flatnonzero(expected_N))
     np.testing.assert_allclose(value_P, expected_N[row_P])
   density_J = np.array([0.0, 0.01, 0.2, 0.9])
-  codes = reader.codes(context_C, chosen_codes.random_directions(reader, context_C, density_J, 0), "random")
+  codes = reader.codes(context_C, chosen_codes.random_directions(reader, context_C, density_J, 0)[0], "random")
   np.testing.assert_allclose(np.diff(codes.start_F) / len(x_NM), density_J, atol=0.003)
 
 

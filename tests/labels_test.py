@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from monojax.analysis import explanations, labels, sampling, scripts
+from monojax.analysis import explanations, labels, logit_tests, sampling, scripts
 from monojax.analysis.codes import Codes
 from monojax.analysis.explanations import Explanation
 from monojax.analysis.sampling import CHOOSING, SCORING, Amounts, Examples, Sampler
@@ -73,7 +73,7 @@ def test_planted_features_get_the_planted_label_and_random_ones_none(text):
   assert np.isnan(found[n + 2].score) and np.isnan(found[n + 3].score) and found[n + 3].text == ""
   assert [one.single_token for one in found[:5]] == [True, True, False, True, False]
   again = labels.label_all(codes, text, STRINGS, VALUES, DOMAINS, [2], seed=0)
-  assert again == [found[2]]  # whatever else is labelled
+  assert str(again) == str([found[2]])  # whatever else is labelled; a NaN equals nothing
 
 
 def test_what_happens_in_the_half_that_is_scored_does_not_change_a_label(text):
@@ -172,6 +172,31 @@ def test_examples_are_of_every_level_and_of_the_same_tokens_elsewhere(text):
     near = np.abs(value_P[:, None] - largest * np.arange(12)[None] / 11).argmin(1) == level
     assert weight == pytest.approx(near.sum() / here_N.sum())
   assert (weights == 1).sum() == 4
+
+
+def test_plausible_tokens_follow_where_the_rule_predicts_much(text):
+  """By a loop: the mean prediction before each token, over the half that labels are chosen on."""
+  rng = np.random.default_rng(4)
+  token_N = text.token_N.copy()
+  after = np.flatnonzero(token_N[:-1] == PARIS) + 1
+  token_N[after[rng.random(len(after)) < 0.7]] = 13  # a comma
+  text = dataclasses.replace(text, token_N=token_N)
+  codes, half_N = codes_of([(token_N == PARIS) * 1.0]), sampling.halves(text, 0)
+  sampler = Sampler(text, half_N, STRINGS)
+  rules = labels.Rules(codes, sampler, VALUES, DOMAINS, 0)
+  row_P, value_P = codes.feature(0)
+  drawn = sampler.draw(row_P, sampler.falling(row_P, value_P), rules.amounts, CHOOSING, rng)
+  explanation = rules.explain(0, sampler.examples(*drawn, row_P, value_P))
+  means, everything = {}, []
+  for n in range(N - 1):
+    if half_N[n] == CHOOSING and n % T != T - 1:
+      means.setdefault(int(token_N[n + 1]), []).append(token_N[n] == PARIS)
+      everything.append(token_N[n] == PARIS)
+  ids = np.arange(1, len(STRINGS))
+  found = rules.plausible(explanation, ids, STRINGS[1:])
+  assert found.tolist() == [bool(np.mean(means[i]) > np.mean(everything)) for i in ids] and found[12]
+  tokens = logit_tests.PutUp(np.array([13, 1, 2, 13]), np.array([True, False, False, False]))
+  assert logit_tests.share_right(rules, explanation, tokens, STRINGS) == pytest.approx(0.75)
 
 
 def test_weighted_ranks_are_those_of_repeated_values():

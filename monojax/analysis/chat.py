@@ -15,6 +15,7 @@ import time
 import typing
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -35,6 +36,10 @@ _SIMULATE = """You see what a unit of a neural network that reads text fires on,
 of tokens. Predict how strongly the unit fires on each token, as a whole number from 0 (not at all) to 9. On most tokens
 units do not fire. Answer with JSON alone, an object with one list for each passage, by its number, that has as many
 numbers as the passage has tokens: {"1": [0, 0, 7], "2": [0, 3]}"""
+
+_JUDGE = """You see what a unit of a neural network that reads text fires on. When it fires, the unit makes some tokens
+more likely to come next. You see numbered tokens. Say which are plausible as the next token after the unit has fired;
+about half are. Answer with JSON alone, the numbers of these: {"plausible": [1, 4]}"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +164,22 @@ class ChatSimulator:
         raise Unreadable
       predicted_EW[e, inside_W] = steps
     return predicted_EW
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatJudge:
+  """The judge of the logits test that asks a model."""
+  endpoint: Endpoint
+
+  def plausible(self, explanation: Explanation, token_K: np.ndarray, strings: Sequence[str]) -> np.ndarray:
+    """The model's choice among the tokens; see `logit_tests.Judge`."""
+    listed = [f"{number}: {json.dumps(token, ensure_ascii=False)}" for number, token in enumerate(strings, 1)]
+    answer = _object(self.endpoint.ask(_JUDGE, "\n".join([f"The unit fires on: {explanation.text}", "", *listed])))
+    chosen = answer.get("plausible")
+    if not isinstance(chosen, list) or not all(isinstance(number, int) and 1 <= number <= len(strings)
+                                               for number in chosen):
+      raise Unreadable
+    return np.isin(np.arange(1, len(strings) + 1), chosen)
 
 
 def quantised(acts_W: np.ndarray, largest: float) -> np.ndarray:

@@ -51,7 +51,7 @@ class Reader:
     """The tokens of these contexts in batches; see `text.batches`."""
     return texts.batches(self.tokens, context_C, self.subject.n_context, self._batch_contexts)
 
-  def codes(self, context_C: np.ndarray, columns: Callable[[jax.Array, jax.Array], jax.Array], what: str) -> Codes:
+  def codes(self, context_C: np.ndarray, columns: "Columns", what: str) -> Codes:
     """The activations that `columns` makes of (f_RF, x_RM), over the contexts; `what` labels the progress bar."""
     n_rows = len(context_C) * self.subject.n_context
     return collect(lambda tokens_BT: columns(*self.encode(tokens_BT)), self.batches(context_C), n_rows, what)
@@ -92,16 +92,21 @@ def measured_proxies(reader: Reader, token_strings: Sequence[str], n_tokens: int
   return proxies.rows_of(asked, sums, firings), asked
 
 
-def neurons_of(numbers: Sequence[int], n_neurons: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """Columns of neurons: those below `n_neurons` by their positive parts, number i + n_neurons by i's negative part."""
-  at = jnp.asarray([number % n_neurons for number in numbers], jnp.int32)
-  sign_J = jnp.asarray([1.0 if number < n_neurons else -1.0 for number in numbers], jnp.float32)
-  return lambda _, x_RM: jax.nn.relu(x_RM[:, at] * sign_J[None])
+Columns = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def neurons_of(numbers: Sequence[int], n_neurons: int) -> tuple[Columns, np.ndarray]:
+  """(columns of neurons, their directions (J, M)): number i is neuron i's positive part, n_neurons + i its negative."""
+  at = np.array([number % n_neurons for number in numbers], np.int64)
+  sign_J = np.array([1.0 if number < n_neurons else -1.0 for number in numbers], np.float32)
+  direction_JM = np.zeros((len(at), n_neurons), np.float32)
+  direction_JM[np.arange(len(at)), at] = sign_J
+  return lambda _, x_RM: jax.nn.relu(x_RM[:, at] * sign_J[None]), direction_JM
 
 
 def random_directions(reader: Reader, context_C: np.ndarray, density_J: np.ndarray,
-                      seed: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """Columns max(0, x . d - t) with random directions d that fire on given shares of the rows.
+                      seed: int) -> tuple[Columns, np.ndarray]:
+  """(columns max(0, x . d - t), d_JM): random directions d whose columns fire on given shares of the rows.
 
   Args:
     reader: reads the neurons.
@@ -118,7 +123,7 @@ def random_directions(reader: Reader, context_C: np.ndarray, density_J: np.ndarr
   h_NJ = np.sort(x_NM @ d_MJ, axis=0)
   rank_J = np.clip(len(h_NJ) - 1 - np.round(density_J * len(h_NJ)).astype(np.int64), 0, max(len(h_NJ) - 2, 0))
   t_J = np.take_along_axis(h_NJ, rank_J[None], axis=0)[0]
-  return functools.partial(_directions, d_MJ=jnp.asarray(d_MJ), t_J=jnp.asarray(t_J))
+  return functools.partial(_directions, d_MJ=jnp.asarray(d_MJ), t_J=jnp.asarray(t_J)), d_MJ.T
 
 
 @jax.jit

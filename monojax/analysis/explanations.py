@@ -88,6 +88,8 @@ class Label:
     pearson: Pearson's likewise.
     weighted: Spearman's, where each window counts as much as it stands for in the text. Nearly all of the weight is on
       random text, on which features hardly fire.
+    logits: the share of tokens of which the label tells whether the feature raises them (`logit_tests`); NaN where that
+      was not asked.
     single_token: whether all of its top examples have one and the same token in the middle.
     unreadable: whether an answer could not be used.
   """
@@ -97,6 +99,7 @@ class Label:
   pearson: float
   weighted: float
   single_token: bool
+  logits: float = float("nan")
   unreadable: bool = False
 
 
@@ -134,7 +137,8 @@ def weighted_rank_correlation(predicted_J: np.ndarray, true_J: np.ndarray, weigh
 
 
 def label(codes: Codes, sampler: Sampler, explainer: Explainer, simulator: Simulator, features: Iterable[int],
-          seed: int, n_threads: int = 1, description: str = "labels") -> list[Label]:
+          seed: int, n_threads: int = 1, description: str = "labels",
+          right: Callable[[int, Explanation], float] | None = None) -> list[Label]:
   """Labels features, and scores the labels.
 
   Args:
@@ -145,9 +149,10 @@ def label(codes: Codes, sampler: Sampler, explainer: Explainer, simulator: Simul
     seed: of the examples; a feature's do not depend on the others that are asked for.
     n_threads: how many features are worked on at a time, where answers are waited for.
     description: label of the progress bar.
+    right: (feature, explanation) -> `Label.logits`, if it is asked for.
   """
   features = list(features)
-  work = lambda i: _labelled(i, *codes.feature(i), sampler, explainer, simulator, seed)
+  work = lambda i: _labelled(i, *codes.feature(i), sampler, explainer, simulator, seed, right)
   found = []
   with metrics.progress(len(features), "features", description) as bar:
     for one in _mapped(work, features, n_threads):
@@ -174,7 +179,7 @@ def _mapped(work: Callable[[int], Label], features: Sequence[int], n_threads: in
     pool.shutdown(cancel_futures=True)
 
 
-def _labelled(feature, row_P, value_P, sampler, explainer, simulator, seed) -> Label:
+def _labelled(feature, row_P, value_P, sampler, explainer, simulator, seed, right) -> Label:
   """The label of one feature, which fires at `row_P` with the activations `value_P`."""
   rngs = [np.random.default_rng([seed, feature, half]) for half in (CHOOSING, SCORING)]
   falling = sampler.falling(row_P, value_P)
@@ -198,6 +203,7 @@ def _labelled(feature, row_P, value_P, sampler, explainer, simulator, seed) -> L
   place_J = sampler.counted(scored)
   try:
     predicted_J = np.asarray(simulator.simulate(explanation, scored.hidden())).reshape(-1)[place_J]
+    share = right(feature, explanation) if right else float("nan")
   except Unreadable:
     return dataclasses.replace(told, unreadable=True)
   assert scored.act_EW is not None
@@ -205,7 +211,7 @@ def _labelled(feature, row_P, value_P, sampler, explainer, simulator, seed) -> L
   weight_J = np.repeat(scored.weight_E, scored.act_EW.shape[1])[place_J]
   return dataclasses.replace(told, score=float(rank_correlations(predicted_J[None], true_J)[0]),
                              pearson=float(correlations(predicted_J[None], true_J)[0]),
-                             weighted=weighted_rank_correlation(predicted_J, true_J, weight_J))
+                             weighted=weighted_rank_correlation(predicted_J, true_J, weight_J), logits=share)
 
 
 def median_interval(values: Sequence[float], seed: int = 0, n_draws: int = 2000) -> tuple[float, float, float] | None:
@@ -225,15 +231,15 @@ def summary(labels: Sequence[Label], seed: int = 0) -> dict[str, typing.Any]:
   """What a sample of labels is worth, single-token features and others apart.
 
   Returns:
-    {"features", "scored", "unreadable", "score", "pearson", "weighted", "single_token_share", "score_single_token",
-    "score_others"}: scores are medians with their intervals, see `median_interval`; the share is of those that are
-    scored.
+    {"features", "scored", "unreadable", "score", "pearson", "weighted", "logits", "single_token_share",
+    "score_single_token", "score_others"}: scores are medians with their intervals, see `median_interval`; the share is
+    of those that are scored.
   """
   scored = [one for one in labels if np.isfinite(one.score)]
   medians = lambda values: median_interval(values, seed)
   return {"features": len(labels), "scored": len(scored), "unreadable": sum(one.unreadable for one in labels),
           "score": medians([one.score for one in scored]), "pearson": medians([one.pearson for one in scored]),
-          "weighted": medians([one.weighted for one in scored]),
+          "weighted": medians([one.weighted for one in scored]), "logits": medians([one.logits for one in scored]),
           "single_token_share": sum(one.single_token for one in scored) / len(scored) if scored else None,
           "score_single_token": medians([one.score for one in scored if one.single_token]),
           "score_others": medians([one.score for one in scored if not one.single_token])}

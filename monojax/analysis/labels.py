@@ -14,6 +14,7 @@ tokens of an example's window.
 """
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Callable, Mapping, Sequence
 
@@ -125,12 +126,30 @@ class Rules:
 
   def simulate(self, explanation: Explanation, examples: Examples) -> np.ndarray:
     """What the rule of an explanation predicts."""
-    rule = explanation.rule
-    predicted_J = self._predicted(rule.first, examples.row_EW.reshape(-1))
-    if rule.second:
-      second_J = self._predicted(rule.second, examples.row_EW.reshape(-1))
-      predicted_J = _COMBINED[rule.how](predicted_J, second_J, rule.second.level_K.max(initial=0))
-    return predicted_J.reshape(examples.row_EW.shape)
+    return self._combined(explanation.rule, examples.row_EW.reshape(-1)).reshape(examples.row_EW.shape)
+
+  def _combined(self, rule: Rule, row_J: np.ndarray) -> np.ndarray:
+    """What a rule predicts on some rows, 0 where the row is -1."""
+    predicted_J = self._predicted(rule.first, row_J)
+    if rule.second is None:
+      return predicted_J
+    return _COMBINED[rule.how](predicted_J, self._predicted(rule.second, row_J), rule.second.level_K.max(initial=0))
+
+  def plausible(self, explanation: Explanation, token_K: np.ndarray, strings: Sequence[str]) -> np.ndarray:
+    """Tokens that follow where the rule predicts more than on average; see `logit_tests.Judge`."""
+    rows, next_N = self._followed
+    predicted_J = self._combined(explanation.rule, rows)
+    n_tokens = len(self._sampler.token_strings)
+    sum_V, n_V = np.bincount(next_N[rows], predicted_J, n_tokens), np.bincount(next_N[rows], minlength=n_tokens)
+    return sum_V[token_K] > predicted_J.mean() * n_V[token_K]
+
+  @functools.cached_property
+  def _followed(self) -> tuple[np.ndarray, np.ndarray]:
+    """(the rows of the half with a token after them, the token after each row of the text)."""
+    text = self._sampler.text
+    next_N = np.append(text.token_N[1:], -1)
+    same_N = np.append(text.context_N[1:] == text.context_N[:-1], False)
+    return np.flatnonzero(self._in_half_N & same_N & (next_N >= 0)), next_N
 
   def _fit(self, family: int, row_P: np.ndarray, value_P: np.ndarray, for_comparison: bool) -> Fitted:
     """The best rule of a family, of at most `N_LISTED` categories; with sums s over n rows they explain about s^2 / n.

@@ -5,6 +5,7 @@ written; N rows, one for each token.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 from monojax.analysis.codes import Codes
 from monojax.analysis.logits import path_of, shifted_logits, used_tokens
 from monojax.sae.dictionary import SAE
-from monojax.subjects.subject import LoadedSubject
+from monojax.subjects.subject import LoadedSubject, LogitPath
 from monojax.text.tokens import Tokens
 
 _BLOCK_NUMBERS = 1 << 23  # of logit weights that are computed at a time
@@ -48,7 +49,8 @@ def effects_alike(a: tuple[LoadedSubject, SAE], b: tuple[LoadedSubject, SAE], co
     return {}
   n_vocab = min(subject.model.n_vocab for subject, _ in (a, b))
   used_V = used_tokens(tokens, n_vocab, min_token_count)
-  logits_a, logits_b = (_logits_of(sae, found, used_V) for (_, sae), found in zip((a, b), paths, strict=True))
+  logits_a, logits_b = (logits_of(sae.direction_FO[:, columns], path, used_V)
+                        for (_, sae), (path, columns) in zip((a, b), filter(None, paths), strict=True))
   feature_P = np.flatnonzero(match_F >= 0)
   found = {name: np.full(len(match_F), np.nan) for name in ("logit_similarity", "attribution_similarity")}
   step = max(1, _BLOCK_NUMBERS // n_vocab)
@@ -61,16 +63,13 @@ def effects_alike(a: tuple[LoadedSubject, SAE], b: tuple[LoadedSubject, SAE], co
   return found
 
 
-def _logits_of(sae, found, used_V):
-  """The function feature_J -> logit weights (J, V) of some features, but for the scale of the last norm."""
-  path, columns = found
-  direction_FO = sae.direction_FO[:, columns]
-  width = direction_FO.shape[1]
-  to_residual = jnp.eye(width) if path.to_residual_MD is None else jnp.asarray(path.to_residual_MD)
+def logits_of(direction_FM: np.ndarray, path: LogitPath, used_V: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+  """The function feature_J -> logit weights (J, V) of some directions at a site, but for the scale of the last norm."""
+  to_residual = jnp.eye(direction_FM.shape[1]) if path.to_residual_MD is None else jnp.asarray(path.to_residual_MD)
   W_unembed_DV = jnp.asarray(path.W_unembed_DV)[:, :len(used_V)]
   run = functools.partial(jax.jit(shifted_logits, static_argnums=5), W_out_MD=to_residual,
                           scale_D=jnp.asarray(path.gain_D), W_unembed_DV=W_unembed_DV, used_V=jnp.asarray(used_V))
-  return lambda feature_J: np.asarray(run(jnp.asarray(direction_FO[feature_J]), centred=path.norm == "layer"))
+  return lambda feature_J: np.asarray(run(jnp.asarray(direction_FM[feature_J]), centred=path.norm == "layer"))
 
 
 def _row_correlation(a_JV: np.ndarray, b_JV: np.ndarray) -> np.ndarray:

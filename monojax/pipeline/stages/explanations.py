@@ -19,6 +19,7 @@ if typing.TYPE_CHECKING:
   from monojax.analysis.chosen_codes import Reader
   from monojax.analysis.codes import Codes
   from monojax.analysis.explanations import Explainer, Label, Simulator
+  from monojax.analysis.logit_tests import Judge
   from monojax.analysis.sampling import Sampler
 
 FOLDER = "labels"
@@ -60,8 +61,9 @@ def explain(run: RunFolder, config: ExplainConfig, dictionary: str = OWN_DICTION
                              if config.n_compared else labels, config) for name, labels in groups.items()}
   name = re.sub(r"[^\w.-]+", "_", config.model) or RULES
   home = run.directory / f"{place.home}{FOLDER}" / name
-  rows = [{"feature": one.feature, "label": one.text, "score": _number(one.score), "pearson": _number(one.pearson),
-           "weighted": _number(one.weighted), "single_token": one.single_token} for one in groups["features"]]
+  rows = [{"feature": one.feature, "label": one.text,
+           **{name: _number(getattr(one, name)) for name in ("score", "pearson", "weighted", "logits")},
+           "single_token": one.single_token} for one in groups["features"]]
   with owned(home):
     files.write_table(home / "labels", rows)
     files.write_record(home / "comparison.json", {"dictionary": place.name, "settings": configs.to_dict(config),
@@ -71,19 +73,20 @@ def explain(run: RunFolder, config: ExplainConfig, dictionary: str = OWN_DICTION
   return compared
 
 
-def _maker(config: ExplainConfig) -> "Callable[[Codes, Sampler, list[bytes], list[str]], tuple[Explainer, Simulator]]":
-  """What makes the explainer and the simulator for some activations; a server is asked once, to see that it answers."""
+def _maker(
+    config: ExplainConfig) -> "Callable[[Codes, Sampler, list[bytes], list[str]], tuple[Explainer, Simulator, Judge]]":
+  """What makes explainer, simulator and judge for some activations; a server is asked once, to see that it answers."""
   if not config.url:
     from monojax.analysis.labels import Rules
 
     def rules(codes, sampler, values, domains):
       made = Rules(codes, sampler, values, domains, config.seed)
-      return made, made
+      return made, made, made
     return rules
-  from monojax.analysis.chat import ChatExplainer, ChatSimulator, Endpoint
+  from monojax.analysis.chat import ChatExplainer, ChatJudge, ChatSimulator, Endpoint
   endpoint = Endpoint.of(config)
   endpoint.ask("Answer with JSON alone.", 'Say {"ready": true}')
-  return lambda *_: (ChatExplainer(endpoint), ChatSimulator(endpoint))
+  return lambda *_: (ChatExplainer(endpoint), ChatSimulator(endpoint), ChatJudge(endpoint))
 
 
 def _reader(run: RunFolder, config: ExplainConfig, dictionary: str) -> "tuple[Reader, list[str]]":
@@ -126,15 +129,28 @@ class _Labelling:
     fires = [np.bincount(column_P[half_P == half], minlength=len(codes.start_F) - 1) for half in (CHOOSING, SCORING)]
     return np.minimum(*fires) >= LEAST_FIRINGS
 
-  def _label(self, codes: "Codes", columns: "Sequence[int]", what: str) -> "list[Label]":
-    from monojax.analysis import explanations
-    explainer, simulator = self._made_by(codes, self._sampler, self._values, list(self.reader.tokens.domains))
-    return explanations.label(codes, self._sampler, explainer, simulator, columns, self.config.seed,
-                              self.config.n_at_once if self.config.url else 1, f"labels of {what}")
+  def _label(self, codes: "Codes", columns: "Sequence[int]", what: str, directions_JO: "np.ndarray | None",
+             numbers: "Sequence[int]") -> "list[Label]":
+    """Labels some columns of `codes`; `directions_JO` are those of the columns `numbers`, for the logits test."""
+    from monojax.analysis import explanations, logit_tests
+    reader, config = self.reader, self.config
+    explainer, simulator, judge = self._made_by(codes, self._sampler, self._values, list(reader.tokens.domains))
+    put_up = {} if directions_JO is None else logit_tests.put_up(directions_JO, numbers, reader.subject, reader.sae,
+                                                                 reader.tokens, config.seed)
+    right = lambda column, explanation: logit_tests.share_right(
+        judge, explanation, put_up[column], self._sampler.token_strings) if column in put_up else float("nan")
+    return explanations.label(codes, self._sampler, explainer, simulator, columns, config.seed,
+                              config.n_at_once if config.url else 1, f"labels of {what}", right)
+
+  @property
+  def _of_one_site(self) -> bool:
+    """Whether neurons are directions that the dictionary could write, so that the logits test can ask about them."""
+    return self.reader.sae.model.wiring.autoencodes
 
   def features(self) -> "list[Label]":
     """The features that are asked for, and those that are compared."""
-    return self._label(self._codes, self._labelled, "features")
+    numbers = sorted(self.compared)
+    return self._label(self._codes, self._labelled, "features", self.reader.sae.direction_FO[numbers], numbers)
 
   def neurons(self) -> "list[Label]":
     """Random neurons; where there are negative activations, positive and negative parts are neurons of their own."""
@@ -145,8 +161,10 @@ class _Labelling:
     tokens_BT, _ = next(self.reader.batches(self._context_C))
     signs = 2 if (np.asarray(self.reader.encode(tokens_BT)[1]) < 0).any() else 1
     numbers = np.random.default_rng([self.config.seed, 6]).permutation(signs * n_neurons)[:len(self.compared)].tolist()
-    codes = self.reader.codes(self._context_C, neurons_of(numbers, n_neurons), "neurons")
-    found = self._label(codes, range(len(numbers)), "neurons")
+    columns, direction_JM = neurons_of(numbers, n_neurons)
+    codes = self.reader.codes(self._context_C, columns, "neurons")
+    found = self._label(codes, range(len(numbers)), "neurons", direction_JM if self._of_one_site else None,
+                        range(len(numbers)))
     return [dataclasses.replace(one, feature=numbers[one.feature]) for one in found]
 
   def random(self) -> "list[Label]":
@@ -155,9 +173,11 @@ class _Labelling:
 
     from monojax.analysis.chosen_codes import random_directions
     density_F = np.diff(self._codes.start_F) / max(self.n_tokens, 1)
-    columns = random_directions(self.reader, self._context_C, density_F[sorted(self.compared)], self.config.seed)
-    return self._label(self.reader.codes(self._context_C, columns, "random directions"), range(len(self.compared)),
-                       "random directions")
+    columns, direction_JM = random_directions(self.reader, self._context_C, density_F[sorted(self.compared)],
+                                              self.config.seed)
+    codes = self.reader.codes(self._context_C, columns, "random directions")
+    return self._label(codes, range(len(self.compared)), "random directions",
+                       direction_JM if self._of_one_site else None, range(len(self.compared)))
 
 
 def _contexts_that_fit(config: ExplainConfig, reader: "Reader") -> "np.ndarray":
@@ -195,7 +215,7 @@ def _print(compared: dict[str, dict], labels: "Sequence[Label]", n_tokens: int) 
     line("    without a usable answer", [f"{of['unreadable']:,}" for of in compared.values()])
   for name, label in (("score", "score (Spearman), median"), ("score_others", "    not of a single token"),
                       ("score_single_token", "    of a single token"), ("pearson", "Pearson, median"),
-                      ("weighted", "weighted by importance, median")):
+                      ("weighted", "weighted by importance, median"), ("logits", "right in the logits test, median")):
     line(label, [_interval(of[name]) for of in compared.values()])
   line("share of a single token", ["-" if of["single_token_share"] is None else f"{of['single_token_share']:.1%}"
                                    for of in compared.values()])
