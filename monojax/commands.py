@@ -347,5 +347,6 @@ Reads folders and files of SAELens, sparsify, Gemma Scope, circuit-tracer, dicti
 autoencoders, Qwen-Scope and monojax. What a format cannot express is refused, with one that can. Weights in float32 are
 not changed by a bit, unless something has to be folded into them.
 """, _convert_sae, define=_define_convert_sae),
+    **EVIDENCE,
     **STUDIES,
 }

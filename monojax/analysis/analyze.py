@@ -13,13 +13,14 @@ import numpy as np
 
 from monojax.activations.kept import EVERY, Kept
 from monojax.activations.store import ActivationStore
-from monojax.analysis import detectors, tables
+from monojax.analysis import detectors, labels, proxies, scripts, tables
 from monojax.analysis import status as statuses
 from monojax.analysis import text as texts
-from monojax.analysis.codes import Watch, collect, tokens_that_fit
+from monojax.analysis.codes import Codes, Watch, collect, tokens_that_fit
 from monojax.analysis.config import AnalysisConfig
 from monojax.analysis.effects import Seen, direct_path, effect_columns, last_rows
 from monojax.analysis.examples import example_tables
+from monojax.analysis.explanations import summary as label_summary
 from monojax.analysis.fidelity import make_encode
 from monojax.analysis.logits import logit_weights, path_of, typical_scale, used_tokens
 from monojax.analysis.neighbours import NeuronSums, neighbour_columns
@@ -61,27 +62,34 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
 
   Returns:
     `FeatureTables`, whose `summary` holds `figures` (flat numbers), `density_histogram` (`log10_edges`, `counts`),
-    `statuses` (rows of `status.table`), `detectors` (rows of `detectors.compare`) and `n_tokens`.
+    `statuses` (rows of `status.table`), `detectors` (rows of `detectors.compare`), `proxies` (rows of
+    `proxies.rows_of`), `proxies_left_out` (those that the text has nothing of), `labels` (`explanations.summary` of
+    all labels) and `n_tokens`.
   """
   direct = direct_path(subject, sae) if config.effects != "none" else None
   encode_both = make_encode(subject.model, sae.model, sae.reads, kept, direct[0].scale_site if direct else "")
   encode = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)
   detecting = _detecting(config, subject, sae, encode_both, train_tokens)
-  neuron_sums = NeuronSums(sae.n_features, sae.model.wiring.n_inputs)
+  n_neurons = sae.model.wiring.n_inputs
+  neuron_sums = NeuronSums(sae.n_features, n_neurons)
+  values, domains = scripts.bytes_of(token_strings, train_tokens), list(train_tokens.domains)
+  meter_of = lambda text: proxies.Meter(text, values, domains, sae.n_features, n_neurons)
 
-  def measured(function, tokens, n_tokens, description, watch=None):
+  def measured(function, tokens, n_tokens, description, meter_of=None, last=None):
     chosen_C = tokens.choose(subject.n_context, n_tokens, config.seed)
     batches = texts.batches(tokens, chosen_C, subject.n_context, config.batch_contexts)
     text = texts.of_contexts(tokens, chosen_C, subject.n_context, kept)
+    meter = meter_of(text) if meter_of else None
+    watch = _watching(sae, neuron_sums, meter, last) if meter else None
     codes = collect(function, batches, text.n_rows, description, watch=watch)
-    return dataclasses.replace(codes, n_rows=len(text.counted_N)), text
+    return dataclasses.replace(codes, n_rows=len(text.counted_N)), text, meter
 
   available = train_tokens.n_tokens
   n_tokens = tokens_that_fit(min(config.n_tokens or available, available), detecting.per_token[0])
   n_rows = train_tokens.contexts(subject.n_context, n_tokens) * subject.n_context
   last = last_rows(subject, sae, n_rows) if direct else None
-  codes, text = measured(encode, train_tokens, n_tokens, "features", _watching(sae, neuron_sums, last))
-  columns = example_tables(codes, text, len(train_tokens.domains), config.seed)
+  codes, text, meter = measured(encode, train_tokens, n_tokens, "features", meter_of, last)
+  columns = example_tables(codes, text, len(domains), config.seed)
   columns |= neighbour_columns(sae.direction_FO, codes, text.counted_N, neuron_sums)
   used_V = used_tokens(train_tokens, subject.model.n_vocab, config.min_token_count)
   used_V[len(token_strings):] = False  # a subject may have room for more tokens than there are
@@ -89,23 +97,24 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   effects, figures = effect_columns(config, seen, columns["example_position_FE"])
   del seen, last  # up to an eighth of the memory
   detector_rows: list[dict] = []
-  if classes := detectors.classes_of(config.detectors, train_tokens.domains):
+  if classes := detectors.classes_of(config.detectors, domains):
     n_tokens = tokens_that_fit(min(config.n_detector_tokens or available, available), max(detecting.per_token))
     pairs = [[measured(function, tokens, n_tokens, f"{name}, {tokens.split}") for tokens in (train_tokens, val_tokens)]
              for name, function in (("features", detecting.features), ("neurons", detecting.neurons))]
     (features, neurons) = [(choosing[0], testing[0]) for choosing, testing in pairs]
-    choose_N, test_N = [text.domain_N for _, text in pairs[0]]
+    choose_N, test_N = [text.domain_N for _, text, _ in pairs[0]]
     detector_rows = detectors.compare(features, neurons, choose_N, test_N, classes, detecting.n_neurons)
   columns |= effects | weight_columns(sae) | logit_columns(config, subject, sae, used_V, val_tokens, kept)
   losses_of = lambda status_F: statuses.loss_share(config, subject, sae, status_F, val_tokens, kept)
-  return _tables(config, sae, columns, codes, detector_rows, token_strings, list(train_tokens.domains), losses_of,
-                 figures)
+  found = _tables(config, sae, columns, codes, detector_rows, token_strings, domains, losses_of, figures)
+  return _with_words(config, found, codes, text, values, meter)
 
 
-def _watching(sae: SAE, neuron_sums: NeuronSums, last: LastRows | None) -> Watch:
+def _watching(sae: SAE, neuron_sums: NeuronSums, meter: proxies.Meter, last: LastRows | None = None) -> Watch:
   """What is done with each batch that is encoded, besides keeping its features."""
   def watch(row_P, feature_P, value_P, x_RM, last_RD=None):
     neuron_sums.add(row_P, feature_P, value_P, x_RM)
+    meter.add(row_P, feature_P, value_P, x_RM)
     if last:
       last.add(last_RD, sizes(sae, x_RM))
   return watch
@@ -147,8 +156,12 @@ def analyze_rows(config: AnalysisConfig, sae: SAE, store: ActivationStore) -> ta
       stop = min(start + _ROWS_AT_ONCE, n_rows)
       yield np.asarray(wiring.inputs(store.rows(start, stop)), np.float32), stop - start
   neuron_sums = NeuronSums(sae.n_features, wiring.n_inputs)
-  codes = collect(lambda x_NM: (sae.encode(x_NM), x_NM), batches(), n_rows, "features", rank_N, neuron_sums.add)
-  domains = list(store.meta.get("domains", ()))
+  domains, strings = list(store.meta.get("domains", ())), store.token_strings()
+  token_strings = strings or [f"#{token}" for token in range(int(text.token_N.max(initial=-1)) + 1)]
+  values = scripts.bytes_of_tokens(strings) if strings else [b""] * len(token_strings)
+  meter = proxies.Meter(text, values, domains, sae.n_features, wiring.n_inputs, rank_N)
+  watch = _watching(sae, neuron_sums, meter)
+  codes = collect(lambda x_NM: (sae.encode(x_NM), x_NM), batches(), n_rows, "features", rank_N, watch)
   columns = example_tables(codes, text, len(domains), config.seed) | weight_columns(sae)
   columns |= neighbour_columns(sae.direction_FO, codes, text.counted_N, neuron_sums)
   detector_rows: list[dict] = []
@@ -158,9 +171,8 @@ def analyze_rows(config: AnalysisConfig, sae: SAE, store: ActivationStore) -> ta
     halves = lambda codes: (codes.on_rows(~is_test_N), codes.on_rows(is_test_N))
     detector_rows = detectors.compare(halves(codes), halves(neurons), text.domain_N[~is_test_N],
                                       text.domain_N[is_test_N], classes, wiring.n_inputs)
-  n_known = int(text.token_N.max(initial=-1)) + 1
-  token_strings = store.token_strings() or [f"#{token}" for token in range(n_known)]
-  return _tables(config, sae, columns, codes, detector_rows, token_strings, domains)
+  found = _tables(config, sae, columns, codes, detector_rows, token_strings, domains)
+  return _with_words(config, found, codes, text, values, meter)
 
 
 def _tables(config, sae, columns, codes, detector_rows, token_strings, domains,
@@ -181,6 +193,25 @@ def _tables(config, sae, columns, codes, detector_rows, token_strings, domains,
   summary = {"figures": figures, "density_histogram": density_histogram(density_F), "statuses": status_rows,
              "detectors": detector_rows, "n_tokens": codes.n_rows}
   return tables.FeatureTables({"status_F": status_F, **columns}, token_strings, domains, summary)
+
+
+def _with_words(config: AnalysisConfig, found: tables.FeatureTables, codes: Codes, text: texts.AnalysedText,
+                values: list[bytes], meter: proxies.Meter) -> tables.FeatureTables:
+  """The tables with what needs the tokens' text: proxies in the summary, and each feature's label and its score."""
+  summary = {**found.summary, "proxies": meter.rows(codes), "proxies_left_out": list(meter.proxies.left_out)}
+  if not config.n_label_tokens:
+    return dataclasses.replace(found, summary=summary)
+  alive = np.flatnonzero(np.diff(codes.start_F)).tolist()
+  labelled = labels.label_all(codes, text, found.token_strings, values, found.domains, alive, config.seed,
+                              config.n_label_tokens)
+  label_F, score_F = [""] * found.n_features, np.full(found.n_features, np.nan, np.float32)
+  for one in labelled:
+    label_F[one.feature], score_F[one.feature] = one.text, one.score
+  told = label_summary(labelled, config.seed)
+  medians = {f"label_{name}_median": told[name][0] for name in ("score", "score_others") if told[name]}
+  summary |= {"labels": told, "figures": {**summary["figures"], "labels_scored": told["scored"], **medians}}
+  return dataclasses.replace(found, columns={**found.columns, "label_score_F": score_F}, summary=summary,
+                             labels=label_F)
 
 
 def density_figures(status_F: np.ndarray, density_F: np.ndarray) -> dict[str, float | int]:

@@ -137,7 +137,9 @@ def find(config: AutomataConfig, subject: LoadedSubject, sae: SAE, tokens: Token
   assert found is not None
   used_V = used_tokens(tokens, subject.model.n_vocab, config.min_token_count)
   codes, text = _read(config, subject, sae, tokens, kept)
-  return of_codes(config, codes, text, logits_of(sae, found, used_V), used_V, token_strings, tokens.domains)
+  path, columns = found
+  weights_of = logits_of(sae.direction_FO[:, columns], path, used_V)
+  return of_codes(config, codes, text, weights_of, used_V, token_strings, tokens.domains)
 
 
 def _read(config: AutomataConfig, subject: LoadedSubject, sae: SAE, tokens: Tokens,

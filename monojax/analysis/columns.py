@@ -361,4 +361,10 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "together_correlations_F10", "float32",
         "Pearson's correlations of `together_ids_F10`; 0 where there is none.", since="0.2"),
+    Column(
+        "label_score_F", "float32",
+        "How well the feature's label (`labels`) predicts its activation: Spearman's rank correlation of predicted and "
+        "true activations on text that had no part in the choice of the label; NaN where the feature fires on fewer "
+        "than 20 tokens of either half of the text.",
+        absent_where="labels were not asked for, or " + _NO_TOKENS, since="0.2"),
 )

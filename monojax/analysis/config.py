@@ -7,6 +7,7 @@ from monojax.config import (
   COUNT_OR_0,
   FRACTION,
   NOT_NEGATIVE,
+  POSITIVE,
   POSITIVE_FRACTION,
   SEED,
   Bounds,
@@ -42,6 +43,8 @@ class AnalysisConfig:
                                 "reconstructions, as many as effect_teraflops allows", ("auto", "all", "none"))
   effect_teraflops: float = option(3.0, "with effects=auto, the arithmetic that effects may take, in 10^12 operations; "
                                         "two cores do about 3 a minute", NOT_NEGATIVE)
+  n_label_tokens: int = option(500_000, "of the tokens that examples are taken on, so many are used for labels, half "
+                                        "to choose and half to score them; 0 = features get no labels", NOT_NEGATIVE)
   batch_contexts: int = option(64, "contexts in one forward pass", COUNT)
   seed: int = option(0, "of the choice of contexts", SEED)
 
@@ -177,3 +180,32 @@ def _change(kind: str, text: str) -> tuple[int, str, float | None]:
   except ValueError:
     need = "FEATURE=NUMBER" if kind == "scale" else "FEATURE, FEATURE=NUMBER or FEATURE=max"
     raise InputError(f"{kind}={text!r}: must read {need}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class ExplainConfig:
+  """How features are labelled, and what the labels are compared with."""
+  n_tokens: int = option(262_144, "training tokens, half of them to choose labels on and half to score them; 0 = all",
+                         NOT_NEGATIVE)
+  n_compared: int = option(200, "features whose scores are compared with those of as many neurons and as many random "
+                                "directions, a random sample of those that fire on 20 tokens of either half; 0 = no "
+                                "comparison", COUNT_OR_0)
+  n_labelled: int = option(0, "features that are labelled, a random sample of those that fire; 0 = all, or with --url "
+                              "those that are compared", COUNT_OR_0)
+  url: str = option("", "a server that speaks OpenAI's protocol of chats, up to and including the version, such as "
+                        "http://localhost:8000/v1, whose model explains and predicts; by default rules do")
+  model: str = option("", "with --url: the model's name there")
+  key_variable: str = option("", "with --url: the environment variable that holds the key, if the server wants one")
+  timeout_s: float = option(120.0, "with --url: seconds that an answer may take", POSITIVE)
+  n_at_once: int = option(4, "with --url: how many features are asked about at a time", COUNT)
+  batch_contexts: int = option(16, "contexts in one forward pass", COUNT)
+  seed: int = option(0, "of the choice of contexts, of the halves, of the examples and of what is compared", SEED)
+
+  def __post_init__(self):
+    require_rules(self)
+    for name in ("model", "key_variable"):
+      value = getattr(self, name)
+      require(self.url or not value, f"--{name}", value, "is of a server: give --url, too")
+    if self.url:
+      require(self.url.startswith(("http://", "https://")), "--url", self.url, "must begin with http:// or https://")
+      require(self.model, "--model", self.model, f"say which of the models of {self.url} is asked")

@@ -48,7 +48,8 @@ def effects_alike(a: tuple[LoadedSubject, SAE], b: tuple[LoadedSubject, SAE], co
     return {}
   n_vocab = min(subject.model.n_vocab for subject, _ in (a, b))
   used_V = used_tokens(tokens, n_vocab, min_token_count)
-  logits_a, logits_b = logits_of(a[1], found_a, used_V), logits_of(b[1], found_b, used_V)
+  logits_a, logits_b = (logits_of(sae.direction_FO[:, columns], path, used_V)
+                        for (_, sae), (path, columns) in ((a, found_a), (b, found_b)))
   feature_P = np.flatnonzero(match_F >= 0)
   found = {name: np.full(len(match_F), np.nan) for name in ("logit_similarity", "attribution_similarity")}
   step = max(1, _BLOCK_NUMBERS // n_vocab)
@@ -61,23 +62,17 @@ def effects_alike(a: tuple[LoadedSubject, SAE], b: tuple[LoadedSubject, SAE], co
   return found
 
 
-def logits_of(sae: SAE, found: tuple[LogitPath, slice], used_V: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-  """The function feature_J -> logit weights (J, V) of some features, but for the scale of the last norm.
+def logits_of(direction_FM: np.ndarray, path: LogitPath, used_V: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+  """The function feature_J -> logit weights (J, V) of some directions at a site, but for the scale of the last norm.
 
-  Args:
-    sae: the dictionary.
-    found: what `path_of` gives for it.
-    used_V: the tokens that count: the median of a feature's weights over them is 0.
+  Their median over the tokens `used_V` is 0.
   """
-  path, columns = found
-  direction_FO = sae.direction_FO[:, columns]
-  width = direction_FO.shape[1]
-  to_residual = jnp.eye(width) if path.to_residual_MD is None else jnp.asarray(path.to_residual_MD)
+  to_residual = jnp.eye(direction_FM.shape[1]) if path.to_residual_MD is None else jnp.asarray(path.to_residual_MD)
   W_unembed_DV = jnp.asarray(path.W_unembed_DV)[:, :len(used_V)]
   scale_D, centred = jnp.asarray(path.gain_D), path.norm == "layer"
 
   def logits(feature_J):
-    directions = jnp.asarray(direction_FO[feature_J])
+    directions = jnp.asarray(direction_FM[feature_J])
     return shifted(np.asarray(direct_logits(directions, to_residual, scale_D, W_unembed_DV, centred)), used_V)
   return logits
 

@@ -21,6 +21,8 @@ EXAMPLE_GROUPS = (("Top activations", 20),
                   ("Bottom activations", 20))
 N_EXAMPLES = sum(size for _, size in EXAMPLE_GROUPS)
 
+# What `features.json` can hold.
+_FIELDS = {"token_strings", "domains", "summary", "token_bytes", "labels"}
 REGULAR, ULTRALOW, DEAD, FAINT = 0, 1, 2, 3  # the values of `status_F`; `columns.STATUSES` has their names
 
 
@@ -40,6 +42,8 @@ class FeatureTables:
       `monojax.analysis.analyze`.
     token_bytes: the bytes of those tokens that are not whole characters, by id. None where they are not known, as in
       analyses that monojax before 0.2 made; they are then read from `token_strings`, see `partial_tokens`.
+    labels: what each feature fires on, in words, "" where no words were found; `label_score_F` says how well they
+      predict. Empty where the analysis has no labels.
 
   Raises:
     InputError: a column that every analysis has is missing, one has another type than `COLUMNS` says, one lacks a
@@ -50,10 +54,15 @@ class FeatureTables:
   domains: list[str]
   summary: dict
   token_bytes: dict[int, bytes] | None = None
+  labels: list[str] = dataclasses.field(default_factory=list)
 
   def __post_init__(self) -> None:
     _check_described(self.columns)
     _check_axes(self.columns, len(self.domains))
+    require(isinstance(self.labels, list) and all(isinstance(text, str) for text in self.labels), "labels",
+            type(self.labels).__name__, "must be a list of strings")
+    require(len(self.labels) in (0, self.n_features), "labels", len(self.labels),
+            f"must be none, or one for each of the {self.n_features} features")
 
   def __getattr__(self, name: str) -> np.ndarray:
     if name.startswith("__") or name == "columns":  # as when a copy asks an object that has no fields yet
@@ -94,6 +103,8 @@ class FeatureTables:
                                      "summary": self.summary}
     if self.token_bytes is not None:
       fields["token_bytes"] = {str(token): value.hex() for token, value in self.token_bytes.items()}
+    if self.labels:
+      fields["labels"] = self.labels
     files.write_record(directory / "features.json", fields)
 
   @classmethod
@@ -111,13 +122,13 @@ class FeatureTables:
     columns = files.read_npz(directory / "features.npz")
     known = {column.name for column in COLUMNS}
     for kind, unknown in (("columns", sorted(set(columns) - known)),
-                          ("fields", sorted(set(fields) - {"token_strings", "domains", "summary", "token_bytes"}))):
+                          ("fields", sorted(set(fields) - _FIELDS))):
       if unknown:
         warnings.warn(f"the analysis in {directory} has {kind} that this version of monojax does not know: "
                       f"{', '.join(unknown)}; " + ("they are kept as they are" if kind == "columns" else
                                                    "they are left out"), stacklevel=2)
     return cls(columns, fields.get("token_strings", []), fields.get("domains", []), fields.get("summary", {}),
-               _token_bytes(directory, fields.get("token_bytes")))
+               _token_bytes(directory, fields.get("token_bytes")), fields.get("labels", []))
 
 
 def _token_bytes(directory: pathlib.Path, written: typing.Any) -> dict[int, bytes] | None:

@@ -20,7 +20,7 @@ from monojax.config import require
 N_SPARK_BINS = 20       # bins of the small activation histogram
 N_LISTED_TOKENS = 8     # distinct top activating tokens that a search looks at
 N_LISTED_DOMAINS = 20   # domains that a feature's page lists; the others are summed up
-SUMMARY_KEYS = ("figures", "density_histogram", "statuses", "detectors", "frontier", "config")
+SUMMARY_KEYS = ("figures", "density_histogram", "statuses", "detectors", "proxies", "frontier", "config")
 
 
 class Strings:

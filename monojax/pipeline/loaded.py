@@ -23,7 +23,7 @@ from monojax.analysis.interventions import Change
 from monojax.analysis.logits import used_tokens
 from monojax.analysis.steering import Steered
 from monojax.analysis.tables import EXAMPLE_GROUPS, FeatureTables
-from monojax.config import require
+from monojax.config import InputError, require
 from monojax.pipeline import load
 from monojax.pipeline.folder import DictionaryPlace, RunFolder
 from monojax.sae.dictionary import SAE
@@ -87,6 +87,15 @@ class Ablated(typing.NamedTuple):
   tokens: list[str]
   activation_T: np.ndarray
   effect_T: np.ndarray
+
+
+class FeatureLabel(typing.NamedTuple):
+  """What a feature fires on, in words, and how well these predict its activation on other text.
+
+  `score` is Spearman's correlation of predicted and true activations; NaN where the feature fires too rarely.
+  """
+  text: str
+  score: float
 
 
 class LoadedRun:
@@ -321,6 +330,52 @@ class LoadedRun:
     self._require_feature(feature)
     strings, found = self._losses(text, {feature: 0.0})
     return Ablated(strings, self.encode(text).f_TF[:, feature], found["steered"] - found["clean"])
+
+  def label(self, feature: int, by: str = "") -> FeatureLabel:
+    """A feature's label: what it fires on, in words.
+
+    Args:
+      feature: its number.
+      by: who made it: "rules", or a language model that `monojax explain` has asked; by default the analysis.
+
+    Raises:
+      InputError: there are no such labels.
+    """
+    self._require_feature(feature)
+    if not by and self.features.labels:
+      return FeatureLabel(self.features.labels[feature], float(self.features.label_score_F[feature]))
+    from monojax.pipeline.stages.explanations import RULES, read_labels
+    rows = read_labels(self._folder, self.dictionary, by or RULES)
+    row = next((row for row in rows if row["feature"] == feature), None)
+    if row is None:
+      return FeatureLabel("", float("nan"))
+    return FeatureLabel(row["label"], float("nan") if row["score"] is None else row["score"])
+
+  def proxies(self, n_tokens: int | None = None, seed: int = 0) -> list[dict]:
+    """Which feature, and which neuron, follows each script, format and domain of the text best.
+
+    Args:
+      n_tokens: on about how many tokens of the training text it is measured, in memory that does not depend on it, 0
+        for all; by default the rows are those of the analysis.
+      seed: of the choice of the tokens.
+
+    Returns:
+      A row for each proxy; `monojax.analysis.proxies.rows_of` says what is in it.
+
+    Raises:
+      InputError: the dictionary has not been analysed, or it was by monojax before 0.2, and `n_tokens` is not given.
+    """
+    if n_tokens is None:
+      rows = self.features.summary.get("proxies")
+      if rows is None:
+        raise InputError("n_tokens=None: this analysis has no proxies, since monojax before 0.2 made it: give a number "
+                         "of tokens")
+      return rows
+    require(n_tokens >= 0, "n_tokens", n_tokens, "must be at least 0")
+    from monojax.analysis.chosen_codes import Reader, measured_proxies
+    self._require_subject()
+    reader = Reader(self._subject, self.sae, load.open_tokens(self._folder, "train"), self.kept)
+    return measured_proxies(reader, self._token_strings, n_tokens, seed)[0]
 
   def compare(self, other: "LoadedRun | SAE", **settings: typing.Any) -> Comparison:
     """Which features this dictionary shares with another one, which are its own, and how alike matched ones are.

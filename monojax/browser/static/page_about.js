@@ -30,6 +30,8 @@ app.page((() => {
     ["Bottom activations", "Examples on which the feature is least active."],
     ["F1", "Of a feature or neuron as a detector of a class of text: the harmonic mean of its precision " +
       "and recall."],
+    ["Specificity, recall", "Of a feature and a kind of text: the share of the tokens on which the feature fires " +
+      "that are of the kind, and the share of the kind's tokens on which it fires."],
     ["Share of L1", "A neuron's absolute decoder weight over the sum of all of them: small where a feature " +
       "is not just a neuron."],
   ];
@@ -89,6 +91,19 @@ app.page((() => {
           dom.fixed(row.feature_f1, 3), String(row.neuron), dom.fixed(row.neuron_f1, 3)])));
   }
 
+  function proxies(rows) {
+    const share = (value) => (dom.isNumber(value) ? dom.percent(value) : "");
+    return section("Scripts, formats and domains",
+      element("p", {}, "For each the feature that follows it best, by Pearson's correlation with a log-likelihood " +
+        "ratio (of a domain: with whether the text is of it), beside the best single neuron."),
+      table([["Text", false], ["Share", true], ["Feature", true], ["Pearson", true], ["Specificity", true],
+             ["Recall", true], ["Neuron", true], ["Pearson of neuron", true]],
+        rows.map((row) => [row.kind === "domain" ? `domain ${row.proxy}` : row.proxy, share(row.share),
+          dom.link(`#/feature/${row.feature}`, String(row.feature)), dom.fixed(row.pearson, 3),
+          share(row.specificity), share(row.recall), row.neuron === null ? "" : String(row.neuron),
+          dom.fixed(row.neuron_pearson, 3)])));
+  }
+
   // What a frontier's points differ in, as words: k, or the coefficient of the sparsity penalty.
   function knobName(rows) {
     const knobs = [...new Set(rows.map(({knob}) => knob))];
@@ -129,7 +144,7 @@ app.page((() => {
     const part = (name, draw) => (summary[name] ? draw(summary[name]) : null);
     const panels = [part("figures", figures), part("density_histogram", densities),
                     part("statuses", statuses), part("frontier", frontier), part("detectors", detectors),
-                    part("config", configuration)];
+                    part("proxies", proxies), part("config", configuration)];
     main.replaceChildren(element("h1", {}, "About the run"), counts(),
       element("div", {class: "about"}, panels), terms());
     scrollTo(0, 0);

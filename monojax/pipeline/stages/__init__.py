@@ -14,6 +14,7 @@ from monojax.pipeline.stages.analysis import analyze, build_browser
 from monojax.pipeline.stages.automata import automata
 from monojax.pipeline.stages.comparison import compare, universality
 from monojax.pipeline.stages.dictionaries import adopt_sae, sweep, train_frontier, train_sae, write_comparison
+from monojax.pipeline.stages.explanations import explain
 from monojax.pipeline.stages.fidelity import fidelity
 from monojax.pipeline.stages.probes import probe
 from monojax.pipeline.stages.steering import steer
@@ -42,5 +43,5 @@ IN_ORDER = {"tokens": prepare_text, "subject": train_subject, "activations": har
             "frontier": train_frontier, "analysis": analyze, "browser": build_browser}
 
 __all__ = ["IN_ORDER", "adopt_sae", "analyze", "automata", "build_browser", "check_store", "compare", "each_site",
-           "fidelity", "harvest", "prepare_text", "probe", "steer", "sweep", "train_frontier", "train_sae",
+           "explain", "fidelity", "harvest", "prepare_text", "probe", "steer", "sweep", "train_frontier", "train_sae",
            "train_subject", "universality", "write_comparison"]
