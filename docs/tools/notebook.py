@@ -37,21 +37,27 @@ dictionary (`run.sae`), and the tables of the analysis (`run.features`), whose a
 A feature's *density* is the fraction of tokens on which it fires. The histogram of its logarithm is the first thing
 to look at: features at the left fire on a few tokens of the whole text, those at the right on every tenth."""),
     ("code", """\
+from monojax.analysis.tables import DEAD, FAINT, REGULAR, ULTRALOW
+
 tables = run.features
-fires_F = tables.density_F > 0
-strong_F = tables.max_act_F > 0.5
 log_density_F = np.log10(np.maximum(tables.density_F, 1e-12))
+kinds = {"regular": REGULAR, "faint": FAINT, "ultralow": ULTRALOW}
 
 plt.figure(figsize=(7, 3))
-plt.hist([log_density_F[fires_F & strong_F], log_density_F[fires_F & ~strong_F]], 40,
-         stacked=True, label=["above 0.5 somewhere", "faint: never above 0.5"])
+plt.hist([log_density_F[tables.status_F == code] for code in kinds.values()], 40, stacked=True, label=list(kinds))
 plt.xlabel("log₁₀ density")
 plt.ylabel("features")
 plt.legend()
 plt.show()
-print(f"{fires_F.mean():.1%} fired at all, {strong_F.mean():.1%} ever exceed 0.5, "
-      f"{(tables.density_F > 0.1).sum()} fire on more than a tenth of the tokens")"""),
+print(f"{(tables.status_F == DEAD).sum()} never fired")
+for row in tables.summary["statuses"]:
+  share = row["ce_share"]
+  print(f"{row['features']:5} {row['status']:8} features carry {row['variance_share']:7.3%} of what all add"
+        + ("" if share is None else f", and {share:6.1%} of the recovered loss"))"""),
     ("markdown", """\
+A *faint* feature fires only so weakly that hardly anything would be missing without it. "Alive" alone counts these,
+too.
+
 ## A feature for DNA
 
 The sample text of the demo has documents of many kinds: languages, code, base64, DNA sequences. For some kinds the
@@ -87,6 +93,31 @@ The next tokens that it makes more probable, by the weights on the way from the 
 [(tables.token_strings[i], round(float(weight), 2))
  for i, weight in zip(tables.top_logit_ids_FK[dna][:10], tables.top_logit_values_FK[dna][:10], strict=True)]"""),
     ("markdown", """\
+What the analysis says of it in words, with a score between 0 and 1 that was taken on text that had no part in the
+choice of the words; then the features whose directions are nearest, and those that fire together with it:"""),
+    ("code", """\
+print(*run.label(dna))
+for name in ("nearest", "together"):
+  values = getattr(tables, {"nearest": "nearest_cosines_F10", "together": "together_correlations_F10"}[name])[dna]
+  for other, value in list(zip(getattr(tables, f"{name}_ids_F10")[dna], values, strict=True))[:3]:
+    print(f"{name:9} {other:5} at {value:.2f}: {run.label(int(other)).text[:70]}")"""),
+    ("markdown", """\
+*Proxies* say how likely a token is under a hypothesis such as "this is DNA", relative to the text as a whole. For each
+the analysis has the feature that follows it best, and the best neuron beside it:"""),
+    ("code", """\
+for row in tables.summary["proxies"]:
+  if row["kind"] != "domain" and row["neuron"] is not None:
+    print(f"{row['proxy']:12} feature {row['feature']:4}: Pearson {row['pearson']:.2f}, "
+          f"{row['specificity']:4.0%} of its firings;    neuron {row['neuron']:4}: {row['neuron_pearson']:.2f}")"""),
+    ("markdown", """\
+Examples can be shown in windows of any length. Beside the activations they have *effects*: how much worse each token is
+predicted without the feature. The feature for DNA helps where its own kind of text goes on:"""),
+    ("code", """\
+example = run.examples(dna, n=1, n_tokens=25)[0]
+for token, activation, effect in zip(example.tokens, example.activations, example.effects, strict=True):
+  print(f"{token!r:12} {activation:6.2f} {effect:+7.3f}")
+print("without it fall: ", [token for token, _ in example.lowered])"""),
+    ("markdown", """\
 ## On a text of one's own
 
 `encode` gives the activation of every feature on every token."""),
@@ -108,11 +139,19 @@ for feature, activation in run.top_features(text, token=5, n=5):
 
 The reconstruction is put in the place of the activations while the model reads the text, and its loss is compared
 with the loss as it is, and with the loss when the activations are replaced by their mean. One short text is noisy;
-the figures over all held-out text are in `runs/demo/summary.json`."""),
+`run.fidelity` measures held-out text document by document, with intervals, also against activations of other text in
+their place (*resample-ablation*), and by domain."""),
     ("code", """\
 spliced = run.splice(text)
 print(f"loss {spliced.clean_T.mean():.3f} nats a token; with the reconstruction {spliced.spliced_T.mean():.3f}; "
-      f"with the mean {spliced.ablated_T.mean():.3f}")"""),
+      f"with the mean {spliced.ablated_T.mean():.3f}")
+
+found = run.fidelity(n_tokens=20_000, n_draws=200, n_samples=0)
+for floor in ("zero", "mean", "resample"):
+  value, low, high = (found["figures"][f"ce_recovered_{floor}{end}"] for end in ("", "_low", "_high"))
+  print(f"recovered against {floor:8}: {value:.3f}  [{low:.3f}, {high:.3f}]")
+for row in found["domains"][:5]:
+  print(f"{row['domain']:16} {row['ce_clean']:.2f} -> {row['ce_spliced']:.2f} nats")"""),
     ("markdown", """\
 ## Ablate: does the model use the feature?
 
@@ -132,14 +171,29 @@ print(f"{without.effect_T.mean():+.3f} nats a token without the feature")"""),
 Last, the feature is held at a high value while the model writes. Its largest activation on the analysed text is a
 good start. The prompt has nothing to do with DNA."""),
     ("code", """\
-prompt = "It was a dark and stormy"
-print(run.steer(prompt, {}, n_tokens=48))
-print("-" * 40)
-print(run.steer(prompt, {dna: float(tables.max_act_F[dna])}, n_tokens=48))"""),
+steered = run.compare_steering("It was a dark and stormy", {dna: float(tables.max_act_F[dna])}, n=2, n_tokens=40)
+for plain, changed in zip(steered.plain, steered.changed, strict=True):
+  print("as it is: ", repr(plain))
+  print("steered:  ", repr(changed))
+print(f"KL {steered.kl:.2f} nats; more likely now:", [moved.token for moved in steered.raised[:6]])"""),
     ("markdown", """\
-A feature that looks like DNA on its examples, that helps to predict DNA, and that makes the model write DNA is a
-feature for DNA in every sense that can be tested here. Try others: change `dna` above to a number from the pages in
-`runs/demo/browser/site/index.html`, and see how many pass all three tests."""),
+## Where it comes from, and where it leads
+
+The *circuit* of a feature at one token takes its pre-activation apart by the tokens before, through each head, and its
+effect by the tokens that it raises. Beside each weight is what is really lost without that part:"""),
+    ("code", """\
+print(run.circuit(dna, n=5))"""),
+    ("markdown", """\
+*Automata* are loops of features: each raises tokens on which the next one fires. A loop of one feature keeps its own
+kind of text going."""),
+    ("code", """\
+loops = run.automata(n_states=2, n_tokens=60_000)
+for loop in loops.loops[:4]:
+  print(loop)"""),
+    ("markdown", """\
+A feature that looks like DNA on its examples, follows the proxy of DNA, helps to predict DNA, comes from DNA, and makes
+the model write DNA is a feature for DNA in every sense that can be tested here. Try others: change `dna` above to a
+number from the pages in `runs/demo/browser/site/index.html`, and see how many pass all these tests."""),
 ]
 
 

@@ -260,6 +260,22 @@ class LoadedRun:
     recovered = (ablated - spliced) / (ablated - clean) if ablated > clean else float("nan")
     return Spliced(strings, found["clean"], found["spliced"], found["ablated"], recovered)
 
+  def fidelity(self, **settings: typing.Any) -> dict[str, typing.Any]:
+    """How faithful the dictionary is on held-out text, with intervals over documents, by domain, in generated text.
+
+    Args:
+      **settings: those of `monojax.analysis.config.FidelityConfig`, such as `n_tokens=20_000`.
+
+    Returns:
+      {"figures", "domains", "continuations", ...}, as the command `fidelity` leaves them in fidelity.json.
+
+    Raises:
+      InputError: a setting breaks its rule, or the run has no subject that predicts tokens.
+    """
+    from monojax.analysis.config import FidelityConfig
+    from monojax.pipeline.stages.fidelity import measured
+    return measured(self._folder, FidelityConfig(**settings), self.dictionary)
+
   def ablate(self, text: str, feature: int) -> Ablated:
     """What removing one feature, wherever it fires in a text, does to the subject's predictions."""
     self._require_feature(feature)
