@@ -12,7 +12,7 @@ import monojax
 from monojax import InputError
 from monojax import mesh as meshes
 from monojax.activations.kept import EVERY, Kept
-from monojax.analysis import analyze, effects, interventions, logits, removal, text
+from monojax.analysis import analyze, effects, interventions, logits, removal, removal_direct, text
 from monojax.analysis.codes import collect
 from monojax.analysis.config import AnalysisConfig
 from monojax.analysis.examples import example_tables
@@ -143,7 +143,7 @@ def test_a_one_layer_subject_agrees_with_brute_force(how, monkeypatch):
   assert effects.direct_path(subject, sae) and (seen.last is not None) == (how == "kept")
   if how != "kept":
     monkeypatch.setattr(removal, "_LOGITS", 31 * 8)
-    monkeypatch.setattr(removal, "_TABLE_LOGITS", 31 * 3)
+    monkeypatch.setattr(removal_direct, "_TABLE_LOGITS", 31 * 3)
   monkeypatch.setattr(effects, "again", None)
   found, figures = effects.effect_columns(ALL, seen, columns["example_position_FE"])
   check(seen, columns, found, by_hand(subject, sae, EVERY, tokens.context(np.arange(30), T)))

@@ -24,7 +24,8 @@ from monojax.analysis.explanations import summary as label_summary
 from monojax.analysis.fidelity import make_encode
 from monojax.analysis.logits import logit_weights, path_of, typical_scale, used_tokens
 from monojax.analysis.neighbours import NeuronSums, neighbour_columns
-from monojax.analysis.removal import LastRows, sizes
+from monojax.analysis.removal import sizes
+from monojax.analysis.removal_direct import LastRows
 from monojax.sae.dictionary import SAE
 from monojax.subjects.subject import LoadedSubject
 from monojax.text.tokens import Tokens

@@ -3,8 +3,8 @@
 In every window of an example each token gets an effect: how much the loss of this token rises when the feature is
 removed from everything before it. With an activation on `B` in `A B C`, the effect is on `C`, as on the published pages
 of Towards Monosemanticity. And for each example's own token there are the tokens whose logits, in the prediction made
-there, fall and rise most. `monojax.analysis.removal` has the two ways of computing this; here is what is asked for, for
-which features, and the tables.
+there, fall and rise most. `monojax.analysis.removal` and `removal_direct` have the two ways of computing this; here is
+what is asked for, for which features, and the tables.
 
 Letters: F features, J some of them or of other things, E examples, W tokens of an example's window, P pairs of a
 feature and a row whose prediction is asked for, T positions of a context, N rows, V vocabulary.
@@ -21,7 +21,8 @@ from monojax.analysis.codes import Codes
 from monojax.analysis.config import AnalysisConfig
 from monojax.analysis.examples import SIDE
 from monojax.analysis.logits import path_of
-from monojax.analysis.removal import N_LISTED, Asked, Effects, LastRows, again, computed_parts, directly
+from monojax.analysis.removal import N_LISTED, Asked, Effects, again
+from monojax.analysis.removal_direct import LastRows, computed_parts, directly
 from monojax.analysis.status import variance_share
 from monojax.analysis.text import AnalysedText
 from monojax.host_memory import total_bytes

@@ -4,16 +4,12 @@ An activation x becomes x - f d at every position where the feature fires, f bei
 direction; the part of x that the dictionary does not reconstruct stays (Towards Monosemanticity, "Feature Ablations").
 What is measured is the prediction that the subject makes at a row, which is of the token that comes after it.
 
-There are two ways. Where the site that is written goes into the residual stream and nowhere else (`LogitPath.only`),
-removing a feature at a row changes the prediction of that row alone, and `directly` computes it from the residual
-stream: no forward pass is run. The last norm divides by one number a row, and all else is linear, so that the changed
-logits of a pair are a sum of two vectors over the vocabulary, one of the row and one of the feature. For instance, with
-L of the row, K of the feature, and an RMSNorm, they are (L - f K) / rms(r - f k). Elsewhere `again` runs the subject a
-second time for each pair of a feature and a context.
+Where removing a feature at a row changes the prediction of that row alone, `monojax.analysis.removal_direct` computes
+it from the residual stream. Elsewhere `again` runs the subject a second time for each pair of a feature and a context.
 
-Letters: P pairs of a feature and a row whose prediction is asked for, J of them, or of other things, at a time; N rows
-of the text; R rows at a time; F features; O width written; D width of the residual stream; V vocabulary; B contexts of
-a batch; T positions of a context.
+Letters: P pairs of a feature and a row whose prediction is asked for, J of them, or of other things, at a time; K
+columns of the vocabulary; N rows; F features; O width written; M width read; D width of the residual stream; V
+vocabulary; B contexts of a batch; T positions of a context.
 """
 
 import collections.abc
@@ -31,19 +27,15 @@ from monojax.analysis.codes import Codes
 from monojax.analysis.fidelity import side_by_side
 from monojax.analysis.interventions import Wired, reads_first, wired
 from monojax.analysis.text import AnalysedText
-from monojax.linear import product
 from monojax.sae.dictionary import SAE
 from monojax.sae.model import Dictionary
-from monojax.sae.sparse.select import top_k
 from monojax.subjects.loss import next_token_loss
-from monojax.subjects.subject import LoadedSubject, LogitPath, Subject
+from monojax.subjects.subject import LoadedSubject, Subject
 
-N_LISTED = 5  # tokens that are listed of those whose logits fall, and of those whose logits rise
-_LAST = "final.in"  # the site that the unembedding reads, which every subject has
+N_LISTED = 5              # tokens that are listed of those whose logits fall, and of those whose logits rise
+_LAST = "final.in"        # the site that the unembedding reads, which every subject has
 _LOGITS = 1 << 22         # of the rows that are computed at a time: 16 MB
-_TABLE_LOGITS = 1 << 28   # of the features that are kept at a time: 1 GiB
-_BLOCK = 32               # top_k is fast where this divides the length
-Parts = collections.abc.Iterator[tuple[np.ndarray, np.ndarray]]
+_BLOCK = 32               # rows that the vocabulary is folded into
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +87,7 @@ class Effects:
     return cls(np.zeros(n, np.float32), ids(), values(), ids(), values())
 
   def put(self, which_P: np.ndarray, found: collections.abc.Sequence[jax.Array], bar: typing.Any) -> None:
-    """Enters what `_changes` found, which may have more rows than there are, and tells the progress bar."""
+    """Enters the fields of some predictions, which may have more rows than these, and tells the progress bar."""
     for field, array in zip(dataclasses.fields(self), found, strict=False):
       getattr(self, field.name)[which_P] = np.asarray(array)[:len(which_P)]
     bar.update(len(which_P))
@@ -105,24 +97,46 @@ class Effects:
     return Effects(*(getattr(self, field.name)[which_P] for field in dataclasses.fields(self)))
 
 
-def _changes(before_JV: jax.Array, after_JV: jax.Array, target_J: jax.Array, used_V: jax.Array,
-             listed: bool) -> tuple[jax.Array, ...]:
-  """The fields of `Effects` for J predictions, without lists unless they are `listed`; to be traced."""
-  loss_J = next_token_loss(after_JV, target_J) - next_token_loss(before_JV, target_J)
-  if not listed:
-    return (loss_J,)
-  change_JV = after_JV - before_JV
-  found = [loss_J]
+def _blocks(x_JV: jax.Array, fill: float) -> jax.Array:
+  """The vocabulary as a matrix, (J, 32, columns), filled up at its end: number v is in row v // columns.
+
+  Sums and maxima over 32 rows are computed for many columns at once, and those over what is left are short.
+  """
+  padded = jnp.pad(x_JV, ((0, 0), (0, -x_JV.shape[1] % _BLOCK)), constant_values=fill)
+  return padded.reshape(len(padded), _BLOCK, -1)
+
+
+def log_total(logits_JV: jax.Array) -> jax.Array:
+  """The logarithm of the sum of exp(logits), (J,)."""
+  blocks = _blocks(logits_JV, -jnp.inf)
+  most_J = blocks.max(1).max(1)
+  return most_J + jnp.log(jnp.exp(blocks - most_J[:, None, None]).sum(1).sum(1))
+
+
+def listed_changes(change_JV: jax.Array, used_V: jax.Array) -> list[jax.Array]:
+  """The lists of `Effects` for J changes of logits; to be traced.
+
+  The 5 columns of `_blocks` with the largest maxima hold the 5 largest numbers, and only these are sorted.
+  """
+  change, is_used = jax.lax.optimization_barrier(_blocks(change_JV, 0.0)), _blocks(used_V[None], False)
+  n_columns, found = change.shape[2], []
   for sign in (-1.0, 1.0):
-    rise_JV = jnp.where(used_V[None], sign * change_JV, -jnp.inf)
-    rise_JV = jnp.pad(rise_JV, ((0, 0), (0, -len(used_V) % _BLOCK)), constant_values=-jnp.inf)
-    value_J5, id_J5 = top_k(rise_JV, N_LISTED)
-    there_J5 = value_J5 > -jnp.inf
-    found += [jnp.where(there_J5, id_J5, -1), jnp.where(there_J5, sign * value_J5, 0.0)]
-  return tuple(found)
+    most = min(N_LISTED, n_columns)
+    _, column_JK = _top_k(jnp.where(is_used, sign * change, -jnp.inf).max(1), most)
+    candidates = sign * jnp.take_along_axis(change, column_JK[:, None], axis=2)
+    there = is_used[0].T[column_JK].swapaxes(1, 2)
+    value_J5, place_J5 = _top_k(jnp.where(there, candidates, -jnp.inf).reshape(len(change), -1), N_LISTED)
+    id_J5 = place_J5 // most * n_columns + jnp.take_along_axis(column_JK, place_J5 % most, axis=1)
+    found += [jnp.where(value_J5 > -jnp.inf, id_J5, -1), jnp.where(value_J5 > -jnp.inf, sign * value_J5, 0.0)]
+  return found
 
 
-def _chunks(asked: Asked, which_P: np.ndarray, size: int) -> collections.abc.Iterator[tuple[np.ndarray, Asked, bool]]:
+def _top_k(x_JK: jax.Array, k: int) -> tuple[jax.Array, ...]:
+  """`lax.top_k` with nothing merged into it, which XLA's CPU backend would make a whole sort of."""
+  return tuple(jax.lax.optimization_barrier(part) for part in jax.lax.top_k(jax.lax.optimization_barrier(x_JK), k))
+
+
+def chunks(asked: Asked, which_P: np.ndarray, size: int) -> collections.abc.Iterator[tuple[np.ndarray, Asked, bool]]:
   """Some predictions in chunks that are all listed or all not: (which they are, filled up to `size`, listed)."""
   for listed in (False, True):
     of_kind_P = which_P[asked.listed_P[which_P] == listed]
@@ -131,155 +145,13 @@ def _chunks(asked: Asked, which_P: np.ndarray, size: int) -> collections.abc.Ite
       yield chunk_J, asked.at(np.pad(chunk_J, (0, size - len(chunk_J)), mode="edge")), listed
 
 
-def _rows_at_once(n_vocab: int) -> int:
+def rows_at_once(n_vocab: int) -> int:
   return max(8, _LOGITS // n_vocab)
-
-
-class LastRows:
-  """The residual stream before the last norm on every row of a text, kept while the text is encoded."""
-
-  def __init__(self, n_rows: int, width: int):
-    self.x_ND, self.size_N = np.empty((n_rows, width), np.float32), np.empty(n_rows, np.float32)
-    self._n_rows = 0
-
-  def add(self, x_RD: typing.Any, size_R: np.ndarray) -> None:
-    """Keeps the rows that come next, with the `sizes` of what the dictionary reads there."""
-    rows = slice(self._n_rows, self._n_rows + len(x_RD))
-    self.x_ND[rows], self.size_N[rows] = np.asarray(x_RD), size_R
-    self._n_rows = rows.stop
-
-  def parts(self, row_J: np.ndarray) -> Parts:
-    """(residual stream (R, D), sizes (R,)) of some rows, part by part."""
-    for first in range(0, len(row_J), 1 << 13):
-      row_R = row_J[first:first + (1 << 13)]
-      yield self.x_ND[row_R], self.size_N[row_R]
 
 
 def sizes(sae: SAE, x_NM: typing.Any) -> np.ndarray:
   """What the reconstruction of each row is multiplied by, (N,): 1 but for dictionaries that scale each row."""
-  return np.asarray(_sizes_of(sae.model, sae.params, x_NM), np.float32)
-
-
-@functools.lru_cache(maxsize=8)
-def _make_last(subject: Subject, reads: tuple[str, ...], site: str) -> collections.abc.Callable:
-  """The compiled function (params, tokens_BT) -> (the residual stream there, what the dictionary reads), as rows."""
-  @jax.jit
-  def run(params, tokens_BT):
-    _, sites = subject.apply({"params": params}, tokens_BT, wanted=tuple(dict.fromkeys((*reads, site))))
-    return side_by_side(sites, (site,)), side_by_side(sites, reads)
-  return run
-
-
-def computed_parts(subject: LoadedSubject, sae: SAE, site: str, text: AnalysedText,
-                   batch_contexts: int) -> collections.abc.Callable[[np.ndarray], Parts]:
-  """`LastRows.parts` without having kept the rows: the subject is run on the contexts that they are in."""
-  n_context = subject.n_context
-  tokens_CT = text.token_N.reshape(-1, n_context)
-  run = _make_last(subject.model, sae.reads, site)
-
-  def parts(row_J):
-    context_J = row_J // n_context
-    there_C = np.unique(context_J)
-    for first in range(0, len(there_C), batch_contexts):
-      context_B = there_C[first:first + batch_contexts]
-      padded_B = np.pad(context_B, (0, batch_contexts - len(context_B)), mode="edge")
-      x_ND, read_NM = run(subject.params, tokens_CT[padded_B])
-      row_R = row_J[slice(*np.searchsorted(context_J, [context_B[0], context_B[-1] + 1]))]
-      local_R = np.searchsorted(context_B, row_R // n_context) * n_context + row_R % n_context
-      yield np.asarray(x_ND)[local_R], sizes(sae, read_NM)[local_R]
-  return parts
-
-
-def directly(path: LogitPath, direction_FO: np.ndarray, asked: Asked,
-             parts: collections.abc.Callable[[np.ndarray], Parts], used_V: np.ndarray) -> Effects:
-  """What removing features does, where only the predictions of the rows change on which they fire.
-
-  Everything is computed in float32. Memory is needed for the logits of some features and of some rows, at most 1.1 GiB.
-
-  Args:
-    path: how the site that is written reaches the logits; `path.only`.
-    direction_FO: the features' directions at that site.
-    asked: the predictions.
-    parts: gives the residual stream on some rows: see `LastRows.parts`.
-    used_V: bool, the tokens that may be listed.
-  """
-  effects = Effects.none(len(asked))
-  head = _Head(path, used_V)
-  feature_F = np.unique(asked.feature_P)
-  most = max(1, min(len(feature_F), _TABLE_LOGITS // len(used_V)))
-  with metrics.progress(len(asked), "predictions", "effects", scale=True) as bar:
-    for first in range(0, len(feature_F), most):
-      here_F = np.pad(feature_F[first:first + most], (0, max(0, first + most - len(feature_F))), mode="edge")
-      to_residual = jnp.asarray(direction_FO[here_F], jnp.float32)
-      if path.to_residual_MD is not None:
-        to_residual = product(to_residual, path.to_residual_MD.astype(jnp.float32), jnp.float32)
-      _put_features(effects, head, here_F, head.through(to_residual), asked, parts, bar)
-  return effects
-
-
-def _put_features(effects: Effects, head: "_Head", here_F: np.ndarray, features: tuple[jax.Array, jax.Array],
-                  asked: Asked, parts: collections.abc.Callable[[np.ndarray], Parts], bar: typing.Any) -> None:
-  """Enters what removing some features does, of which `_Head.through` has made `features`."""
-  n_rows = head.rows_at_once
-  which_P = np.flatnonzero((asked.feature_P >= here_F[0]) & (asked.feature_P <= here_F[-1]))
-  row_J, place_P = np.unique(asked.row_P[which_P], return_inverse=True)
-  start = 0
-  for x_RD, size_R in parts(row_J):
-    for at in range(0, len(x_RD), n_rows):
-      part_RD = x_RD[at:at + n_rows]
-      rows = head.through(jnp.asarray(np.pad(part_RD, ((0, n_rows - len(part_RD)), (0, 0)), mode="edge")))
-      pairs = slice(*np.searchsorted(place_P, [start + at, start + at + len(part_RD)]))
-      for chunk_J, padded, listed in _chunks(asked, which_P[pairs], max(8, n_rows // 4)):
-        row_R = np.searchsorted(row_J, padded.row_P) - start
-        effects.put(chunk_J, head.changes(rows, features, row_R - at, np.searchsorted(here_F, padded.feature_P),
-                                          padded.value_P * size_R[row_R], padded.target_P, listed), bar)
-    start += len(x_RD)
-
-
-class _Head:
-  """The last norm and the unembedding, as functions of what does not depend on the norm's scale."""
-
-  def __init__(self, path: LogitPath, used_V: np.ndarray):
-    self._path, self._used_V = path, jnp.asarray(used_V)
-    self.rows_at_once = _rows_at_once(len(used_V))
-    self._W_DV = path.W_unembed_DV.astype(jnp.float32)
-    self._gain_D = path.gain_D.astype(jnp.float32)
-    bias_1D = None if path.bias_D is None else path.bias_D.astype(jnp.float32)[None]
-    self._b_V = jnp.zeros(len(used_V)) if bias_1D is None else product(bias_1D, self._W_DV, jnp.float32)[0]
-
-  def through(self, x_RD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(x without its mean where the norm subtracts it, the logits of that times the gain)."""
-    return _through(x_RD, self._gain_D, self._W_DV, self._path.norm == "layer")
-
-  def changes(self, rows, features, row_J, feature_J, value_J, target_J, listed):
-    """`_changes` of J pairs of a row and a feature, by their places, with the activation that is removed.
-
-    `rows` and `features` are what `through` gives of the residual stream and of what one unit of each feature adds.
-    """
-    return _direct_changes(*rows, *features, self._b_V, self._used_V, row_J.astype(np.int32),
-                           feature_J.astype(np.int32), value_J, target_J, self._path.epsilon, self._path.logit_cap,
-                           listed)
-
-
-@functools.partial(jax.jit, static_argnames=("centred",))
-def _through(x_RD, gain_D, W_DV, centred):
-  c_RD = x_RD - x_RD.mean(1, keepdims=True) if centred else x_RD
-  return c_RD, product(c_RD * gain_D[None], W_DV, jnp.float32)
-
-
-@functools.partial(jax.jit, static_argnames=("epsilon", "cap", "listed"))
-def _direct_changes(c_RD, L_RV, k_FD, K_FV, b_V, used_V, row_J, feature_J, value_J, target_J, epsilon, cap, listed):
-  value_J1 = value_J[:, None]
-  c_JD = c_RD[row_J]
-  # Rows are copied first: read where they lie, each number's place would be looked up by itself.
-  L_JV, K_JV = jax.lax.optimization_barrier((L_RV[row_J], K_FV[feature_J]))
-
-  def logits(c_JD, L_JV):
-    scale_J1 = jax.lax.rsqrt(jnp.square(c_JD).mean(1, keepdims=True) + epsilon)
-    logits_JV = L_JV * scale_J1 + b_V[None]
-    return cap * jnp.tanh(logits_JV / cap) if cap else logits_JV
-  return _changes(logits(c_JD, L_JV), logits(c_JD - value_J1 * k_FD[feature_J], L_JV - value_J1 * K_JV), target_J,
-                  used_V, listed)
+  return np.asarray(sizes_of(sae.model, sae.params, x_NM), np.float32)
 
 
 def again(subject: LoadedSubject, sae: SAE, codes: Codes, text: AnalysedText, asked: Asked, used_V: np.ndarray,
@@ -301,7 +173,7 @@ def again(subject: LoadedSubject, sae: SAE, codes: Codes, text: AnalysedText, as
   run = _make_passes(subject.model, wired(sae, kept))
   tokens_CT = text.token_N.reshape(-1, n_context)
   effects = Effects.none(len(asked))
-  n_rows, used_on_device_V = _rows_at_once(len(used_V)), jnp.asarray(used_V)
+  n_rows, used_on_device_V = rows_at_once(len(used_V)), jnp.asarray(used_V)
   context_P = asked.row_P // n_context
   there_C = np.unique(context_P)
   filled = lambda x_J: np.pad(x_J, (0, batch_contexts - len(x_J)), mode="edge")
@@ -318,7 +190,7 @@ def again(subject: LoadedSubject, sae: SAE, codes: Codes, text: AnalysedText, as
         value_JT = _values(codes, feature_J, context_B[place_J], n_context)
         changed = run.changed(subject.params, tokens_BT, clean, place_J, value_JT, direction_FO[feature_J])
         which_P = lowest + np.flatnonzero((pass_P >= at) & (pass_P < at + batch_contexts))
-        for chunk_J, padded, listed in _chunks(asked, which_P, min(n_rows, 8 * batch_contexts)):
+        for chunk_J, padded, listed in chunks(asked, which_P, min(n_rows, 8 * batch_contexts)):
           pass_of_J = np.pad(pass_P[chunk_J - lowest], (0, len(padded) - len(chunk_J)), mode="edge") - at
           effects.put(chunk_J, run.changes(subject.params, used_on_device_V, clean, changed, place_J[pass_of_J],
                                            pass_of_J, padded.row_P % n_context, padded.target_P, listed), bar)
@@ -356,7 +228,7 @@ def _make_passes(subject: Subject, dictionary: Wired) -> _Passes:
   def clean(params, sae_params, tokens_BT):
     wanted = {*reads, *(() if adds else writes), *kept.sites, _LAST}
     _, sites = subject.apply({"params": params}, tokens_BT, wanted=tuple(sorted(wanted)))
-    size_BT = _sizes_of(sae, sae_params, side_by_side(sites, reads)).reshape(tokens_BT.shape)
+    size_BT = sizes_of(sae, sae_params, side_by_side(sites, reads)).reshape(tokens_BT.shape)
     written = None if adds else side_by_side(sites, writes).reshape(*tokens_BT.shape, -1)
     return sites[_LAST], size_BT, written, jnp.broadcast_to(kept.counts(tokens_BT, sites), tokens_BT.shape)
 
@@ -378,12 +250,13 @@ def _make_passes(subject: Subject, dictionary: Wired) -> _Passes:
     def logits(u_JD):
       nothing_J1 = jnp.zeros((len(u_JD), 1), jnp.int32)  # what an edit ignores is not computed
       return subject.apply({"params": params}, nothing_J1, {_LAST: lambda x: u_JD[:, None]}, wanted=())[0][:, 0]
-    return _changes(logits(clean[0][place_J, position_J]), logits(changed_JTD[pass_J, position_J]), target_J,
-                    used_V, listed)
+    before_JV, after_JV = logits(clean[0][place_J, position_J]), logits(changed_JTD[pass_J, position_J])
+    loss_J = next_token_loss(after_JV, target_J) - next_token_loss(before_JV, target_J)
+    return loss_J, *(listed_changes(after_JV - before_JV, used_V) if listed else ())
   return _Passes(clean, changed, changes)
 
 
-def _sizes_of(sae: Dictionary, sae_params: dict, x_NM: jax.Array) -> jax.Array:
+def sizes_of(sae: Dictionary, sae_params: dict, x_NM: jax.Array) -> jax.Array:
   """`sizes`, also while it is traced."""
   if not sae.rows:
     return jnp.ones(len(x_NM))
