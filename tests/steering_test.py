@@ -185,7 +185,8 @@ def test_the_texts_of_the_command_line():
   assert config.span == (4, None) and SteerConfig(positions=":9").span == (0, 9) and SteerConfig().span is None
   for wrong, match in (({"pin": ("x",)}, "pin='x'"), ({"pin": ("3=high",)}, "FEATURE=max"),
                        ({"scale": ("3",)}, "FEATURE=NUMBER"), ({"ablate": ("3=0",)}, "ablate='3=0'"),
-                       ({"positions": "7"}, "START:STOP")):
+                       ({"positions": "7"}, "START:STOP"), ({"positions": "7:7"}, "smaller"),
+                       ({"pin": ("3",), "ablate": ("3",)}, "feature=3")):
     with pytest.raises(InputError, match=match):
       SteerConfig(**wrong)
 

@@ -1,9 +1,10 @@
 """The circuit of one feature at one token: the tokens that it comes from, head by head, and the next tokens it raises.
 
-Weights are taken in the subject with its norms' scales and attention patterns held fixed (`Subject.frozen`). What lies
-between the MLPs is then linear, and weights are exact: they are what a term of a sum contributes. Through an MLP they
-are gradient times activation, a first-order estimate. So beside each weight there is what really changes when the
-term is taken out, with everything behind it computed anew.
+A feature comes from what the layer before it reads at each token: the residual stream, which in a subject of one layer
+is the token's embedding. Weights are taken in the subject with its norms' scales and attention patterns held fixed
+(`Subject.frozen`). What lies between two MLPs is then linear, and weights are exact: they are what a term of a sum
+contributes. Through an MLP they are gradient times activation, a first-order estimate. So beside each weight there is
+what really changes when the term is taken out, with everything behind it computed anew.
 
 Letters: T positions of a text, V vocabulary, H heads, D width of the residual stream, A width of all heads side by
 side, M width read, O width written, K sources.
@@ -34,11 +35,12 @@ class Source(typing.NamedTuple):
   Attributes:
     position: of the token in the text, from 0.
     token: the token.
-    weight: what its embedding contributes to the feature's pre-activation, by all paths.
-    by_head: the part of it that a head of the circuit's layer has moved to the feature's token, for each head.
-    past: the rest, which has come past these heads: of the feature's own token, and through earlier layers.
-    removed: how far the pre-activation falls if the token's embedding is set to 0 and all is computed anew, patterns
-      of attention and norms included.
+    weight: what the residual stream at this token, as the circuit's layer finds it, contributes to the feature's
+      pre-activation.
+    by_head: the part of it that a head of this layer has moved to the feature's token, for each head.
+    past: the part that has come past the heads, which only the feature's own token has.
+    removed: how far the pre-activation falls if the residual stream is 0 there, and all behind it is computed anew,
+      patterns of attention and norms included.
   """
   position: int
   token: str
@@ -70,10 +72,10 @@ class Circuit:
     tokens: the text up to the feature's token, which is the last one.
     activation: the feature's activation there.
     pre_activation: what its unit computes there before its non-linearity: the sum of all sources' weights and `rest`.
-    rest: what comes of no token: of biases, and, where there are MLPs on the way, of their non-linearity.
-    layer: the layer whose heads `Source.by_head` is about, the last one before the feature; None if there is none.
+    rest: what comes of no token: of biases, and, where there is an MLP on the way, of its non-linearity.
+    layer: the layer that is taken apart, the last one with attention before the feature; None if there is none.
     sources: the tokens with the largest weights, of either sign, the largest first.
-    raised: the tokens that it raises most; none if the subject has no logits.
+    raised: the tokens that it raises most, by what is removed without it.
   """
   feature: int
   tokens: list[str]
@@ -147,13 +149,13 @@ def circuit(subject: LoadedSubject, sae: SAE, ids: list[int], feature: int, toke
   activation = float(encode(subject.params, sae.params, padded_1T)[0][last, feature])
   strings = [token_strings[i] for i in ids]
   require(activation > 0, "feature", feature, f"does not fire on the last token, {strings[-1]!r}")
-  layer, site = _heads_before(subject.model, sae.reads)
+  layer, site, base = _heads_before(subject.model, sae.reads)
   dictionary = wired(sae, kept)
-  found = _sources_of(subject.model, dictionary, site)(subject.params, sae.params, padded_1T, last, feature)
+  found = _sources_of(subject.model, dictionary, site, base)(subject.params, sae.params, padded_1T, last, feature)
   pre_activation, weight_HT = float(found[0]), np.asarray(found[1], np.float64)[:, :n_tokens]
   weight_T = weight_HT.sum(0)
   chosen_K = np.argsort(-np.abs(weight_T), kind="stable")[:n_listed]
-  without = _without_sources(subject.model, dictionary)
+  without = _without_sources(subject.model, dictionary, base)
   removed_K = pre_activation - np.asarray(without(subject.params, sae.params, padded_1T, np.resize(chosen_K, n_listed),
                                                   last, feature))[:len(chosen_K)]
   sources = [Source(int(i), strings[i], float(weight_T[i]), tuple(weight_HT[:-1, i].tolist()) if site else (),
@@ -161,18 +163,22 @@ def circuit(subject: LoadedSubject, sae: SAE, ids: list[int], feature: int, toke
   logit_V, removed_V = (np.asarray(part_V, np.float64) for part_V in _raised_by(subject.model, dictionary)(
       subject.params, sae.params, padded_1T, last, feature))
   usable = np.flatnonzero((np.ones(len(logit_V), bool) if used_V is None else used_V)[:len(token_strings)])
-  first_K = usable[np.argsort(-logit_V[usable], kind="stable")[:n_listed]]
+  first_K = usable[np.argsort(-removed_V[usable], kind="stable")[:n_listed]]
   raised = [Raised(token_strings[i], float(logit_V[i]), float(removed_V[i])) for i in first_K.tolist()]
   return Circuit(feature, strings, activation, pre_activation, pre_activation - float(weight_T.sum()), layer, sources,
                  raised)
 
 
-def _heads_before(subject: Subject, reads: tuple[str, ...]) -> tuple[int | None, str]:
-  """(the layer, the site) of the last heads whose results a dictionary can have read; (None, "") if there are none."""
+def _heads_before(subject: Subject, reads: tuple[str, ...]) -> tuple[int | None, str, str]:
+  """(layer, site of its heads, site of the residual stream before it) of the last heads that a dictionary can have
+  read; (None, "", "embed") if there are none."""
   order = list(subject.site_widths)
   last = max(map(order.index, reads))
   sites = [site for site in order[:last + 1] if site.startswith("layer.") and site.endswith(".attn.z")]
-  return (int(sites[-1].split(".")[1]), sites[-1]) if sites else (None, "")
+  if not sites:
+    return None, "", "embed"
+  layer = int(sites[-1].split(".")[1])
+  return layer, sites[-1], f"layer.{layer - 1}.resid" if layer else "embed"
 
 
 def _pre_activation(dictionary: Wired, sae_params: dict, sites: dict, at: jax.Array, feature: jax.Array) -> jax.Array:
@@ -183,20 +189,20 @@ def _pre_activation(dictionary: Wired, sae_params: dict, sites: dict, at: jax.Ar
 
 
 @functools.lru_cache(maxsize=8)
-def _sources_of(subject: Subject, dictionary: Wired, site: str) -> typing.Callable:
+def _sources_of(subject: Subject, dictionary: Wired, site: str, base: str) -> typing.Callable:
   """The compiled function (params, sae_params, tokens_1T, at, feature) -> (pre-activation, weights).
 
-  Weights (H + 1, T) are what each token's embedding contributes through each head of `site`, and past them. They are
-  gradient times embedding. For each head, derivatives go through the numbers of that head alone.
+  Weights (H + 1, T) are what the activation at the site `base` contributes through each head of `site`, and past them.
+  They are gradient times activation. For each head, derivatives go through the numbers of that head alone.
   """
   frozen, n_heads = subject.frozen(), subject.n_heads if site else 0
 
   @jax.jit
   def run(params, sae_params, tokens_1T, at, feature):
-    embed_1TD = subject.apply({"params": params}, tokens_1T, wanted=("embed",))[1]["embed"]
+    base_1TD = subject.apply({"params": params}, tokens_1T, wanted=(base,))[1][base]
 
-    def pre_activation(embed_1TD, open_A):
-      edit = {"embed": lambda x: embed_1TD}
+    def pre_activation(base_1TD, open_A):
+      edit = {base: lambda x: base_1TD}
       if site:
         still = jax.lax.stop_gradient
         edit[site] = lambda z: still(z) + (open_A * (z - still(z)).astype(jnp.float32)).astype(z.dtype)
@@ -204,8 +210,8 @@ def _sources_of(subject: Subject, dictionary: Wired, site: str) -> typing.Callab
       return _pre_activation(dictionary, sae_params, sites, at, feature)[0]
 
     def weights(open_A):
-      value, gradient_1TD = jax.value_and_grad(pre_activation)(embed_1TD, open_A[None, None])
-      return value, (gradient_1TD.astype(jnp.float32) * embed_1TD.astype(jnp.float32)).sum(-1)[0]
+      value, gradient_1TD = jax.value_and_grad(pre_activation)(base_1TD, open_A[None, None])
+      return value, (gradient_1TD.astype(jnp.float32) * base_1TD.astype(jnp.float32)).sum(-1)[0]
     width = subject.site_widths[site] // n_heads if site else 1
     open_HA = jnp.repeat(jnp.eye(n_heads + 1, n_heads), width, axis=1)  # a row for each head; the last one closes all
     value_H, weight_HT = jax.lax.map(weights, open_HA)
@@ -215,14 +221,16 @@ def _sources_of(subject: Subject, dictionary: Wired, site: str) -> typing.Callab
 
 
 @functools.lru_cache(maxsize=8)
-def _without_sources(subject: Subject, dictionary: Wired) -> typing.Callable:
-  """The compiled function (params, sae_params, tokens_1T, source_K, at, feature) -> pre-activations (K,), each without
-  one of the tokens, whose embedding is 0."""
+def _without_sources(subject: Subject, dictionary: Wired, base: str) -> typing.Callable:
+  """The compiled function (params, sae_params, tokens_1T, source_K, at, feature) -> pre-activations (K,), each with the
+  site `base` set to 0 at one of the tokens."""
   @jax.jit
   def run(params, sae_params, tokens_1T, source_K, at, feature):
+    base_1TD = subject.apply({"params": params}, tokens_1T, wanted=(base,))[1][base]
+
     def one(source):
       here_1T1 = (jnp.arange(tokens_1T.shape[1]) == source)[None, :, None]
-      _, sites = subject.apply({"params": params}, tokens_1T, {"embed": lambda x: jnp.where(here_1T1, 0, x)},
+      _, sites = subject.apply({"params": params}, tokens_1T, {base: lambda x: jnp.where(here_1T1, 0, base_1TD)},
                                wanted=dictionary.reads)
       return _pre_activation(dictionary, sae_params, sites, at, feature)[0]
     return jax.lax.map(one, source_K)

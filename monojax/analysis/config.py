@@ -147,17 +147,29 @@ class SteerConfig:
 
   def __post_init__(self):
     require_rules(self)
-    assert self.changes is not None and self.span != ()  # which read the texts, and say what is wrong with them
+    features = [feature for feature, _, _ in self.changes]
+    twice = next((feature for feature in features if features.count(feature) > 1), None)
+    require(twice is None, "feature", twice, "can be changed in one way only")
+    start, stop = self.span or (0, None)
+    require(stop is None or start < stop, "positions", self.positions, "START must be smaller than STOP")
 
   @property
   def changes(self) -> list[tuple[int, str, float | None]]:
-    """(feature, kind, value) of each change; the value is None where there is none, or it is the largest activation."""
+    """(feature, kind, value) of each change; the value is None where there is none, or it is the largest activation.
+
+    Raises:
+      InputError: a text does not read as it must.
+    """
     return [*(_change("pin", text) for text in self.pin), *(_change("scale", text) for text in self.scale),
             *(_change("ablate", text) for text in self.ablate)]
 
   @property
   def span(self) -> tuple[int, int | None] | None:
-    """(start, stop) of the positions, stop being None where there is no end; None for all positions."""
+    """(start, stop) of the positions, stop being None where there is no end; None for all positions.
+
+    Raises:
+      InputError: the text does not read as it must.
+    """
     if not self.positions:
       return None
     start, colon, stop = self.positions.partition(":")
