@@ -121,7 +121,7 @@ class Rules:
       rule = self._chosen(row_P, value_P, False, row_J, true_J)
     first = self._fit(rule.first.family, row_P, value_P, False)
     second = self._fit(rule.second.family, row_P, value_P, False) if rule.second else None
-    rule = Rule(first, rule.how, second)
+    rule = Rule(first, rule.how, second) if second and len(second.category_K) else Rule(first)
     return Explanation(self._words(rule), rule)
 
   def simulate(self, explanation: Explanation, examples: Examples) -> np.ndarray:
@@ -133,7 +133,7 @@ class Rules:
     predicted_J = self._predicted(rule.first, row_J)
     if rule.second is None:
       return predicted_J
-    return _COMBINED[rule.how](predicted_J, self._predicted(rule.second, row_J), rule.second.level_K.max(initial=0))
+    return _COMBINED[rule.how](predicted_J, self._predicted(rule.second, row_J), rule.second.level_K.max())
 
   def plausible(self, explanation: Explanation, token_K: np.ndarray, strings: Sequence[str]) -> np.ndarray:
     """Tokens that follow where the rule predicts more than on average; see `logit_tests.Judge`."""
@@ -199,7 +199,7 @@ class Rules:
     if not len(rule.first.category_K):
       return ""
     first = told(rule.first, self.families[rule.first.family].named)
-    if rule.second is None or not len(rule.second.category_K):
+    if rule.second is None:
       return first
     second = self.families[rule.second.family]
     return (f"{first}; or {told(rule.second, second.named)}" if rule.how == "or" else
@@ -208,7 +208,7 @@ class Rules:
 
 # How two predictions a and b become one, where the largest of the second is known: "and" is 0 where one of them is.
 _COMBINED: Mapping[str, Callable[..., np.ndarray]] = {
-    "and": lambda a_J, b_J, largest: a_J * b_J / max(largest, 1e-30),
+    "and": lambda a_J, b_J, largest: a_J * b_J / largest,
     "or": lambda a_J, b_J, largest: np.maximum(a_J, b_J)}
 
 
