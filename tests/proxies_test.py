@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import monojax
-from monojax.analysis import proxies, scripts
+from monojax.analysis import proxies, proxy_rows, scripts
 from monojax.analysis.codes import Codes
 from monojax.analysis.text import AnalysedText
 from monojax.config import InputError
@@ -30,41 +30,42 @@ def codes_of(f_NF):
                np.concatenate([f_N[row_P] for f_N, row_P in zip(f_NF.T, rows, strict=True)]).astype(np.float32))
 
 
-def by_loops(text, i, name):
-  """The score of proxy i of `make` at every token, from the definitions alone: all beginnings are tried."""
+def class_by_loops(text, name):
+  """The score of a class at every token, from the definition: the sums from all beginnings are tried."""
   n_V = np.bincount(text.token_N, minlength=len(VALUES))
-  share = {v: max(n_V[v], 1) / n_V.sum() for v in range(len(VALUES))}
-  arabic = {9: 1.0, 10: 1.0}
-  hebrew = {14: 1.0}
-  for v in (11, 12, 17):  # by hand: these are of a character where d8 or d9 is followed by a7
-    seen = np.flatnonzero(text.token_N == v)
-    whole = [n for n in seen if (
-        v in (11, 17) and n + 1 < text.n_rows and text.token_N[n + 1] == 12
-        and text.context_N[n + 1] == text.context_N[n])
-        or (v == 12 and n and text.token_N[n - 1] in (11, 17) and text.context_N[n - 1] == text.context_N[n])]
-    arabic[v] = len(whole) / max(len(seen), 1)
+  allowed = {"base64": ("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", 64),
+             "DNA": ("ACGT", 4)}[name]
 
   def ratio(v):
-    if name in ("Arabic", "Hebrew"):
-      p_of = arabic if name == "Arabic" else hebrew
-      p_script = sum(n_V[u] * p for u, p in p_of.items()) / n_V.sum()
-      return np.log(max(p_of.get(v, 0.0), 1e-10) / p_script)
-    allowed = {"base64": ("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", 64),
-               "DNA": ("ACGT", 4)}[name]
     characters = "\0" if v == 0 else STRINGS[v] if v not in (11, 12, 17) else "?"
-    return sum(np.log(1 / allowed[1] if c in allowed[0] else 1e-10) for c in characters) - np.log(share[v])
-
-  ratios = [ratio(v) for v in range(len(VALUES))]
-  found = []
+    return (sum(np.log(1 / allowed[1] if c in allowed[0] else 1e-10) for c in characters)
+            - np.log(max(n_V[v], 1) / n_V.sum()))
+  ratios, found = [ratio(v) for v in range(len(VALUES))], []
   for n in range(text.n_rows):
     begin = np.flatnonzero(text.context_N == text.context_N[n])[0]
-    last = n - 1 if name == "DNA" else n
-    sums = [sum(ratios[v] for v in text.token_N[k:n + 1]) for k in range(begin, last + 1)]
-    if name == "DNA":
-      found.append(float(bool(sums) and max(sums) > 0))
-    else:
-      found.append(max(0, max(sums)) if name in ("Arabic", "Hebrew") else max(sums))
+    sums = [sum(ratios[v] for v in text.token_N[k:n + 1]) for k in range(begin, n + (name != "DNA"))]
+    found.append(float(bool(sums) and max(sums) > 0) if name == "DNA" else max(sums))
   return np.array(found)
+
+
+def script_by_loops(text, wholes):
+  """The score of a script by the definition. Of the tokens d8, a7 and d9, whose characters are Arabic, d8 a7 and d9 a7
+  are whole characters; d8 and d9 end within one."""
+  arabic = 9 in wholes
+  follows = lambda n, first, second: (
+      0 <= n < text.n_rows - 1 and text.token_N[n] in first and text.token_N[n + 1] in second
+      and text.context_N[n] == text.context_N[n + 1])
+  p_N = np.zeros(text.n_rows)
+  for v in range(len(VALUES)):
+    seen = np.flatnonzero(text.token_N == v)
+    if v in (11, 17):
+      p_N[seen] = arabic * np.mean([follows(n, (v,), (12,)) for n in seen] or [0])
+    elif v == 12:
+      joined = np.array([follows(n - 1, (11, 17), (12,)) for n in seen])
+      p_N[seen] = arabic * np.where(joined, 1.0, joined.mean())
+    else:
+      p_N[seen] = v in wholes
+  return np.maximum(np.log(np.maximum(p_N, 1e-10) / p_N.mean()), 0)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,8 @@ def test_scores_are_the_largest_over_all_beginnings(text):
   found = np.concatenate([made.scores(text, *part) for part in proxies.whole_contexts(text, 100)])
   assert len(found) == 600
   for name in ("base64", "DNA", "Arabic", "Hebrew"):
-    expected = by_loops(text, made.names.index(name), name)
+    expected = (script_by_loops(text, {"Arabic": (9, 10), "Hebrew": (14,)}[name]) if name in ("Arabic", "Hebrew") else
+                class_by_loops(text, name))
     np.testing.assert_allclose(found[:, made.names.index(name)], expected, rtol=1e-4, atol=1e-4, err_msg=name)
     assert 0 < (expected > 0).mean() < 0.5
   np.testing.assert_array_equal(found[:, -2], np.arange(600) // 24 % 3 == 1)
@@ -95,7 +97,7 @@ def test_scores_are_the_largest_over_all_beginnings(text):
 def test_the_scripts_of_tokens_by_their_characters():
   values = [" ال".encode(), "،".encode(), b".", "א1".encode(), b" ", "é".encode(), "カナ".encode(), "漢".encode(), b""]
   names = list(scripts.SCRIPTS)
-  found = [names[i] if i >= 0 else None for i in scripts.scripts_of(values)]
+  found = [names[i] if i >= 0 else None for i in scripts.scripts_of(values)[0]]
   assert found == ["Arabic", "Arabic", None, None, None, None, "Kana", "Han", None]
   values = [b"", b" THE", b"X", b" the", b"the", b"The", b"\n ", b"42", b"a1", b"(!", b"\xd8", "的".encode(),
             b"don't", b" "]
@@ -117,7 +119,7 @@ def test_correlations_are_numpys_and_rows_that_do_not_count_are_left_out(text):
   counts_N = np.arange(600) % 24 > 0
   f_NF[~counts_N], x_NM[~counts_N] = 0, 0
   text = dataclasses.replace(text, counts_N=counts_N)
-  meter = proxies.Meter(text, VALUES, ["a", "b", "c"], 7, 5)
+  meter = proxy_rows.Meter(text, VALUES, ["a", "b", "c"], 7, 5)
   for start in range(0, 600, 96):
     part = slice(start, start + 96)
     row_P, feature_P = np.nonzero(f_NF[part])
@@ -146,14 +148,14 @@ def test_correlations_are_numpys_and_rows_that_do_not_count_are_left_out(text):
     assert abs(bin["tokens"] - here_N.sum()) <= 1
     if bin["tokens"] == here_N.sum() and here_N.any():
       assert bin["share"] == pytest.approx(is_base64_N[here_N].mean())
-  printed = "\n".join(proxies.lines(meter.rows(codes_of(f_NF)), meter.proxies.left_out))
+  printed = "\n".join(proxy_rows.lines(meter.rows(codes_of(f_NF)), meter.proxies.left_out))
   assert "Arabic" in printed and "domain: a" in printed and "left out" in printed and "Thai" in printed
 
 
 def test_a_text_without_scripts_and_domains_has_proxies_left_out_and_no_error():
   """As in a tiny run: one of all kinds, and tokens that are not known."""
   text = text_of([1, 2, 15, -1] * 10, 4, np.full(40, -1, np.int32))
-  meter = proxies.Meter(text, VALUES, ["a"], 2, 3)
+  meter = proxy_rows.Meter(text, VALUES, ["a"], 2, 3)
   f_NF = np.zeros((40, 2), np.float32)
   f_NF[::4, 0] = 1
   row_P, feature_P = np.nonzero(f_NF)
@@ -161,7 +163,7 @@ def test_a_text_without_scripts_and_domains_has_proxies_left_out_and_no_error():
   rows = meter.rows(codes_of(f_NF))
   assert {row["kind"] for row in rows} <= {"characters"} and all(row["neuron"] is None for row in rows)
   assert set(meter.proxies.left_out) == {*scripts.SCRIPTS, "a"}
-  assert proxies.lines([])[0].startswith("no proxies")
+  assert proxy_rows.lines([])[0].startswith("no proxies")
 
 
 def test_rows_in_another_order_give_the_same(text):
@@ -171,7 +173,7 @@ def test_rows_in_another_order_give_the_same(text):
   x_NM = rng.normal(size=(600, 2)).astype(np.float32)
   found = []
   for order in (None, rng.permutation(600)):
-    meter = proxies.Meter(text, VALUES, ["a", "b", "c"], 3, 2, order)
+    meter = proxy_rows.Meter(text, VALUES, ["a", "b", "c"], 3, 2, order)
     for start in range(0, 600, 120):
       part = np.arange(600)[start:start + 120] if order is None else order[start:start + 120]
       row_P, feature_P = np.nonzero(f_NF[part])

@@ -13,7 +13,7 @@ import numpy as np
 
 from monojax.activations.kept import EVERY, Kept
 from monojax.activations.store import ActivationStore
-from monojax.analysis import detectors, labels, proxies, scripts, tables
+from monojax.analysis import detectors, labels, proxy_rows, scripts, tables
 from monojax.analysis import status as statuses
 from monojax.analysis import text as texts
 from monojax.analysis.codes import Codes, Watch, collect, tokens_that_fit
@@ -64,7 +64,7 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   Returns:
     `FeatureTables`, whose `summary` holds `figures` (flat numbers), `density_histogram` (`log10_edges`, `counts`),
     `statuses` (rows of `status.table`), `detectors` (rows of `detectors.compare`), `proxies` (rows of
-    `proxies.rows_of`), `proxies_left_out` (those that the text has nothing of), `labels` (`explanations.summary` of
+    `proxy_rows.rows_of`), `proxies_left_out` (those that the text has nothing of), `labels` (`explanations.summary` of
     all labels) and `n_tokens`.
   """
   direct = direct_path(subject, sae) if config.effects != "none" else None
@@ -74,7 +74,7 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   n_neurons = sae.model.wiring.n_inputs
   neuron_sums = NeuronSums(sae.n_features, n_neurons)
   values, domains = scripts.bytes_of(token_strings, train_tokens), list(train_tokens.domains)
-  meter_of = lambda text: proxies.Meter(text, values, domains, sae.n_features, n_neurons)
+  meter_of = lambda text: proxy_rows.Meter(text, values, domains, sae.n_features, n_neurons)
 
   def measured(function, tokens, n_tokens, description, meter_of=None, last=None):
     chosen_C = tokens.choose(subject.n_context, n_tokens, config.seed)
@@ -111,7 +111,7 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   return _with_words(config, found, codes, text, values, meter)
 
 
-def _watching(sae: SAE, neuron_sums: NeuronSums, meter: proxies.Meter, last: LastRows | None = None) -> Watch:
+def _watching(sae: SAE, neuron_sums: NeuronSums, meter: proxy_rows.Meter, last: LastRows | None = None) -> Watch:
   """What is done with each batch that is encoded, besides keeping its features."""
   def watch(row_P, feature_P, value_P, x_RM, last_RD=None):
     neuron_sums.add(row_P, feature_P, value_P, x_RM)
@@ -160,7 +160,7 @@ def analyze_rows(config: AnalysisConfig, sae: SAE, store: ActivationStore) -> ta
   domains, strings = list(store.meta.get("domains", ())), store.token_strings()
   token_strings = strings or [f"#{token}" for token in range(int(text.token_N.max(initial=-1)) + 1)]
   values = scripts.bytes_of_tokens(strings) if strings else [b""] * len(token_strings)
-  meter = proxies.Meter(text, values, domains, sae.n_features, wiring.n_inputs, rank_N)
+  meter = proxy_rows.Meter(text, values, domains, sae.n_features, wiring.n_inputs, rank_N)
   watch = _watching(sae, neuron_sums, meter)
   codes = collect(lambda x_NM: (sae.encode(x_NM), x_NM), batches(), n_rows, "features", rank_N, watch)
   columns = example_tables(codes, text, len(domains), config.seed) | weight_columns(sae)
@@ -197,7 +197,7 @@ def _tables(config, sae, columns, codes, detector_rows, token_strings, domains,
 
 
 def _with_words(config: AnalysisConfig, found: tables.FeatureTables, codes: Codes, text: texts.AnalysedText,
-                values: list[bytes], meter: proxies.Meter) -> tables.FeatureTables:
+                values: list[bytes], meter: proxy_rows.Meter) -> tables.FeatureTables:
   """The tables with what needs the tokens' text: proxies in the summary, and each feature's label and its score."""
   summary = {**found.summary, "proxies": meter.rows(codes), "proxies_left_out": list(meter.proxies.left_out)}
   if not config.n_label_tokens:

@@ -13,7 +13,7 @@ import numpy as np
 
 from monojax import metrics
 from monojax.activations.kept import EVERY, Kept
-from monojax.analysis import proxies, scripts
+from monojax.analysis import proxies, proxy_rows, scripts
 from monojax.analysis import text as texts
 from monojax.analysis.codes import Codes, collect
 from monojax.analysis.fidelity import make_encode
@@ -68,7 +68,7 @@ def measured_proxies(reader: Reader, token_strings: Sequence[str], n_tokens: int
     seed: of the choice of contexts.
 
   Returns:
-    (the rows of `proxies.rows_of`, the proxies). Shares of tokens and of scripts, and specificity by activation, are
+    (the rows of `proxy_rows.rows_of`, the proxies). Shares of tokens and of scripts, and specificity by activation, are
     of a sample of at most 262,144 of the tokens.
   """
   n_context, sae, domains = reader.subject.n_context, reader.sae, list(reader.tokens.domains)
@@ -89,7 +89,7 @@ def measured_proxies(reader: Reader, token_strings: Sequence[str], n_tokens: int
   def firings(features):
     at = jnp.asarray(features, jnp.int32)
     return reader.codes(sample_C, lambda f_RF, _: f_RF[:, at], "specificity"), reader.text(sample_C)
-  return proxies.rows_of(asked, sums, firings), asked
+  return proxy_rows.rows_of(asked, sums, firings), asked
 
 
 Columns = Callable[[jax.Array, jax.Array], jax.Array]

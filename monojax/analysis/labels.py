@@ -6,8 +6,9 @@ rule is found, then the best two are combined, as "and" or as "or".
 
 Everything is taken from the half of the text that explanations are chosen on. In most contexts of it, rules are fitted:
 a category's number is the feature's mean activation there. In the other contexts the families are compared, by the
-score that the label will get. (Otherwise the family with the most categories would always win: of a sequence of three
-tokens that occurs once, the mean is the activation itself.) The chosen rule is then fitted on the whole half.
+score that the label will get, and a rule is cut to as few categories as predict equally well. (Otherwise the family
+with the most categories would always win: of a sequence of three tokens that occurs once, the mean is the activation
+itself.) The chosen rule is then fitted on the whole half.
 
 Letters: N rows, V vocabulary, P firings, J rows that are predicted, K categories of a rule, S rules, E examples, W
 tokens of an example's window.
@@ -26,7 +27,9 @@ from monojax.analysis.explanations import Explanation, Label, label, rank_correl
 from monojax.analysis.sampling import CHOOSING, Amounts, Examples, Sampler, halves
 from monojax.analysis.text import AnalysedText
 
-N_LISTED = 10         # categories of a rule
+N_LISTED = 10         # categories of a rule at most
+_SHORTER = (1, 2, 3, 4, 6)  # numbers of categories that are tried in its place
+_LEAST_LOSS = 0.01    # of the score, for a shorter rule to be worse
 _FITTED = 0.6         # share of the contexts of the half on which rules are fitted before they are compared
 _LEAST_SHARE = 0.01   # of what a rule's categories explain, a category must explain so much
 _LEAST_LIFT = 2.0     # times the feature's mean over all tokens, a category's mean must be
@@ -63,10 +66,16 @@ class Family:
 
 
 class Fitted(typing.NamedTuple):
-  """A rule of one family: its categories, rising, and what it predicts in each; in all others it is 0."""
+  """A rule of one family: its categories, rising; what it predicts in each, 0 in all others; how much each explains."""
   family: int
   category_K: np.ndarray
   level_K: np.ndarray
+  explained_K: np.ndarray
+
+  def cut(self, n: int) -> "Fitted":
+    """The same with the `n` categories alone that explain most."""
+    kept = np.sort(np.argsort(-self.explained_K, kind="stable")[:n])
+    return Fitted(self.family, self.category_K[kept], self.level_K[kept], self.explained_K[kept])
 
 
 class Rule(typing.NamedTuple):
@@ -74,6 +83,10 @@ class Rule(typing.NamedTuple):
   first: Fitted
   how: str = ""
   second: Fitted | None = None
+
+  def cut(self, n: int) -> "Rule":
+    """The same with at most `n` categories of each family."""
+    return Rule(self.first.cut(n), self.how, self.second and self.second.cut(n))
 
 
 class Rules:
@@ -116,12 +129,12 @@ class Rules:
     row_J, true_J = examples.row_EW.reshape(-1)[place_J], examples.act_EW.reshape(-1)[place_J]
     apart_J = ~self._fits_N[row_J]
     if (true_J[apart_J] > 0).sum() >= _LEAST_FIRING and fits_P.sum() >= _LEAST_FIRING:
-      rule = self._chosen(row_P[fits_P], value_P[fits_P], True, row_J[apart_J], true_J[apart_J])
+      rule, n = self._chosen(row_P[fits_P], value_P[fits_P], True, row_J[apart_J], true_J[apart_J])
     else:  # too rare a feature for two parts
-      rule = self._chosen(row_P, value_P, False, row_J, true_J)
-    first = self._fit(rule.first.family, row_P, value_P, False)
-    second = self._fit(rule.second.family, row_P, value_P, False) if rule.second else None
-    rule = Rule(first, rule.how, second)
+      rule, n = self._chosen(row_P, value_P, False, row_J, true_J)
+    first = self._fit(rule.first.family, row_P, value_P, False).cut(n)
+    second = self._fit(rule.second.family, row_P, value_P, False).cut(n) if rule.second else None
+    rule = Rule(first, rule.how, second) if second and len(second.category_K) else Rule(first)
     return Explanation(self._words(rule), rule)
 
   def simulate(self, explanation: Explanation, examples: Examples) -> np.ndarray:
@@ -133,7 +146,7 @@ class Rules:
     predicted_J = self._predicted(rule.first, row_J)
     if rule.second is None:
       return predicted_J
-    return _COMBINED[rule.how](predicted_J, self._predicted(rule.second, row_J), rule.second.level_K.max(initial=0))
+    return _COMBINED[rule.how](predicted_J, self._predicted(rule.second, row_J), rule.second.level_K.max())
 
   def plausible(self, explanation: Explanation, token_K: np.ndarray, strings: Sequence[str]) -> np.ndarray:
     """Tokens that follow where the rule predicts more than on average; see `logit_tests.Judge`."""
@@ -165,7 +178,7 @@ class Rules:
     explained_K = np.where(level_K > _LEAST_LIFT * value_P.sum() / max(n_rows, 1), sum_K * level_K, 0)
     listed = np.argsort(-explained_K, kind="stable")[:N_LISTED]
     listed = np.sort(listed[explained_K[listed] > _LEAST_SHARE * explained_K.sum()])
-    return Fitted(family, category_K[listed], level_K[listed])
+    return Fitted(family, category_K[listed], level_K[listed], explained_K[listed])
 
   def _predicted(self, fitted: Fitted, row_J: np.ndarray) -> np.ndarray:
     """What a fitted rule predicts on some rows, 0 where the row is -1."""
@@ -175,23 +188,27 @@ class Rules:
     place_J = np.minimum(np.searchsorted(fitted.category_K, id_J), len(fitted.category_K) - 1)
     return np.where(fitted.category_K[place_J] == id_J, fitted.level_K[place_J], 0.0)
 
-  def _chosen(self, row_P, value_P, for_comparison, row_J, true_J) -> Rule:
-    """The rule that predicts the true activations of some rows best; the simplest of equally good ones."""
+  def _chosen(self, row_P, value_P, for_comparison, row_J, true_J) -> tuple[Rule, int]:
+    """(the rule that predicts the true activations of some rows best, how many categories of each family it needs)."""
+    rule, best = self._best(row_P, value_P, for_comparison, row_J, true_J)
+    score_S = rank_correlations(np.stack([self._combined(rule.cut(n), row_J) for n in _SHORTER]), true_J)
+    enough = np.flatnonzero(score_S > best - _LEAST_LOSS)
+    return rule, _SHORTER[enough[0]] if len(enough) else N_LISTED
+
+  def _best(self, row_P, value_P, for_comparison, row_J, true_J) -> tuple[Rule, float]:
+    """(the rule that predicts some rows best, the simplest of equally good ones; its score there)."""
     fitted = [self._fit(family, row_P, value_P, for_comparison) for family in range(len(self.families))]
     predicted_SJ = np.stack([self._predicted(one, row_J) for one in fitted])
     score_S = rank_correlations(predicted_SJ, true_J)
     best = int(score_S.argmax())
-    pairs = [(how, other) for other in range(len(fitted)) if other != best and predicted_SJ[other].any()
-             for how in _COMBINED]
+    alone = Rule(fitted[best]), float(score_S[best])
+    pairs = [Rule(fitted[best], how, fitted[other]) for other in range(len(fitted))
+             if other != best and predicted_SJ[other].any() for how in _COMBINED]
     if not pairs:
-      return Rule(fitted[best])
-    tried_SJ = np.stack([_COMBINED[how](predicted_SJ[best], predicted_SJ[other], fitted[other].level_K.max())
-                         for how, other in pairs])
-    score = rank_correlations(tried_SJ, true_J)
+      return alone
+    score = rank_correlations(np.stack([self._combined(rule, row_J) for rule in pairs]), true_J)
     at = int(score.argmax())
-    if score[at] < score_S[best] + _LEAST_GAIN:
-      return Rule(fitted[best])
-    return Rule(fitted[best], pairs[at][0], fitted[pairs[at][1]])
+    return alone if score[at] < score_S[best] + _LEAST_GAIN else (pairs[at], float(score[at]))
 
   def _words(self, rule: Rule) -> str:
     """A rule in words: its categories, those with the largest activations first."""
@@ -199,7 +216,7 @@ class Rules:
     if not len(rule.first.category_K):
       return ""
     first = told(rule.first, self.families[rule.first.family].named)
-    if rule.second is None or not len(rule.second.category_K):
+    if rule.second is None:
       return first
     second = self.families[rule.second.family]
     return (f"{first}; or {told(rule.second, second.named)}" if rule.how == "or" else
@@ -208,7 +225,7 @@ class Rules:
 
 # How two predictions a and b become one, where the largest of the second is known: "and" is 0 where one of them is.
 _COMBINED: Mapping[str, Callable[..., np.ndarray]] = {
-    "and": lambda a_J, b_J, largest: a_J * b_J / max(largest, 1e-30),
+    "and": lambda a_J, b_J, largest: a_J * b_J / largest,
     "or": lambda a_J, b_J, largest: np.maximum(a_J, b_J)}
 
 

@@ -1,29 +1,26 @@
-"""Proxies: how likely a text is of a script or format, and which feature, and which neuron, follows each of them best.
+"""Proxies: how likely a text is of a script or format, and how features and neurons correlate with that.
 
 A proxy is a number at every token. That of a hypothesis h, such as "this is base64", is the log-likelihood ratio of
 Towards Monosemanticity: log P(s | h) / P(s), where s is the text that ends with the token, from where in the context
-the ratio is largest. Tokens count as independent, so that the ratio of a text is the sum of its tokens' ratios r, and
-the largest of all sums that end at token t is found by Kadane's recursion
+the ratio is largest. For the hypotheses:
 
-  score[t] = r[t] + max(0, score[t - 1]),   from 0 at the beginning of each context.
-
-For instance tokens with the ratios -9, 2, -1, 3 have the scores -9, 2, 1, 4. P(token) is the token's share of the
-analysed text. For the hypotheses:
-
-* character classes (base64, DNA, hexadecimal, binary): P(token | h) is a product over characters, see
-  `scripts.class_likelihoods`. DNA is scored on at least two tokens, score[t] = r[t] + score[t - 1] with no choice of
-  the last two, and becomes 1 where that is above 0, and 0 elsewhere.
-* scripts: by Bayes, P(token | h) / P(token) = P(h | token) / P(h), where P(h | token) is 1 or `scripts.IMPOSSIBLE`, or
-  for tokens that are parts of characters the share of their occurrences (`scripts.script_shares`), and P(h) its mean
-  over the text. Scores below 0 become 0.
+* character classes (base64, DNA, hexadecimal, binary): tokens count as independent, so that the ratio of a text is the
+  sum of its tokens' ratios r = log P(token | h) / P(token), and the largest of all sums that end at token t is found by
+  Kadane's recursion: score[t] = r[t] + max(0, score[t - 1]), from 0 at the beginning of each context. For instance
+  tokens with the ratios -9, 2, -1, 3 have the scores -9, 2, 1, 4. P(token | h) is a product over characters, see
+  `scripts.class_likelihoods`, and P(token) the token's share of the analysed text. DNA is scored on at least two
+  tokens, and becomes 1 where that score is above 0, and 0 elsewhere.
+* scripts: by Bayes, P(s | h) / P(s) = P(h | s) / P(h). P(h | s) is 1 if all characters of s are in the script, and
+  `scripts.IMPOSSIBLE` otherwise, so that the best s has no more than the characters that the token completes. A token
+  that ends within a character has the share of its occurrences that are in the script (`scripts.script_shares`).
+  P(h) is the mean of this over the text. Scores below 0 become 0.
 * domains: 1 in the domain's documents, and 0 elsewhere.
 
-Letters: L proxies, N tokens of the text, R those of a batch, V vocabulary, F features, M neurons, P firings, X bins.
+Letters: L proxies, N tokens of the text, R those of a batch, V vocabulary, F features, M neurons, P firings, J columns.
 """
 
 import dataclasses
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +28,10 @@ import numpy as np
 from scipy import sparse
 
 from monojax.analysis import scripts
-from monojax.analysis.codes import Codes
 from monojax.analysis.text import AnalysedText
 from monojax.linear import product
 
-N_BINS = 10
-_LEAST_TOKENS = 10     # of a script or domain, for a proxy of it to be asked for
+LEAST_TOKENS = 10     # of a script or domain, for a proxy of it to be asked for
 _SAMPLE_TOKENS = 200_000
 _ROWS_AT_ONCE = 1 << 15
 _EQUAL = 1e-9          # numbers whose variance is below this part of their mean square do not vary
@@ -49,31 +44,58 @@ class Proxies:
   Attributes:
     names: of the L proxies: classes first, then scripts, then domains.
     kinds: "characters", "script" or "domain", for each.
-    ratio_VL: the ratio r of every token, for those proxies that are no domains.
-    domain_ids: the numbers of the domains of the others.
+    ratio_VL: the ratio r of every token, for the classes. Here L is these, and below it is the scripts.
+    share_VL: P(script | token) of tokens by themselves.
+    p_L: P(script).
+    script_ids: the numbers of the scripts in `scripts.SCRIPTS`.
+    domain_ids: the numbers of the domains.
     left_out: names of scripts and domains of which the text has (nearly) nothing.
+    values: the bytes of each token; the last stands for tokens that are not known.
+    partial_V: whether each token is not whole characters.
   """
   names: tuple[str, ...]
   kinds: tuple[str, ...]
   ratio_VL: np.ndarray
+  share_VL: np.ndarray
+  p_L: np.ndarray
+  script_ids: tuple[int, ...]
   domain_ids: tuple[int, ...]
   left_out: tuple[str, ...]
+  values: tuple[bytes, ...]
+  partial_V: np.ndarray
 
   def scores(self, text: AnalysedText, start: int, stop: int) -> np.ndarray:
     """The values of all proxies at the rows `start` to `stop - 1` of a text, (R, L) float64.
 
     Row `start` must begin a context.
     """
-    context_R = text.context_N[start:stop]
-    r_RL = self.ratio_VL[text.token_N[start:stop]].astype(np.float64)
-    score_RL, paired_RL = largest_sums(r_RL, context_R)
+    token_R, context_R = text.token_N[start:stop], text.context_N[start:stop]
+    class_RL, paired_RL = largest_sums(self.ratio_VL[token_R].astype(np.float64), context_R)
+    dna = self.names.index("DNA")
+    class_RL[:, dna] = paired_RL[:, dna] > 0
+    p_RL = in_scripts(self.values, self.partial_V, self.share_VL, self.script_ids, token_R, context_R)
+    script_RL = np.maximum(np.log(np.maximum(p_RL, scripts.IMPOSSIBLE) / self.p_L[None]), 0)
     is_domain_RL = np.reshape(text.domain_N[start:stop], (-1, 1)) == np.array(self.domain_ids, np.int64)[None]
-    for i, (name, kind) in enumerate(zip(self.names, self.kinds, strict=True)):
-      if kind == "script":
-        score_RL[:, i] = np.maximum(score_RL[:, i], 0)
-      elif name == "DNA":
-        score_RL[:, i] = paired_RL[:, i] > 0
-    return np.concatenate([score_RL, is_domain_RL], axis=1)
+    return np.concatenate([class_RL, script_RL, is_domain_RL], axis=1)
+
+
+def in_scripts(values: Sequence[bytes], partial_V: np.ndarray, share_VL: np.ndarray, script_ids: Sequence[int],
+               token_N: np.ndarray, context_N: np.ndarray) -> np.ndarray:
+  """P(script | s) at each token of a text, see the module, (N, L) float64 with 0 for what is not in the script.
+
+  Args:
+    values, partial_V: the bytes of each token, and whether it is not whole characters.
+    share_VL: P(script | token) of tokens by themselves, for some scripts.
+    script_ids: the numbers of these scripts.
+    token_N, context_N: the text.
+  """
+  share_NL = share_VL[token_N].astype(np.float64)
+  partial_N = partial_V[token_N]
+  if partial_N.any():
+    script_N, ends_N = scripts.scripts_in(values, token_N, context_N)
+    known_N = partial_N & ends_N
+    share_NL[known_N] = script_N[known_N, None] == np.array(script_ids, np.int64)[None]
+  return share_NL
 
 
 def largest_sums(r_RL: np.ndarray, context_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -105,22 +127,25 @@ def make(text: AnalysedText, values: Sequence[bytes], domains: Sequence[str]) ->
   counted_N = text.counted_N[text.token_N[text.counted_N] >= 0]
   n_V = np.bincount(text.token_N[counted_N], minlength=len(values))
   p_V = np.maximum(n_V, 1) / max(n_V.sum(), 1)
-  sample = slice(0, _SAMPLE_TOKENS)
-  share_VL = scripts.script_shares(values, text.token_N[sample], text.context_N[sample])
-  n_L = n_V @ share_VL
-  with_scripts = np.flatnonzero(n_L >= _LEAST_TOKENS)
-  script_VL = np.log(np.maximum(share_VL[:, with_scripts], scripts.IMPOSSIBLE)) - np.log(
-      n_L[with_scripts] / max(n_V.sum(), 1))
+  token_N, context_N = text.token_N[:_SAMPLE_TOKENS], text.context_N[:_SAMPLE_TOKENS]
+  share_VL, partial_V = scripts.script_shares(values, token_N, context_N), scripts.partial_of(values)
+  everything = range(len(scripts.SCRIPTS))
+  in_script_NL = in_scripts(values, partial_V, share_VL, everything, token_N, context_N)
+  if text.counts_N is not None:
+    in_script_NL = in_script_NL[text.counts_N[:_SAMPLE_TOKENS]]
+  n_L = in_script_NL.sum(0)
+  script_ids = np.flatnonzero(n_L >= LEAST_TOKENS)
   class_VL = scripts.class_likelihoods(values) - np.log(p_V)[:, None]
   n_D = np.bincount(text.domain_N[counted_N][text.domain_N[counted_N] >= 0], minlength=len(domains))
-  with_domains = [i for i in range(len(domains)) if n_D[i] >= _LEAST_TOKENS]
+  domain_ids = [i for i in range(len(domains)) if n_D[i] >= LEAST_TOKENS]
   script_names = list(scripts.SCRIPTS)
-  names = (*scripts.CLASSES, *(script_names[i] for i in with_scripts), *(domains[i] for i in with_domains))
-  kinds = ("characters",) * len(scripts.CLASSES) + ("script",) * len(with_scripts) + ("domain",) * len(with_domains)
-  left_out = (*(name for i, name in enumerate(script_names) if i not in with_scripts),
-              *(name for i, name in enumerate(domains) if i not in with_domains))
-  return Proxies(names, kinds, np.concatenate([class_VL, script_VL], axis=1).astype(np.float32), tuple(with_domains),
-                 left_out)
+  names = (*scripts.CLASSES, *(script_names[i] for i in script_ids), *(domains[i] for i in domain_ids))
+  kinds = ("characters",) * len(scripts.CLASSES) + ("script",) * len(script_ids) + ("domain",) * len(domain_ids)
+  left_out = (*(name for i, name in enumerate(script_names) if i not in script_ids),
+              *(name for i, name in enumerate(domains) if i not in domain_ids))
+  return Proxies(names, kinds, class_VL.astype(np.float32), share_VL[:, script_ids],
+                 n_L[script_ids] / max(len(in_script_NL), 1), tuple(script_ids.tolist()), tuple(domain_ids), left_out,
+                 tuple(values), partial_V)
 
 
 def whole_contexts(text: AnalysedText, n_rows: int = _ROWS_AT_ONCE) -> list[tuple[int, int]]:
@@ -224,144 +249,3 @@ def _correlation(product_JL, sums_J, sums_L, n_rows):
     moments.append((mean, np.sqrt(np.where(variance > _EQUAL * mean_square, variance, np.nan))))
   (mean_J, deviation_J), (mean_L, deviation_L) = moments
   return (product_JL / n_rows - mean_J[:, None] * mean_L[None]) / deviation_J[:, None] / deviation_L[None]
-
-
-class Meter:
-  """Measures proxies while the activations of a text are collected: `add` is a `codes.Watch`.
-
-  Attributes:
-    proxies: what is asked for.
-    sums: over the batches so far.
-  """
-
-  def __init__(self, text: AnalysedText, values: Sequence[bytes], domains: Sequence[str], n_features: int,
-               n_neurons: int, rank_N: np.ndarray | None = None, proxies: Proxies | None = None):
-    """Prepares the proxies.
-
-    Args:
-      text: the text whose activations come.
-      values: the bytes of each token (`scripts.bytes_of_tokens`).
-      domains: names of the domains.
-      n_features, n_neurons: how many there are.
-      rank_N: the row of the text that each row is of as they come; by default they come in order, in whole contexts.
-      proxies: those that are asked for; by default all that the text has something of.
-    """
-    self.proxies = proxies or make(text, values, domains)
-    self.sums = ProxySums(n_features, n_neurons, len(self.proxies.names))
-    self._text, self._start, self._score_NL = text, 0, None
-    if rank_N is not None:
-      parts = [self.proxies.scores(text, *part).astype(np.float32) for part in whole_contexts(text)]
-      self._score_NL = np.concatenate(parts)[rank_N]
-
-  def add(self, row_P: np.ndarray, feature_P: np.ndarray, value_P: np.ndarray, x_RM: typing.Any) -> None:
-    """Adds the next batch; see `ProxySums.add`."""
-    start, stop = self._start, self._start + len(x_RM)
-    self._start = stop
-    score_RL = (self.proxies.scores(self._text, start, stop) if self._score_NL is None else
-                self._score_NL[start:stop].astype(np.float64))
-    self.sums.add(score_RL, row_P, feature_P, value_P, x_RM)
-
-  def rows(self, codes: Codes) -> list[dict]:
-    """The rows of `rows_of`, with specificity by the activations of all features on the whole text."""
-    return rows_of(self.proxies, self.sums, lambda features: (columns_of(codes, features), self._text))
-
-
-def rows_of(proxies: Proxies, sums: ProxySums, firings: typing.Callable[[list[int]], tuple[Codes, AnalysedText]],
-            ) -> list[dict]:
-  """A row for each proxy with the best feature and the best neuron, by Pearson's correlation.
-
-  Args:
-    proxies: what was asked for.
-    sums: over the text.
-    firings: (features) -> (activations of these, a text that they are of), from which specificity is taken.
-
-  Returns:
-    A list of {"proxy"; "kind"; "tokens", where it is above 0, and their "share"; "feature", the one that correlates
-    best, and "pearson"; "pearson_above_0", with whether the proxy is above 0; "neuron", of the largest correlation by
-    size, and "neuron_pearson"; "specificity", the share of the tokens where the feature fires on which the proxy is
-    above 0, and "weighted_specificity", the same weighted by activation; "recall", the share of the tokens where the
-    proxy is above 0 on which the feature fires; "bins", see `by_activation`}. Proxies that are above 0 nowhere, or that
-    no feature varies with, are left out.
-  """
-  r_FL, above_FL, r_ML = sums.of_features(), sums.of_features(above=True), sums.of_neurons()
-  asked = [i for i in range(len(proxies.names)) if sums.above_L[i] > 0 and np.isfinite(r_FL[:, i]).any()]
-  best = [int(np.nanargmax(r_FL[:, i])) for i in asked]
-  rows = []
-  for i, f in zip(asked, best, strict=True):
-    neuron = int(np.nanargmax(np.abs(r_ML[:, i]))) if np.isfinite(r_ML[:, i]).any() else None
-    rows.append({
-        "proxy": proxies.names[i], "kind": proxies.kinds[i], "tokens": int(sums.above_L[i]),
-        "share": float(sums.above_L[i] / sums.n_rows), "feature": f, "pearson": float(r_FL[f, i]),
-        "pearson_above_0": float(above_FL[f, i]) if np.isfinite(above_FL[f, i]) else None,
-        "neuron": neuron, "neuron_pearson": None if neuron is None else float(r_ML[neuron, i]),
-        "specificity": float(sums.fires_FL[f, i] / sums.fires_F[f]),
-        "weighted_specificity": float(sums.above_FL[f, i] / sums.sum_F[f]),
-        "recall": float(sums.fires_FL[f, i] / sums.above_L[i])})
-  if rows:
-    codes, text = firings(best)
-    for row, bins in zip(rows, by_activation(proxies, asked, codes, text), strict=True):
-      row["bins"] = bins
-  return rows
-
-
-def by_activation(proxies: Proxies, asked: Sequence[int], codes: Codes, text: AnalysedText) -> list[list[dict]]:
-  """Specificity by activation value: for each pair of a proxy and a feature a list of bins of the feature's activation.
-
-  The `N_BINS` bins are equally wide, from 0 to the feature's largest activation: {"to", where the bin ends; "tokens";
-  "share" of these on which the proxy is above 0, None where there are none; "mass", the bin's part of the sum of all
-  activations}. Mass is what the paper's expected-value plots show.
-
-  Args:
-    proxies: all of them.
-    asked: the numbers of those that are asked for.
-    codes: the activations of as many features, one for each.
-    text: what the activations are of.
-  """
-  above: list[list[np.ndarray]] = [[] for _ in asked]
-  for start, stop in whole_contexts(text):
-    score_RL = proxies.scores(text, start, stop)
-    for j, i in enumerate(asked):
-      row_P, _ = codes.feature(j)
-      here = row_P[np.searchsorted(row_P, start):np.searchsorted(row_P, stop)]
-      above[j].append(score_RL[here - start, i] > 0)
-  found = []
-  for j in range(len(asked)):
-    value_P, above_P = codes.feature(j)[1].astype(np.float64), np.concatenate(above[j])
-    largest = value_P.max(initial=0.0)
-    bin_P = np.minimum((value_P / max(largest, 1e-30) * N_BINS).astype(int), N_BINS - 1)
-    n_X, in_X, mass_X = (np.bincount(bin_P, weight_P, N_BINS) for weight_P in (None, above_P, value_P))
-    found.append([{"to": float(largest * (x + 1) / N_BINS), "tokens": int(n_X[x]),
-                   "share": float(in_X[x] / n_X[x]) if n_X[x] else None,
-                   "mass": float(mass_X[x] / max(value_P.sum(), 1e-30))} for x in range(N_BINS)])
-  return found
-
-
-def columns_of(codes: Codes, features: Sequence[int]) -> Codes:
-  """The activations of some features, numbered in the order that is given; one may be named twice."""
-  parts = [codes.feature(i) for i in features]
-  start_J = np.concatenate([[0], np.cumsum([len(rows) for rows, _ in parts])]).astype(np.int64)
-  return Codes(codes.n_rows, start_J, np.concatenate([rows for rows, _ in parts]),
-               np.concatenate([values for _, values in parts]))
-
-
-def lines(rows: Sequence[Mapping], left_out: Sequence[str] = ()) -> list[str]:
-  """The rows as a table to be printed, and what was left out."""
-  if not rows:
-    return ["no proxies: the text has no token of a script, a format or a domain that is known"]
-  width = max(len("domain: ") + len(row["proxy"]) for row in rows)
-  found = [f"{'proxy':<{width}} {'share':>8} {'feature':>8} {'Pearson':>8} {'specific':>9} {'top bin':>8} "
-           f"{'recall':>7} {'neuron':>7} {'Pearson':>8}"]
-  for row in rows:
-    name = f"domain: {row['proxy']}" if row["kind"] == "domain" else row["proxy"]
-    top = next((bin["share"] for bin in reversed(row["bins"]) if bin["share"] is not None), None)
-    neuron = "-" if row["neuron"] is None else row["neuron"]
-    found.append(f"{name:<{width}} {row['share']:>8.3%} {row['feature']:>8} {row['pearson']:>8.3f} "
-                 f"{row['specificity']:>9.1%} {_percent(top):>8} {row['recall']:>7.1%} {neuron:>7} "
-                 f"{'-' if row['neuron_pearson'] is None else format(row['neuron_pearson'], '.3f'):>8}")
-  if left_out:
-    found.append(f"left out, since the text has fewer than {_LEAST_TOKENS} tokens of them: {', '.join(left_out)}")
-  return found
-
-
-def _percent(share: float | None) -> str:
-  return "-" if share is None else f"{share:.1%}"

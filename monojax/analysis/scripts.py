@@ -74,10 +74,10 @@ def _blocks() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return first, last, number
 
 
-def _scripts_of_characters(text: str) -> np.ndarray:
-  """For each byte of a text in UTF-8 the number of its character's script, `_SPACE` or `_OTHER`, int8.
+def _scripts_of_characters(text: str) -> tuple[np.ndarray, np.ndarray]:
+  """For each byte of a text in UTF-8 (its character's script, `_SPACE` or `_OTHER`; whether a character ends there).
 
-  A byte that is no part of a character is one of the 128 surrogates, as `surrogateescape` writes it.
+  A byte that is no part of a character is one of the 128 surrogates, as `surrogateescape` writes it, and ends none.
   """
   code_J = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.int64)
   first, last, number = _blocks()
@@ -86,13 +86,15 @@ def _scripts_of_characters(text: str) -> np.ndarray:
   script_J = np.where(within_J, number[block_J], _OTHER).astype(np.int8)
   is_space = np.isin(code_J, (9, 10, 11, 12, 13, 32, 0x85, 0xA0, 0x3000)) | ((code_J >= 0x2000) & (code_J <= 0x200A))
   script_J[is_space] = _SPACE
-  one_J = (code_J < 0x80) | ((code_J >= 0xDC80) & (code_J <= 0xDCFF))
-  n_bytes_J = np.select([one_J, code_J < 0x800, code_J < 0x10000], [1, 2, 3], 4)
-  return np.repeat(script_J, n_bytes_J)
+  escaped_J = (code_J >= 0xDC80) & (code_J <= 0xDCFF)
+  n_bytes_J = np.select([(code_J < 0x80) | escaped_J, code_J < 0x800, code_J < 0x10000], [1, 2, 3], 4)
+  ends = np.zeros(int(n_bytes_J.sum()), bool)
+  ends[(np.cumsum(n_bytes_J) - 1)[~escaped_J]] = True
+  return np.repeat(script_J, n_bytes_J), ends
 
 
-def scripts_of(values: Sequence[bytes]) -> np.ndarray:
-  """The script of each of the tokens of a text, int8: a number in `SCRIPTS`, or -1.
+def scripts_of(values: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+  """(the script of each token of a text, a number in `SCRIPTS` or -1; whether the token ends with a whole character).
 
   A token is of a script if all characters that it has a part of are; white space that it has beside others does not
   matter, since many tokenizers put a space in front of a word.
@@ -100,16 +102,36 @@ def scripts_of(values: Sequence[bytes]) -> np.ndarray:
   Args:
     values: the bytes of tokens that follow each other.
   """
-  found_N = np.full(len(values), _OTHER, np.int8)
+  script_N, ends_N = np.full(len(values), _OTHER, np.int8), np.zeros(len(values), bool)
   length_N = np.fromiter(map(len, values), np.int64, len(values))
   there = np.flatnonzero(length_N)
   if len(there):
-    script_J = _scripts_of_characters(b"".join(values).decode(errors="surrogateescape"))
-    starts = (np.cumsum(length_N) - length_N)[there]
+    script_J, ends_J = _scripts_of_characters(b"".join(values).decode(errors="surrogateescape"))
+    stops = np.cumsum(length_N)[there]
+    starts = stops - length_N[there]
     least = np.minimum.reduceat(script_J, starts)
     largest = np.maximum.reduceat(np.where(script_J == _SPACE, np.int8(-2), script_J), starts)
-    found_N[there] = np.where((least == largest) & (least != _SPACE), least, _OTHER)
-  return found_N
+    script_N[there] = np.where((least == largest) & (least != _SPACE), least, _OTHER)
+    ends_N[there] = ends_J[stops - 1]
+  return script_N, ends_N
+
+
+def scripts_in(values: Sequence[bytes], token_N: np.ndarray, context_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """`scripts_of` the tokens of a text, whose contexts are kept apart.
+
+  Args:
+    values: the bytes of each token of the vocabulary.
+    token_N, context_N: the text, as `AnalysedText` has it.
+  """
+  begins = np.flatnonzero(np.diff(context_N, prepend=-1))
+  apart = np.insert(token_N, begins, -2)  # a line break at the beginning of each context ends what came before
+  script_J, ends_J = scripts_of([b"\n" if i == -2 else values[i] for i in apart.tolist()])
+  return script_J[apart != -2], ends_J[apart != -2]
+
+
+def partial_of(values: Sequence[bytes]) -> np.ndarray:
+  """Whether each token is not whole characters, bool (V,)."""
+  return np.array([value.decode(errors="ignore").encode() != value for value in values], bool)
 
 
 def script_shares(values: Sequence[bytes], token_N: np.ndarray, context_N: np.ndarray) -> np.ndarray:
@@ -122,20 +144,17 @@ def script_shares(values: Sequence[bytes], token_N: np.ndarray, context_N: np.nd
     token_N, context_N: a sample of text, as `AnalysedText` has it, from which the latter are counted.
   """
   share_VL = np.zeros((len(values), len(SCRIPTS)), np.float32)
-  partial_V = np.array([value.decode(errors="ignore").encode() != value for value in values], bool)
+  partial_V = partial_of(values)
   whole = np.flatnonzero(~partial_V)
-  script = scripts_of([values[i] for i in whole.tolist()])
+  script, _ = scripts_of([values[i] for i in whole.tolist()])
   share_VL[whole[script >= 0], script[script >= 0]] = 1
-  seen_V = np.zeros(len(values))
-  if len(token_N):
-    starts = np.flatnonzero(np.diff(context_N, prepend=context_N[0] - 1))
-    for ids in np.split(token_N, starts[1:]):
-      is_partial = partial_V[ids]
-      if is_partial.any():
-        script = scripts_of([values[i] for i in ids.tolist()])[is_partial]
-        np.add.at(seen_V, ids[is_partial], 1)
-        np.add.at(share_VL, (ids[is_partial][script >= 0], script[script >= 0]), 1)
-  share_VL[partial_V] /= np.maximum(seen_V[partial_V], 1)[:, None]
+  is_partial_N = partial_V[token_N]
+  if is_partial_N.any():
+    script = scripts_in(values, token_N, context_N)[0][is_partial_N]
+    ids = token_N[is_partial_N]
+    np.add.at(share_VL, (ids[script >= 0], script[script >= 0]), 1)
+    seen_V = np.bincount(ids[ids >= 0], minlength=len(values))
+    share_VL[partial_V] /= np.maximum(seen_V[partial_V], 1)[:, None]
   return share_VL
 
 
@@ -145,10 +164,10 @@ def class_likelihoods(values: Sequence[bytes]) -> np.ndarray:
   A character of a class has the probability 1 / its number of characters, any other `IMPOSSIBLE`; a byte that is no
   whole character counts as one. Tokens that are no text count as one impossible character.
   """
-  found_VL = np.empty((len(values), len(CLASSES)))
+  found_VL, classes = np.empty((len(values), len(CLASSES))), [frozenset(characters) for characters in CLASSES.values()]
   for i, value in enumerate(values):
     text = value.decode(errors="surrogateescape") or "\0"
-    for c, characters in enumerate(CLASSES.values()):
+    for c, characters in enumerate(classes):
       n_in = sum(character in characters for character in text)
       found_VL[i, c] = -n_in * np.log(len(characters)) + (len(text) - n_in) * np.log(IMPOSSIBLE)
   return found_VL

@@ -311,7 +311,7 @@ class LoadedRun:
       seed: of the choice of the tokens.
 
     Returns:
-      A row for each proxy; `monojax.analysis.proxies.rows_of` says what is in it.
+      A row for each proxy; `monojax.analysis.proxy_rows.rows_of` says what is in it.
 
     Raises:
       InputError: the dictionary has not been analysed, or it was by monojax before 0.2, and `n_tokens` is not given.

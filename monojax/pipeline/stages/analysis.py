@@ -25,12 +25,12 @@ def analyze(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTIONARY)
   place = run.dictionary(dictionary)
 
   def work(directory, identity):
-    from monojax.analysis import proxies
+    from monojax.analysis import proxy_rows
     tables = _measured(run, config, place.name)
     stages = [stage for stage in ("tokens", "subject", "activations", place.stage) if run.stage(stage)]
     tables.summary["config"] = {stage: run.require_stage(stage)["config"] for stage in stages}
     tables.save(directory)
-    print("\n".join(proxies.lines(tables.summary["proxies"], tables.summary["proxies_left_out"])), flush=True)
+    print("\n".join(proxy_rows.lines(tables.summary["proxies"], tables.summary["proxies_left_out"])), flush=True)
     return {f"sae/{name}": value for name, value in tables.summary["figures"].items()} | {
         f"detectors/{row['class']}/{kind}_f1": row[f"{kind}_f1"]
         for row in tables.summary["detectors"] for kind in ("feature", "neuron")}
