@@ -55,7 +55,8 @@ def _field(loop: Loop) -> list[str]:
     mx, my = (ax + bx) / 2 + bend * uy, (ay + by) / 2 - bend * ux
     sx, sy, tx, ty = ax + _RADIUS * ux, ay + _RADIUS * uy, bx - _RADIUS * ux, by - _RADIUS * uy
     found += [f'<path d="M{sx:.1f} {sy:.1f}Q{mx:.1f} {my:.1f} {tx:.1f} {ty:.1f}" marker-end="url(#tip)"/>',
-              _text(mx + 10 * uy, my - 10 * ux + 4, tokens, "tokens")]
+              _text(mx + 8 * uy, my - 8 * ux + 4, tokens, "tokens",
+                    "start" if uy > 0.5 else "end" if uy < -0.5 else "middle")]
   for (cx, cy), state in zip(places, loop.states, strict=True):
     found += [f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="{_RADIUS}"/>', _text(cx, cy + 4, str(state.feature))]
     if state.domain:
@@ -63,10 +64,10 @@ def _field(loop: Loop) -> list[str]:
   return found
 
 
-def _text(x: float, y: float, text: str, name: str = "") -> str:
-  """A text around a point."""
+def _text(x: float, y: float, text: str, name: str = "", anchor: str = "middle") -> str:
+  """A text that begins or ends at a point, or lies around it."""
   style = f' class="{name}"' if name else ""
-  return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle"{style}>{html.escape(text)}</text>'
+  return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{html.escape(text)}</text>'
 
 
 def _shown(token: str) -> str:
