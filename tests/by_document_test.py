@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -117,13 +118,14 @@ def test_continuations_are_drawn_from_the_spliced_subject(pair):  # noqa: F811
     assert spliced.loss == pytest.approx(-np.mean([log_p[3 + i, t] for i, t in enumerate(spliced.ids)]), rel=1e-4)
 
 
-def test_the_command_leaves_tables_that_agree_with_the_stage(finished):
-  done = run("fidelity", finished[0], "--n_tokens=3000", "--n_draws=50", "--n_samples=2", "--sample_tokens=5")
+def test_the_command_leaves_tables_that_agree_with_the_stage(finished, tmp_path):
+  workdir = shutil.copytree(finished[0], tmp_path / "run")
+  done = run("fidelity", workdir, "--n_tokens=3000", "--n_draws=50", "--n_samples=2", "--sample_tokens=5")
   assert done.returncode == 0, done.stderr
   assert "cross-entropy" in done.stdout and "by domain" in done.stdout and "sampled, spliced" in done.stdout
-  found = json.loads((finished[0] / "fidelity" / "fidelity.json").read_text())
+  found = json.loads((workdir / "fidelity" / "fidelity.json").read_text())
   figures = found["figures"]
   assert sum(row["tokens"] for row in found["domains"]) == figures["tokens"]
   assert figures["ce_clean_low"] <= figures["ce_clean"] <= figures["ce_clean_high"]
   assert figures["kl_spliced"] < figures["kl_zero"] and len(found["continuations"]) == 6
-  assert (finished[0] / "fidelity" / "domains.csv").read_text().startswith("domain,documents,tokens,ce_clean")
+  assert (workdir / "fidelity" / "domains.csv").read_text().startswith("domain,documents,tokens,ce_clean")
