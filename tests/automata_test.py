@@ -129,6 +129,7 @@ def test_planted_loops_are_found_and_no_others():
   assert set(one.steps[0].tokens[:5]) == {f"<{k}>" for k in range(15, 20)}
   assert [set(step.tokens[:5]) for step in three.steps] == [
       {f"<{k}>" for k in range(first, first + 5)} for first in (5, 10, 0)]
+  assert found.first(1) == found.loops and found.first(0) == []
   assert found.figures["loops_1"] == found.figures["loops_3"] == 1 and found.figures["loops_2"] == 0
   assert found.figures["best_3"] == three.score > 3 * found.figures["best_3_shuffled"]
   mass = [f_NF[token_N // 5 == 3, 3][(np.flatnonzero(token_N // 5 == 3) // 500) % 2 == side].sum() for side in (0, 1)]
@@ -184,6 +185,6 @@ def test_loops_of_a_run(finished, tmp_path, capsys):
   assert record["loops"] == json.loads(json.dumps(found.to_dict()))["loops"] and record["figures"] == found.figures
   assert found.loops and f"{found.loops[0].score:.3f}" in printed and "shuffled" in printed
   assert (workdir / "automata" / "automata.svg").read_text().count("<circle") == sum(
-      len(loop.states) for loop in found.loops)
+      len(loop.states) for loop in found.first(10))
   with pytest.raises(InputError, match="n_states=5"):
     loaded.automata(n_states=5)

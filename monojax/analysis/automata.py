@@ -85,13 +85,18 @@ class Automata:
   """The loops of a dictionary's features.
 
   Attributes:
-    loops: those of one state first, then those of two and so on, the strongest first.
+    loops: those of one state first, then those of two and so on, of each the strongest first.
     figures: "tokens" read, "features" that took part, and for each number of states S "loops_S", how many loops are
       above the smallest score, "best_S", the score of the strongest, and both again with the ending "_shuffled" for the
       control: each feature has the logit weights of another one, drawn at random.
   """
   loops: list[Loop]
   figures: dict[str, int | float]
+
+  def first(self, n: int) -> list[Loop]:
+    """The `n` strongest loops of each number of states."""
+    sizes = sorted({len(loop.states) for loop in self.loops})
+    return [loop for size in sizes for loop in [loop for loop in self.loops if len(loop.states) == size][:n]]
 
   def to_dict(self) -> dict[str, typing.Any]:
     """All of it, ready for JSON."""
@@ -108,12 +113,12 @@ class Steps:
   Attributes:
     token_N: the token of the second row of each pair.
     before_FN: 1 where a feature fires on the first row, a sparse matrix, rows of which are features.
-    after_NF: the features' activations on the second row, a sparse matrix.
+    after_NF: the features' activations on the second row, a sparse matrix of any format.
     documents_F: in how many documents each feature fires.
   """
   token_N: np.ndarray
   before_FN: sparse.csr_matrix
-  after_NF: sparse.csr_matrix
+  after_NF: sparse.spmatrix
   documents_F: np.ndarray
 
 
@@ -180,6 +185,7 @@ def of_codes(config: AutomataConfig, codes: Codes, text: AnalysedText, weights_o
     for ending, loops, counts in (("", kept_loops, n_loops), ("_shuffled", shuffled, n_shuffled)):
       figures |= {f"loops_{n}{ending}": counts[n],
                   f"best_{n}{ending}": max((score for score, states in loops if len(states) == n), default=0.0)}
+  steps = dataclasses.replace(steps, after_NF=steps.after_NF.tocsc())  # of which columns are quickly read
   told = [_told(states, score, (to_FK, score_FK), steps, weights_of, used_V, config.n_raised, token_strings, codes,
                 text, domains) for score, states in kept_loops]
   return Automata(told, figures)

@@ -113,7 +113,8 @@ class FidelityConfig:
 class AutomataConfig:
   """How much text loops of features are looked for in, and which of them are listed."""
   n_states: int = option(4, "the most features of a loop", Bounds(at_least=1, at_most=4))
-  n_loops: int = option(10, "how many loops of each number of features are listed", COUNT)
+  n_loops: int = option(50, "how many loops of each number of features are kept; the first 10 are printed and drawn",
+                        COUNT)
   n_tokens: int = option(262_144, "training tokens that are read; 0 = all", NOT_NEGATIVE)
   n_raised: int = option(200, "a feature leads to another through the tokens that it raises most, so many", COUNT)
   min_score: float = option(0.05, "the weakest step of a loop that is listed", POSITIVE_FRACTION)

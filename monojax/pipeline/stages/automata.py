@@ -12,13 +12,14 @@ if typing.TYPE_CHECKING:
   from monojax.analysis.automata import Automata
 
 FOLDER = "automata"
+_SHOWN = 10  # loops of each number of features that are printed and drawn
 
 
 def automata(run: RunFolder, config: AutomataConfig, dictionary: str = OWN_DICTIONARY) -> "Automata":
   """Looks for loops of features, each of which raises tokens on which the next one fires, and prints them.
 
   In the folder `automata` of the dictionary's home are then `automata.json` (the settings, the figures and the loops)
-  and `automata.svg`, a picture of the loops.
+  and `automata.svg`, a picture of the strongest of them.
 
   Args:
     run: the run's folder.
@@ -37,7 +38,7 @@ def automata(run: RunFolder, config: AutomataConfig, dictionary: str = OWN_DICTI
   with owned(home):
     files.write_record(home / "automata.json", {"dictionary": place.name, "settings": configs.to_dict(config),
                                                 **found.to_dict()})
-    draw_loops(found.loops, home / "automata.svg")
+    draw_loops(found.first(_SHOWN), home / "automata.svg")
   print(f"\nSee {home}")
   return found
 
@@ -50,6 +51,6 @@ def _print(found: "Automata", config: AutomataConfig) -> None:
     features = "feature" if n == 1 else "features"
     print(f"\nloops of {n} {features}: {figures[f'loops_{n}']:,} (best {figures[f'best_{n}']:.3f}), shuffled "
           f"{figures[f'loops_{n}_shuffled']:,} (best {figures[f'best_{n}_shuffled']:.3f})")
-    for loop in found.loops:
+    for loop in found.first(_SHOWN):
       if len(loop.states) == n:
         print(f"  {loop}")
