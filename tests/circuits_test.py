@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -235,16 +236,16 @@ def test_what_does_not_fire_has_no_circuit(made):
     circuits.circuit(subject, sae, IDS, feature, STRINGS, Kept(first_position=11))
 
 
-def test_windows_are_found_in_the_text():
-  tokens = Tokens("train", np.array([9, 1, 2, 3, 9, 1, 2, 3, 1, 2, 3, 5], np.uint16), np.array([0, 4]),
-                  np.array([-1, -1], np.int32), (), 10, 9, 0)
-  window = lambda *ids: np.array(ids, np.int32)
-  assert circuits.contexts_of(tokens, window(1, 2, 3), 1, 4) == [(1, 2), (2, 1)]
-  assert circuits.contexts_of(tokens, window(1, 2, 3), 0, 4) == [(0, 2)]
-  assert circuits.contexts_of(tokens, window(-1, 1, 2), 1, 4) == [(1, 1), (2, 0)]
-  assert circuits.contexts_of(tokens, window(3, 5, -1), 1, 4) == [(2, 3)]
-  behind_bos = Tokens("train", tokens.tokens_N, tokens.start_D, tokens.domain_D, (), 10, 9, 0, prefix=(7,))
-  assert circuits.contexts_of(behind_bos, window(7, 3, 9), 0, 4) == [(1, 1)]  # contexts of three tokens behind it
+@pytest.mark.parametrize("prefix, expected", [((), [9, 1, 2, 3, 1]), ((7,), [7, 9, 1, 2, 3, 1])])
+def test_the_strongest_example_is_where_the_tables_say(prefix, expected):
+  tokens = Tokens("train", np.array([9, 5, 6, 7, 8, 9, 1, 2, 3, 1, 2, 3], np.uint16), np.array([0, 5]),
+                  np.array([-1, -1], np.int32), (), 10, 9, 0, prefix=prefix)
+  known = types.SimpleNamespace(example_position_FE=np.array([[9, 2], [-1, -1]]), has=lambda name: True)
+  assert circuits.strongest_example(tokens, known, 0, 5 + len(prefix)) == expected
+  with pytest.raises(InputError, match="feature=1: never fires"):
+    circuits.strongest_example(tokens, known, 1, 5)
+  with pytest.raises(InputError, match="monojax before 0.2"):
+    circuits.strongest_example(tokens, types.SimpleNamespace(has=lambda name: False), 0, 5)
 
 
 @pytest.mark.slow
@@ -252,7 +253,7 @@ def test_the_circuit_of_a_runs_feature_is_at_its_strongest_example(finished):
   run = monojax.load(finished[0])
   feature = int(run.features.max_act_F.argmax())
   tokens = load.open_tokens(RunFolder(finished[0]), "train")
-  ids = circuits.strongest_example(run._subject, run.sae, tokens, run.features, feature, run.kept)
+  ids = circuits.strongest_example(tokens, run.features, feature, run.n_context)
   encode = make_encode(run.subject, run.sae.model, run.reads, run.kept)
   padded_1T = np.array([ids + [0] * (run.n_context - len(ids))], np.int32)
   activation = float(encode(run.subject_params, run.sae.params, padded_1T)[0][len(ids) - 1, feature])

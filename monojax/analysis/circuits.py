@@ -269,54 +269,22 @@ def _raised_by(subject: Subject, dictionary: Wired) -> typing.Callable:
                                                                 jnp.int32(feature))
 
 
-def contexts_of(tokens: Tokens, window_W: np.ndarray, document: int, n_context: int) -> list[tuple[int, int]]:
-  """Where in a text an example's window is: [(number of the context, position of the window's middle in it)].
-
-  Args:
-    tokens: the text.
-    window_W: the example's tokens, -1 outside of its context.
-    document: the number of the document that its middle is in.
-    n_context: the tokens of a context.
-  """
-  middle, n_prefix = len(window_W) // 2, len(tokens.prefix)
-  inside_W = window_W >= 0
-  if n_prefix and window_W[inside_W][0] == tokens.prefix[0] and inside_W[:middle].any():
-    inside_W = inside_W & (np.arange(len(window_W)) != np.flatnonzero(inside_W)[0])  # it is not in the text itself
-  offset_J = np.flatnonzero(inside_W) - middle
-  first = int(tokens.start_D[document])
-  last = int(tokens.start_D[document + 1]) if document + 1 < len(tokens.start_D) else tokens.n_tokens
-  middle_N = np.arange(max(first, -int(offset_J[0])), min(last, tokens.n_tokens - int(offset_J[-1])))
-  same_N = np.ones(len(middle_N), bool)
-  for offset in offset_J.tolist():
-    same_N &= tokens.tokens_N[middle_N + offset] == window_W[middle + offset]
-  context_N, position_N = np.divmod(middle_N[same_N], n_context - n_prefix)
-  return [(int(context), int(position) + n_prefix) for context, position in zip(context_N, position_N, strict=True)]
-
-
-def strongest_example(subject: LoadedSubject, sae: SAE, tokens: Tokens, tables: FeatureTables, feature: int,
-                      kept: Kept = EVERY) -> list[int]:
+def strongest_example(tokens: Tokens, tables: FeatureTables, feature: int, n_context: int) -> list[int]:
   """The token ids of the context in which a feature is strongest on the analysed text, up to its token.
 
   Args:
-    subject, sae: the subject and its dictionary.
-    tokens: the analysed text, of which the tables know the examples' documents.
+    tokens: the analysed text, in which the tables know where examples are.
     tables: the dictionary's analysis.
     feature: the feature's number.
-    kept: the positions that count.
+    n_context: the tokens of a context.
 
   Raises:
-    InputError: the feature does not fire on that text.
+    InputError: the feature does not fire on that text, or the analysis does not know where its examples are.
   """
-  window_W, document = tables.example_tokens_FEW[feature, 0], int(tables.example_document_FE[feature, 0])
-  require(document >= 0, "feature", feature, "never fires on the analysed text: give a text on which it does")
-  wanted = tables.example_acts_FEW[feature, 0][len(window_W) // 2]
-  encode = make_encode(subject.model, sae.model, sae.reads, kept)
-  found: list[tuple[float, list[int]]] = []
-  for context, position in contexts_of(tokens, window_W, document, subject.n_context):
-    ids_1T = tokens.context(np.array([context]), subject.n_context)
-    activation = float(encode(subject.params, sae.params, ids_1T)[0][position, feature])
-    found.append((abs(activation - wanted), ids_1T[0, :position + 1].tolist()))
-    if found[-1][0] < 1e-3 * wanted:
-      break
-  require(found, "feature", feature, "its examples are not in the run's text: give a text")
-  return min(found)[1]
+  require(tables.has("example_position_FE"), "text", None, "this analysis was made by monojax before 0.2, which did "
+          "not keep where examples are: give a text on which the feature fires")
+  position = int(tables.example_position_FE[feature, 0])
+  require(position >= 0, "feature", feature, "never fires on the analysed text: give a text on which it does")
+  n_prefix = len(tokens.prefix)
+  context, place = divmod(position, n_context - n_prefix)
+  return tokens.context(np.array([context]), n_context)[0, :place + n_prefix + 1].tolist()

@@ -406,8 +406,7 @@ class LoadedRun:
     """
     self._require_feature(feature)
     if text is None:
-      ids = circuits.strongest_example(self._subject, self.sae, load.open_tokens(self._folder, "train"), self.features,
-                                       feature, self.kept)
+      ids = circuits.strongest_example(load.open_tokens(self._folder, "train"), self.features, feature, self.n_context)
       token = len(ids) - 1 if token is None else token
     else:
       ids = self.token_ids(text)
