@@ -15,91 +15,40 @@ def define_dictionary() -> None:
                            "trained under, or its folder in the run"))
 
 
-def _define_probe() -> None:
-  from monojax.analysis.config import ProbeConfig
-  cli.define_study_flags(ProbeConfig, "the folder of a run whose dictionary is finished")
-  define_dictionary()
+def _defining(settings: str):
+  """What defines the flags of a command: those of the settings of that name in `monojax.analysis.config`."""
+  def define() -> None:
+    from monojax.analysis import config
+    cli.define_study_flags(getattr(config, settings), "the folder of a run whose dictionary is finished")
+    define_dictionary()
+  return define
 
 
-def _probe() -> None:
-  from monojax.analysis.config import ProbeConfig
-  from monojax.pipeline.stages import probe
-  run, config = cli.study_run_and_config(ProbeConfig(), lambda _: None, "run")
-  probe(run, config, flags.FLAGS.dictionary)
-  print(f"\nSee {run.directory / f'{run.dictionary(flags.FLAGS.dictionary).home}probes'}")
+def _asking(stage: str, settings: str, *more: str, leaves: str = ""):
+  """What a command does: the function of that name of the stages, with its settings and the dictionary.
 
-
-def _define_compare() -> None:
-  from monojax.analysis.config import CompareConfig
-  cli.define_study_flags(CompareConfig, "the folder of a run whose dictionary is finished")
-  define_dictionary()
-  own(flags.DEFINE_string("other", "", "what it is compared with: the folder of another run, or a dictionary's folder, "
-                           "of any tool, or hf:NAME[@REVISION]/PATH; by default the same run"))
-  own(flags.DEFINE_string("other_dictionary", "sae", "the other dictionary's name in its run, as for --dictionary"))
-
-
-def _comparing(name: str):
-  """What the commands `compare` and `universality` do: the function of that name of the stages."""
+  Args:
+    stage: the function's name.
+    settings: the name of its settings' class.
+    *more: further flags whose values it is given.
+    leaves: the folder in the dictionary's home that the user is told of.
+  """
   def main() -> None:
-    from monojax.analysis.config import CompareConfig
+    from monojax.analysis import config as settings_of
     from monojax.pipeline import stages
-    run, config = cli.study_run_and_config(CompareConfig(), lambda _: None, "run")
+    run, config = cli.study_run_and_config(getattr(settings_of, settings)(), lambda _: None, "run")
     values = flags.FLAGS
-    getattr(stages, name)(run, config, values.dictionary, values.other, values.other_dictionary)
+    getattr(stages, stage)(run, config, values.dictionary, *(getattr(values, name) for name in more))
+    if leaves:
+      print(f"\nSee {run.directory / f'{run.dictionary(values.dictionary).home}{leaves}'}")
   return main
 
 
-def _define_fidelity() -> None:
-  from monojax.analysis.config import FidelityConfig
-  cli.define_study_flags(FidelityConfig, "the folder of a run whose dictionary is finished")
-  define_dictionary()
-
-
-def _fidelity() -> None:
-  from monojax.analysis.config import FidelityConfig
-  from monojax.pipeline.stages import fidelity
-  run, config = cli.study_run_and_config(FidelityConfig(), lambda _: None, "run")
-  fidelity(run, config, flags.FLAGS.dictionary)
-  print(f"\nSee {run.directory / f'{run.dictionary(flags.FLAGS.dictionary).home}fidelity'}")
-
-
-def _define_steer() -> None:
-  from monojax.analysis.config import SteerConfig
-  cli.define_study_flags(SteerConfig, "the folder of a run whose dictionary is finished")
-  define_dictionary()
-
-
-def _steer() -> None:
-  from monojax.analysis.config import SteerConfig
-  from monojax.pipeline.stages import steer
-  run, config = cli.study_run_and_config(SteerConfig(), lambda _: None, "run")
-  steer(run, config, flags.FLAGS.dictionary)
-
-
-def _define_automata() -> None:
-  from monojax.analysis.config import AutomataConfig
-  cli.define_study_flags(AutomataConfig, "the folder of a run whose dictionary is finished")
-  define_dictionary()
-
-
-def _automata() -> None:
-  from monojax.analysis.config import AutomataConfig
-  from monojax.pipeline.stages import automata
-  run, config = cli.study_run_and_config(AutomataConfig(), lambda _: None, "run")
-  automata(run, config, flags.FLAGS.dictionary)
-
-
-def _define_explain() -> None:
-  from monojax.analysis.config import ExplainConfig
-  cli.define_study_flags(ExplainConfig, "the folder of a run whose dictionary is finished")
-  define_dictionary()
-
-
-def _explain() -> None:
-  from monojax.analysis.config import ExplainConfig
-  from monojax.pipeline.stages import explain
-  run, config = cli.study_run_and_config(ExplainConfig(), lambda _: None, "run")
-  explain(run, config, flags.FLAGS.dictionary)
+def _define_compare() -> None:
+  _defining("CompareConfig")()
+  own(flags.DEFINE_string("other", "", "what it is compared with: the folder of another run, or a dictionary's folder, "
+                           "of any tool, or hf:NAME[@REVISION]/PATH; by default the same run"))
+  own(flags.DEFINE_string("other_dictionary", "sae", "the other dictionary's name in its run, as for --dictionary"))
 
 
 EVIDENCE = {
@@ -114,7 +63,7 @@ Beside the dictionary stand three ways to wipe its site: with zeros, with the me
 (resample-ablation). Figures have 95 % intervals, for which whole documents are drawn again (bootstrap), and each domain
 has a row. Texts are continued with and without the dictionary, and the subject as it is tells how likely it finds them.
 Leaves fidelity.json, domains.csv and domains.json in the folder fidelity of the dictionary's home.
-""", _fidelity, define=_define_fidelity),
+""", _asking("fidelity", "FidelityConfig", leaves="fidelity"), define=_defining("FidelityConfig")),
     "probe": Command(
         "how well features tell labels of texts, beside neurons and random features", """\
 Probes a dictionary on labelled texts: how well one feature, or a few, tell a label that people gave.
@@ -128,7 +77,7 @@ The protocol is that of the package sae-probes, whose 113 data sets with two lab
 regression on all neurons, and for each k on k features of the dictionary, on k neurons, and on k random features that
 fire equally often. Leaves probes/points.csv, summary.csv and their .json in the dictionary's folder. The same command
 resumes after an interruption, and takes what it has found before if nothing has changed.
-""", _probe, define=_define_probe),
+""", _asking("probe", "ProbeConfig", leaves="probes"), define=_defining("ProbeConfig")),
     "compare": Command(
         "which features two dictionaries share", """\
 Compares two dictionaries: which features they share, which are their own, and which have split.
@@ -141,7 +90,7 @@ Features are matched by the cosine of their directions, where both dictionaries 
 by the correlation of their activations on the same tokens. Beside them are neurons, where they differ, and features
 with random directions that fire as often. Leaves comparison.json, pairs.csv, edges.csv (and .json of both) and, with
 matplotlib, matches.png in comparisons/NAME, in the dictionary's folder.
-""", _comparing("compare"), define=_define_compare),
+""", _asking("compare", "CompareConfig", "other", "other_dictionary"), define=_define_compare),
     "universality": Command(
         "which features dictionaries of two subjects share", """\
 Asks for the same features in two subjects that were trained with different seeds on the same tokens.
@@ -152,7 +101,7 @@ Asks for the same features in two subjects that were trained with different seed
 Prints how well the activations of each feature correlate with the most similar feature of the other subject, the same
 for neurons and for random directions, beside what Towards Monosemanticity found; and how alike logit weights and
 attributions of matched features are. Leaves what `compare` does.
-""", _comparing("universality"), define=_define_compare),
+""", _asking("universality", "CompareConfig", "other", "other_dictionary"), define=_define_compare),
     "steer": Command(
         "a text continued with features changed, beside the subject as it is", """\
 Lets the subject continue a prompt with some features changed, beside what it writes as it is.
@@ -165,7 +114,7 @@ Lets the subject continue a prompt with some features changed, beside what it wr
 activation, and --ablate removes it: at every token that is read and written, or at --positions. Prints --n
 continuations side by side, drawn with the same random numbers, and the tokens whose probability right after the prompt
 rises and falls most.
-""", _steer, define=_define_steer),
+""", _asking("steer", "SteerConfig"), define=_defining("SteerConfig")),
     "automata": Command(
         "loops of features that lead to one another", """\
 Looks for automata: loops of features, each of which raises tokens on which the next one fires.
@@ -177,7 +126,7 @@ For instance a feature of base64 that raises pieces of base64; or one of opening
 which another fires, which raises what closes a tag. No feature has to be named. Beside the loops is the control, which
 has the features' logit weights shuffled. Leaves automata.json and automata.svg, a picture, in automata/ in the
 dictionary's folder.
-""", _automata, define=_define_automata),
+""", _asking("automata", "AutomataConfig"), define=_defining("AutomataConfig")),
     "explain": Command(
         "labels of features, and how well they predict, beside neurons and random directions", """\
 Labels a dictionary's features: says in words what each fires on, and how well these words predict it on other text.
@@ -193,5 +142,5 @@ protocol of chats explains and predicts. The score is Spearman's correlation of 
 examples of the other half; its median is printed with intervals, for a random sample of features, neurons and random
 directions, those of a single token apart. Leaves labels.csv (and .json) and comparison.json in labels/NAME, in the
 dictionary's folder.
-""", _explain, define=_define_explain),
+""", _asking("explain", "ExplainConfig"), define=_defining("ExplainConfig")),
 }
