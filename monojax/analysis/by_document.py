@@ -79,7 +79,7 @@ def document_losses(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, sample
   Raises:
     InputError: the subject is an encoder.
   """
-  require(subject.model.output == "logits", "subject", "an encoder", "predicts no tokens, so that there is no loss")
+  require_predicts(subject)
   batch_contexts, width = contexts_per_batch(subject), subject.n_context
   losses_of = _make_losses(subject.model, sae.model, sae.reads, sae.writes, kept)
   context_C = tokens.choose(width + 1, config.n_tokens, config.seed)
@@ -105,6 +105,11 @@ def document_losses(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, sample
   there_J = np.flatnonzero(n_tokens_J)
   of = lambda kind: {name.partition("/")[2]: sums_J[there_J] for name, sums_J in sums.items() if name.startswith(kind)}
   return DocumentLosses(there_J, tokens.domain_D[there_J], n_tokens_J[there_J], of("ce/"), of("kl/"))
+
+
+def require_predicts(subject: LoadedSubject) -> None:
+  """Raises `InputError` if the subject is an encoder."""
+  require(subject.model.output == "logits", "subject", "an encoder", "predicts no tokens, so that there is no loss")
 
 
 def _names() -> list[str]:
@@ -156,22 +161,25 @@ def statistics(n_tokens: typing.Any, ce: Mapping[str, typing.Any], kl: Mapping[s
   return mean | recovered
 
 
-def with_intervals(losses: DocumentLosses, n_draws: int, seed: int = 0) -> dict[str, float]:
+def with_intervals(losses: DocumentLosses, n_draws: int, seed: int = 0) -> dict[str, float | None]:
   """The figures over all documents, each with the bounds of its 95 % interval.
 
   As many documents are drawn from those measured, with replacement, and the figures computed anew; the interval holds
   the middle 95 % of such figures (the percentile bootstrap).
 
   Returns:
-    The figures of `statistics`, and "NAME_low" and "NAME_high" of each (without any where `n_draws` is 0, or of fewer
-    than two documents); NaN where a figure is not defined.
+    The figures of `statistics`, and "NAME_low" and "NAME_high" of each. A figure is None where it is not defined, as
+    where an ablation does not raise the loss, and bounds are where their figure is, where `n_draws` is 0, and of fewer
+    than two documents.
   """
   every = statistics(*_summed(losses, np.ones((1, len(losses.document_J)))))
-  figures = {name: float(value[0]) for name, value in every.items()}
+  defined = lambda value: float(value) if np.isfinite(value) else None
+  figures = {name: defined(value[0]) for name, value in every.items()}
+  figures |= {f"{name}_{end}": None for name in every for end in ("low", "high")}
   if not n_draws or len(losses.document_J) < 2:
     return figures
   rng, n = np.random.default_rng(seed), len(losses.document_J)
-  draws: dict[str, list[np.ndarray]] = {name: [] for name in figures}
+  draws: dict[str, list[np.ndarray]] = {name: [] for name in every}
   for first in range(0, n_draws, _DRAWS_AT_ONCE):
     times_NJ = rng.multinomial(n, np.full(n, 1 / n), min(_DRAWS_AT_ONCE, n_draws - first))
     for name, value in statistics(*_summed(losses, times_NJ)).items():
@@ -179,8 +187,8 @@ def with_intervals(losses: DocumentLosses, n_draws: int, seed: int = 0) -> dict[
   for name, values in draws.items():
     found = np.concatenate(values)
     found = found[np.isfinite(found)]
-    low, high = np.percentile(found, (2.5, 97.5)) if len(found) else (np.nan, np.nan)
-    figures |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+    if figures[name] is not None and len(found):
+      figures[f"{name}_low"], figures[f"{name}_high"] = map(float, np.percentile(found, (2.5, 97.5)))
   return figures
 
 

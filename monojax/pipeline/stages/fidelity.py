@@ -59,6 +59,7 @@ def measured(run: RunFolder, config: FidelityConfig, dictionary: str) -> dict[st
   require(load.activations_config(run).source != "given", "--workdir", str(run.directory),
           "its activations came without a subject, and a loss is a subject's")
   subject, kept, tokens = load.load_subject(run), load.kept_of(run), load.open_tokens(run, "val")
+  by_document.require_predicts(subject)
   source, wiring, _, _ = source_of(run, sae.config, make_mesh(RunConfig().mesh))
   sample_RO = wiring.targets(source.sample(config.n_rows, config.seed))
   losses = by_document.document_losses(subject, sae, load.mean_activation(run, sae.writes), sample_RO, tokens, config,
@@ -80,9 +81,9 @@ def _as_text(run: RunFolder, found: "Continuation") -> dict[str, typing.Any]:
 
 def _shown(figures: dict, name: str) -> str:
   """A figure with its interval, such as "0.967 [0.961, 0.972]"."""
-  if name not in figures:
-    return "-"
-  interval = f" [{figures[f'{name}_low']:.3f}, {figures[f'{name}_high']:.3f}]" if f"{name}_low" in figures else ""
+  if figures.get(name) is None:
+    return "-" if name not in figures else "undefined"
+  interval = f" [{figures[f'{name}_low']:.3f}, {figures[f'{name}_high']:.3f}]" if figures[f"{name}_low"] is not None else ""
   return f"{figures[name]:.3f}{interval}"
 
 
@@ -106,7 +107,7 @@ def _print_domains(domains: list[dict]) -> None:
   line("", "documents", "tokens", "as it is", "spliced", "zero", "mean", "resample")
   for row in domains:
     line(row["domain"] or "(no label)", f"{row['documents']:,}", f"{row['tokens']:,}",
-         *(f"{row[name]:.3f}" for name in _IN_DOMAINS))
+         *("undefined" if row[name] is None else f"{row[name]:.3f}" for name in _IN_DOMAINS))
 
 
 def _print_continuations(texts: list[dict]) -> None:
