@@ -83,8 +83,8 @@ def _shown(figures: dict, name: str) -> str:
   """A figure with its interval, such as "0.967 [0.961, 0.972]"."""
   if figures.get(name) is None:
     return "-" if name not in figures else "undefined"
-  interval = f" [{figures[f'{name}_low']:.3f}, {figures[f'{name}_high']:.3f}]" if figures[f"{name}_low"] is not None else ""
-  return f"{figures[name]:.3f}{interval}"
+  low, high = figures[f"{name}_low"], figures[f"{name}_high"]
+  return f"{figures[name]:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
 
 
 def _print_figures(figures: dict) -> None:
