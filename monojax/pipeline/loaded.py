@@ -13,7 +13,6 @@ import numpy as np
 
 from monojax.activations.kept import Kept
 from monojax.analysis import automata, circuits, interventions, steering
-from monojax.analysis.around import Around, around
 from monojax.analysis.automata import Automata
 from monojax.analysis.circuits import Circuit
 from monojax.analysis.comparison import Comparison
@@ -199,54 +198,9 @@ class LoadedRun:
       effects: whether windows of `n_tokens` tell the effects, too. Where the dictionary's site does not lead straight
         to the logits, that takes one more pass of the subject for each context.
     """
+    from monojax.pipeline.shown import examples_of
     self._require_feature(feature)
-    names = [name for name, _ in EXAMPLE_GROUPS]
-    require(group in names, "group", group, f"choose one of {', '.join(names)}")
-    tables = self.features
-    start = sum(size for _, size in EXAMPLE_GROUPS[:names.index(group)])
-    middle_E = tables.example_tokens_FEW[feature, :, tables.example_tokens_FEW.shape[2] // 2]
-    here = [e for e in range(start, start + dict(EXAMPLE_GROUPS)[group]) if middle_E[e] >= 0][:n]
-    measured = tables.has("example_effects_FEW") and not np.isnan(tables.example_effects_FEW[feature]).any()
-    windows = Around(tables.example_tokens_FEW[feature, here], tables.example_acts_FEW[feature, here],
-                     tables.example_effects_FEW[feature, here] if measured else None)
-    if n_tokens and here:
-      windows = self._around(feature, here, n_tokens, effects)
-    return [self._example(feature, e, windows, i, whole_characters) for i, e in enumerate(here)]
-
-  def _around(self, feature: int, examples: list[int], n_tokens: int, with_effects: bool) -> Around:
-    """The windows of `n_tokens` tokens around some of a feature's examples."""
-    require(n_tokens > 0 and n_tokens % 2 == 1, "n_tokens", n_tokens, "must be an odd number, or 0")
-    self._require_subject()
-    require(self.features.has("example_position_FE"), "n_tokens", n_tokens, "this analysis was made by monojax before "
-            "0.2, which did not keep where examples are: delete its folder and run `monojax analyze` again")
-    return around(self._subject, self.sae, load.open_tokens(self._folder, "train"), feature,
-                  self.features.example_position_FE[feature, examples], n_tokens,
-                  with_effects and self.subject.output == "logits", self.kept)
-
-  def _example(self, feature: int, e: int, windows: Around, i: int, whole_characters: bool) -> Example:
-    """A feature's example number `e`, whose window is number `i` of `windows`."""
-    tables, there_W = self.features, windows.ids_EW[i] >= 0
-    ids_W, acts_W = windows.ids_EW[i][there_W], windows.acts_EW[i][there_W]
-    effects_W = None if windows.effects_EW is None else windows.effects_EW[i][there_W]
-    tokens = [tables.token_strings[token] for token in ids_W]
-    if whole_characters:
-      pieces = tables.pieces(ids_W)
-      tokens = [piece.text for piece in pieces]
-      acts_W = np.array([acts_W[piece.start:piece.stop].max() for piece in pieces])
-      if effects_W is not None:
-        effects_W = np.array([effects_W[piece.start:piece.stop].sum() for piece in pieces])
-
-    def listed(name):
-      if not tables.has(f"example_{name}_ids_FE5"):
-        return ()
-      pairs = zip(getattr(tables, f"example_{name}_ids_FE5")[feature, e].tolist(),
-                  getattr(tables, f"example_{name}_values_FE5")[feature, e].tolist(), strict=True)
-      return tuple((tables.token_strings[token], change) for token, change in pairs if token >= 0)
-    domain = int(tables.example_domain_FE[feature, e])
-    position = int(tables.example_position_FE[feature, e]) if tables.has("example_position_FE") else -1
-    return Example(tokens, acts_W, tables.domains[domain] if domain >= 0 else "",
-                   int(tables.example_document_FE[feature, e]), effects_W, listed("lowered"), listed("raised"),
-                   position)
+    return examples_of(self, feature, n, group, whole_characters, n_tokens, effects)
 
   def _losses(self, text, values=None):
     ids = self.token_ids(text)
