@@ -24,15 +24,15 @@ test: $(VENV)/test.stamp  ## the tests that CI runs, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 NEWEST ?= python3.13
-FAST := config settings runs layers tokenizer tokens recipes sae_step tables rows store transformer analysis versions
+FAST := config settings runs layers tokenizer tokens recipes sae_step tables rows store transformer analysis versions sweep
 
 newest:  ## the fast part of the tests on another Python, with the newest jax that is allowed: make newest NEWEST=python3.13
 	test -x $(VENV)-newest/bin/python || $(NEWEST) -m venv $(VENV)-newest
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --editable '.[test]'
-	$(VENV)-newest/bin/python -m pytest $(FAST:%=tests/%_test.py)
+	XLA_FLAGS="$(XLA_FLAGS)" $(VENV)-newest/bin/python -m pytest $(FAST:%=tests/%_test.py)
 
 slow: $(VENV)/test.stamp  ## the tests that take longer, for instance killing the pipeline 20 times
-	$(BIN)/python -m pytest -m slow
+	XLA_FLAGS="$(XLA_FLAGS)" $(BIN)/python -m pytest -m slow
 
 docs: $(VENV)/test.stamp  ## the documentation, into build/docs; needs no network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

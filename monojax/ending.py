@@ -8,6 +8,7 @@ import threading
 import typing
 
 INTERRUPTED = 130  # the exit status of a command that Ctrl-C ended, as in every shell
+_SPOKEN = threading.Lock()
 # What to do about an error of the operating system.
 _REMEDIES = {errno.ENOSPC: "make room on that disk", errno.EDQUOT: "make room within the quota",
              errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
@@ -31,8 +32,7 @@ def watch() -> None:
   def wait() -> None:
     while os.read(reader, 1) != bytes([signal.SIGINT]):
       pass
-    print(file=sys.stderr)  # a progress bar's line may not have ended
-    interrupted()
+    interrupted(newline=True)
   threading.Thread(target=wait, name="interrupts", daemon=True).start()
   signal.signal(signal.SIGINT, lambda number, frame: None)
 
@@ -47,10 +47,17 @@ def causes(error: BaseException) -> typing.Iterator[BaseException]:
     found = found.__cause__ or found.__context__
 
 
-def interrupted() -> typing.NoReturn:
-  """Says that the command was interrupted and ends the process at once, so that nothing else is printed after that."""
+def interrupted(newline: bool = False) -> typing.NoReturn:
+  """Says that the command was interrupted and ends the process at once, so that nothing else is printed after that.
+
+  Args:
+    newline: whether a progress bar's line may not have ended.
+  """
   if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+  _SPOKEN.acquire()  # of two threads that come here at a time, one speaks and ends the process
+  if newline:
+    print(file=sys.stderr)
   leave(INTERRUPTED, "interrupted; the same command goes on from the last checkpoint")
 
 

@@ -1,8 +1,18 @@
-"""Every test sees eight CPU devices and strict ranks, and takes programs that another has compiled."""
+"""Every test sees eight CPU devices and strict ranks, and takes programs that another has compiled.
 
+XLA compiles in its quickest way, without optimising, unless XLA_FLAGS says otherwise: most of the time of most tests
+goes into compiling programs that then run for milliseconds. `make newest` and `make slow` take XLA as it is.
+"""
+
+import contextlib
+import fcntl
+import os
 import shutil
 import signal
 import tempfile
+
+# Read when jax first looks for devices.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import browser_fixture
 import jax
@@ -37,21 +47,36 @@ def whole(tmp_path_factory):
   return directory
 
 
+@contextlib.contextmanager
+def _made_once(tmp_path_factory, name):
+  """A folder that the first process of the tests makes; the others wait for it."""
+  shared = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    shared = shared.parent
+  with open(shared / f"{name}.lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield shared / name
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-  """A run made in one call by the main script."""
-  workdir = tmp_path_factory.mktemp("runs") / "tiny"
-  result = run("monosemanticity", workdir, *TINY)
-  assert result.returncode == 0, result.stderr[-3000:]
-  return workdir, result.stdout
+  """A run made in one call by the main script, and what that printed."""
+  with _made_once(tmp_path_factory, "tiny") as workdir:
+    printed = workdir.with_name("tiny.txt")
+    if not printed.exists():
+      result = run("monosemanticity", workdir, *TINY)
+      assert result.returncode == 0, result.stderr[-3000:]
+      printed.write_text(result.stdout)
+    return workdir, printed.read_text()
 
 
 @pytest.fixture(scope="session")
 def streamed(finished, tmp_path_factory):
   """The same run, but for activations that are computed where they are used."""
-  workdir = tmp_path_factory.mktemp("runs") / "streamed"
-  for stage in ("tokens", "subject"):
-    shutil.copytree(finished[0] / stage, workdir / stage)
-  result = run("monosemanticity", workdir, *TINY, "--source=stream")
-  assert result.returncode == 0, result.stderr[-3000:]
-  return workdir
+  with _made_once(tmp_path_factory, "streamed") as workdir:
+    if not (workdir / "browser").exists():
+      for stage in ("tokens", "subject"):
+        shutil.copytree(finished[0] / stage, workdir / stage)
+      result = run("monosemanticity", workdir, *TINY, "--source=stream")
+      assert result.returncode == 0, result.stderr[-3000:]
+    return workdir

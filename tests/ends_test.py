@@ -138,7 +138,7 @@ def require_full(code, errors):
 
 
 @pytest.mark.skipif("not small_disk()")
-@pytest.mark.parametrize("n_bytes", [60_000, 400_000])
+@pytest.mark.parametrize("n_bytes", [60_000, pytest.param(400_000, marks=pytest.mark.slow)])
 def test_a_full_disk_while_a_subject_trains(finished, tmp_path, n_bytes):
   (tmp_path / "begun").mkdir()
   shutil.copytree(finished[0] / "tokens", tmp_path / "begun" / "tokens")

@@ -175,7 +175,7 @@ STUDIES = {
 def test_a_study_on_several_devices(tmp_path, study):
   found = []
   for n in (1, 2):
-    environment = {**ENVIRONMENT, "XLA_FLAGS": f"--xla_force_host_platform_device_count={n}"}
+    environment = {**ENVIRONMENT, "XLA_FLAGS": f"{ENVIRONMENT['XLA_FLAGS']} --xla_force_host_platform_device_count={n}"}
     result = subprocess.run(command(study, tmp_path / str(n), *STUDIES[study]), env=environment, capture_output=True,
                             text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-3000:]

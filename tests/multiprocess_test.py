@@ -34,7 +34,8 @@ def start(workdir, n_processes, *flags):
   with socket.socket() as found:
     found.bind(("localhost", 0))
     port = found.getsockname()[1]
-  environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // n_processes}"}
+  devices = f"--xla_force_host_platform_device_count={4 // n_processes}"
+  environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}"}
   command = [sys.executable, str(EXPERIMENTS / "monosemanticity.py"), f"--workdir={workdir}", *SETTINGS, *flags]
   several = lambda i: [f"--coordinator=localhost:{port}", f"--num_processes={n_processes}", f"--process_id={i}"]
   return [subprocess.Popen(command + (several(i) if n_processes > 1 else []), env=environment, text=True,

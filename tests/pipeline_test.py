@@ -123,11 +123,10 @@ def test_dictionaries_beside_the_run_share_a_table_and_load(finished, tmp_path):
     _ = loaded.features
   with pytest.raises(InputError, match="sweeps/five.*dictionaries/four"):
     monojax.load(workdir, dictionary="sweeps/five")
-  for dictionary in ("four", member):
-    analysed(workdir, dictionary)
-    loaded = monojax.load(workdir, dictionary)
-    assert loaded.features.n_fires_F.sum() > 0 and len(loaded.examples(int(loaded.features.max_act_F.argmax()), 3)) == 3
-    assert (workdir / loaded.dictionary / "browser" / "site" / "index.html").exists()
+  analysed(workdir, member)
+  loaded = monojax.load(workdir, member)
+  assert loaded.features.n_fires_F.sum() > 0 and len(loaded.examples(int(loaded.features.max_act_F.argmax()), 3)) == 3
+  assert (workdir / loaded.dictionary / "browser" / "site" / "index.html").exists()
   beside = ("sweeps", "dictionaries")
   assert {name: digest for name, digest in contents(workdir).items() if not name.startswith(beside)} == before
 
@@ -139,13 +138,29 @@ def analysed(workdir, dictionary):
     assert result.returncode == 0, result.stderr[-3000:]
 
 
+# Prints the help of each script that is named, in a process of its own which has loaded what they share.
+HELP = """
+import os, runpy, sys
+import monojax.commands
+for script in sys.argv[1:]:
+  print("HELP OF", script, flush=True)
+  if not os.fork():
+    sys.argv = [script, "--help"]
+    runpy.run_path(script, run_name="__main__")
+  os.wait()
+"""
+
+
 def test_every_script_explains_itself():
-  scripts = [path for path in sorted(EXPERIMENTS.glob("*.py")) if "__main__" in path.read_text()]
+  scripts = [str(path) for path in sorted(EXPERIMENTS.glob("*.py")) if "__main__" in path.read_text()]
   assert len(scripts) >= 11
-  for script in scripts:
-    result = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True,
-                            timeout=60)
-    assert "python experiments/" in result.stdout and "--" in result.stdout, (script, result.stderr)
+  result = subprocess.run([sys.executable, "-c", HELP, *scripts], capture_output=True, text=True, timeout=120)
+  helps = dict(part.split("\n", 1) for part in result.stdout.split("HELP OF ")[1:])
+  assert sorted(helps) == scripts, result.stderr
+  for script, text in helps.items():
+    assert "python experiments/" in text and "--" in text, (script, text, result.stderr)
+  alone = subprocess.run([sys.executable, scripts[0], "--help"], capture_output=True, text=True, timeout=60)
+  assert alone.stdout == helps[scripts[0]]
 
 
 def test_a_stream_does_as_well_as_a_store(finished, streamed):
@@ -176,7 +191,8 @@ def test_transcoders_and_crosscoders_read_the_sites_that_are_stored(finished, tm
     loaded = monojax.load(workdir, name)
     assert loaded.encode("the").f_TF.shape[1] == 64
     assert loaded.writes == (("layer.0.mlp.out",) if name == "transcoder" else loaded.reads)
-    analysed(workdir, name)
+    result = run("analyze", workdir, f"--dictionary={name}", "--analysis.n_label_tokens=0")
+    assert result.returncode == 0, result.stderr[-3000:]
     assert loaded.features.has("top_logit_ids_FK")
     assert loaded.features.has("encoder_decoder_cosine_F") == (name == "crosscoder")
   result = run("train_sae", workdir, *tiny("sae"), "--name=missing", "--sae.reads=layer.0.attn.out")

@@ -155,8 +155,9 @@ def test_activations_are_those_of_each_text_alone(is_encoder):
     params = model.init(jax.random.key(0), jnp.zeros((1, 64), jnp.int32))["params"]
     subject, reads = LoadedSubject(model, params, 64), ("layer.0.mlp.hidden", "layer.0.resid")
   found_NM = last_token.last_activations(subject, reads, ids)
+  apply = jax.jit(subject.model.apply, static_argnames="wanted")
   for text, x_M in zip(ids, found_NM, strict=True):
-    _, sites = subject.model.apply({"params": subject.params}, jnp.asarray([text]), wanted=reads)
+    _, sites = apply({"params": subject.params}, jnp.asarray([text]), wanted=reads)
     expected_M = np.concatenate([np.asarray(sites[name][0, -1]) for name in reads])
     np.testing.assert_allclose(x_M, expected_M, rtol=1e-4, atol=1e-5)
   with pytest.raises(InputError, match="has no token"):
