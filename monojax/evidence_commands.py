@@ -127,6 +127,19 @@ which another fires, which raises what closes a tag. No feature has to be named.
 has the features' logit weights shuffled. Leaves automata.json and automata.svg, a picture, in automata/ in the
 dictionary's folder.
 """, _asking("automata", "AutomataConfig"), define=_defining("AutomataConfig")),
+    "map": Command(
+        "a map of features, in which like ones lie together, and their clusters", """\
+Lays out a dictionary's features in the plane, those with like directions near each other, and finds clusters of them.
+
+  {command} --workdir=runs/demo
+  {command} --workdir=runs/mine --others=narrow,wide --min_dist=0.01
+
+The layout is UMAP of the directions by cosine, and the clusters are HDBSCAN's, with the settings of Towards
+Monosemanticity. With --others, further dictionaries of the same sites are on the same map, so that a cluster shows what
+a feature of a small dictionary has become in a large one. Beside the clusters are those of random directions. Leaves
+features.csv (and .json: place, cluster, label, in an order in which like features stand together), map.json and map.png
+in map/ in the dictionary's folder. Needs pip install 'monojax[maps]'.
+""", _asking("map_features", "MapConfig"), define=_defining("MapConfig")),
     "explain": Command(
         "labels of features, and how well they predict, beside neurons and random directions", """\
 Labels a dictionary's features: says in words what each fires on, and how well these words predict it on other text.

@@ -110,6 +110,22 @@ class FidelityConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MapConfig:
+  """Which features are laid out in a map, and how."""
+  others: tuple[str, ...] = option((), "further dictionaries of the run on the same map, by their names, for instance "
+                                       "larger ones, whose features split those of the first")
+  n_neighbors: int = option(15, "neighbours of a feature that UMAP keeps near it; published is 15",
+                            Bounds(at_least=2, at_most=1000))
+  min_dist: float = option(0.05, "how near UMAP may put two features; published is 0.05, and 0.01 for three "
+                                 "dictionaries", NOT_NEGATIVE)
+  min_cluster_size: int = option(3, "features of the smallest cluster; published is 3", Bounds(at_least=2))
+  seed: int = option(0, "of UMAP", SEED)
+
+  def __post_init__(self):
+    require_rules(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class AutomataConfig:
   """How much text loops of features are looked for in, and which of them are listed."""
   n_states: int = option(4, "the most features of a loop", Bounds(at_least=1, at_most=4))

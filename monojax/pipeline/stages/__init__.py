@@ -16,6 +16,7 @@ from monojax.pipeline.stages.comparison import compare, universality
 from monojax.pipeline.stages.dictionaries import adopt_sae, sweep, train_frontier, train_sae, write_comparison
 from monojax.pipeline.stages.explanations import explain
 from monojax.pipeline.stages.fidelity import fidelity
+from monojax.pipeline.stages.maps import map_features
 from monojax.pipeline.stages.probes import probe
 from monojax.pipeline.stages.steering import steer
 from monojax.pipeline.stages.subject import train_subject
@@ -43,5 +44,5 @@ IN_ORDER = {"tokens": prepare_text, "subject": train_subject, "activations": har
             "frontier": train_frontier, "analysis": analyze, "browser": build_browser}
 
 __all__ = ["IN_ORDER", "adopt_sae", "analyze", "automata", "build_browser", "check_store", "compare", "each_site",
-           "explain", "fidelity", "harvest", "prepare_text", "probe", "steer", "sweep", "train_frontier", "train_sae",
-           "train_subject", "universality", "write_comparison"]
+           "explain", "fidelity", "harvest", "map_features", "prepare_text", "probe", "steer", "sweep",
+           "train_frontier", "train_sae", "train_subject", "universality", "write_comparison"]
