@@ -127,6 +127,18 @@ which another fires, which raises what closes a tag. No feature has to be named.
 has the features' logit weights shuffled. Leaves automata.json and automata.svg, a picture, in automata/ in the
 dictionary's folder.
 """, _asking("automata", "AutomataConfig"), define=_defining("AutomataConfig")),
+    "claims": Command(
+        "the figures of Towards Monosemanticity beside those of a dictionary", """\
+Puts the figures that Towards Monosemanticity reports of its dictionary beside those of one's own, claim by claim.
+
+  {command} --workdir=runs/a
+  {command} --workdir=runs/a --runs=runs/b,runs/c --control=runs/shuffled
+
+Reads what a finished run has: its figures, feature tables and proxies; and, where these commands were run, what
+`universality`, `explain` and `automata` have left. With --runs each further run has a column, for instance the same
+settings with other seeds. With --control the labels of a subject with random weights stand beside the others. Leaves
+claims.csv (and .json) in claims/ in the dictionary's folder.
+""", _asking("claims", "ClaimsConfig"), define=_defining("ClaimsConfig")),
     "map": Command(
         "a map of features, in which like ones lie together, and their clusters", """\
 Lays out a dictionary's features in the plane, those with like directions near each other, and finds clusters of them.

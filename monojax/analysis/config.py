@@ -110,6 +110,18 @@ class FidelityConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClaimsConfig:
+  """Which runs stand beside the paper."""
+  runs: tuple[str, ...] = option((), "folders of further runs, for instance of other seeds, whose figures get a column "
+                                     "each")
+  control: str = option("", "the folder of a run whose subject has random weights (subject.shuffled_of), of which "
+                            "`explain` has labelled the dictionary of the same name")
+
+  def __post_init__(self):
+    require_rules(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class MapConfig:
   """Which features are laid out in a map, and how."""
   others: tuple[str, ...] = option((), "further dictionaries of the run on the same map, by their names, for instance "
