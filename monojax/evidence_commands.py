@@ -115,6 +115,19 @@ activation, and --ablate removes it: at every token that is read and written, or
 continuations side by side, drawn with the same random numbers, and the tokens whose probability right after the prompt
 rises and falls most.
 """, _asking("steer", "SteerConfig"), define=_defining("SteerConfig")),
+    "steerability": Command(
+        "whether features can make the subject write a kind of text, judged by a classifier", """\
+Holds a feature at its largest activation while the subject writes, and counts whether the text becomes of one kind.
+
+  {command} --workdir=runs/mine
+  {command} --workdir=runs/mine --classes='Japanese=ja_*,code=code_*' --n=64
+
+For each kind of text some features are tried on a few continuations, and the best one is tested on others. A
+classifier, trained on the run's own labelled text, says of which kind each continuation is. Beside that stand the
+subject's own continuations, those with features pinned at random, and how well the classifier does on held-out text.
+Leaves steerability.json and classes.csv (and .json) in steerability/ in the dictionary's folder. Needs pip install
+'monojax[probes]'.
+""", _asking("steerability", "SteerabilityConfig"), define=_defining("SteerabilityConfig")),
     "automata": Command(
         "loops of features that lead to one another", """\
 Looks for automata: loops of features, each of which raises tokens on which the next one fires.

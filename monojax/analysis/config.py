@@ -207,6 +207,27 @@ class SteerConfig:
     return int(start or 0), int(stop) if stop else None
 
 
+@dataclasses.dataclass(frozen=True)
+class SteerabilityConfig:
+  """Which kinds of text features are to bring about, and how many continuations are judged."""
+  classes: tuple[str, ...] = option(("DNA=dna", "Python=code_python", "HTML=html", "Russian=ru_*", "Arabic=ar_*",
+                                     "LaTeX=latex"), "kinds of text as NAME=GLOB of domain names, several globs joined "
+                                    "by |; those without text are left out")
+  prompt: str = option("1,2,3,4,5,6,7,8,9,10", "what is continued; published is the default")
+  n: int = option(32, "continuations that are judged, of each class, of the subject as it is, and with features pinned "
+                      "at random", COUNT)
+  n_tokens: int = option(64, "tokens of a continuation, and of the text that the classifier is trained on", COUNT)
+  n_candidates: int = option(5, "features that are tried for a class: those that are active most in its domains", COUNT)
+  n_choosing: int = option(8, "continuations that each of these is tried on; they do not count", COUNT)
+  temperature: float = option(0.8, "the logits are divided by it while sampling", NOT_NEGATIVE)
+  seed: int = option(0, "of the draws, and of the classifier's text", SEED)
+
+  def __post_init__(self):
+    require_rules(self)
+    for name in self.classes:
+      require("=" in name, "classes", name, "must read NAME=GLOB or NAME=GLOB|GLOB")
+
+
 def _change(kind: str, text: str) -> tuple[int, str, float | None]:
   """(feature, kind, value) of a text such as 12, 12=0.5 or 12=max."""
   feature, equals, value = text.partition("=")

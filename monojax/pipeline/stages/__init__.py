@@ -19,6 +19,7 @@ from monojax.pipeline.stages.explanations import explain
 from monojax.pipeline.stages.fidelity import fidelity
 from monojax.pipeline.stages.maps import map_features
 from monojax.pipeline.stages.probes import probe
+from monojax.pipeline.stages.steerability import steerability
 from monojax.pipeline.stages.steering import steer
 from monojax.pipeline.stages.subject import train_subject
 from monojax.pipeline.stages.tokens import prepare_text
@@ -45,5 +46,5 @@ IN_ORDER = {"tokens": prepare_text, "subject": train_subject, "activations": har
             "frontier": train_frontier, "analysis": analyze, "browser": build_browser}
 
 __all__ = ["IN_ORDER", "adopt_sae", "analyze", "automata", "build_browser", "check_store", "claims", "compare",
-           "each_site", "explain", "fidelity", "harvest", "map_features", "prepare_text", "probe", "steer", "sweep",
-           "train_frontier", "train_sae", "train_subject", "universality", "write_comparison"]
+           "each_site", "explain", "fidelity", "harvest", "map_features", "prepare_text", "probe", "steer",
+           "steerability", "sweep", "train_frontier", "train_sae", "train_subject", "universality", "write_comparison"]
