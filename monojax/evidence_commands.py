@@ -115,6 +115,19 @@ activation, and --ablate removes it: at every token that is read and written, or
 continuations side by side, drawn with the same random numbers, and the tokens whose probability right after the prompt
 rises and falls most.
 """, _asking("steer", "SteerConfig"), define=_defining("SteerConfig")),
+    "steerability": Command(
+        "whether features can make the subject write a kind of text, judged by a classifier", """\
+Holds a feature at its largest activation while the subject writes, and counts whether the text becomes of one kind.
+
+  {command} --workdir=runs/mine
+  {command} --workdir=runs/mine --classes='Japanese=ja_*,code=code_*' --n=64
+
+For each kind of text some features are tried on a few continuations, and the best one is tested on others. A
+classifier, trained on the run's own labelled text, says of which kind each continuation is. Beside that stand the
+subject's own continuations, those with features pinned at random, and how well the classifier does on held-out text.
+Leaves steerability.json and classes.csv (and .json) in steerability/ in the dictionary's folder. Needs pip install
+'monojax[probes]'.
+""", _asking("steerability", "SteerabilityConfig"), define=_defining("SteerabilityConfig")),
     "automata": Command(
         "loops of features that lead to one another", """\
 Looks for automata: loops of features, each of which raises tokens on which the next one fires.
@@ -127,6 +140,31 @@ which another fires, which raises what closes a tag. No feature has to be named.
 has the features' logit weights shuffled. Leaves automata.json and automata.svg, a picture, in automata/ in the
 dictionary's folder.
 """, _asking("automata", "AutomataConfig"), define=_defining("AutomataConfig")),
+    "claims": Command(
+        "the figures of Towards Monosemanticity beside those of a dictionary", """\
+Puts the figures that Towards Monosemanticity reports of its dictionary beside those of one's own, claim by claim.
+
+  {command} --workdir=runs/a
+  {command} --workdir=runs/a --runs=runs/b,runs/c --control=runs/shuffled
+
+Reads what a finished run has: its figures, feature tables and proxies; and, where these commands were run, what
+`universality`, `explain` and `automata` have left. With --runs each further run has a column, for instance the same
+settings with other seeds. With --control the labels of a subject with random weights stand beside the others. Leaves
+claims.csv (and .json) in claims/ in the dictionary's folder.
+""", _asking("claims", "ClaimsConfig"), define=_defining("ClaimsConfig")),
+    "map": Command(
+        "a map of features, in which like ones lie together, and their clusters", """\
+Lays out a dictionary's features in the plane, those with like directions near each other, and finds clusters of them.
+
+  {command} --workdir=runs/demo
+  {command} --workdir=runs/mine --others=narrow,wide --min_dist=0.01
+
+The layout is UMAP of the directions by cosine, and the clusters are HDBSCAN's, with the settings of Towards
+Monosemanticity. With --others, further dictionaries of the same sites are on the same map, so that a cluster shows what
+a feature of a small dictionary has become in a large one. Beside the clusters are those of random directions. Leaves
+features.csv (and .json: place, cluster, label, in an order in which like features stand together), map.json and map.png
+in map/ in the dictionary's folder. Needs pip install 'monojax[maps]'.
+""", _asking("map_features", "MapConfig"), define=_defining("MapConfig")),
     "explain": Command(
         "labels of features, and how well they predict, beside neurons and random directions", """\
 Labels a dictionary's features: says in words what each fires on, and how well these words predict it on other text.

@@ -110,6 +110,34 @@ class FidelityConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClaimsConfig:
+  """Which runs stand beside the paper."""
+  runs: tuple[str, ...] = option((), "folders of further runs, for instance of other seeds, whose figures get a column "
+                                     "each")
+  control: str = option("", "the folder of a run whose subject has random weights (subject.shuffled_of), of which "
+                            "`explain` has labelled the dictionary of the same name")
+
+  def __post_init__(self):
+    require_rules(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class MapConfig:
+  """Which features are laid out in a map, and how."""
+  others: tuple[str, ...] = option((), "further dictionaries of the run on the same map, by their names, for instance "
+                                       "larger ones, whose features split those of the first")
+  n_neighbors: int = option(15, "neighbours of a feature that UMAP keeps near it; published is 15",
+                            Bounds(at_least=2, at_most=1000))
+  min_dist: float = option(0.05, "how near UMAP may put two features; published is 0.05, and 0.01 for three "
+                                 "dictionaries", NOT_NEGATIVE)
+  min_cluster_size: int = option(3, "features of the smallest cluster; published is 3", Bounds(at_least=2))
+  seed: int = option(0, "of UMAP", SEED)
+
+  def __post_init__(self):
+    require_rules(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class AutomataConfig:
   """How much text loops of features are looked for in, and which of them are listed."""
   n_states: int = option(4, "the most features of a loop", Bounds(at_least=1, at_most=4))
@@ -177,6 +205,27 @@ class SteerConfig:
     require(colon and (start or "0").isdecimal() and (stop or "0").isdecimal(), "positions", self.positions,
             "must read START:STOP, two numbers of which either may be left out")
     return int(start or 0), int(stop) if stop else None
+
+
+@dataclasses.dataclass(frozen=True)
+class SteerabilityConfig:
+  """Which kinds of text features are to bring about, and how many continuations are judged."""
+  classes: tuple[str, ...] = option(("DNA=dna", "Python=code_python", "HTML=html", "Russian=ru_*", "Arabic=ar_*",
+                                     "LaTeX=latex"), "kinds of text as NAME=GLOB of domain names, several globs joined "
+                                    "by |; those without text are left out")
+  prompt: str = option("1,2,3,4,5,6,7,8,9,10", "what is continued; published is the default")
+  n: int = option(32, "continuations that are judged, of each class, of the subject as it is, and with features pinned "
+                      "at random", COUNT)
+  n_tokens: int = option(64, "tokens of a continuation, and of the text that the classifier is trained on", COUNT)
+  n_candidates: int = option(5, "features that are tried for a class: those that are active most in its domains", COUNT)
+  n_choosing: int = option(8, "continuations that each of these is tried on; they do not count", COUNT)
+  temperature: float = option(0.8, "the logits are divided by it while sampling", NOT_NEGATIVE)
+  seed: int = option(0, "of the draws, and of the classifier's text", SEED)
+
+  def __post_init__(self):
+    require_rules(self)
+    for name in self.classes:
+      require("=" in name, "classes", name, "must read NAME=GLOB or NAME=GLOB|GLOB")
 
 
 def _change(kind: str, text: str) -> tuple[int, str, float | None]:

@@ -4,6 +4,7 @@ Pictures need matplotlib, which `pip install 'monojax[report]'` installs. Withou
 False.
 """
 
+import collections
 import json
 import os
 import pathlib
@@ -91,6 +92,30 @@ def draw_matches(matches: Mapping[str, Mapping[str, Any]], pairs: Sequence[Mappi
     panels.append({"ylabel": "similarity of attributions", "xlabel": "correlation of activations", "style": ".",
                    "lines": {"pairs": points}})
   return _draw(panels, (5 * len(panels), 4.5), "-", path)
+
+
+def draw_map(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], n_named: int = 12) -> bool:
+  """Draws features as points of the plane, coloured by their domain, with an outline of those of each dictionary.
+
+  Args:
+    rows: dicts with "dictionary", "domain", "x" and "y".
+    path: the picture's file, whose ending says the format.
+    n_named: how many domains have a colour, those with the most features; the others are grey.
+
+  Returns:
+    Whether the picture was drawn.
+  """
+  several = len({row["dictionary"] for row in rows}) > 1
+  counts = collections.Counter(row["domain"] for row in rows if row["domain"])
+  named = [domain for domain, _ in counts.most_common(n_named)]
+  lines: dict[str, list] = {"others": []} | {domain: [] for domain in named}
+  panels: dict[str, dict[str, Any]] = {}
+  for row in rows:
+    title = row["dictionary"] if several else ""
+    panel = panels.setdefault(title, {"title": title, "xlabel": "UMAP 1", "ylabel": "UMAP 2", "style": ".",
+                                      "lines": {name: [] for name in lines}})
+    panel["lines"][row["domain"] if row["domain"] in named else "others"].append((row["x"], row["y"]))
+  return _draw(list(panels.values()), (7 * len(panels), 6), ".", path)
 
 
 def _draw(panels: Sequence[Mapping[str, Any]], size: tuple[float, float], style: str,

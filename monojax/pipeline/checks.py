@@ -30,6 +30,8 @@ def look_ahead(run: RunFolder, config: RunConfig, stages: Iterable[str]) -> None
   todo = {stage for stage in stages if not run.stage(stage)}
   if config.subject.weights and todo.intersection(("tokens", "subject", "activations")):
     _require_pretrained(config)
+  if config.subject.shuffled_of and "subject" in todo:
+    load.run_to_shuffle(config.subject)
   if config.sae.kl_coefficient and todo.difference((*_UNTRAINED, "subject")):
     _require_end_to_end(run, config)
   if todo.difference(_UNTRAINED):

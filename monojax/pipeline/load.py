@@ -101,6 +101,20 @@ def whole_subject(run: RunFolder, config: "RunConfig") -> "LoadedSubject":
   return load_subject(run, mesh=model_mesh(config) if is_pretrained(run) else None)
 
 
+def run_to_shuffle(settings: SubjectConfig) -> RunFolder:
+  """The run whose subject `shuffled_of` names.
+
+  Raises:
+    InputError: it has no subject that was trained there.
+  """
+  run = RunFolder(settings.shuffled_of)
+  require(run.stage("subject"), "subject.shuffled_of", settings.shuffled_of, "is not the folder of a run that has a "
+          "subject")
+  require(not is_pretrained(run), "subject.shuffled_of", settings.shuffled_of, "has a subject that was read from "
+          "elsewhere: only one that monojax has trained can be taken")
+  return run
+
+
 def named_sites(run: RunFolder, names: "Iterable[str]", flag: str) -> tuple[str, ...]:
   """The names of sites as the run's subject has them, where layers may be counted from the end: see `site_of`.
 

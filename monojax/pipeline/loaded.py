@@ -16,10 +16,11 @@ from monojax.analysis import automata, circuits, interventions, steering
 from monojax.analysis.automata import Automata
 from monojax.analysis.circuits import Circuit
 from monojax.analysis.comparison import Comparison
-from monojax.analysis.config import AnalysisConfig, AutomataConfig
+from monojax.analysis.config import AnalysisConfig, AutomataConfig, MapConfig
 from monojax.analysis.fidelity import make_encode
 from monojax.analysis.interventions import Change
 from monojax.analysis.logits import used_tokens
+from monojax.analysis.maps import FeatureMap
 from monojax.analysis.steering import Steered
 from monojax.analysis.tables import EXAMPLE_GROUPS, FeatureTables
 from monojax.config import InputError, require
@@ -299,6 +300,19 @@ class LoadedRun:
     theirs = (Chosen("other", other, None, None) if isinstance(other, SAE) else
               Chosen(other.dictionary, other.sae, other._folder, other._place))
     return compared(CompareConfig(**settings), mine, theirs)
+
+  def map(self, others: Sequence[str] = (), **settings: typing.Any) -> FeatureMap:
+    """Features in the plane, those of like direction near each other, and in clusters, by UMAP.
+
+    Args:
+      others: further dictionaries of the run, whose features are on the same map.
+      **settings: those of `monojax.analysis.config.MapConfig`, such as `min_cluster_size=5`.
+
+    Raises:
+      InputError: umap-learn is not installed, or a dictionary is not analysed or writes other sites.
+    """
+    from monojax.pipeline.stages.maps import mapped
+    return mapped(MapConfig(**settings), [self, *(load.load(self.directory, name) for name in others)])[0]
 
   def steer(self, prompt: str, features: dict[int, float] | Sequence[Change], n_tokens: int = 64, seed: int = 0,
             temperature: float = 0.8) -> str:

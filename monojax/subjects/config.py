@@ -45,6 +45,9 @@ class SubjectConfig:
   weights: str = option("", "a pretrained transformer to study instead of training one: a Hugging Face folder, hf:NAME "
                             "or hf:NAME@REVISION, a .gguf file, or package:NAME for an installed Python package that "
                             "holds one of these")
+  shuffled_of: str = option("", "the folder of another run with the same tokens, whose trained subject is taken, with "
+                                "the entries of each weight matrix in random order, instead of training one: the "
+                                "control with random weights. Its settings are that run's")
   model: TransformerConfig = nested(TransformerConfig)
   n_context: int = option(128, "number of tokens in a context, which is what the subject reads at a time, in its "
                                "training and in every later stage of the run", COUNT)
@@ -69,6 +72,8 @@ class SubjectConfig:
 
   def __post_init__(self) -> None:
     require_rules(self, "subject.")
+    require(not (self.weights and self.shuffled_of), "subject.shuffled_of", self.shuffled_of,
+            "is of a subject that monojax has trained, so it cannot be given together with subject.weights")
 
   @staticmethod
   def upgraded(values: dict) -> dict:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import pathlib
+import typing
 
 from monojax import config as configs
 from monojax import files
@@ -9,6 +11,10 @@ from monojax.config import require
 from monojax.pipeline import load
 from monojax.pipeline.config import RunConfig
 from monojax.pipeline.folder import RunFolder
+from monojax.subjects.config import SubjectConfig
+
+if typing.TYPE_CHECKING:
+  from monojax.subjects.subject import LoadedSubject
 
 _N_SAMPLES = 4
 
@@ -16,13 +22,15 @@ _N_SAMPLES = 4
 def train_subject(run: RunFolder, config: RunConfig) -> dict:
   """Trains the subject, and measures its held-out loss beside what n-gram models reach on the same tokens.
 
-  A pretrained subject is only measured.
+  A pretrained subject is only measured, and so is one whose weights are those of another run in random order.
 
   Returns:
     The stage's record.
   """
   if config.subject.weights:
     return _take_pretrained(run, config)
+  if config.subject.shuffled_of:
+    return _take_shuffled(run, config.subject)
   model_config = config.subject.model
   n_known = load.tokens_meta(run)["vocab_size"]
   vocab_size = model_config.vocab_size or n_known
@@ -60,19 +68,50 @@ def _take_pretrained(run: RunFolder, config: RunConfig) -> dict:
 
   def work(directory, identity):
     from monojax.subjects import subject as subjects
-    from monojax.subjects import train
     print(f"subject: {weights.description}", flush=True)
     figures: dict = {"subject/parameters": weights.n_parameters}
     if not weights.architecture.causal:
       return figures
     subject = subjects.load_pretrained(settings, mesh=load.model_mesh(config))
-    val_tokens = load.open_tokens(run, "val")
-    context_C = val_tokens.choose(settings.n_context + 1, settings.val_tokens)
-    loss = train.validation_loss(subject, val_tokens, context_C)
-    _write_samples(run, directory, subject, settings)
-    bits = loss / math.log(2) * val_tokens.n_tokens / val_tokens.text_bytes
-    return figures | {"subject/val_loss": loss, "subject/bits_per_byte": bits}
+    return figures | _measured(run, directory, subject, settings)
   return run.execute("subject", settings, work, given={"weights": weights.identity})
+
+
+def _take_shuffled(run: RunFolder, settings: SubjectConfig) -> dict:
+  """Takes another run's subject with its weights in random order, measures it and has it write samples.
+
+  Raises:
+    InputError: the other run has no subject that was trained there, or other tokens.
+  """
+  if done := run.stage("subject"):  # the other run is needed no longer
+    theirs, taken = load.subject_config(run), done["inputs"].get("shuffled_of")
+  else:
+    other = load.run_to_shuffle(settings)
+    theirs, taken = load.subject_config(other), other.require_stage("subject")["output"]
+    require(other.require_stage("tokens")["output"] == run.require_stage("tokens")["output"], "subject.shuffled_of",
+            settings.shuffled_of, "was trained on other tokens than this run has: give the tokens.* settings that it "
+            "was made with")
+  settings = dataclasses.replace(theirs, shuffled_of=settings.shuffled_of, seed=settings.seed)
+
+  def work(directory, identity):
+    from monojax import checkpoint
+    from monojax.subjects.control import shuffled
+    subject = shuffled(load.load_subject(other), settings.seed)
+    checkpoint.save_params(directory / "checkpoints", subject.params,
+                           {"subject": configs.to_dict(settings), "identity": identity})
+    return _measured(run, directory, subject, settings)
+  return run.execute("subject", settings, work, given={"shuffled_of": taken})
+
+
+def _measured(run: RunFolder, directory: pathlib.Path, subject: "LoadedSubject", settings: SubjectConfig) -> dict:
+  """The held-out loss of a subject that is taken as it is, which also writes samples."""
+  from monojax.subjects import train
+  val_tokens = load.open_tokens(run, "val")
+  context_C = val_tokens.choose(settings.n_context + 1, settings.val_tokens)
+  loss = train.validation_loss(subject, val_tokens, context_C)
+  _write_samples(run, directory, subject, settings)
+  bits = loss / math.log(2) * val_tokens.n_tokens / val_tokens.text_bytes
+  return {"subject/val_loss": loss, "subject/bits_per_byte": bits}
 
 
 def _write_samples(run, directory, subject, config):

@@ -1,0 +1,97 @@
+"""The figures of Towards Monosemanticity beside those of dictionaries of one's own, printed and kept."""
+
+import typing
+
+from monojax import files
+from monojax.analysis.config import ClaimsConfig
+from monojax.pipeline import load
+from monojax.pipeline.folder import OWN_DICTIONARY, RunFolder
+
+if typing.TYPE_CHECKING:
+  from monojax.analysis.claims import Claim
+
+FOLDER = "claims"
+# Where a figure that is not there would come from.
+_COMMANDS = {"universality": "`universality` (another seed)", "explain": "`explain`", "automata": "`automata`",
+             "control": "`explain` in the run that --control names"}
+
+
+def claims(run: RunFolder, config: ClaimsConfig, dictionary: str = OWN_DICTIONARY) -> "list[list[Claim]]":
+  """Prints the paper's figures beside those of a dictionary, and of the same one in further runs.
+
+  In the folder `claims` of the dictionary's home are then `claims.csv` and `.json`, a row for each figure.
+
+  Args:
+    run: the run's folder.
+    config: the further runs, and the run of the control.
+    dictionary: the name of the dictionary, the same in all runs.
+
+  Returns:
+    The figures of each run.
+
+  Raises:
+    InputError: there is no such dictionary, or it is not analysed.
+  """
+  from monojax.activations.owner import owned
+  runs = [run, *map(RunFolder, config.runs)]
+  control = _explained(RunFolder(config.control), dictionary) if config.control else {}
+  found = [of_dictionary(one, dictionary, control) for one in runs]
+  _print([one.directory.name for one in runs], found)
+  home = run.directory / f"{run.dictionary(dictionary).home}{FOLDER}"
+  rows = [{"section": row[0].section, "name": row[0].name, "source": row[0].source, "published": row[0].published,
+           **{str(one.directory): claim.value for one, claim in zip(runs, row, strict=True)}}
+          for row in zip(*found, strict=True)]
+  with owned(home):
+    files.write_table(home / "claims", rows)
+  print(f"\nSee {home}")
+  return found
+
+
+def of_dictionary(run: RunFolder, dictionary: str, control: dict) -> "list[Claim]":
+  """The figures of one run's dictionary, of what has been measured of it."""
+  from monojax.analysis import claims as analysis
+  loaded = load.load(run.directory, dictionary)
+  place = run.dictionary(dictionary)
+  figures = files.read_json(place.weights / "figures.json") or run.require_stage(place.stage)["figures"]
+  figures = {name.removeprefix("sae/"): value for name, value in figures.items()}
+  home = run.directory / place.home
+  records = {"explain": _explained(run, dictionary), "control": control,
+             "automata": files.read_record(home / "automata" / "automata.json") or {}}
+  for path in sorted(home.glob("comparisons/*/comparison.json")):
+    found = files.read_record(path) or {}
+    another_run = found["b"]["run"] not in (None, found["a"]["run"])
+    if another_run and "correlation_neurons/median_a" in found["figures"]:  # its subject has other neurons
+      records["universality"] = found
+  return analysis.claims(loaded.features, figures, loaded.sae.direction_FO, records)
+
+
+def _explained(run: RunFolder, dictionary: str) -> dict:
+  """What `explain` by rules left of a run's dictionary; {} where it was not run."""
+  from monojax.pipeline.stages import explanations
+  home = run.directory / run.dictionary(dictionary).home / explanations.FOLDER / explanations.RULES
+  return files.read_record(home / "comparison.json") or {}
+
+
+def _print(names: list[str], found: "list[list[Claim]]") -> None:
+  label_width = max(len(claim.name) for claim in found[0]) + 2
+  width = max(11, *(len(name) + 2 for name in names))
+  line = lambda label, cells: print(f"{label:<{label_width}}" + "".join(f"{cell:>{width}}" for cell in cells))
+  missing: set[str] = set()
+  section = ""
+  for row in zip(*found, strict=True):
+    if row[0].section != section:
+      section = row[0].section
+      print()
+      line(section, ["the paper", *names])
+    line(f"  {row[0].name}", [_shown(row[0].published, row[0].percent),
+                              *(_shown(claim.value, claim.percent) for claim in row)])
+    missing |= {claim.source for claim in row if claim.value is None and claim.source != "analysis"}
+  if missing:
+    print("\nFigures that are missing come from commands that were not run: "
+          f"{', '.join(_COMMANDS[name] for name in sorted(missing))}.")
+
+
+def _shown(value: float | None, percent: bool) -> str:
+  if value is None:
+    return "-"
+  return f"{value:.1%}" if percent else f"{value:.2e}" if 0 < abs(value) < 0.01 else f"{value:.3f}"

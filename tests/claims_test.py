@@ -1,0 +1,90 @@
+"""The paper's figures beside a run's: computed anew from plain arrays, and printed for several runs."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import monojax
+from monojax import files
+from monojax.analysis import claims
+from monojax.analysis.config import ClaimsConfig
+from monojax.analysis.tables import DEAD, REGULAR, ULTRALOW
+from monojax.pipeline import stages
+from monojax.pipeline.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def workdir(finished, tmp_path_factory):
+  return shutil.copytree(finished[0], tmp_path_factory.mktemp("claims") / "mine")
+
+
+def test_figures_are_those_of_the_tables(workdir):
+  run = monojax.load(workdir)
+  tables, summary = run.features, json.loads((workdir / "summary.json").read_text())
+  found = {(claim.section, claim.name): claim.value for claim in stages.claims(RunFolder(workdir), ClaimsConfig())[0]}
+  of = lambda name: next(value for (_, known), value in found.items() if known == name)
+  real = [i for i in range(tables.n_features) if tables.status_F[i] not in (DEAD, ULTRALOW)]
+  assert of("cross-entropy recovered, of zero-ablation") == summary["sae/ce_recovered_zero"]
+  assert of("features that fire on a token (L0)") == summary["sae/l0"]
+  assert of("dead features") == np.mean([status == DEAD for status in tables.status_F])
+  assert of("density of the others, median") == np.median([tables.density_F[i] for i in real])
+  largest = [np.abs(d).max() / np.sqrt((d ** 2).sum()) for d in run.sae.direction_FO[real]]
+  assert of("largest part of a direction of length 1, median") == pytest.approx(np.median(largest), rel=1e-6)
+  same, rises = [], []
+  for i in real:
+    top = run.examples(i, 20)
+    if len(top) == 20:
+      tokens = {example.tokens[int(example.activations.argmax())] for example in top}
+      same.append(len(tokens) == 1)
+    for example, ids in zip(top, tables.example_tokens_FEW[i], strict=False):
+      if ids[5] >= 0 and np.isfinite(tables.example_effects_FEW[i, 0, 0]):
+        rises.append(float(example.effects[example.tokens.index(example.tokens[4], 4) + 1]))
+  assert of("features of a single token, of those with 20 examples") == pytest.approx(np.mean(same), abs=0.02)
+  assert of("rise of the next loss without it, 20 top examples, mean") == pytest.approx(
+      np.mean(rises), rel=0.05)
+
+
+def test_planted_tables_give_planted_figures():
+  acts_FEW = np.zeros((4, 45, 9), np.float32)
+  tokens_FEW = np.full((4, 45, 9), 7)
+  acts_FEW[:, :, 4] = 1
+  tokens_FEW[1, 3, 4] = 8            # one example of another token
+  acts_FEW[2, 19, 4] = 0             # only 19 examples
+  effects_FEW = np.zeros((4, 45, 9), np.float32)
+  effects_FEW[:, :20, 5] = np.asarray([1, 3, -1, 100])[:, None]
+  effects_FEW[:, 20:] = 1000
+  effects_FEW[2] = np.nan
+  tokens_FEW[1, 0, 5] = -1           # the context ends there
+  columns = {"status_F": np.asarray([REGULAR, REGULAR, REGULAR, DEAD], np.int8), "example_acts_FEW": acts_FEW,
+             "example_tokens_FEW": tokens_FEW, "example_effects_FEW": effects_FEW}
+
+  class Tables:
+    def __getattr__(self, name):
+      return columns[name]
+  assert claims.single_token_share(Tables()) == 0.5
+  effect_P = claims.next_token_effects(Tables())
+  assert sorted(effect_P.tolist()) == [1.0] * 20 + [3.0] * 19
+
+
+def test_what_other_commands_left_is_beside_it(workdir, tmp_path, capsys):
+  other = shutil.copytree(workdir, tmp_path / "other")
+  home = workdir / "comparisons" / "other.sae"
+  figures = {"correlation/median_a": 0.61, "correlation_neurons/median_a": 0.4, "correlation_random/median_a": 0.2}
+  files.write_record(home / "comparison.json", {"a": {"run": str(workdir)}, "b": {"run": str(other)},
+                                                "figures": figures})
+  files.write_record(workdir / "automata" / "automata.json", {"figures": {"best_1": 1.5, "best_1_shuffled": 0.9}})
+  group = {"score": [0.6, 0.5, 0.7], "score_others": None, "logits": [0.7, 0.6, 0.8]}
+  files.write_record(other / "labels" / "rules" / "comparison.json", {"groups": {"features": group}})
+  mine, theirs = stages.claims(RunFolder(workdir), ClaimsConfig(runs=(str(other),), control=str(other)))
+  printed = capsys.readouterr().out
+  value = lambda found, name: next(claim.value for claim in found if claim.name == name)
+  assert value(mine, "best correlation of features, median") == 0.61
+  assert value(theirs, "best correlation of features, median") is None
+  assert value(mine, "strongest feature that leads to itself") == 1.5
+  assert value(theirs, "features: score (Spearman), median") == 0.6
+  assert value(mine, "features with random weights: score (Spearman), median") == 0.6
+  assert "`universality` (another seed)" in printed and "0.790" not in printed and "79.0%" in printed
+  rows = json.loads((workdir / "claims" / "claims.json").read_text())
+  assert len(rows) == len(mine) and {str(workdir), str(other), "published"} <= set(rows[0])
