@@ -13,7 +13,7 @@ def control(finished, tmp_path_factory):
   """A run of the same tokens with the control as its subject."""
   workdir = tmp_path_factory.mktemp("control") / "run"
   for script in ("prepare_text", "train_subject"):
-    flags = tiny("tokens") + [f"--subject.shuffled_of={finished[0]}"] * (script == "train_subject")
+    flags = tiny("tokens") if script == "prepare_text" else [f"--subject.shuffled_of={finished[0]}"]
     result = run(script, workdir, *flags)
     assert result.returncode == 0, result.stderr[-3000:]
   return workdir

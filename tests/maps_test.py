@@ -1,9 +1,11 @@
 """Maps of features: planted clusters are found, lists keep clusters whole, and the command leaves its tables."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from tiny_run import run
 
 from monojax.analysis import maps
 from monojax.analysis.config import MapConfig
@@ -75,13 +77,14 @@ def test_planted_clusters_are_found():
 
 
 @pytest.mark.slow
-def test_the_command_leaves_a_table_and_a_picture(finished, capsys):
+def test_the_command_leaves_a_table_and_a_picture(finished, tmp_path, capsys):
   pytest.importorskip("umap")
-  workdir = finished[0]
+  workdir = shutil.copytree(finished[0], tmp_path / "run")
   sparser = next(name for name in RunFolder(workdir).dictionaries() if name.startswith("frontier/"))
+  assert run("analyze", workdir, f"--dictionary={sparser}", "--analysis.effects=none").returncode == 0
   found = stages.map_features(RunFolder(workdir), MapConfig(others=(sparser,)))
   rows = json.loads((workdir / "map" / "features.json").read_text())
   assert len(rows) == len(found.feature_P) and {row["dictionary"] for row in rows} == {"sae", sparser}
-  assert "random directions" in capsys.readouterr().out
+  assert "random directions" in capsys.readouterr().out and (workdir / "map" / "map.png").stat().st_size > 10_000
   with pytest.raises(InputError, match="on the map already"):
     stages.map_features(RunFolder(workdir), MapConfig(others=("sae",)))
