@@ -125,7 +125,7 @@ def test_sums_and_parts_of_codes():
   np.testing.assert_allclose(square_F, np.square(f_NF.astype(np.float64)).sum(0), rtol=1e-6)
   assert not any(values.any() for values in codes_of(f_NF[:, list(DEAD)]).sums())
   rows_N = np.arange(N) % 7 == 2
-  part = codes_of(f_NF).on_rows(rows_N)
-  expected = codes_of(f_NF[rows_N])
-  for name in ("n_rows", "start_F", "row_P", "value_P"):
-    np.testing.assert_array_equal(getattr(part, name), getattr(expected, name))
+  for part, expected in ((codes_of(f_NF).on_rows(rows_N), codes_of(f_NF[rows_N])),
+                         (codes_of(f_NF).part(1, 5), codes_of(f_NF[:, 1:5]))):
+    for name in ("n_rows", "start_F", "row_P", "value_P"):
+      np.testing.assert_array_equal(getattr(part, name), getattr(expected, name))

@@ -9,6 +9,7 @@ Letters: N rows, F features, M width read, O width written, J columns, V vocabul
 import dataclasses
 import typing
 
+import jax.numpy as jnp
 import numpy as np
 
 from monojax.activations.kept import EVERY, Kept
@@ -39,12 +40,11 @@ class _Detecting:
   """How features and neurons are collected for detectors, and how many tokens fit into memory.
 
   Attributes:
-    features, neurons: (batch) -> activations.
-    n_neurons: None where neurons are never negative; otherwise their number, and `neurons` gives `both_signs`.
+    both: (batch) -> the activations of features and those of neurons, side by side.
+    n_neurons: None where neurons are never negative; otherwise their number, and `both` has `both_signs` of them.
     per_token: non-zero activations on a token, of features and of neurons.
   """
-  features: typing.Callable
-  neurons: typing.Callable
+  both: typing.Callable
   n_neurons: int | None
   per_token: tuple[float, float]
 
@@ -99,12 +99,13 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   del seen, last  # up to an eighth of the memory
   detector_rows: list[dict] = []
   if classes := detectors.classes_of(config.detectors, domains):
-    n_tokens = tokens_that_fit(min(config.n_detector_tokens or available, available), max(detecting.per_token))
-    pairs = [[measured(function, tokens, n_tokens, f"{name}, {tokens.split}") for tokens in (train_tokens, val_tokens)]
-             for name, function in (("features", detecting.features), ("neurons", detecting.neurons))]
-    (features, neurons) = [(choosing[0], testing[0]) for choosing, testing in pairs]
-    choose_N, test_N = [text.domain_N for _, text, _ in pairs[0]]
-    detector_rows = detectors.compare(features, neurons, choose_N, test_N, classes, detecting.n_neurons)
+    n_tokens = tokens_that_fit(min(config.n_detector_tokens or available, available), sum(detecting.per_token))
+    choosing, testing = (measured(detecting.both, tokens, n_tokens, f"detectors, {tokens.split}")
+                         for tokens in (train_tokens, val_tokens))
+    features, neurons = ([both.part(start, stop or len(both.start_F) - 1) for both, _, _ in (choosing, testing)]
+                         for start, stop in ((0, sae.n_features), (sae.n_features, None)))
+    detector_rows = detectors.compare(features, neurons, choosing[1].domain_N, testing[1].domain_N, classes,
+                                      detecting.n_neurons)
   columns |= effects | weight_columns(sae) | logit_columns(config, subject, sae, used_V, val_tokens, kept)
   losses_of = lambda status_F: statuses.loss_share(config, subject, sae, status_F, val_tokens, kept)
   found = _tables(config, sae, columns, codes, detector_rows, token_strings, domains, losses_of, figures)
@@ -128,11 +129,12 @@ def _detecting(config, subject, sae, encode_both, tokens) -> _Detecting:
   f_NF, x_NM = (np.asarray(part) for part in encode_both(subject.params, sae.params, tokens_BT)[:2])
   count = lambda x_NJ: float((x_NJ != 0).sum() / len(x_NJ))
   per_token = count(f_NF), count(x_NM)
-  features = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)[0]
-  neurons = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)[1]
-  if (x_NM >= 0).all():
-    return _Detecting(features, neurons, None, per_token)
-  return _Detecting(features, lambda tokens_BT: detectors.both_signs(neurons(tokens_BT)), x_NM.shape[1], per_token)
+  signed = bool((x_NM < 0).any())
+
+  def both(tokens_BT):
+    f_NF, x_NM = encode_both(subject.params, sae.params, tokens_BT)[:2]
+    return jnp.concatenate([f_NF, detectors.both_signs(x_NM) if signed else x_NM], axis=1)
+  return _Detecting(both, x_NM.shape[1] if signed else None, per_token)
 
 
 def analyze_rows(config: AnalysisConfig, sae: SAE, store: ActivationStore) -> tables.FeatureTables:

@@ -33,6 +33,12 @@ class Codes:
     entries = slice(self.start_F[index], self.start_F[index + 1])
     return self.row_P[entries], self.value_P[entries]
 
+  def part(self, start: int, stop: int) -> "Codes":
+    """The activations of the features from `start` to `stop` - 1, numbered from 0."""
+    entries = slice(self.start_F[start], self.start_F[stop])
+    return Codes(self.n_rows, self.start_F[start:stop + 1] - self.start_F[start], self.row_P[entries],
+                 self.value_P[entries])
+
   def sums(self) -> tuple[np.ndarray, np.ndarray]:
     """(sum_F, square_F): each feature's activations and their squares, added up over the rows, in float64."""
     alive_F = np.diff(self.start_F) > 0

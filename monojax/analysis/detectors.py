@@ -75,7 +75,7 @@ def f1_of(codes: Codes, column: int, threshold: float, is_class_N: np.ndarray) -
   return float(2 * true_positives / max(selected_P.sum() + is_class_N.sum(), 1))
 
 
-def compare(feature_codes: tuple[Codes, Codes], neuron_codes: tuple[Codes, Codes], choose_domain_N: np.ndarray,
+def compare(feature_codes: typing.Sequence[Codes], neuron_codes: typing.Sequence[Codes], choose_domain_N: np.ndarray,
             test_domain_N: np.ndarray, classes: dict[str, list[int]], n_neurons: int | None = None) -> list[dict]:
   """The best feature's and the best neuron's F1 for each class.
 

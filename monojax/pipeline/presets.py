@@ -23,7 +23,8 @@ DEMO = RunConfig(
         n_features=1024, batch_rows=2048, n_steps=900, learning_rate=4e-3, beta2=0.99, sparsity_coefficient=4.2e-3,
         group_sizes=(16, 32), group_weight=4.0, warmup_steps=50, penalty_warmup_steps=100, decay_fraction=0.2,
         encoder_init="decoder_transpose",
-        resample_every_steps=200, resample_times=3, resample_rows=65_536, checkpoint_every_steps=200),
+        resample_every_steps=200, resample_times=3, resample_rows=65_536, checkpoint_every_steps=200,
+        val_tokens=65_536),
     analysis=AnalysisConfig(n_tokens=500_000, n_detector_tokens=131_072),
 )
 
