@@ -23,7 +23,7 @@ class Steerable:
 
   Attributes:
     name: the class.
-    feature: the feature that was chosen; None where none fires mostly in the class's domains.
+    feature: the feature that was chosen; None where no feature is a candidate.
     value: the activation at which it was pinned.
     pinned: the share of its continuations that are called the class; None without a feature.
     unpinned: the share of the subject's own continuations that are called it.
@@ -41,8 +41,8 @@ class Steerable:
   texts: list[str]
 
 
-def candidates(tables: FeatureTables, domains: typing.Sequence[int], n: int, min_share: float = 0.5) -> list[int]:
-  """The features that are active most in some domains: by total activation there, of those mostly active there.
+def candidates(tables: FeatureTables, domains: typing.Sequence[int], n: int, min_share: float = 0.25) -> list[int]:
+  """The features that are active most in some domains: by total activation there, of those not mainly active elsewhere.
 
   Args:
     tables: the feature tables.
