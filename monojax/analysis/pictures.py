@@ -94,13 +94,13 @@ def draw_matches(matches: Mapping[str, Mapping[str, Any]], pairs: Sequence[Mappi
   return _draw(panels, (5 * len(panels), 4.5), "-", path)
 
 
-def draw_map(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], n_named: int = 12) -> bool:
-  """Draws features as points of the plane, coloured by their domain, with an outline of those of each dictionary.
+def draw_map(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], n_named: int = 10) -> bool:
+  """Draws features as points of the plane, coloured by their domain, with a panel for each dictionary.
 
   Args:
     rows: dicts with "dictionary", "domain", "x" and "y".
     path: the picture's file, whose ending says the format.
-    n_named: how many domains have a colour, those with the most features; the others are grey.
+    n_named: how many domains have a colour, those with the most features, at most 10; the others are grey.
 
   Returns:
     Whether the picture was drawn.
@@ -113,7 +113,7 @@ def draw_map(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], n_
   for row in rows:
     title = row["dictionary"] if several else ""
     panel = panels.setdefault(title, {"title": title, "xlabel": "UMAP 1", "ylabel": "UMAP 2", "style": ".",
-                                      "lines": {name: [] for name in lines}})
+                                      "colors": {"others": "lightgrey"}, "lines": {name: [] for name in lines}})
     panel["lines"][row["domain"] if row["domain"] in named else "others"].append((row["x"], row["y"]))
   return _draw(list(panels.values()), (7 * len(panels), 6), ".", path)
 
@@ -123,8 +123,8 @@ def _draw(panels: Sequence[Mapping[str, Any]], size: tuple[float, float], style:
   """Draws panels side by side.
 
   Args:
-    panels: for each panel "lines", {label: [(x, y)]}; "style", if its lines are drawn otherwise; its other entries are
-      settings of its axes.
+    panels: for each panel "lines", {label: [(x, y)]}; "style", if its lines are drawn otherwise; "colors", {label:
+      colour} of lines that have one of their own; its other entries are settings of its axes.
     size: width and height of the picture in inches.
     style: how matplotlib draws lines.
     path: the picture's file.
@@ -145,8 +145,9 @@ def _draw(panels: Sequence[Mapping[str, Any]], size: tuple[float, float], style:
     for label, points in panel["lines"].items():
       if not points:  # cross-entropy recovered can be undefined
         continue
-      axis.plot(*zip(*points, strict=True), panel.get("style", style), label=label, markersize=4)
-    axis.set(**{name: value for name, value in panel.items() if name not in ("lines", "style")})
+      axis.plot(*zip(*points, strict=True), panel.get("style", style), label=label, markersize=4,
+                color=panel.get("colors", {}).get(label))
+    axis.set(**{name: value for name, value in panel.items() if name not in ("lines", "style", "colors")})
     if panel.get("xscale") == "log":
       axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
       axis.xaxis.set_major_formatter("{x:g}")
