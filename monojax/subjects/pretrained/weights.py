@@ -35,7 +35,7 @@ _END_BYTES = 2 ** 20  # of a file at either end that its identity depends on
 _ALIGNMENT = 128  # of arrays on the host that a CPU device can use as they are
 _SHOWN_BYTES = 2 ** 28  # smaller models are there at once, without a progress bar
 _CHUNK_BYTES = 2 ** 21  # of a tensor that are turned at a time, so that they stay in a cache
-_THREADS = 4  # that read; more than there are cores, as some wait for the disk
+_THREADS = 3  # that read; more than there are cores, as some wait for the disk
 _BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 _LISTED = 5  # how many names of tensors a message lists
 
@@ -52,12 +52,15 @@ class StoredTensor:
       until that is full; None where the file does not hold them so. Where it is given, `read` may not be called: a
       tensor whose numbers are changed on the way must have none.
     dtype: the tensor's own type, where `read_into` is given.
+    place: (file, byte) at which it begins, so that tensors can be read in the order of the file, in which a disk is
+      quickest.
   """
   shape: tuple[int, ...]
   read: Callable[[int, int], np.ndarray]
   by_rows: bool = True
   read_into: Callable[[int, np.ndarray], None] | None = None
   dtype: np.dtype | None = None
+  place: tuple[str, int] = ("", 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +199,8 @@ def _stored(path: pathlib.Path, entry: Entry) -> StoredTensor:
     read_into(start, found)
     return found
   native = entry.kind in _READ and entry.dtype.isnative
-  return StoredTensor(entry.shape, read, True, read_into if native else None, entry.dtype if native else None)
+  return StoredTensor(entry.shape, read, True, read_into if native else None, entry.dtype if native else None,
+                      (str(path), entry.offset))
 
 
 def _contiguous(array: np.ndarray) -> Iterator[memoryview]:
@@ -256,14 +260,17 @@ def load_params(weights: Weights, dtype: Any, mesh: Mesh | None = None,
     place = (() if layer is None else (layer,)) + tensor.place(a.group)
     plan.setdefault(tensor.parameter, []).append(_Piece(place, tensor, weights.tensors[name]))
   total = bytes_of(a, dtype, model.n_loaded)
+  leaves, tree = jax.tree.flatten_with_path(abstract)
+  arrays = [_Array(leaf.shape, np.dtype(dtype), sharding, plan.get(path[-1].key, []))
+            for (path, leaf), sharding in zip(leaves, jax.tree.leaves(where), strict=True)]
+  # A CPU device takes over the host's arrays, so that all can be there at once and be read in the order of the files.
+  at_once = len(arrays) if all(device.platform == "cpu" for device in mesh.devices.flat) else 1
+  found: list[jax.Array] = []
   with (metrics.progress(total, "B", "weights", scale=True, hidden=total < _SHOWN_BYTES) as bar,
         concurrent.futures.ThreadPoolExecutor(_THREADS) as threads):
-    def filled(path, leaf, sharding):
-      array = _filled(leaf.shape, np.dtype(dtype), sharding, plan.get(path[-1].key, []), sizes_of(a), threads)
-      bar.update(array.nbytes)
-      return array
-    params = jax.tree.map_with_path(filled, abstract, where)
-  return model, params
+    for first in range(0, len(arrays), at_once):
+      found += _filled(arrays[first:first + at_once], sizes_of(a), threads, bar.update)
+  return model, jax.tree.unflatten(tree, found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,29 +317,61 @@ class _Piece:
     return _Chunk(place, read, functools.partial(stored.read_into, start))
 
 
-def _filled(shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding, pieces: list[_Piece],
-            sizes: Mapping[str, int], threads: concurrent.futures.Executor) -> jax.Array:
-  """An array whose parts on this process' devices are filled piece by piece, each piece read once."""
-  devices = sharding.addressable_devices_indices_map(shape).items()
-  spans = {device: tuple(span.indices(size)[:2] for span, size in zip(index, shape, strict=True))
-           for device, index in devices if index is not None}
-  # Parameters of which the files hold no or not all numbers are 0 elsewhere.
-  new = np.empty if sum(math.prod(piece.stored.shape) for piece in pieces) == math.prod(shape) else np.zeros
-  parts = {span: _aligned(tuple(stop - start for start, stop in span), dtype, new) for span in set(spans.values())}
+class _Array:
+  """The parts of an array that this process' devices hold, to be filled piece by piece."""
 
-  def fill(chunk):
-    if chunk.read_into and len(parts) == 1:
-      (span, part), = parts.items()
-      if part.shape == shape:
+  def __init__(self, shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding, pieces: list[_Piece]):
+    self.shape, self.dtype, self.sharding, self.pieces = shape, dtype, sharding, pieces
+    self.spans = {device: tuple(span.indices(size)[:2] for span, size in zip(index, shape, strict=True))
+                  for device, index in sharding.addressable_devices_indices_map(shape).items() if index is not None}
+    self.parts: dict[tuple, np.ndarray] = {}
+
+  def allocate(self) -> None:
+    """Makes the parts on the host."""
+    # Parameters of which the files hold no or not all numbers are 0 elsewhere.
+    whole = sum(math.prod(piece.stored.shape) for piece in self.pieces) == math.prod(self.shape)
+    new = np.empty if whole else np.zeros
+    self.parts = {span: _aligned(tuple(stop - start for start, stop in span), self.dtype, new)
+                  for span in set(self.spans.values())}
+
+  def fill(self, chunk: _Chunk) -> None:
+    """Reads a chunk into the parts that it is of."""
+    if chunk.read_into and len(self.parts) == 1:
+      (part,) = self.parts.values()
+      if part.shape == self.shape:
         chunk.read_into(part[chunk.place])
         return
     whole = chunk.read()
-    for span, part in parts.items():
-      _copy_piece(part, span, shape, chunk.place, whole)
-  for _ in threads.map(fill, (chunk for piece in pieces for chunk in piece.chunks(sizes, dtype))):
-    pass
-  on_devices = [jax.device_put(parts[span], device) for device, span in spans.items()]
-  return jax.make_array_from_single_device_arrays(shape, sharding, on_devices)
+    for span, part in self.parts.items():
+      _copy_piece(part, span, self.shape, chunk.place, whole)
+
+  def on_devices(self) -> jax.Array:
+    """The whole array, once it is filled; its parts are the devices' from then on."""
+    parts, self.parts = self.parts, {}
+    on_devices = [jax.device_put(parts[span], device) for device, span in self.spans.items()]
+    return jax.make_array_from_single_device_arrays(self.shape, self.sharding, on_devices)
+
+
+def _filled(arrays: list[_Array], sizes: Mapping[str, int], threads: concurrent.futures.Executor,
+            progress: Callable[[int], Any]) -> list[jax.Array]:
+  """Arrays on their devices, filled in the order of the files, each piece read once."""
+  for array in arrays:
+    array.allocate()
+  pieces = sorted(((array, piece) for array in arrays for piece in array.pieces), key=lambda pair: pair[1].stored.place)
+
+  def fill(work):
+    array, chunk, n_bytes = work
+    array.fill(chunk)
+    return n_bytes
+
+  def all_work():
+    for array, piece in pieces:
+      n_bytes = math.prod(piece.stored.shape) * array.dtype.itemsize
+      for i, chunk in enumerate(piece.chunks(sizes, array.dtype)):
+        yield array, chunk, n_bytes if i == 0 else 0
+  for n_bytes in threads.map(fill, all_work()):
+    progress(n_bytes)
+  return [array.on_devices() for array in arrays]
 
 
 def _copy_piece(part: np.ndarray, span: tuple, shape: tuple[int, ...], place: tuple, whole: np.ndarray) -> None:
