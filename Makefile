@@ -22,9 +22,10 @@ test: $(VENV)/test.stamp  ## the tests that CI runs, in two processes
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+	XLA_FLAGS="$(XLA_FLAGS)" $(BIN)/python -m pytest -m bits tests/begin_test.py tests/sweep_test.py
 
 NEWEST ?= python3.13
-FAST := config settings runs layers tokenizer tokens recipes sae_step tables rows store transformer analysis versions sweep
+FAST := config settings runs layers tokenizer tokens recipes sae_step tables rows store transformer analysis versions
 
 newest:  ## the fast part of the tests on another Python, with the newest jax that is allowed: make newest NEWEST=python3.13
 	test -x $(VENV)-newest/bin/python || $(NEWEST) -m venv $(VENV)-newest

@@ -5,7 +5,6 @@ import json
 import pathlib
 import shutil
 
-import bits
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -204,6 +203,7 @@ def test_a_dictionary_of_version_0_1_loads_under_todays_names(place):
   assert y_BO.shape == (2, 12) and np.all(np.isfinite(y_BO))
 
 
+@pytest.mark.bits
 def test_a_run_of_version_0_1_finishes_as_it_did_and_goes_on(tmp_path):
   """Its checkpoint, read under today's names, gives the dictionary that 0.1 itself made of it, to the last bit."""
   for folder in ("checkpoints", "metrics.jsonl"):
@@ -212,7 +212,7 @@ def test_a_run_of_version_0_1_finishes_as_it_did_and_goes_on(tmp_path):
   expected, saved, _ = checkpoint.load_params(OLD_RUN / "sae" / "dictionary")
   config, wiring = settings_of_0_1(saved)
   _, found = fit(tmp_path, config, Rows(12), wiring, {"identity": saved["identity"]})
-  bits.require_same(found, expected)
+  assert_equal(found, expected)
   with pytest.raises(InputError, match="sae.seed: 0 -> 1"):
     fit(tmp_path, dataclasses.replace(config, seed=1), Rows(12), wiring, {"identity": saved["identity"]})
   longer = dataclasses.replace(config, n_steps=70, batch_rows=128)

@@ -1,7 +1,8 @@
 """Every test sees eight CPU devices and strict ranks, and takes programs that another has compiled.
 
 XLA compiles in its quickest way, without optimising, unless XLA_FLAGS says otherwise: most of the time of most tests
-goes into compiling programs that then run for milliseconds. `make newest` and `make slow` take XLA as it is.
+goes into compiling programs that then run for milliseconds. Tests marked `bits` are skipped then; `make test` runs them
+by themselves, and they, `make newest` and `make slow` take XLA as it is.
 """
 
 import contextlib
@@ -28,6 +29,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def pytest_runtest_setup(item):
+  if item.get_closest_marker("bits") and os.environ["XLA_FLAGS"]:
+    pytest.skip("compares bits of programs as XLA makes them for users: run it with XLA_FLAGS= in the environment")
 
 
 @pytest.fixture(scope="module")
