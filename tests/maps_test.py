@@ -12,7 +12,6 @@ from monojax.analysis.config import MapConfig
 from monojax.config import InputError
 from monojax.pipeline import stages
 from monojax.pipeline.folder import RunFolder
-from monojax.pipeline.stages.maps import _same
 
 
 def planted(n_clusters=8, n_members=12, n_alone=40, width=64, seed=0):
@@ -55,7 +54,7 @@ def test_a_list_keeps_clusters_whole_and_begins_each_with_its_medoid():
 
 
 def test_the_share_of_the_commonest_domain():
-  assert _same(np.asarray([0, 0, 1, 2, 2, 2]), np.asarray([0, 0, 0, 1, 1, 1])) == pytest.approx(5 / 6)
+  assert maps.commonest_share(np.asarray([0, 0, 1, 2, 2, 2]), np.asarray([0, 0, 0, 1, 1, 1])) == pytest.approx(5 / 6)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 from tiny_run import EXPERIMENTS, TINY, contents, run, tiny
 
 import monojax
+from monojax.analysis.pictures import draw_frontier
 from monojax.config import InputError
 from monojax.pipeline import folder, load, stages
 from monojax.pipeline.folder import RunFolder
@@ -97,6 +98,15 @@ def test_examples_in_the_tables_are_what_the_model_computes(finished):
     f_NF, _ = encode(loaded.subject_params, loaded.sae.params, tokens.context(index_B, width))
     best = max(best, float(np.max(f_NF[:, feature])))
   np.testing.assert_allclose(features.max_act_F[feature], best, atol=1e-4)
+
+
+def test_a_picture_leaves_matplotlib_as_it_is(monkeypatch, tmp_path):
+  matplotlib = pytest.importorskip("matplotlib")
+  monkeypatch.setitem(matplotlib.rcParams, "backend", "svg")
+  point = {"sweep": "a", "recipe": "topk", "n_features": 8, "l0": 2.0, "ce_recovered_zero": 0.5,
+           "explained_variance": 0.6}
+  assert draw_frontier([point], tmp_path / "frontier.png") and matplotlib.rcParams["backend"] == "svg"
+  assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_dictionaries_beside_the_run_share_a_table_and_load(finished, tmp_path):

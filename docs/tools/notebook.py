@@ -16,7 +16,7 @@ CELLS = [
 # Study a run
 
 This notebook loads a finished run and looks into it: how often features fire, what one feature responds to, and
-what happens to the model when it is removed or forced. It expects the demo in `runs/demo` (`monojax demo`, six
+what happens to the model when it is removed or forced. It expects the demo in `runs/demo` (`monojax demo`, four
 minutes on two cores), and works with any other run.
 
 The pictures need matplotlib: `pip install 'monojax[report]'`."""),
@@ -190,6 +190,53 @@ kind of text going."""),
 loops = run.automata(n_states=2, n_tokens=60_000)
 for loop in loops.loops[:4]:
   print(loop)"""),
+    ("markdown", """\
+## Was that luck? The same with a judge, and for other kinds of text
+
+One continuation proves nothing. `steerability` tries several features for each kind of text, pins the best one, and
+asks a classifier, trained on the run's own text, what 16 new continuations are. Beside it stand those of the subject as
+it is, and those with some other feature pinned. It needs scikit-learn: `pip install 'monojax[probes]'`."""),
+    ("code", """\
+percent = lambda share: "-" if share is None else f"{share:.0%}"
+for row in run.steerability(classes=("DNA=dna", "Python=code_python", "Russian=ru_*"), n=16, n_candidates=3):
+  print(f"{row.name:8} feature {row.feature}: {percent(row.pinned)} pinned, {percent(row.unpinned)} as it is, "
+        f"{percent(row.random)} with another feature pinned;  called {row.called}")"""),
+    ("markdown", """\
+## Beside another dictionary, and all features at once
+
+Would another recipe find the same features? A small TopK dictionary of the same activations takes half a minute. A
+feature that it has, too, is *shared*; directions drawn at random show how alike two directions are by chance."""),
+    ("code", """\
+other = monojax.train("runs/demo/activations", recipe="topk", n_features=512, k=12, n_steps=300)
+comparison = run.compare(other, n_tokens=60_000)
+for name in ("cosine", "cosine_random", "correlation"):
+  print(f"best {name:14} of the run's features: median {comparison.figures[f'{name}/median_a']:.2f}")
+same = next((row for row in comparison.pairs if row["feature"] == dna), None)
+if same:
+  print(f"feature {dna} is most like feature {same['match']} there: correlation {same['correlation']:.2f}")"""),
+    ("markdown", """\
+The *map* puts features of like direction near each other. It needs umap-learn: `pip install 'monojax[maps]'`."""),
+    ("code", """\
+from importlib.util import find_spec
+
+if find_spec("umap"):
+  laid_out = run.map()
+  domain_P = tables.domain_share_FD[laid_out.feature_P].argmax(1)
+  plt.figure(figsize=(6, 5))
+  plt.scatter(*laid_out.place_P2.T, s=5, c="lightgrey")
+  for domain in np.bincount(domain_P).argsort()[::-1][:8]:
+    plt.scatter(*laid_out.place_P2[domain_P == domain].T, s=9, label=tables.domains[domain])
+  plt.legend(fontsize=8)
+  plt.show()
+  print(f"{laid_out.n_clusters} clusters")"""),
+    ("markdown", """\
+`claims` puts the figures of *Towards Monosemanticity* beside those of this run. Those that are missing come from the
+commands `explain`, `automata` and `universality`; the page on reproduction has them all, for three seeds."""),
+    ("code", """\
+for claim in run.claims():
+  if claim.value is not None:
+    paper = "" if claim.published is None else f"{claim.published:.3g}"
+    print(f"{claim.name:58} paper {paper:8} here {claim.value:.3g}")"""),
     ("markdown", """\
 A feature that looks like DNA on its examples, follows the proxy of DNA, helps to predict DNA, comes from DNA, and makes
 the model write DNA is a feature for DNA in every sense that can be tested here. Try others: change `dna` above to a

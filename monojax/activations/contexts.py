@@ -22,7 +22,8 @@ from monojax.activations.origin import Order, Origin
 from monojax.activations.stream import LANES, Stream
 from monojax.activations.visits import Visits
 from monojax.config import require
-from monojax.subjects.spliced import LAST, Passes, make_spliced_divergence, rows_and_last
+from monojax.subjects.spliced import Passes, make_spliced_divergence, rows_and_last
+from monojax.subjects.subject import LAST
 from monojax.text.tokens import Tokens
 
 # What a step knows of a batch's contexts besides their rows: tokens_CT, the positions at_CR of the rows, and last_CRD,

@@ -24,9 +24,10 @@ from monojax.analysis.fidelity import replacing, side_by_side
 from monojax.analysis.interventions import Wired, spliced_logits, wired
 from monojax.config import require
 from monojax.sae.dictionary import SAE
-from monojax.subjects.loss import divergence, next_token_loss
+from monojax.subjects.loss import next_token_loss
 from monojax.subjects.sample import sample
-from monojax.subjects.subject import LoadedSubject, Subject
+from monojax.subjects.spliced import scores_by_position
+from monojax.subjects.subject import LAST, LoadedSubject, Subject
 from monojax.subjects.train import contexts_per_batch
 from monojax.text.tokens import NO_POSITION, Tokens
 
@@ -122,19 +123,17 @@ def _make_losses(subject: Subject, sae: typing.Any, reads: tuple[str, ...], writ
   @jax.jit
   def losses(subject_params, sae_params, tokens_BU, row_BT, mean_O, sample_RO):
     inputs_BT, targets_BT = tokens_BU[:, :-1], tokens_BU[:, 1:]
-    clean_BTV, sites = subject.apply({"params": subject_params}, inputs_BT,
-                                     wanted=tuple(dict.fromkeys(reads + writes + kept.sites)))
+    _, sites = subject.apply({"params": subject_params}, inputs_BT,
+                             wanted=tuple(dict.fromkeys((*reads, *writes, *kept.sites, LAST))))
     counts_BT = jnp.asarray(kept.counts(inputs_BT, sites))
     y_hat_NO, _ = sae.apply({"params": sae_params}, side_by_side(sites, reads))
     values = {"spliced": y_hat_NO.reshape(*inputs_BT.shape, -1), "zero": jnp.zeros((1, 1, 1)), "mean": mean_O,
               "resample": sample_RO[row_BT]}
-    found = {"ce/clean": next_token_loss(clean_BTV, targets_BT)}
+    last = {"clean": sites[LAST]}
     for name in CHANGES:
       edit = replacing(values[name], sites, writes, counts_BT[..., None])
-      changed_BTV, _ = subject.apply({"params": subject_params}, inputs_BT, edit, wanted=())
-      found[f"ce/{name}"] = next_token_loss(changed_BTV, targets_BT)
-      found[f"kl/{name}"] = divergence(clean_BTV, changed_BTV)
-    return found, counts_BT
+      last[name] = subject.apply({"params": subject_params}, inputs_BT, edit, wanted=(LAST,))[1][LAST]
+    return scores_by_position(subject, subject_params, last, targets_BT), counts_BT
   return losses
 
 

@@ -16,8 +16,8 @@ from monojax import metrics
 from monojax.activations.kept import EVERY, Kept
 from monojax.sae.dictionary import SAE
 from monojax.sae.model import Dictionary
-from monojax.subjects.loss import divergence, next_token_loss
-from monojax.subjects.subject import Edit, LoadedSubject, Sites, Subject
+from monojax.subjects.spliced import scores_by_position
+from monojax.subjects.subject import LAST, Edit, LoadedSubject, Sites, Subject
 from monojax.subjects.train import contexts_per_batch
 from monojax.text.tokens import Tokens
 from monojax.variance import joined, share_unexplained, spread
@@ -143,35 +143,34 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
   @jax.jit
   def sums(subject_params, sae_params, tokens_BU, weight_B, mean_O):
     inputs_BT, targets_BT = tokens_BU[:, :-1], tokens_BU[:, 1:]
-    clean, sites = subject.apply({"params": subject_params}, inputs_BT,
-                                 wanted=tuple(dict.fromkeys(reads + writes + kept.sites)))
+    output, sites = subject.apply({"params": subject_params}, inputs_BT,
+                                  wanted=tuple(dict.fromkeys((*reads, *writes, *kept.sites, LAST))))
     weight_BT = jnp.broadcast_to(weight_B[:, None], inputs_BT.shape)
     counts_BT1 = None if kept.all else kept.counts(inputs_BT, sites)[..., None]
     if counts_BT1 is not None:
       weight_BT = weight_BT * counts_BT1[..., 0]
     weight_N = weight_BT.reshape(-1)
 
-    def changed_by(edit, name):
-      """What an edit does to the subject's output: the sums of its cross-entropies and divergences, or its cosines."""
-      output, _ = subject.apply({"params": subject_params}, inputs_BT, edit, wanted=())
-      if subject.output == "embedding":
-        return {f"cosine_{name}": ((clean * output).sum(-1) * weight_B).sum()}
-      return {f"ce_{name}": (next_token_loss(output, targets_BT) * weight_BT).sum(),
-              f"kl_{name}": (divergence(clean, output) * weight_BT).sum()}
     y_NO = side_by_side(sites, writes)
     y_hat_NO, f_NF = sae.apply({"params": sae_params}, side_by_side(sites, reads))
-    replace_by = functools.partial(replacing, sites=sites, writes=writes, counts_BT1=counts_BT1)
+    values = {"spliced": y_hat_NO.reshape(*inputs_BT.shape, -1)}
+    if with_baseline:
+      values |= {"zero": jnp.zeros((1, 1, 1)), "mean": mean_O}
+    found = {name: subject.apply({"params": subject_params}, inputs_BT, replacing(value, sites, writes, counts_BT1),
+                                 wanted=(LAST,)) for name, value in values.items()}
+    if subject.output == "embedding":
+      changes = {f"cosine_{name}": ((output * changed).sum(-1) * weight_B).sum()
+                 for name, (changed, _) in found.items()}
+    else:
+      last = {"clean": sites[LAST]} | {name: changed[LAST] for name, (_, changed) in found.items()}
+      changes = {name.replace("/", "_"): (of_BT * weight_BT).sum() for name, of_BT in
+                 scores_by_position(subject, subject_params, last, targets_BT).items()
+                 if with_baseline or name != "ce/clean"}
     total = lambda value_N: (value_N * weight_N).sum()
     norm_N = jnp.linalg.norm(y_NO, axis=1)
-    baseline = {}
-    if with_baseline:
-      baseline = changed_by(replace_by(jnp.zeros((1, 1, 1))), "zero") | changed_by(replace_by(mean_O), "mean")
-      if subject.output == "logits":
-        baseline["ce_clean"] = (next_token_loss(clean, targets_BT) * weight_BT).sum()
     return {
-        **baseline,
+        **changes,
         "counted": weight_N.sum(),
-        **changed_by(replace_by(y_hat_NO.reshape(*inputs_BT.shape, -1)), "spliced"),
         "l0": total((f_NF > 0).sum(1)), "l1": total(f_NF.sum(1)),
         "square_error": total(jnp.square(y_NO - y_hat_NO).sum(1)),
         "rows": spread(y_NO, weight_N),
@@ -182,15 +181,24 @@ def _make_sums(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writes
 
 
 def replacing(value: jax.Array, sites: Sites, writes: tuple[str, ...], counts_BT1: jax.Array | None) -> Edit:
-  """The edit that puts a value, (..., O), in the place of the sites written, at positions that count (None: all do)."""
+  """The edit that puts a value, (..., O), in the place of the sites written, at positions that count (None: all do).
+
+  Args:
+    value: what takes their place, side by side.
+    sites: the activations of the subject as it is, those of the sites written among them.
+    writes: the sites.
+    counts_BT1: the positions that count.
+  """
   widths = [sites[name].shape[-1] for name in writes]
   value_BTO = jnp.broadcast_to(value, (*sites[writes[0]].shape[:2], sum(widths)))
   parts = jnp.split(value_BTO, np.cumsum(widths)[:-1], axis=-1)
 
-  def changed(part, x):
+  def changed(name, part, x):
+    if len(writes) == 1:
+      x = sites[name]  # is the same, and nothing of the pass before the site is computed again
     part = part.astype(x.dtype)
     return part if counts_BT1 is None else jnp.where(counts_BT1, part, x)
-  return {name: functools.partial(changed, part) for name, part in zip(writes, parts, strict=True)}
+  return {name: functools.partial(changed, name, part) for name, part in zip(writes, parts, strict=True)}
 
 
 def spliced_losses(subject: LoadedSubject, sae: SAE, keep_JF: np.ndarray, tokens: Tokens, n_tokens: int,
@@ -227,7 +235,8 @@ def _make_losses(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writ
   @jax.jit
   def losses(subject_params, sae_params, tokens_BU, weight_B, keep_JF):
     inputs_BT, targets_BT = tokens_BU[:, :-1], tokens_BU[:, 1:]
-    _, sites = subject.apply({"params": subject_params}, inputs_BT, wanted=tuple(dict.fromkeys(reads + writes)))
+    _, sites = subject.apply({"params": subject_params}, inputs_BT,
+                             wanted=tuple(dict.fromkeys(reads + writes + kept.sites)))
     weight_BT = jnp.broadcast_to(weight_B[:, None], inputs_BT.shape)
     counts_BT1 = None if kept.all else kept.counts(inputs_BT, sites)[..., None]
     if counts_BT1 is not None:
@@ -238,8 +247,9 @@ def _make_losses(subject: Subject, sae: Dictionary, reads: tuple[str, ...], writ
     def loss(keep_F):
       y_NO = sae.apply({"params": sae_params}, jnp.where(keep_F[None], f_NF, 0), None, x_NM, method="decode")
       edit = replacing(y_NO.reshape(*inputs_BT.shape, -1), sites, writes, counts_BT1)
-      output, _ = subject.apply({"params": subject_params}, inputs_BT, edit, wanted=())
-      return (next_token_loss(output, targets_BT) * weight_BT).sum()
+      _, changed = subject.apply({"params": subject_params}, inputs_BT, edit, wanted=(LAST,))
+      return (scores_by_position(subject, subject_params, {"kept": changed[LAST]}, targets_BT)["ce/kept"]
+              * weight_BT).sum()
     return jax.lax.map(loss, keep_JF), weight_BT.sum()
   return losses
 

@@ -6,7 +6,8 @@ one dimension of what is in no cluster and of one feature of each cluster for th
 
 The extra `maps` has what it needs.
 
-Letters: P features, of one dictionary or of several; O width of what they write; K dimensions; I items of the list.
+Letters: P features, of one dictionary or of several; O width of what they write; K dimensions; I items of the list, C
+clusters, D domains.
 """
 
 import dataclasses
@@ -84,6 +85,13 @@ def clusters(config: MapConfig, points_PO: np.ndarray) -> np.ndarray:
   wide_PK = _umap(points_PO, config, n_dimensions, _WIDE_DISTANCE)
   from sklearn.cluster import HDBSCAN
   return HDBSCAN(min_cluster_size=config.min_cluster_size, copy=True).fit_predict(wide_PK)
+
+
+def commonest_share(domain_P: np.ndarray, cluster_P: np.ndarray) -> float:
+  """The share of features, all of them in a cluster, whose domain is the commonest one of their cluster."""
+  counts_CD = np.zeros((cluster_P.max() + 1, domain_P.max() + 1), np.int64)
+  np.add.at(counts_CD, (cluster_P, domain_P), 1)
+  return float(counts_CD.max(1).sum() / len(domain_P))
 
 
 def in_one_line(points_PO: np.ndarray, cluster_P: np.ndarray,

@@ -135,12 +135,12 @@ def _draw(panels: Sequence[Mapping[str, Any]], size: tuple[float, float], style:
   if not distributed.is_first():
     return True
   try:
-    import matplotlib
+    from matplotlib import ticker
+    from matplotlib.figure import Figure
   except ImportError:
     return False
-  matplotlib.use("Agg")
-  from matplotlib import pyplot, ticker
-  figure, axes = pyplot.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+  figure = Figure(figsize=size, layout="constrained")  # without pyplot, of which a notebook has its own settings
+  axes = figure.subplots(1, len(panels), squeeze=False)
   for axis, panel in zip(axes[0], panels, strict=True):
     for label, points in panel["lines"].items():
       if not points:  # cross-entropy recovered can be undefined
@@ -156,5 +156,4 @@ def _draw(panels: Sequence[Mapping[str, Any]], size: tuple[float, float], style:
     if len(panel["lines"]) > 1 and (panel is panels[-1] or set(panel["lines"]) != set(panels[-1]["lines"])):
       axis.legend(fontsize=7)  # once, where all panels have the same lines
   figure.savefig(path, dpi=130)
-  pyplot.close(figure)
   return True

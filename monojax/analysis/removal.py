@@ -30,10 +30,9 @@ from monojax.analysis.text import AnalysedText
 from monojax.sae.dictionary import SAE
 from monojax.sae.model import Dictionary
 from monojax.subjects.loss import next_token_loss
-from monojax.subjects.subject import LoadedSubject, Subject
+from monojax.subjects.subject import LAST, LoadedSubject, Subject, unembedded
 
 N_LISTED = 5              # tokens that are listed of those whose logits fall, and of those whose logits rise
-_LAST = "final.in"        # the site that the unembedding reads, which every subject has
 _LOGITS = 1 << 22         # of the rows that are computed at a time: 16 MB
 _BLOCK = 32               # rows that the vocabulary is folded into
 
@@ -226,11 +225,11 @@ def _make_passes(subject: Subject, dictionary: Wired) -> _Passes:
 
   @jax.jit
   def clean(params, sae_params, tokens_BT):
-    wanted = {*reads, *(() if adds else writes), *kept.sites, _LAST}
+    wanted = {*reads, *(() if adds else writes), *kept.sites, LAST}
     _, sites = subject.apply({"params": params}, tokens_BT, wanted=tuple(sorted(wanted)))
     size_BT = sizes_of(sae, sae_params, side_by_side(sites, reads)).reshape(tokens_BT.shape)
     written = None if adds else side_by_side(sites, writes).reshape(*tokens_BT.shape, -1)
-    return sites[_LAST], size_BT, written, jnp.broadcast_to(kept.counts(tokens_BT, sites), tokens_BT.shape)
+    return sites[LAST], size_BT, written, jnp.broadcast_to(kept.counts(tokens_BT, sites), tokens_BT.shape)
 
   @jax.jit
   def changed(params, tokens_BT, clean, place_J, value_JT, direction_JO):
@@ -243,13 +242,11 @@ def _make_passes(subject: Subject, dictionary: Wired) -> _Passes:
       put = lambda x, part: jnp.where(counts_JT1, part.astype(x.dtype), x)
     edit = {site: lambda x, part=part: put(x, part)
             for site, part in zip(writes, jnp.split(change_JTO, ends, axis=-1), strict=True)}
-    return subject.apply({"params": params}, tokens_BT[place_J], edit, wanted=(_LAST,))[1][_LAST]
+    return subject.apply({"params": params}, tokens_BT[place_J], edit, wanted=(LAST,))[1][LAST]
 
   @functools.partial(jax.jit, static_argnames=("listed",))
   def changes(params, used_V, clean, changed_JTD, place_J, pass_J, position_J, target_J, listed):
-    def logits(u_JD):
-      nothing_J1 = jnp.zeros((len(u_JD), 1), jnp.int32)  # what an edit ignores is not computed
-      return subject.apply({"params": params}, nothing_J1, {_LAST: lambda x: u_JD[:, None]}, wanted=())[0][:, 0]
+    logits = lambda u_JD: unembedded(subject, params, u_JD[:, None])[:, 0]
     before_JV, after_JV = logits(clean[0][place_J, position_J]), logits(changed_JTD[pass_J, position_J])
     loss_J = next_token_loss(after_JV, target_J) - next_token_loss(before_JV, target_J)
     return loss_J, *(listed_changes(after_JV - before_JV, used_V) if listed else ())

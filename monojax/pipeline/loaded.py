@@ -15,12 +15,14 @@ from monojax.activations.kept import Kept
 from monojax.analysis import automata, circuits, interventions, steering
 from monojax.analysis.automata import Automata
 from monojax.analysis.circuits import Circuit
+from monojax.analysis.claims import Claim
 from monojax.analysis.comparison import Comparison
-from monojax.analysis.config import AnalysisConfig, AutomataConfig, MapConfig
+from monojax.analysis.config import AnalysisConfig, AutomataConfig, MapConfig, SteerabilityConfig
 from monojax.analysis.fidelity import make_encode
 from monojax.analysis.interventions import Change
 from monojax.analysis.logits import used_tokens
 from monojax.analysis.maps import FeatureMap
+from monojax.analysis.steerability import Steerable
 from monojax.analysis.steering import Steered
 from monojax.analysis.tables import EXAMPLE_GROUPS, FeatureTables
 from monojax.config import InputError, require
@@ -346,6 +348,30 @@ class LoadedRun:
     """
     return steering.compare(self._subject, self.sae, self.tokenizer, prompt, self.token_ids(prompt),
                             self._changes(features), steering.Drawn(n, n_tokens, seed, temperature), self.kept)
+
+  def steerability(self, **settings: typing.Any) -> list[Steerable]:
+    """Which features make the subject write a kind of text, as a classifier judges that knows the run's own text.
+
+    Args:
+      **settings: those of `monojax.analysis.config.SteerabilityConfig`, such as `classes=("Python=code_python",)`.
+
+    Raises:
+      InputError: a setting breaks its rule, no class has text in this run, or scikit-learn is not installed.
+    """
+    from monojax.pipeline.stages.steerability import measured
+    return measured(SteerabilityConfig(**settings), self)[0]
+
+  def claims(self, control: str = "") -> list[Claim]:
+    """The figures of Towards Monosemanticity, each beside this dictionary's.
+
+    Args:
+      control: the folder of the run of a subject with random weights (`--subject.shuffled_of`) that was explained.
+
+    Returns:
+      A row for each figure. `value` is None where the command that measures it, `source`, was not run.
+    """
+    from monojax.pipeline.stages.claims import of_dictionary
+    return of_dictionary(self, control)
 
   def _changes(self, features: dict[int, float] | Sequence[Change]) -> list[Change]:
     """Changes of features of this dictionary, with the largest activation where a value is missing."""

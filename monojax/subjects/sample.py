@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from monojax.subjects.subject import Edit, LoadedSubject, Subject
+from monojax.subjects.subject import LAST, Edit, LoadedSubject, Subject, unembedded
 
 # (`given`, the tokens of a pass, the position of the first of them) -> the edits of that pass
 EditOf = typing.Callable[[typing.Any, jax.Array, typing.Any], Edit]
@@ -66,17 +66,19 @@ def _draw(logits_V: jax.Array, key: jax.Array, position: typing.Any, temperature
 def _make_fill(model: Subject, edit_of: EditOf | None, logits_of: typing.Callable | None,
                temperature: float) -> typing.Callable:
   """The compiled function (params, tokens_1T, position of the first new token, key, given) -> tokens_1T, all drawn."""
-  def logits(params, tokens_1T, given):
+  def logits(params, tokens_1T, position, given):
     if logits_of:
-      return logits_of(model, params, tokens_1T, given)
-    return model.apply({"params": params}, tokens_1T, edit_of(given, tokens_1T, 0) if edit_of else None,
-                       wanted=())[0]
+      return logits_of(model, params, tokens_1T, given)[0, position]
+    edit = edit_of(given, tokens_1T, 0) if edit_of else None
+    _, sites = model.apply({"params": params}, tokens_1T, edit, wanted=(LAST,))
+    # The unembedding is most of a small subject, and only one position of it is needed.
+    return unembedded(model, params, sites[LAST][:, position][:, None])[0, 0]
 
   @jax.jit
   def fill(params, tokens_1T, first, key, given):
     def body(position, tokens_1T):
-      logits_1TV = logits(params, tokens_1T, given)
-      return tokens_1T.at[0, position].set(_draw(logits_1TV[0, position - 1], key, position, temperature))
+      logits_V = logits(params, tokens_1T, position - 1, given)
+      return tokens_1T.at[0, position].set(_draw(logits_V, key, position, temperature))
     return jax.lax.fori_loop(first, tokens_1T.shape[1], body, tokens_1T)
   return fill
 

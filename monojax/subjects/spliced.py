@@ -1,8 +1,8 @@
 """How far a subject's predictions move when something takes the place of its activations, and the gradient of that.
 
-Letters: C contexts of a batch, J contexts of one pass, T positions of a context, R of these at which activations are
-replaced, N = C * R, O width of the replaced sites side by side, D width of what the unembedding reads, V tokens of the
-vocabulary.
+Letters: C contexts of a batch, J or B contexts of one pass, T positions of a context, L of a chunk, R of these at which
+activations are replaced, N = C * R, O width of the replaced sites side by side, D width of what the unembedding reads,
+V tokens of the vocabulary.
 """
 
 import collections.abc
@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from monojax.subjects.loss import chunk_positions, divergence
-from monojax.subjects.subject import Subject
+from monojax.subjects.loss import MAX_LOGITS, chunk_positions, divergence, next_token_loss
+from monojax.subjects.subject import LAST, Subject, unembedded
 
-# The site that the unembedding reads, which every subject has. An edit that ignores what it replaces leaves nothing of
-# a pass but the unembedding, since a compiler drops what is not used.
-LAST = "final.in"
 # Positions of a device in one pass through the subject. A pass holds what its gradient needs, of every layer above the
 # site: for each position some ten numbers for each of the residual stream's, and in attention three for each key.
 _PASS_POSITIONS = 2048
+# Logits of one prediction that a CPU's cache has room for beside those it is compared with; and the fewest rows of a
+# product with the unembedding for which reading its weights does not count.
+_CACHED_LOGITS, _CHUNK_ROWS = 2 ** 19, 64
 Tree = typing.Any  # a pytree of arrays
 
 
@@ -122,20 +122,53 @@ def summed_divergence(model: Subject, params: dict, clean_JRD: jax.Array, change
 
   Logits exist for a chunk of positions at a time, also while its gradient is computed.
   """
-  n_contexts, n_positions, width = clean_JRD.shape
+  n_contexts, n_positions, _ = clean_JRD.shape
   length = chunk_positions(n_contexts, n_positions, model.n_vocab)
-
-  def chunked(x_JRD: jax.Array) -> jax.Array:
-    """Cut into chunks of positions, the last filled up with zeros, whose predictions are equal and do not differ."""
-    padded = jnp.pad(x_JRD, ((0, 0), (0, -n_positions % length), (0, 0)))
-    return jnp.moveaxis(padded.reshape(n_contexts, -1, length, width), 1, 0)
-
-  def logits(u_JRD: jax.Array) -> jax.Array:
-    return model.apply({"params": params}, jnp.zeros(u_JRD.shape[:2], jnp.int32), {LAST: lambda x: u_JRD},
-                       wanted=())[0]
+  unembed = functools.partial(unembedded, model, params)
 
   @functools.partial(jax.checkpoint, prevent_cse=False)  # inside of a scan nothing could be merged
   def chunk(sums_J: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
     clean_JLD, changed_JLD = inputs
-    return sums_J + divergence(logits(clean_JLD), logits(changed_JLD)).sum(1), None
-  return jax.lax.scan(chunk, jnp.zeros(n_contexts), (chunked(clean_JRD), chunked(changed_JRD)))[0]
+    return sums_J + divergence(unembed(clean_JLD), unembed(changed_JLD)).sum(1), None
+  # The last chunk is filled up with zeros, whose predictions are equal and do not differ.
+  return jax.lax.scan(chunk, jnp.zeros(n_contexts), (_cut(clean_JRD, length), _cut(changed_JRD, length)))[0]
+
+
+def scores_by_position(model: Subject, params: dict, last: collections.abc.Mapping[str, jax.Array],
+                       targets_BT: jax.Array) -> dict[str, jax.Array]:
+  """How well next tokens are predicted, and how far each prediction has moved, at every position; to be traced.
+
+  Logits exist for a chunk of positions at a time, which on a CPU fits into its cache: each is read several times.
+
+  Args:
+    model, params: the subject.
+    last: {name: what the unembedding reads, (B, T, D)}.
+    targets_BT: the tokens that come next.
+
+  Returns:
+    Of shape (B, T), in nats: {"ce/NAME": cross-entropies}; and, if one of the names is "clean", which is the subject as
+    it is, {"kl/NAME": KL(clean || NAME)} for the others.
+  """
+  n_contexts, n_positions = targets_BT.shape
+  rows = max(_CHUNK_ROWS, (_CACHED_LOGITS if jax.default_backend() == "cpu" else MAX_LOGITS) // model.n_vocab)
+  length = min(n_positions, max(1, rows // n_contexts))
+
+  def chunk(inputs: tuple[dict[str, jax.Array], jax.Array]) -> dict[str, jax.Array]:
+    last, targets_BL = inputs
+    logits = {name: unembedded(model, params, u_BLD) for name, u_BLD in last.items()}
+    found = {f"ce/{name}": next_token_loss(of_BLV, targets_BL) for name, of_BLV in logits.items()}
+    if "clean" in logits:
+      clean_BLV = logits.pop("clean")
+      found |= {f"kl/{name}": divergence(clean_BLV, of_BLV) for name, of_BLV in logits.items()}
+    return found
+  found = jax.lax.map(chunk, jax.tree.map(lambda x: _cut(x, length), (dict(last), targets_BT)))
+  return {name: jnp.moveaxis(of_CBL, 0, 1).reshape(n_contexts, -1)[:, :n_positions] for name, of_CBL in found.items()}
+
+
+def _cut(x_BT: jax.Array, length: int) -> jax.Array:
+  """(B, T, ...) cut into chunks of positions, the last filled up with zeros: (chunks, B, `length`, ...).
+
+  Every chunk has all of the batch, which a mesh may split over its devices.
+  """
+  padded = jnp.pad(x_BT, ((0, 0), (0, -x_BT.shape[1] % length), *((0, 0),) * (x_BT.ndim - 2)))
+  return jnp.moveaxis(padded.reshape(len(x_BT), -1, length, *x_BT.shape[2:]), 1, 0)

@@ -25,6 +25,8 @@ Edit = collections.abc.Mapping[str, collections.abc.Callable[[jax.Array], jax.Ar
 # Keys and values of the tokens read so far, and "length", the number of these tokens; what is kept beyond it does not
 # count and is overwritten.
 Cache = dict[str, jax.Array]
+# The site that the unembedding reads, which every subject has.
+LAST = "final.in"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +174,12 @@ class LoadedSubject:
     """The same subject with its parameters on the devices of a mesh, split over them or whole on each."""
     where = meshes.shardings(self.params, mesh, self.model.sharding_rules)
     return dataclasses.replace(self, params=jax.device_put(self.params, where))
+
+
+def unembedded(model: Subject, params: dict, u_BTD: jax.Array) -> jax.Array:
+  """Logits (B, T, V) of what the unembedding reads, u; under `jit` nothing else of the subject is computed."""
+  nothing_BT = jnp.zeros(u_BTD.shape[:2], jnp.int32)
+  return model.apply({"params": params}, nothing_BT, {LAST: lambda x: u_BTD}, wanted=())[0]
 
 
 def site_of(widths: collections.abc.Mapping[str, int], name: str, flag: str = "activations.site") -> str:

@@ -9,6 +9,7 @@ from monojax.pipeline.folder import OWN_DICTIONARY, RunFolder
 
 if typing.TYPE_CHECKING:
   from monojax.analysis.claims import Claim
+  from monojax.pipeline.loaded import LoadedRun
 
 FOLDER = "claims"
 # Where a figure that is not there would come from.
@@ -34,8 +35,7 @@ def claims(run: RunFolder, config: ClaimsConfig, dictionary: str = OWN_DICTIONAR
   """
   from monojax.activations.owner import owned
   runs = [run, *map(RunFolder, config.runs)]
-  control = _explained(RunFolder(config.control), dictionary) if config.control else {}
-  found = [of_dictionary(one, dictionary, control) for one in runs]
+  found = [of_dictionary(load.load(one.directory, dictionary), config.control) for one in runs]
   _print([one.directory.name for one in runs], found)
   home = run.directory / f"{run.dictionary(dictionary).home}{FOLDER}"
   rows = [{"section": row[0].section, "name": row[0].name, "source": row[0].source, "published": row[0].published,
@@ -47,15 +47,21 @@ def claims(run: RunFolder, config: ClaimsConfig, dictionary: str = OWN_DICTIONAR
   return found
 
 
-def of_dictionary(run: RunFolder, dictionary: str, control: dict) -> "list[Claim]":
-  """The figures of one run's dictionary, of what has been measured of it."""
+def of_dictionary(loaded: "LoadedRun", control: str = "") -> "list[Claim]":
+  """The figures of one dictionary, of what has been measured of it.
+
+  Args:
+    loaded: the dictionary's run.
+    control: the folder of the run of a subject with random weights, as in `ClaimsConfig`.
+  """
   from monojax.analysis import claims as analysis
-  loaded = load.load(run.directory, dictionary)
-  place = run.dictionary(dictionary)
+  run = RunFolder(loaded.directory)
+  place = run.dictionary(loaded.dictionary)
   figures = files.read_json(place.weights / "figures.json") or run.require_stage(place.stage)["figures"]
   figures = {name.removeprefix("sae/"): value for name, value in figures.items()}
   home = run.directory / place.home
-  records = {"explain": _explained(run, dictionary), "control": control,
+  explained = lambda of_run: _explained(of_run, loaded.dictionary)
+  records = {"explain": explained(run), "control": explained(RunFolder(control)) if control else {},
              "automata": files.read_record(home / "automata" / "automata.json") or {}}
   for path in sorted(home.glob("comparisons/*/comparison.json")):
     found = files.read_record(path) or {}

@@ -10,8 +10,6 @@ from monojax.pipeline import load
 from monojax.pipeline.folder import OWN_DICTIONARY, RunFolder
 
 if typing.TYPE_CHECKING:
-  import numpy as np
-
   from monojax.analysis.maps import FeatureMap
   from monojax.pipeline.loaded import LoadedRun
 
@@ -78,17 +76,10 @@ def mapped(config: MapConfig, loaded: "list[LoadedRun]") -> "tuple[FeatureMap, d
     domain_P = np.concatenate([run.features.domain_share_FD[of_J].argmax(1)
                                for run, of_J in zip(loaded, chosen, strict=True)])[inside]
     cluster_P = found.cluster_P[inside]
-    figures |= {"same_domain": _same(domain_P, cluster_P), "same_domain_shuffled": float(np.mean(
-        [_same(rng.permutation(domain_P), cluster_P) for _ in range(20)]))}
+    same = lambda of_P: maps.commonest_share(of_P, cluster_P)
+    figures |= {"same_domain": same(domain_P),
+                "same_domain_shuffled": float(np.mean([same(rng.permutation(domain_P)) for _ in range(20)]))}
   return found, figures
-
-
-def _same(domain_P: "np.ndarray", cluster_P: "np.ndarray") -> float:
-  """The share of features whose domain is the commonest one of their cluster."""
-  import numpy as np
-  counts_CD = np.zeros((cluster_P.max() + 1, domain_P.max() + 1), np.int64)
-  np.add.at(counts_CD, (cluster_P, domain_P), 1)
-  return float(counts_CD.max(1).sum() / len(domain_P))
 
 
 def _rows(loaded: "list[LoadedRun]", found: "FeatureMap") -> list[dict[str, typing.Any]]:

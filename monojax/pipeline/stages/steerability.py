@@ -13,6 +13,7 @@ from monojax.pipeline.stages.steering import shown
 
 if typing.TYPE_CHECKING:
   from monojax.analysis.steerability import Steerable
+  from monojax.pipeline.loaded import LoadedRun
 
 FOLDER = "steerability"
 _N_PIECES = 30_000  # pieces of text that the classifier is trained on
@@ -35,22 +36,8 @@ def steerability(run: RunFolder, config: SteerabilityConfig, dictionary: str = O
     InputError: there is no such dictionary, no class has text, or scikit-learn is not installed.
   """
   from monojax.activations.owner import owned
-  from monojax.analysis import steerability as analysis
-  from monojax.analysis.detectors import classes_of
-  from monojax.analysis.domain_classifier import DomainClassifier
-  from monojax.metrics import progress
   loaded = load.load(run.directory, dictionary)
-  tables, train, val = loaded.features, *(load.open_tokens(run, split) for split in ("train", "val"))
-  classes = classes_of(config.classes, tables.domains)
-  require(classes, "classes", config.classes, f"none has text here; the domains are {', '.join(tables.domains)}")
-  judge = DomainClassifier(train, loaded.tokenizer, config.n_tokens, _N_PIECES, config.seed)
-  told = judge.found(val, classes, _N_TESTED, config.seed)
-  write = lambda features, seed: loaded.steer(config.prompt, features, config.n_tokens, seed,
-                                              config.temperature).removeprefix(config.prompt)
-  n_texts = config.n * (len(classes) + 2) + config.n_choosing * sum(
-      len(analysis.candidates(tables, domains, config.n_candidates)) for domains in classes.values())
-  with progress(n_texts, "texts", "continuations") as bar:
-    found = analysis.steerability(config, tables, classes, write, judge.predict, lambda: bar.update(1))
+  found, told = measured(config, loaded)
   home = run.directory / f"{run.dictionary(dictionary).home}{FOLDER}"
   rows = [{name: value for name, value in dataclasses.asdict(row).items() if name not in ("texts", "called")}
           | told["classes"][row.name] for row in found]
@@ -62,6 +49,26 @@ def steerability(run: RunFolder, config: SteerabilityConfig, dictionary: str = O
   _print(found, told)
   print(f"\nSee {home}")
   return found
+
+
+def measured(config: SteerabilityConfig, loaded: "LoadedRun") -> "tuple[list[Steerable], dict[str, typing.Any]]":
+  """(What pinning a feature does for each class; the classifier's figures on held-out text.)"""
+  from monojax.analysis import steerability as analysis
+  from monojax.analysis.detectors import classes_of
+  from monojax.analysis.domain_classifier import DomainClassifier
+  from monojax.metrics import progress
+  run = RunFolder(loaded.directory)
+  tables, train, val = loaded.features, *(load.open_tokens(run, split) for split in ("train", "val"))
+  classes = classes_of(config.classes, tables.domains)
+  require(classes, "classes", config.classes, f"none has text here; the domains are {', '.join(tables.domains)}")
+  judge = DomainClassifier(train, loaded.tokenizer, config.n_tokens, _N_PIECES, config.seed)
+  told = judge.found(val, classes, _N_TESTED, config.seed)
+  write = lambda features, seed: loaded.steer(config.prompt, features, config.n_tokens, seed,
+                                              config.temperature).removeprefix(config.prompt)
+  n_texts = config.n * (len(classes) + 2) + config.n_choosing * sum(
+      len(analysis.candidates(tables, domains, config.n_candidates)) for domains in classes.values())
+  with progress(n_texts, "texts", "continuations") as bar:
+    return analysis.steerability(config, tables, classes, write, judge.predict, lambda: bar.update(1)), told
 
 
 def _print(found: "list[Steerable]", told: dict[str, typing.Any]) -> None:
