@@ -162,11 +162,20 @@ def test_an_analysis_that_lacks_columns_gives_whole_pages(tables, tmp_path, visi
   driver = visit(site, "#/?status=all")
   assert listed(driver)[1] == N_FEATURES
   assert not {"undefined", "null", "NaN"} & set(texts(driver, "#features td"))
-  placeholder = {"logits": "token or domain", "domains": "token or logit", "examples": "logit or domain",
-                 "everything": "number of a feature"}[case]
+  placeholder = {"logits": "label, token or domain", "domains": "label, token or logit",
+                 "examples": "label, logit or domain", "everything": "label "}[case]
   assert find(driver, "#filter-q").get_attribute("placeholder").startswith(placeholder)
   find(driver, "#filter-q").send_keys("17")
   wait(driver, lambda: 17 in listed(driver)[0] and listed(driver)[1] < N_FEATURES)
+
+
+def test_an_analysis_without_labels_has_no_column_of_them(tables, tmp_path, visit):
+  site = build_browser(without(tables, "label", labels=[]), tmp_path / "site", "x")
+  driver = visit(site, "#/")
+  assert "Label" not in [text.rstrip("↕") for text in texts(driver, "#features thead th")]
+  driver = visit(site, "#/feature/0")
+  wait_for_feature(driver, 0)
+  assert not driver.find_elements("css selector", ".feature-label")
 
 
 def test_every_control_has_a_name(tables, tmp_path, visit):

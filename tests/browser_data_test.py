@@ -68,6 +68,8 @@ def test_index_equals_the_tables(site, tables):
                     ("share", np.where(fired_F, tables.domain_share_FD.max(1), np.nan))):
     assert_rounded(values[key], want)
   cells = {cell["key"]: cell for cell in index["cells"]}
+  assert [index["strings"][place] if place >= 0 else "" for place in values["label"]] == tables.labels
+  assert_rounded(values["score"], tables.label_score_F)
   assert_rounded(cells["logit"]["order"], tables.top_logit_values_FK[:, 0])
   assert cells["density"]["hover"] == {"label": "fires", "values": tables.n_fires_F.tolist()}
   for i in range(N_FEATURES):
@@ -134,6 +136,16 @@ def assert_feature(feature, strings, tables):
           tables.token_strings[token] if token >= 0 else None for token in tokens_W]
     if rows:
       assert_rounded([example[3] for example in group], tables.example_acts_FEW[i, rows])
+    for e, example in zip(rows, group, strict=True):
+      _, effects, changes = [*example[4:], 0, 0, 0][:3]
+      effect_W = tables.example_effects_FEW[i, e]
+      np.testing.assert_allclose(effects, np.where(np.abs(effect_W) < contents.SMALLEST_EFFECT, 0, effect_W), rtol=0.06)
+      assert (changes != 0) == (e < feature_tables.EXAMPLE_GROUPS[0][1])
+      if changes:
+        for (places, values), name in ((changes[:2], "lowered"), (changes[2:], "raised")):
+          ids_5, values_5 = (getattr(tables, f"example_{name}_{what}_FE5")[i, e] for what in ("ids", "values"))
+          assert [strings[place] for place in places] == [tables.token_strings[t] for t in ids_5[:len(places)]]
+          np.testing.assert_allclose(values, values_5[:len(places)], rtol=0.06)
 
 
 def assert_domains(got, share_D):
@@ -152,7 +164,7 @@ def labelled(tables, n_features, n_domains):
   columns = {name: array[:n_features] for name, array in tables.columns.items() if not name.startswith("example")}
   columns |= {column.name: columns[column.name] % n_features for column in COLUMNS if column.refers_to == "feature"}
   return dataclasses.replace(tables, domains=[f"domain_{i:05d}" for i in range(n_domains)],
-                             columns={**columns, "domain_share_FD": share_FD})
+                             columns={**columns, "domain_share_FD": share_FD}, labels=tables.labels[:n_features])
 
 
 def test_the_size_of_a_site_grows_with_labels_and_with_features_but_not_with_their_product(tmp_path):
@@ -187,8 +199,8 @@ def test_same_tables_give_the_same_bytes(site, tables, tmp_path):
 def test_columns_that_no_page_shows_are_not_in_the_data(tables, site, tmp_path):
   shown = [column for column in COLUMNS if column.entry or column.cells]
   named = {column.name for column in shown} | {name for column in shown for name in column.beside}
-  unseen = [column.name for column in COLUMNS if column.name not in named]
-  assert "example_effects_FEW" in unseen
+  unseen = [column.name for column in COLUMNS if column.name not in named | set(contents.EFFECT_COLUMNS)]
+  assert "example_position_FE" in unseen
   build_browser(browser_fixture.without(tables, *unseen), tmp_path / "site", "A <b>run</b> & more")
   assert files_of(tmp_path / "site") == files_of(site)
 

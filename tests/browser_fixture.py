@@ -82,7 +82,10 @@ def make_tables(n_features, seed=0):
       domain_share_FD=(share_FD / share_FD.sum(axis=1, keepdims=True) * fired_F[:, None]).astype(np.float32),
       **examples)
   columns |= _other_columns(rng, columns, len(domains))
-  return feature_tables.FeatureTables(columns, token_strings, domains, _summary(rng, n_fires_F / n_tokens))
+  labels = [f"the tokens of {domains[home]}; <img src=x onerror=alert({i})>" if fired else ""
+            for i, (home, fired) in enumerate(zip(home_F, fired_F, strict=True))]
+  return feature_tables.FeatureTables(columns, token_strings, domains, _summary(rng, n_fires_F / n_tokens),
+                                      labels=labels)
 
 
 def _other_columns(rng, columns, n_domains):

@@ -106,10 +106,10 @@ def test_tokens_of_one_character_are_drawn_as_that_character(driver, tmp_path):
     assert [centre for *_, centre, _ in row].count(True) == 1
     place = 0
     for text, act, parts, _, drawn in row:
-      parts = json.loads(parts) if parts else [[text, acts[place]]]
-      assert [string for string, _ in parts] == [tables.token_strings[i] for i in ids[place:place + len(parts)]]
-      np.testing.assert_allclose([value for _, value in parts], acts[place:place + len(parts)], rtol=1e-3)
-      np.testing.assert_allclose(act, max(value for _, value in parts), rtol=1e-3)
+      parts = json.loads(parts) if parts else [[text, acts[place], 0]]
+      assert [string for string, *_ in parts] == [tables.token_strings[i] for i in ids[place:place + len(parts)]]
+      np.testing.assert_allclose([value for _, value, _ in parts], acts[place:place + len(parts)], rtol=1e-3)
+      np.testing.assert_allclose(act, max(value for _, value, _ in parts), rtol=1e-3)
       assert drawn == text or text.startswith("\u0301")
       joined += len(parts) > 1
       place += len(parts)
@@ -120,13 +120,13 @@ def test_tokens_of_one_character_are_drawn_as_that_character(driver, tmp_path):
   span = find(driver, ".examples [data-parts]")
   parts = json.loads(span.get_attribute("data-parts"))
   driver.execute_script("arguments[0].dispatchEvent(new MouseEvent('mouseover', {bubbles: true}))", span)
-  assert texts(driver, "#tooltip tr td:first-child") == [text for text, _ in parts]
+  assert texts(driver, "#tooltip tr td:first-child") == [text for text, *_ in parts]
   assert find(driver, "#tooltip").text.startswith(span.text)
   # The list names the feature by the whole character, which a search finds.
   driver.get("about:blank")
   driver.get((tmp_path / "site" / "index.html").as_uri() + "#/?status=all&q=" + rows[0][2][0])
   top = [text for row in rows[:20] for text, _, _, centre, _ in row if centre]
-  assert texts(driver, "tr[data-id='0'] td:nth-of-type(6) .token") == top[:1]
+  assert texts(driver, "tr[data-id='0'] td:nth-of-type(8) .token") == top[:1]
 
 
 def test_the_frontier_names_what_its_points_differ_in(driver, tmp_path):

@@ -133,6 +133,40 @@ def test_feature_page_shows_the_tables(page, tables):
       assert text == AS_SHOWN.get(token, token.replace("\n", "↵"))
 
 
+def test_labels_are_listed_found_and_lead_a_page(page, tables):
+  driver = page("#/?sort=score")
+  ids = regular(tables)
+  rounded = np.array([float(f"{value:.4g}") for value in tables.label_score_F])
+  falling = ids[np.lexsort((ids, -rounded[ids]))].tolist()
+  wait(driver, lambda: listed(driver)[0] == falling[:100])
+  assert texts(driver, f"tr[data-id='{falling[0]}'] .feature-label") == [tables.labels[falling[0]]]
+  find(driver, "#filter-q").send_keys(f"tokens of {tables.domains[0]}")
+  want = [i for i in falling if tables.labels[i].startswith(f"the tokens of {tables.domains[0]};")]
+  wait(driver, lambda: listed(driver) == [want[:100], len(want)])
+  driver = page(f"#/feature/{falling[0]}")
+  wait_for_feature(driver, falling[0])
+  shown_label = find(driver, ".heading .feature-label").text
+  assert shown_label.startswith(tables.labels[falling[0]]) and "<img src=x" in shown_label
+  assert shown_label.endswith(f"score {rounded[falling[0]]:.2f}")
+  assert not driver.find_elements("css selector", "main img")
+
+
+def test_effects_are_underlined_and_told_by_the_tooltip(page, tables):
+  driver = page("#/feature/0")
+  wait_for_feature(driver, 0)
+  found = driver.execute_script(
+      "return [...document.querySelectorAll('.examples .text')].map((text) => [...text.children]"
+      ".map((token) => [Number(token.dataset.effect || 0), token.classList.contains('helps')]))")
+  for e, example in enumerate(found):
+    effects_W = tables.example_effects_FEW[0, e][tables.example_tokens_FEW[0, e] >= 0]
+    np.testing.assert_allclose([effect for effect, _ in example], effects_W, atol=0.006)
+    assert [helps for _, helps in example] == (np.abs(effects_W) >= 0.005).tolist()
+  driver.execute_script("document.querySelector('.examples .centre').dispatchEvent("
+                        "new MouseEvent('mouseover', {bubbles: true}))")
+  tooltip = wait(driver, lambda: find(driver, "#tooltip").text)
+  assert "loss without the feature +" in tooltip and "next tokens fall" in tooltip and "and rise" in tooltip
+
+
 def test_activation_is_the_background(page, tables):
   driver = page("#/feature/0")
   wait_for_feature(driver, 0)

@@ -31,6 +31,7 @@ class Kind(enum.StrEnum):
   PERCENT = "percent"                # a fraction, shown as a percentage
   LOG_DENSITY = "log_density"        # a fraction, as a percentage and as a base-10 logarithm, by which it is filtered
   STATUS = "status"                  # a number that stands for a word of `STATUSES`
+  LABEL = "label"                    # the score of the feature's label; in the list, the label itself
   SPARKLINE = "sparkline"            # counts of a histogram, as a small picture
   TOP_TOKENS = "top_tokens"          # examples' tokens: the tokens in the middle of the examples that fire most
   WEIGHTED_TOKENS = "weighted_tokens"  # token ids (their weights); in the list sorted by the largest weight
@@ -45,9 +46,10 @@ class Kind(enum.StrEnum):
   EXAMPLES = "examples"              # examples' tokens (activations, domains, documents), at the right of the page
 
 
-ONE_NUMBER = frozenset({Kind.NUMBER, Kind.ACTIVATION, Kind.PERCENT, Kind.LOG_DENSITY, Kind.STATUS, Kind.NEURON})
+ONE_NUMBER = frozenset({Kind.NUMBER, Kind.ACTIVATION, Kind.PERCENT, Kind.LOG_DENSITY, Kind.STATUS, Kind.NEURON,
+                        Kind.LABEL})
 CELL_KINDS = ONE_NUMBER | {Kind.SPARKLINE, Kind.TOP_TOKENS, Kind.WEIGHTED_TOKENS, Kind.TOP_DOMAIN, Kind.TOP_SHARE}
-ENTRY_KINDS = (ONE_NUMBER - {Kind.STATUS}) | {Kind.WEIGHTED_TOKENS, Kind.DOMAINS, Kind.ACTIVATION_HISTOGRAM,
+ENTRY_KINDS = (ONE_NUMBER - {Kind.STATUS, Kind.LABEL}) | {Kind.WEIGHTED_TOKENS, Kind.DOMAINS, Kind.ACTIVATION_HISTOGRAM,
                                               Kind.LOGIT_HISTOGRAM, Kind.NEURONS, Kind.FEATURES, Kind.EXAMPLES}
 N_BESIDE = {Kind.WEIGHTED_TOKENS: 1, Kind.ACTIVATION_HISTOGRAM: 1, Kind.LOGIT_HISTOGRAM: 1, Kind.NEURONS: 2,
             Kind.FEATURES: 1, Kind.EXAMPLES: 3}  # how many columns beside its own a kind draws; the others draw none
@@ -188,6 +190,17 @@ _NO_EFFECTS = ("the run has no subject that predicts tokens, or effects were not
 _NO_TOKENS = "the activations come without the tokens on which they were taken"
 
 COLUMNS: tuple[Column, ...] = (
+    Column(
+        "label_score_F", "float32",
+        "How well the feature's label (`labels`) predicts its activation: Spearman's rank correlation of predicted and "
+        "true activations on text that had no part in the choice of the label; NaN where the feature fires on fewer "
+        "than 20 tokens of either half of the text.",
+        cells=(Cell("Label", Kind.LABEL, key="label",
+                    help="What the feature fires on, in words that were chosen on one part of the text."),
+               Cell("Score", Kind.NUMBER, key="score", filterable=True, wide_only=True,
+                    help="How well the label predicts the feature's activation on text that had no part in its choice: "
+                         "the rank correlation (Spearman), 1 for perfect, 0 for chance.")),
+        absent_where="labels were not asked for, or " + _NO_TOKENS, since="0.2"),
     Column(
         "status_F", "int8",
         "Whether the feature is dead (2: it fires on none of the analysed tokens) or alive, and then whether it is "
@@ -361,10 +374,4 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "together_correlations_F10", "float32",
         "Pearson's correlations of `together_ids_F10`; 0 where there is none.", since="0.2"),
-    Column(
-        "label_score_F", "float32",
-        "How well the feature's label (`labels`) predicts its activation: Spearman's rank correlation of predicted and "
-        "true activations on text that had no part in the choice of the label; NaN where the feature fires on fewer "
-        "than 20 tokens of either half of the text.",
-        absent_where="labels were not asked for, or " + _NO_TOKENS, since="0.2"),
 )

@@ -4,7 +4,7 @@ A page opened as file:// may not fetch its data, but it may load scripts. So eac
 `data.registerIndex(JSON)` or `data.registerBlock(NUMBER, JSON)`: the index is loaded at once, a block of features when
 one of them is shown. `monojax.browser.contents` says what is in them. The site's layout:
 
-  index.html  assets/*.css *.js  data/index.js  data/features-00000.js ...
+  index.html  assets/*.css *.js  data/index.js  data/features-00000.js ...  data/live*.js (see `monojax.browser.live`)
 
 A page of the site is one script, `static/page_NAME.js`, which calls `app.page` with its address, the text of its link
 and the function that draws it. The scripts of that name are listed here, and the links are made from what they say, so
@@ -24,12 +24,13 @@ from monojax.analysis.columns import COLUMNS, Column, check_described
 from monojax.analysis.tables import FeatureTables
 from monojax.browser import contents
 from monojax.browser.config import BrowserConfig
+from monojax.browser.live import Live
 from monojax.config import InputError, require
 
 
 def build_browser(tables: FeatureTables, directory: str | os.PathLike, title: str,
                   features_per_file: int = BrowserConfig.features_per_file, described: Sequence[Column] = COLUMNS,
-                  pages: Sequence[str | os.PathLike] = ()) -> pathlib.Path:
+                  pages: Sequence[str | os.PathLike] = (), live: Live | None = None) -> pathlib.Path:
   """Writes the site of `tables` into `directory`, which appears, or is replaced, as a whole.
 
   The same tables give the same bytes. The site is written into `<directory>.partial` first.
@@ -41,6 +42,7 @@ def build_browser(tables: FeatureTables, directory: str | os.PathLike, title: st
     features_per_file: features in one data file.
     described: how each column is shown. `(*COLUMNS, Column(...))` shows one more.
     pages: files of further pages, scripts called page_NAME.js that call `app.page`.
+    live: what the page "Your text" needs; without it there is no such page.
 
   Returns:
     The path of the site's index.html.
@@ -60,12 +62,14 @@ def build_browser(tables: FeatureTables, directory: str | os.PathLike, title: st
   for folder in (partial / "assets", partial / "data"):
     folder.mkdir(parents=True)
   _write_static(partial, config.title, assets)
-  index = contents.index(tables, described, config.title, config.features_per_file)
+  index = {**contents.index(tables, described, config.title, config.features_per_file), "live": live is not None}
   _write(partial / "data" / "index.js", _call("data.registerIndex", index))
   for number, start in enumerate(range(0, tables.n_features, config.features_per_file)):
     features = range(start, min(start + config.features_per_file, tables.n_features))
     _write(partial / "data" / f"features-{number:05d}.js",
            _call("data.registerBlock", number, contents.block(tables, described, features)))
+  for name, content in (live.files() if live else {}).items():
+    _write(partial / "data" / name, content)
   for folder in (partial / "assets", partial / "data", partial):
     files.sync_directory(folder)
   files.put_in_place(partial, directory)
@@ -97,10 +101,10 @@ def _check_replaceable(directory: pathlib.Path) -> None:
                        "remove it")
 
 
-def _write(path: pathlib.Path, text: str) -> None:
-  """Writes `text` and makes it durable; the folder takes its final name later."""
+def _write(path: pathlib.Path, content: str | bytes) -> None:
+  """Writes `content` and makes it durable; the folder takes its final name later."""
   with open(path, "wb") as file:
-    file.write(text.encode())
+    file.write(content.encode() if isinstance(content, str) else content)
     file.flush()
     os.fsync(file.fileno())
 

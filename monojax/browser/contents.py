@@ -19,6 +19,11 @@ from monojax.config import require
 
 N_SPARK_BINS = 20       # bins of the small activation histogram
 N_LISTED_TOKENS = 8     # distinct top activating tokens that a search looks at
+# What examples show besides, where an analysis has it.
+EFFECT_COLUMNS = ("example_effects_FEW", "example_lowered_ids_FE5", "example_lowered_values_FE5",
+                  "example_raised_ids_FE5", "example_raised_values_FE5")
+N_CHANGED_TOKENS = 3    # tokens whose logits a removal lowers most, and raises most, that an example lists
+SMALLEST_EFFECT = 0.005  # nats; what changes the loss by less is shown as no effect
 N_LISTED_DOMAINS = 20   # domains that a feature's page lists; the others are summed up
 SUMMARY_KEYS = ("figures", "density_histogram", "statuses", "detectors", "proxies", "frontier", "config")
 
@@ -75,7 +80,8 @@ def index(tables: FeatureTables, described: Iterable[Column], title: str, featur
       "domains": list(tables.domains),
       "statuses": list(feature_columns.STATUSES),
       "groups": [name for name, _ in feature_tables.EXAMPLE_GROUPS],
-      "cells": [_cell(tables, column, cell, labels, strings) for column in columns for cell in column.cells],
+      "cells": [_cell(tables, column, cell, labels, strings) for column in columns for cell in column.cells
+                if cell.kind != Kind.LABEL or tables.labels],
       "entries": [{"name": column.stem, "panel": column.entry.panel, "label": column.entry.label,
                    "kind": column.entry.kind, "help": column.entry.help or column.what,
                    "beside": [_stem(name) for name in column.beside]}
@@ -98,15 +104,15 @@ def _stem(name: str) -> str:
   return name.rpartition("_")[0]
 
 
-def rounded(values: np.ndarray) -> Any:
-  """An array of any shape as nested lists at four significant digits, None where not finite."""
-  def at_four_digits(value: Any) -> Any:
+def rounded(values: np.ndarray, digits: int = 4) -> Any:
+  """An array of any shape as nested lists at some significant digits, None where not finite."""
+  def cut(value: Any) -> Any:
     if isinstance(value, list):
-      return [at_four_digits(item) for item in value]
-    return float(f"{value:.4g}") if math.isfinite(value) else None
+      return [cut(item) for item in value]
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
   if values.ndim == 1:  # most arrays by far, and most of their entries are zeros
-    return [at_four_digits(value) if value else 0 for value in values.tolist()]
-  return at_four_digits(values.tolist())
+    return [cut(value) if value else 0 for value in values.tolist()]
+  return cut(values.tolist())
 
 
 def _plain(values: np.ndarray) -> Any:
@@ -141,6 +147,8 @@ def _cell_values(tables: FeatureTables, column: Column, kind: Kind, strings: Str
   array = getattr(tables, column.name)
   if kind == Kind.SPARKLINE:
     return _sparks(array)
+  if kind == Kind.LABEL:
+    return [strings.place(text) if text else -1 for text in tables.labels]
   if kind == Kind.TOP_TOKENS:
     return [_top_tokens(tables, tokens_EW, strings) for tokens_EW in array[:, :feature_tables.EXAMPLE_GROUPS[0][1]]]
   if kind == Kind.WEIGHTED_TOKENS:
@@ -194,11 +202,32 @@ def _feature(tables: FeatureTables, i: int, entries: Sequence[Column], refers_to
   return values
 
 
-def _groups(tables: FeatureTables, i: int, column: Column, strings: Strings) -> list[list[list[Any]]]:
-  """For each of `EXAMPLE_GROUPS` feature i's examples: [document, domain, tokens, activations].
+def _effects(tables: FeatureTables, i: int, e: int, strings: Strings) -> list[Any]:
+  """The effects of feature i on each token of its example e, and the next token's logits that it changes most.
 
-  Where tokens of an example share a character, a fifth entry has [first token, number of tokens, their text] for each
-  such run of tokens.
+  0 in the place of either where there are none.
+  """
+  if not all(map(tables.has, EFFECT_COLUMNS)):
+    return [0, 0]
+  effect_W = np.nan_to_num(tables.example_effects_FEW[i, e])
+  effect_W = np.where(np.abs(effect_W) < SMALLEST_EFFECT, 0, effect_W)
+  changes: Any = 0
+  if e < feature_tables.EXAMPLE_GROUPS[0][1] and tables.example_lowered_ids_FE5[i, e, 0] >= 0:
+    changes = []
+    for name in ("lowered", "raised"):
+      ids_5, values_5 = (getattr(tables, f"example_{name}_{what}_FE5")[i, e] for what in ("ids", "values"))
+      listed = ids_5[ids_5 >= 0][:N_CHANGED_TOKENS]
+      changes += [strings.places(listed), rounded(values_5[:len(listed)], 2)]
+  return [rounded(effect_W, 2) if effect_W.any() else 0, changes]
+
+
+def _groups(tables: FeatureTables, i: int, column: Column, strings: Strings) -> list[list[list[Any]]]:
+  """For each of `EXAMPLE_GROUPS` feature i's examples.
+
+  An example is [document, domain, tokens, activations, joined, effects, changes].
+  The last three are 0 where there is nothing to say, and left out where nothing follows. "Joined" has [first token,
+  number of tokens, their text] for each run of tokens that share a character. "Effects" has a number for each token;
+  "changes", of the strongest examples alone, [lowered tokens, by how much, raised tokens, by how much].
   """
   tokens_EW = getattr(tables, column.name)[i]
   acts_EW, domain_E, document_E = (getattr(tables, name)[i] for name in column.beside[:3])
@@ -207,8 +236,11 @@ def _groups(tables: FeatureTables, i: int, column: Column, strings: Strings) -> 
   def example(e: int) -> list[Any]:
     joined = [[start, stop - start, strings.place(text)] for start, stop, text in tables.pieces(tokens_EW[e])
               if stop - start > 1]
-    return [int(document_E[e]), int(domain_E[e]), strings.places(tokens_EW[e]), rounded(acts_EW[e]),
-            *([joined] if joined else [])]
+    found = [int(document_E[e]), int(domain_E[e]), strings.places(tokens_EW[e]), rounded(acts_EW[e]), joined or 0,
+             *_effects(tables, i, e, strings)]
+    while found[-1] == 0:
+      found.pop()
+    return found
   groups, start = [], 0
   for _, size in feature_tables.EXAMPLE_GROUPS:
     groups.append([example(e) for e in range(start, start + size) if tokens_EW[e, centre] >= 0])

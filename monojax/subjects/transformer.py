@@ -26,7 +26,7 @@ SHARDING_RULES = {
     "W_in_DM": P(None, "model"), "b_in_M": P("model"), "W_out_MD": P("model", None),
     "W_unembed_DV": P(None, "model"),
 }
-_NORM_EPSILON = 1e-5
+NORM_EPSILON = 1e-5
 
 
 def rotate(x_BTHK: jax.Array) -> jax.Array:
@@ -50,7 +50,7 @@ def layer_norm(x_ND: jax.Array, gain_D: jax.Array, bias_D: jax.Array, freeze: bo
   """
   x = x_ND.astype(jnp.float32)
   centred = x - x.mean(-1, keepdims=True)
-  scale = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + _NORM_EPSILON)
+  scale = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + NORM_EPSILON)
   if freeze:
     scale = jax.lax.stop_gradient(scale)
   return (centred * scale * gain_D[None] + bias_D[None]).astype(x_ND.dtype)
@@ -199,7 +199,7 @@ class Transformer(nn.Module):
     last = f"layer.{self.config.n_layers - 1}."
     only = site in (f"{last}mlp.hidden", f"{last}mlp.out", f"{last}resid")
     return LogitPath(to_residual_MD, "layer", params["gain_D"], params["W_unembed_DV"], f"{last}resid", only,
-                     _NORM_EPSILON, params["bias_D"])
+                     NORM_EPSILON, params["bias_D"])
 
   @nn.nowrap
   def frozen(self) -> "Transformer":

@@ -118,6 +118,22 @@ class Tokenizer:
     """The settings of the tokenizer's decoder as JSON, by which the kind of tokenizer can be told."""
     return json.dumps(json.loads(self.backend.to_str())["decoder"], ensure_ascii=False)
 
+  def byte_pairs(self) -> dict[str, list] | None:
+    """The tokenizer as plain lists, for programs that encode without the library, such as a page.
+
+    Returns:
+      {"tokens": the tokens in order of their ids, in the characters that GPT-2 writes for bytes, "" where an id has
+      none; "merges": pairs of such texts, the first merge first}; None where it is no byte-level BPE that splits text
+      by GPT-2's pattern.
+    """
+    model = json.loads(self.backend.to_str())["model"]
+    others = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback",
+              "ignore_merges")
+    if not self.by_word or model.get("type") != "BPE" or any(model.get(name) for name in others):
+      return None
+    merges = [merge.split(" ") if isinstance(merge, str) else list(merge) for merge in model["merges"]]
+    return {"tokens": [self.backend.id_to_token(i) or "" for i in range(self.vocab_size)], "merges": merges}
+
   def token_bytes(self, id: int) -> bytes:
     """The bytes of text that a token stands for, which are none for an id that no token has."""
     if id in self._added:

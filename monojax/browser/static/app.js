@@ -123,23 +123,31 @@ const app = (() => {
     tooltip.hidden = true;
   }
 
-  // The tooltip of an example's token: its text, its activation, and what share of the feature's largest that is. Of
-  // tokens that are drawn as one, it has a line for each.
+  // The tooltip of an example's token: its text, its activation, what share of the feature's largest that is, and how
+  // much worse it is predicted without the feature. Of tokens that are drawn as one, it has a line for each. Below the
+  // token that the example was chosen for stand the next tokens whose logits change most without the feature.
   function showTooltip(event) {
     const target = event.target.closest("[data-token]");
     if (!target) {
       hideTooltip();
       return;
     }
-    const {token, act, max, parts} = target.dataset;
-    const line = ([text, activation]) => element("tr", {},
+    const {token, act, max, effect, parts, changes} = target.dataset;
+    const line = ([text, activation, nats]) => element("tr", {},
       element("td", {}, dom.token(text, {class: "boxed"})),
       element("td", {class: "numeric"}, `activation ${dom.number(activation)}`),
       element("td", {class: "numeric quiet"},
-        activation > 0 && max > 0 ? `${dom.percent(activation / max)} of the max` : ""));
+        activation > 0 && max > 0 ? `${dom.percent(activation / max)} of the max` : ""),
+      element("td", {class: "numeric quiet"}, nats ? `loss without the feature ${dom.signed(nats, 2)}` : ""));
+    const changed = (name, listed) => element("div", {}, element("span", {class: "quiet"}, `${name} `),
+      listed.map(([text, by]) => [dom.token(text, {class: "boxed"}), `${dom.signed(by, 2)}  `]).flat());
+    const [lowered, raised] = changes ? JSON.parse(changes) : [[], []];
     tooltip.replaceChildren(
       parts ? element("div", {}, dom.token(token, {class: "boxed"}), "is made of the tokens") : "",
-      element("table", {}, element("tbody", {}, (parts ? JSON.parse(parts) : [[token, Number(act)]]).map(line))));
+      element("table", {}, element("tbody", {},
+        (parts ? JSON.parse(parts) : [[token, Number(act), Number(effect ?? 0)]]).map(line))),
+      lowered.length ? changed("without the feature, next tokens fall", lowered) : "",
+      raised.length ? changed("and rise", raised) : "");
     tooltip.hidden = false;
     const box = target.getBoundingClientRect();
     const left = Math.min(box.left, innerWidth - tooltip.offsetWidth - 8);

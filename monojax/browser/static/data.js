@@ -65,9 +65,16 @@ const data = (() => {
     return cell ? index.statuses[cell.values[id]] : "";
   }
 
+  // {text, score} of a feature's label; null where it has none.
+  function label(id) {
+    const [texts, scores] = ["label", "score"].map((key) => cells().find((cell) => cell.key === key));
+    if (!texts || texts.values[id] < 0) return null;
+    return {text: index.strings[texts.values[id]], score: scores.values[id]};
+  }
+
   return {
     get index() { return index; },
     get cells() { return cells(); },
-    status, registerIndex, registerBlock, feature, prefetch,
+    status, label, registerIndex, registerBlock, feature, prefetch,
   };
 })();

@@ -76,6 +76,17 @@ const kinds = (() => {
     matches: (places, found) => places.some((place) => found.strings[place]),
   };
 
+  const label = {
+    cell: (place) => (place < 0 ? "–" : element("span", {class: "feature-label"}, data.index.strings[place])),
+    sortKey: (column) => {
+      const rank = alphabetical(data.index.strings);
+      return (id) => rank(column.values[id]);
+    },
+    ascending: true,
+    searched: "label",
+    matches: (place, found) => place >= 0 && found.strings[place] === 1,
+  };
+
   const weightedTokens = {
     cell: (places) => boxes(places.slice(0, 3)),
     sortKey: (column) => (id) => column.order[id] ?? NaN,
@@ -97,7 +108,7 @@ const kinds = (() => {
   };
 
   return {
-    number, percent, neuron, status,
+    number, percent, neuron, status, label,
     activation: {...number, cell: (value) => dom.fixed(value, 2)},
     log_density: logDensity,
     sparkline: {cell: (digits) => charts.sparkline(digits)},

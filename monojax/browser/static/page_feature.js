@@ -4,11 +4,14 @@
 // and in which panels is described in the index (data.index.entries).
 app.page((() => {
   const {element} = dom;
+  const SCORE_NOTE = "How well these words predict the feature's activation on text that had no part in their " +
+    "choice: the rank correlation, 1 for perfect, 0 for chance.";
 
   function heading(id, state) {
     const {order, places} = query.run(state);
     const place = places[id];
     const status = data.status(id);
+    const label = data.label(id);
     const step = (by, text, title) => element("button", {
       type: "button", id: by > 0 ? "next" : "previous", title, disabled: order.length === 0,
       onclick: () => app.step(by)}, text);
@@ -19,10 +22,13 @@ app.page((() => {
         ? `${dom.number(place + 1)} of ${dom.number(order.length)} in the list` : "not in the list"),
       element("span", {class: "steps"},
         dom.link(`#/${query.format(state)}`, "List"),
+        data.index.live ? dom.link(`#/try/${id}`, "Your text") : null,
         step(-1, "‹ Previous", "Previous feature of the list (k or ←)"),
         step(1, "Next ›", "Next feature of the list (j or →)"),
         element("button", {type: "button", title: "A random feature of the list (r)",
-                           onclick: () => app.random()}, "Random")));
+                           onclick: () => app.random()}, "Random")),
+      label ? element("p", {class: "feature-label"}, label.text, element("span", {class: "quiet", title: SCORE_NOTE},
+        label.score === null ? "  fires too rarely for a score" : `  score ${dom.fixed(label.score, 2)}`)) : null);
   }
 
   // The entries whose values are single numbers, as a list of names and values.

@@ -26,13 +26,17 @@ const panels = (() => {
       [String(neuron), dom.signed(weights[i], 3), dom.percent(shares[i])]));
   }
 
-  // Links to other features, each with the token on which it fires most; -1 is none.
+  // Links to other features, each with its label, or without one the token on which it fires most; -1 is none.
   function features(entry, {feature}) {
     const [similarities] = beside(entry, feature);
     const tokens = data.cells.find(({kind}) => kind === "top_tokens");
+    const named = (id) => {
+      const label = data.label(id);
+      return label ? element("span", {class: "feature-label"}, label.text)
+        : tokens ? kinds.top_tokens.cell(tokens.values[id]) : null;
+    };
     const rows = feature[entry.name].flatMap((id, i) => (id < 0 ? [] : [[
-      [dom.link(`#/feature/${id}`, String(id)), " ", tokens ? kinds.top_tokens.cell(tokens.values[id]) : null].flat(),
-      dom.fixed(similarities[i], 3)]]));
+      [dom.link(`#/feature/${id}`, String(id)), " ", named(id)].flat(), dom.fixed(similarities[i], 3)]]));
     return rows.length ? table(["Feature", entry.label], rows) : null;
   }
 
@@ -80,47 +84,65 @@ const panels = (() => {
         nOthers ? row(`${dom.number(nOthers)} others`, others) : null));
   }
 
-  // What is drawn of an example: [{text, first, parts}], where `parts` are the [text, activation] of the tokens from
-  // number `first` on. These are one token, or, as `joined` says, several that share a character.
-  function spans([,, tokens, acts, joined = []], strings) {
-    const runs = new Map(joined.map(([first, count, place]) => [first, {count, text: strings[place]}]));
+  // What is drawn of an example: [{text, first, parts}], where `parts` are the [text, activation, effect] of the tokens
+  // from number `first` on. These are one token, or, as `joined` says, several that share a character.
+  function spans([,, tokens, acts, joined, effects], strings) {
+    const runs = new Map((joined || []).map(([first, count, place]) => [first, {count, text: strings[place]}]));
     const found = [];
     for (let first = 0; first < tokens.length;) {
       const {count, text} = runs.get(first) || {count: 1, text: strings[tokens[first]]};
-      const parts = tokens.slice(first, first + count).map((place, i) => [strings[place], acts[first + i]]);
+      const parts = tokens.slice(first, first + count).map((place, i) =>
+        [strings[place], acts[first + i], effects ? effects[first + i] : 0]);
       if (tokens[first] >= 0) found.push({text, first, parts});
       first += count;
     }
     return found;
   }
 
-  function exampleSpan({text, first, parts}, centre, largest) {
+  // How an effect is underlined: thicker the larger it is, up to that of one nat; dashed where the feature hurts.
+  function effectStyle(effect) {
+    if (!effect) return ["", null];
+    const width = 1 + 2 * Math.min(Math.abs(effect), 1);
+    return [effect > 0 ? " helps" : " hurts", `--effect:${width.toFixed(1)}px`];
+  }
+
+  function exampleSpan({text, first, parts}, centre, largest, changes) {
     const activation = Math.max(...parts.map(([, act]) => act));
+    const effect = parts.reduce((sum, [,, of]) => sum + of, 0);
+    const [effectClass, effectWidth] = effectStyle(effect);
     const heat = largest > 0 ? Math.min(Math.max(activation / largest, 0), 1) : 0;
     const isCentre = first <= centre && centre < first + parts.length;
     return dom.token(text, {
-      class: `window${heat > 0 ? " hot" : ""}${heat > 0.55 ? " hottest" : ""}${isCentre ? " centre" : ""}`,
-      style: heat > 0 ? `--heat:${heat.toFixed(3)}` : null,
-      "data-token": text, "data-act": activation, "data-max": largest,
+      class: `window${heat > 0 ? " hot" : ""}${heat > 0.55 ? " hottest" : ""}${isCentre ? " centre" : ""}${effectClass}`,
+      style: [heat > 0 ? `--heat:${heat.toFixed(3)}` : null, effectWidth].filter(Boolean).join(";") || null,
+      "data-token": text, "data-act": activation, "data-max": largest, "data-effect": effect || null,
       "data-parts": parts.length > 1 ? JSON.stringify(parts) : null,
+      "data-changes": isCentre && changes ? JSON.stringify(changes) : null,
     });
   }
 
   function example(item, strings, largest) {
-    const [document, domain, tokens, acts] = item;
+    const [document, domain, tokens, acts,,, changed] = item;
     const centre = (tokens.length - 1) / 2;
+    const listed = (places, values) => places.map((place, i) => [strings[place], values[i]]);
+    const changes = changed ? [listed(changed[0], changed[1]), listed(changed[2], changed[3])] : null;
     return element("li", {},
       element("span", {class: "act"}, dom.fixed(acts[centre], 2)),
-      element("span", {class: "text"}, spans(item, strings).map((span) => exampleSpan(span, centre, largest))),
+      element("span", {class: "text"}, spans(item, strings).map((span) => exampleSpan(span, centre, largest, changes))),
       element("span", {class: "source", title: document >= 0 ? `document ${document}` : null},
         domain >= 0 ? data.index.domains[domain] : ""));
   }
 
-  function legend(largest) {
+  const underlined = (name, text) => element("span", {class: `token window ${name}`, style: "--effect:3px"}, text);
+
+  function legend(largest, hasEffects) {
     return element("p", {class: "legend"},
       element("span", {class: "scale", "aria-hidden": "true"}),
-      `background: activation, 0 to the feature's max ${dom.number(largest)}; underlined: the token the ` +
-      "example was chosen for; ", element("span", {class: "token"}, element("span", {class: "space"}, " ")),
+      `background: activation, 0 to the feature's max ${dom.number(largest)}; framed: the token the ` +
+      "example was chosen for; ",
+      hasEffects ? ["without the feature a token is predicted ", underlined("helps", "worse"), " or ",
+                    underlined("hurts", "better"), "; "] : [],
+      element("span", {class: "token"}, element("span", {class: "space"}, " ")),
       " space, ", element("span", {class: "mark"}, "↵"), " new line, ",
       element("span", {class: "bytes"}, "\\xd8"), " byte of a character that is cut off; tokens that " +
       "share a character are drawn as one. ",
@@ -134,14 +156,15 @@ const panels = (() => {
         element("h3", {}, data.index.groups[i]),
         element("ol", {class: "examples"}, group.map((item) => example(item, strings, largest))))));
     const isEmpty = groups.every((group) => group === null);
+    const hasEffects = feature[entry.name].some((group) => group.some((item) => item[5]));
     return element("div", {class: "evidence"}, element("h2", {class: "hidden"}, entry.panel),
       isEmpty ? element("p", {class: "message"}, largest ? "There are no examples of this feature."
-        : "The feature never fired on the analysed text, so there are no examples.") : legend(largest),
+        : "The feature never fired on the analysed text, so there are no examples.") : legend(largest, hasEffects),
       groups);
   }
 
   return {
-    neurons, features, domains, examples, weighted_tokens: weightedTokens,
+    effectStyle, neurons, features, domains, examples, weighted_tokens: weightedTokens,
     activation_histogram: activationHistogram, logit_histogram: logitHistogram,
   };
 })();

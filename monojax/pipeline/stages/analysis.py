@@ -81,6 +81,7 @@ def build_browser(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTI
   def work(directory, identity):
     from monojax.analysis.tables import FeatureTables
     from monojax.browser.build import build_browser as build
+    from monojax.pipeline.stages.live import live
     run.made(analysis, "features.npz")
     tables = FeatureTables.load(run.made(analysis, "features.json").parent)
     summary = run.write_summary()
@@ -92,7 +93,10 @@ def build_browser(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTI
     if run.stage("frontier") and not place.home:
       tables.summary["frontier"] = _with_knobs(files.read_json(run.made("frontier", "frontier.json")))
     name = run.directory.resolve().name
+    found = live(run, place.name, config.browser.live_weights)
+    if isinstance(found, str):
+      print(f"the page \"Your text\" is left out: {found}", flush=True)
     build(tables, directory / "site", config.browser.title or (f"{name}, {place.name}" if place.home else name),
-          config.browser.features_per_file)
+          config.browser.features_per_file, live=None if isinstance(found, str) else found)
     return {}
   return run.execute(f"{place.home}browser", config.browser, work, (analysis,), alone=True)

@@ -1,0 +1,246 @@
+"use strict";
+
+// The page "Your text": the subject and the dictionary are run in the page on what is typed. It shows the features on
+// each token, what the text's losses would be without a feature, and how the subject writes on with one held.
+app.page((() => {
+  const {element} = dom;
+  const EXAMPLE = "def read(path):\n  with open(path) as file:\n    return file.read()\n\nIn the beginning God created " +
+    "the heaven and the earth.";
+  const N_LISTED = 12;        // features of a list
+  const TEMPERATURE = 0.8;
+  const N_WRITTEN = 60;       // tokens of a continuation
+  const CHARACTERS_A_TOKEN = 40;  // more than these of a text are not looked at, for each token that is read
+  const FRAME = 12;           // milliseconds of sampling between two drawings of the page
+
+  let parts = null;
+  let machine = null;         // {model, tokenizer, settings}, once they are loaded
+  let text = null;            // what the model has read
+  let chosen = {token: null, feature: null};
+  let writing = 0;            // counts continuations, so that a new one ends the old one
+
+  const largest = (id) => {
+    const cell = data.cells.find(({key}) => key === "max");
+    return cell ? cell.values[id] : 0;
+  };
+
+  async function load() {
+    const [settings, tokenizer, subject, encoder] = await Promise.all(
+      ["settings", "tokenizer", "subject", "encoder"].map(liveFiles.load));
+    machine = {settings, tokenizer: liveTokenizer(tokenizer), model: liveModel(settings, {...subject, ...encoder})};
+    text = machine.model.begin();
+  }
+
+  const withOutput = async () => machine.model.useOutput(await liveFiles.load("output"));
+
+  // The activation of a feature at a position.
+  function activation(position, feature) {
+    const place = text.features[position].ids.indexOf(feature);
+    return place < 0 ? 0 : text.features[position].values[place];
+  }
+
+  function featureTable(caption, listed) {
+    if (!listed.length) return element("p", {class: "quiet"}, "No feature fires.");
+    return element("table", {class: "plain"}, element("caption", {class: "hidden"}, caption),
+      element("tbody", {}, listed.map(([id, value]) => {
+        const label = data.label(id);
+        return element("tr", {},
+          element("td", {class: "numeric"}, dom.link(`#/feature/${id}`, String(id))),
+          element("td", {}, element("button", {
+            type: "button", class: "choose", "aria-pressed": String(id === chosen.feature), "data-feature": id,
+            title: "Colour the text by this feature", onclick: () => choose({feature: id === chosen.feature ? null : id}),
+          }, label ? label.text : `feature ${id}`)),
+          element("td", {class: "bar-cell", "aria-hidden": "true"},
+            element("span", {style: `width:${Math.min(100 * value / (largest(id) || value), 100)}%`})),
+          element("td", {class: "numeric"}, dom.fixed(value, 2)));
+      })));
+  }
+
+  // [feature, its largest activation in the text], strongest first as shares of what each can reach.
+  function inWholeText() {
+    const best = new Map();
+    for (const {ids, values} of text.features.slice(machine.settings.prefix.length)) {
+      ids.forEach((id, i) => best.set(id, Math.max(best.get(id) ?? 0, values[i])));
+    }
+    return strongest([...best]);
+  }
+
+  const strongest = (pairs) => pairs.sort((a, b) => b[1] / (largest(b[0]) || b[1]) - a[1] / (largest(a[0]) || a[1]))
+    .slice(0, N_LISTED);
+
+  function tokenSpan(id, position, effects) {
+    const {ids, values} = text.features[position];
+    const {feature} = chosen;
+    const value = feature === null ? 0 : activation(position, feature);
+    const heat = feature === null
+      ? ids.reduce((most, id, i) => Math.max(most, values[i] / (largest(id) || values[i])), 0)
+      : value / (largest(feature) || 1);
+    const share = Math.min(heat, 1);
+    const [effectClass, effectWidth] = effects ? panels.effectStyle(effects[position]) : ["", null];
+    const token = machine.tokenizer.text(id);
+    const node = dom.token(token, {
+      class: `window${share > 0 ? " hot" : ""}${share > 0.55 ? " hottest" : ""}${effectClass}` +
+        (position === chosen.token ? " centre" : ""),
+      style: [share > 0 ? `--heat:${share.toFixed(3)}` : null, effectWidth].filter(Boolean).join(";") || null,
+      role: "button", tabindex: "0", "data-position": position, "data-token": token, "data-act": value,
+      "data-max": feature === null ? 0 : largest(feature), "data-effect": effects ? effects[position] : null,
+    });
+    return token.includes("\n") ? [node, element("br", {})] : [node];
+  }
+
+  function draw(effects = null) {
+    const {settings} = machine;
+    const from = settings.prefix.length;
+    parts.tokens.replaceChildren(...text.tokens.flatMap((id, position) =>
+      (position < from ? [] : tokenSpan(id, position, effects))));
+    const position = chosen.token;
+    parts.onToken.replaceChildren(...(position === null || position >= text.tokens.length
+      ? [element("p", {class: "quiet"}, "Choose a token of the text.")]
+      : [element("p", {}, "Features on ", dom.token(machine.tokenizer.text(text.tokens[position]), {class: "boxed"})),
+         featureTable("Features on the chosen token", strongest(text.features[position].ids.map((id, i) =>
+           [id, text.features[position].values[i]])))]));
+    parts.inText.replaceChildren(featureTable("Features in the text", inWholeText()));
+    drawChosen();
+  }
+
+  function drawChosen() {
+    const {feature} = chosen;
+    parts.steer.hidden = feature === null;
+    if (feature === null || parts.steer.dataset.feature === String(feature)) return;
+    parts.steer.dataset.feature = feature;
+    const label = data.label(feature);
+    parts.steerTitle.replaceChildren("Write on with ", dom.link(`#/feature/${feature}`, `feature ${feature}`),
+      label ? `: ${label.text}` : "");
+    parts.slider.max = (2 * largest(feature) || 1).toFixed(2);
+    parts.slider.step = (largest(feature) / 50 || 0.01).toPrecision(2);
+    parts.slider.value = largest(feature).toFixed(2);
+    showSlider();
+  }
+
+  function showSlider() {
+    parts.value.textContent = `held at ${dom.fixed(Number(parts.slider.value), 2)}`;
+  }
+
+  // Without the chosen feature, how much worse each token is predicted, by position.
+  async function effectsOf(feature) {
+    await withOutput();
+    const {model} = machine;
+    const without = model.read(model.begin([[feature, 0]]), text.tokens.slice());
+    const [before, after] = [model.losses(text), model.losses(without)];
+    return [0, ...after.map((loss, i) => (Math.abs(loss - before[i]) < 0.005 ? 0 : loss - before[i]))];
+  }
+
+  async function choose(changes) {
+    chosen = {...chosen, ...changes};
+    draw();
+    const {feature} = chosen;
+    if (feature === null || text.tokens.length < 2) return;
+    const tokens = text.tokens.slice();
+    const effects = await effectsOf(feature);
+    const isSame = feature === chosen.feature && tokens.length === text.tokens.length &&
+      tokens.every((token, i) => token === text.tokens[i]);
+    if (isSame && parts.tokens.isConnected) draw(effects);
+  }
+
+  function read() {
+    const {model, tokenizer, settings} = machine;
+    const started = performance.now();
+    const all = tokenizer.encode(parts.text.value.slice(0, CHARACTERS_A_TOKEN * settings.n_context));
+    const ids = [...settings.prefix, ...all].slice(0, settings.n_context);
+    model.read(text, ids);
+    const room = settings.n_context - settings.prefix.length;
+    parts.status.textContent = `${dom.number(Math.min(all.length, room))} tokens` +
+      (all.length > room ? `; the model reads ${room} at a time, and the rest is left out` : "") +
+      `; ${Math.round(performance.now() - started)} ms`;
+    parts.status.dataset.ready = "true";
+    if (chosen.token >= text.tokens.length) chosen.token = null;
+    choose({});
+  }
+
+  // Continuations of the text, as it is and with the chosen feature held, a few tokens at a time.
+  async function write() {
+    const turn = ++writing;
+    await withOutput();
+    const {model, tokenizer} = machine;
+    const value = Number(parts.slider.value);
+    const start = text.tokens.slice(-(model.nContext >> 1));  // room for as many tokens as half of a context
+    const both = [[], [[chosen.feature, value]]].map((changes, i) => ({
+      out: parts.outputs[i], tokens: start.slice(), text: model.read(model.begin(changes), start),
+    }));
+    const n = Math.min(N_WRITTEN, model.nContext - start.length);
+    for (let i = 0; i < n;) {
+      const until = performance.now() + FRAME;
+      for (; i < n && performance.now() < until; i++) {
+        for (const one of both) {
+          one.tokens.push(model.draw(one.text, TEMPERATURE, Math.random()));
+          model.read(one.text, one.tokens);
+        }
+      }
+      for (const one of both) one.out.textContent = tokenizer.decode(one.tokens.slice(start.length));
+      await new Promise((resolve) => { requestAnimationFrame(resolve); });
+      if (turn !== writing || !parts.tokens.isConnected) return;
+    }
+    parts.steer.dataset.written = value;
+  }
+
+  function onToken(event) {
+    const target = event.target.closest("[data-position]");
+    if (!target || (event.type === "keydown" && !["Enter", " "].includes(event.key))) return;
+    event.preventDefault();
+    const position = Number(target.dataset.position);
+    choose({token: position === chosen.token ? null : position});
+    const again = parts.tokens.querySelector(`[data-position="${position}"]`);
+    if (again) again.focus({preventScroll: true});
+  }
+
+  function build(main) {
+    const output = (title) => {
+      const out = element("p", {class: "written", dir: "auto", "aria-live": "polite"});
+      return [out, element("div", {}, element("h3", {}, title), out)];
+    };
+    const [plain, plainBox] = output("as it is");
+    const [steered, steeredBox] = output("with the feature held");
+    let frame = 0;
+    parts = {
+      outputs: [plain, steered],
+      text: element("textarea", {id: "own-text", rows: "6", spellcheck: "false", dir: "auto",
+                                 "aria-label": "Text to be read", oninput: () => {
+                                   cancelAnimationFrame(frame);
+                                   frame = requestAnimationFrame(read);
+                                 }}, parts ? parts.text.value : EXAMPLE),
+      status: element("p", {id: "own-status", class: "quiet", role: "status"}, "loading the model"),
+      tokens: element("div", {id: "own-tokens", class: "text", onclick: onToken, onkeydown: onToken}),
+      onToken: element("div", {id: "on-token"}),
+      inText: element("div", {id: "in-text"}),
+      steerTitle: element("h2", {}),
+      slider: element("input", {type: "range", id: "steer-value", min: "0", "aria-label": "activation of the feature",
+                                oninput: showSlider}),
+      value: element("span", {class: "quiet"}),
+    };
+    parts.steer = element("section", {class: "panel", id: "steer", hidden: true}, parts.steerTitle,
+      element("p", {class: "controls"}, parts.slider, parts.value,
+        element("button", {type: "button", id: "write", onclick: write}, "Write on")), plainBox, steeredBox);
+    main.replaceChildren(element("div", {class: "heading"}, element("h1", {}, "Your text")),
+      element("p", {}, "The model and its dictionary run in this page, and what you type stays here. Choose a token to " +
+        "see which features fire on it; choose a feature to see where it fires, and where it helps to predict the " +
+        "text (underlined)."),
+      element("div", {class: "columns own"},
+        element("div", {class: "evidence"}, parts.text, parts.status,
+          element("section", {class: "panel"}, element("h2", {class: "hidden"}, "The text's tokens"), parts.tokens),
+          parts.steer),
+        element("div", {class: "numbers"},
+          element("section", {class: "panel"}, element("h2", {}, "On the chosen token"), parts.onToken),
+          element("section", {class: "panel"}, element("h2", {}, "In the whole text"), parts.inText))));
+  }
+
+  function show(main, route) {
+    const feature = /^\d{1,9}$/.test(route.argument) ? Number(route.argument) : null;
+    chosen = {token: null, feature: feature !== null && feature < data.index.n_features ? feature : null};
+    build(main);
+    (machine ? Promise.resolve() : load()).then(() => { if (route.isCurrent()) read(); })
+      .catch((error) => { if (route.isCurrent()) app.message(main, "The model cannot be run", error.message); });
+    return "Your text";
+  }
+
+  return {path: "try", nav: "Your text", order: 10, takesArgument: true, isAvailable: () => Boolean(data.index.live),
+          show};
+})());

@@ -1,0 +1,50 @@
+"""What a run's pages need to run its subject and a dictionary on a reader's own text."""
+
+import typing
+
+from monojax.pipeline import load
+from monojax.pipeline.folder import RunFolder
+
+if typing.TYPE_CHECKING:
+  from monojax.browser.live import Live
+
+
+def live(run: RunFolder, dictionary: str, most_weights: int) -> "Live | str":
+  """The files of the page "Your text" for a dictionary of a run; or why there is none, as a clause.
+
+  Args:
+    run: the run's folder.
+    dictionary: the dictionary's name.
+    most_weights: the page is left out if the subject and the dictionary have more weights together.
+  """
+  if not most_weights:
+    return "it was not asked for (--browser.live_weights=0)"
+  if load.activations_config(run).source == "given":
+    return "the run has no subject"
+  if load.subject_config(run).weights:
+    return "the subject is a pretrained one"
+  from monojax.browser.live import Live
+  from monojax.sae.plain import plain_encoder
+  from monojax.subjects.plain_layers import plain_layers
+  from monojax.text.tokens import prefix_of
+  sae, subject, tokenizer, kept = (load.load_sae(run, dictionary), load.load_subject(run), load.load_tokenizer(run),
+                                   load.kept_of(run))
+  layers, encoder, texts = plain_layers(subject), plain_encoder(sae), tokenizer.byte_pairs()
+  if len(sae.reads) != 1 or len(sae.writes) != 1 or encoder is None:
+    return "the dictionary is of several sites, or changes each row by itself"
+  if layers is None or texts is None:
+    return "the page cannot run such a tokenizer or subject"
+  if kept.special_ids or kept.norm_limits:
+    return "positions are left out by their tokens or norms"
+  n_weights = sum(array.size for array in (*layers.arrays.values(), *encoder.arrays.values()))
+  if n_weights > most_weights:
+    return f"it would have {n_weights:,} weights, more than --browser.live_weights={most_weights}"
+  prefix = list(prefix_of(load.tokens_meta(run))) or [tokenizer.eot_id]
+  settings = {"n_layers": layers.n_layers, "n_heads": layers.n_heads, "epsilon": layers.epsilon, "prefix": prefix,
+              "n_context": subject.n_context, "first_position": kept.first_position, "reads": sae.reads[0],
+              "writes": sae.writes[0], "nonlinearity": encoder.nonlinearity, "k": encoder.k}
+  late = ("unembed", "final.gain", "final.bias")
+  return Live(settings, texts, {
+      "subject": {name: array for name, array in layers.arrays.items() if name not in late},
+      "encoder": {name: array for name, array in encoder.arrays.items() if name != "directions"},
+      "output": {**{name: layers.arrays[name] for name in late}, "directions": encoder.arrays["directions"]}})

@@ -1,0 +1,198 @@
+"""The page on which a subject and a dictionary run on a reader's text, in a real browser, against jax."""
+
+import functools
+import http.server
+import threading
+
+import browser_fixture
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from browser_fixture import find, texts, wait
+
+import monojax
+from monojax.activations.kept import Kept
+from monojax.analysis import interventions
+from monojax.browser.build import build_browser
+from monojax.browser.live import Live, weights_script
+from monojax.sae.config import SAEConfig
+from monojax.sae.dictionary import SAE
+from monojax.sae.form import Form
+from monojax.sae.model import Wiring
+from monojax.sae.plain import plain_encoder
+from monojax.subjects.config import TransformerConfig
+from monojax.subjects.plain_layers import plain_layers
+from monojax.subjects.subject import LoadedSubject
+from monojax.subjects.transformer import Transformer
+
+TEXTS = ("def read(path):\n  return 'x'", "", " ", "In the beginning God created the heaven\r\n\r\n\tand  the   earth.",
+         "השמים ואת הארץ بسم الله 天地玄黄 こんにちは 안녕하세요",
+         "e\u0301 \u00a0\u0085\u2028\ufeff\u200b\U0001f600\U0001f469\u200d\U0001f467 \x00\x1f",
+         "it's we'll I'D '' 's''t", "<|endoftext|><script>alert(1)</script>", "TGACGCGGGAAATCAACATTCCG 0x1F 3.14159",
+         "a" * 300)
+
+# Loads what the page loads, and runs the model; the names are those of the scripts.
+RUN = """
+const [ids, changes, done] = arguments;
+Promise.all(["settings", "subject", "encoder", "output"].map(liveFiles.load)).then(([settings, ...weights]) => {
+  const model = liveModel(settings, Object.assign({}, ...weights));
+  const text = model.read(model.begin(changes), ids);
+  done({features: text.features, losses: model.losses(text)});
+}, (error) => done({error: String(error)}));
+"""
+ENCODE = """
+const [given, done] = arguments;
+liveFiles.load("tokenizer").then((lists) => {
+  const tokenizer = liveTokenizer(lists);
+  done(given.map((text) => { const ids = tokenizer.encode(text); return [ids, ids.map(tokenizer.text)]; }));
+}, (error) => done(String(error)));
+"""
+
+
+@pytest.fixture
+def opened(driver):
+  """A function that opens the page of a site; afterwards the console must be empty."""
+  driver.set_script_timeout(30)
+  driver.get_log("browser")
+
+  def open_page(site, route="#/try"):
+    driver.get("about:blank")
+    driver.get((site if isinstance(site, str) else site.as_uri()) + route)
+    return driver
+  yield open_page
+  assert driver.get_log("browser") == []
+
+
+def ready(driver):
+  wait(driver, lambda: find(driver, "#own-status").get_attribute("data-ready"))
+
+
+def dense(features, n_features):
+  f_TF = np.zeros((len(features), n_features))
+  for row_F, one in zip(f_TF, features, strict=True):
+    row_F[one["ids"]] = one["values"]
+  return f_TF
+
+
+def assert_alike(ours_TF, theirs_TF):
+  np.testing.assert_allclose(theirs_TF, ours_TF, atol=1e-3)
+  large = np.maximum(ours_TF, theirs_TF) > 0.01
+  assert ((ours_TF > 0) == (theirs_TF > 0))[large].all()
+
+
+def test_a_runs_page_tokenizes_and_encodes_as_python_does(finished, opened):
+  run = monojax.load(finished[0])
+  driver = opened(finished[0] / "browser" / "site" / "index.html")
+  ready(driver)
+  found = driver.execute_async_script(ENCODE, list(TEXTS))
+  for text, (ids, strings) in zip(TEXTS, found, strict=True):
+    assert ids == run.tokenizer.encode_batch([text])[0].tolist(), repr(text)
+    assert strings == [run.tokenizer.token_strings()[i] for i in ids]
+  for text in TEXTS[:5]:
+    ids = run.token_ids(text)
+    page = driver.execute_async_script(RUN, ids, [])
+    assert_alike(run.encode(text).f_TF, dense(page["features"], run.sae.n_features))
+    if len(ids) > 1:
+      np.testing.assert_allclose(page["losses"], interventions.losses(
+          run._subject, run.sae, run.mean_O, ids)["clean"], atol=1e-3)
+
+
+@pytest.mark.parametrize("form, reads, writes", [
+    (Form("relu", pre_bias=True), "layer.0.mlp.hidden", "layer.0.mlp.hidden"),
+    (Form("topk", k=5, pre_bias=True), "layer.1.resid", "layer.1.resid"),
+    (Form("threshold", by_norm=True), "layer.0.attn.out", "layer.0.attn.out"),
+    (Form("gated"), "embed", "embed"),
+    (Form("relu", skip=True), "layer.0.mlp.in", "layer.1.mlp.out")])
+def test_every_form_is_run_and_steered_as_by_jax(form, reads, writes, tmp_path, opened):
+  model = Transformer(TransformerConfig(n_layers=2, d_model=16, n_heads=2, d_mlp=24, vocab_size=50))
+  params = model.init(jax.random.key(0), np.zeros((1, 4), np.int32))["params"]
+  params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+  subject = LoadedSubject(model, params, 12)
+  widths = tuple(model.site_widths[site] for site in dict.fromkeys((reads, writes)))
+  dictionary = form.model(Wiring(widths, (0,), (len(widths) - 1,)), 40, jnp.float32)
+  made = dictionary.init(jax.random.key(1), jnp.zeros((1, widths[0])))["params"]
+  made = {name: x + 0.2 * jax.random.normal(jax.random.key(len(name)), x.shape) for name, x in made.items()}
+  sae = SAE(SAEConfig(n_features=40, recipe="topk", k=5), dictionary, made, tuple(dict.fromkeys((reads, writes))),
+            form=form)
+  layers, encoder = plain_layers(subject), plain_encoder(sae)
+  settings = {"n_layers": 2, "n_heads": 2, "epsilon": layers.epsilon, "prefix": [0], "n_context": 12,
+              "first_position": 1, "reads": reads, "writes": writes, "nonlinearity": encoder.nonlinearity,
+              "k": encoder.k}
+  names = [f"<b>{i}" for i in range(50)]
+  live = Live(settings, {"tokens": names, "merges": []}, {
+      "subject": layers.arrays, "encoder": encoder.arrays, "output": {"directions": encoder.arrays["directions"]}})
+  site = build_browser(browser_fixture.make_tables(40), tmp_path / "site", "x", live=live)
+  ids = [0, 7, 7, 31, 49, 2, 11, 7]
+  _, sites = model.apply({"params": params}, np.asarray([ids]))
+  f_TF = np.array(sae.encode(sites[reads][0]))
+  f_TF[0] = 0  # the first position does not count
+  feature = int((f_TF > 0).sum(0).argmax())
+  driver = opened(site)
+  page = driver.execute_async_script(RUN, ids, [])
+  assert_alike(f_TF, dense(page["features"], 40))
+  kept = Kept(first_position=1)
+  for value in (0.0, 3.0):
+    ours = interventions.losses(subject, sae, np.zeros(widths[-1]), ids, {feature: value}, kept)
+    page = driver.execute_async_script(RUN, ids, [[feature, value]])
+    np.testing.assert_allclose(page["losses"], ours["steered"], atol=1e-3)
+  assert np.abs(ours["steered"] - ours["clean"]).max() > 0.01
+
+
+def test_a_reader_types_chooses_and_steers(finished, opened):
+  run = monojax.load(finished[0])
+  driver = opened(finished[0] / "browser" / "site" / "index.html")
+  ready(driver)
+  field = find(driver, "#own-text")
+  field.clear()
+  field.send_keys("בראשית <i>x</i> def main")
+  ids = run.token_ids("בראשית <i>x</i> def main")
+  wait(driver, lambda: len(driver.find_elements("css selector", "#own-tokens .token")) == len(ids) - 1)
+  assert not driver.find_elements("css selector", "#own-tokens i")
+  f_TF = run.encode("בראשית <i>x</i> def main").f_TF
+  position = int((f_TF[1:] > 0).sum(1).argmax()) + 1
+  find(driver, f"#own-tokens [data-position='{position}']").click()
+  listed = [int(text) for text in texts(driver, "#on-token td:first-child")]
+  assert listed and set(listed) <= set(np.flatnonzero(f_TF[position] > 0).tolist())
+  find(driver, "#on-token button.choose").click()
+  wait(driver, lambda: find(driver, "#steer").is_displayed())
+  assert f"feature {listed[0]}" in find(driver, "#steer h2").text
+  wait(driver, lambda: driver.find_elements("css selector", "#own-tokens [data-effect]"))
+  find(driver, "#write").click()
+  wait(driver, lambda: find(driver, "#steer").get_attribute("data-written"))
+  assert all(texts(driver, ".written"))
+  driver = opened(finished[0] / "browser" / "site" / "index.html", f"#/feature/{listed[0]}")
+  find(driver, ".steps a[href^='#/try/']").click()
+  ready(driver)
+  assert f"feature {listed[0]}" in find(driver, "#steer h2").text
+
+
+def test_a_server_that_announces_another_encoding_does_no_harm(finished, opened):
+  site = finished[0] / "browser" / "site"
+
+  class Handler(http.server.SimpleHTTPRequestHandler):
+    extensions_map = {"": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8",
+                      ".css": "text/css; charset=utf-8"}
+
+    def log_message(self, *_):
+      pass
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(site))) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    driver = opened(f"http://127.0.0.1:{server.server_port}/index.html")
+    ready(driver)
+    assert len(driver.find_elements("css selector", "#own-tokens .token")) > 10
+    driver.get("about:blank")
+    server.shutdown()
+
+
+def test_weights_take_hardly_more_room_than_two_bytes_each():
+  rng = np.random.default_rng(0)
+  array = rng.normal(size=(300, 200)).astype(np.float32)
+  script = weights_script("x", {"a": array, "b": array[0]})
+  assert len(script) <= 1.1 * 2 * array.size
+
+
+def test_a_site_without_a_model_has_no_such_page(tmp_path, opened):
+  site = build_browser(browser_fixture.make_tables(40), tmp_path / "site", "x")
+  driver = opened(site, "#/try")
+  assert "There is no such page" in find(driver, "#main").text and "Your text" not in texts(driver, "#pages a")
