@@ -125,7 +125,7 @@ def test_a_new_page_is_one_file(tables, tmp_path, visit):
     app.page({path: "never", nav: "Never", isAvailable: () => false, show: () => "Never"});""")
   site = build_browser(tables, tmp_path / "site", "a site", pages=[page])
   driver = visit(site, "#/")
-  assert texts(driver, "#pages a") == ["Features", "Domains", "About the run"]
+  assert texts(driver, "#pages a") == ["Features", "Map", "Domains", "About the run"]
   find(driver, "#pages a[href='#/domains']").click()
   wait(driver, lambda: texts(driver, "main li") == tables.domains)
   assert driver.title == "Domains – a site"

@@ -256,13 +256,58 @@ def test_dead_and_unknown_features_say_so(page):
 def test_about_page(page, tables):
   driver = page("#/about")
   assert texts(driver, "main h2") == [
-      "Figures", "Densities", "Kinds of features", "Sparsity against fidelity", "Detectors of a class of text",
-      "Configuration", "Terms"]
+      "Ten features to begin with", "Figures", "Densities", "Kinds of features", "Sparsity against fidelity",
+      "Detectors of a class of text", "Configuration", "Terms"]
   assert len(driver.find_elements("css selector", ".point.run")) == len(tables.summary["frontier"])
   assert json.loads(texts(driver, "pre")[0]) == tables.summary["config"]
   first = tables.summary["detectors"][0]["feature"]
   find(driver, f".about a[href='#/feature/{first}']").click()
   wait_for_feature(driver, first)
+
+
+def test_two_features_stand_side_by_side(page, tables):
+  driver = page("#/compare/0,6")
+  wait(driver, lambda: find(driver, "#main").get_attribute("data-compared") == "0,6")
+  assert texts(driver, ".columns.two h2 a") == ["Feature 0", "Feature 6"]
+  assert [text.split("  ")[0] for text in texts(driver, ".columns.two .heading .feature-label")] == [
+      tables.labels[0], tables.labels[6]]
+  assert len(driver.find_elements("css selector", "[data-feature='6'] .examples")) >= 2
+  fields = driver.find_elements("css selector", "#compare input")
+  fields[1].clear()
+  fields[1].send_keys("7\n")
+  wait(driver, lambda: find(driver, "#main").get_attribute("data-compared") == "0,7")
+  driver = page("#/feature/4")
+  wait_for_feature(driver, 4)
+  find(driver, ".steps a[href='#/compare/4']").click()
+  nearest = next(i for i in tables.nearest_ids_F10[4] if tables.status_F[i] == feature_tables.REGULAR)
+  wait(driver, lambda: find(driver, "#main").get_attribute("data-compared") == f"4,{nearest}")
+  assert f"cosine {tables.nearest_cosines_F10[4][list(tables.nearest_ids_F10[4]).index(nearest)]:.2f}" in find(
+      driver, "#alike").text
+  for route in ("#/compare/1,2,3", "#/compare/%3Cb%3E", f"#/compare/0,{N_FEATURES}"):
+    assert "Two features are needed" in find(page(route), ".message h1").text
+
+
+def test_points_of_the_map_lead_to_features(page, tables):
+  driver = page("#/map")
+  scored = int(np.isfinite(tables.label_score_F[regular(tables)]).sum())
+  wait(driver, lambda: int(find(driver, "canvas").get_attribute("data-drawn")) == scored)
+  for value in "12":
+    find(driver, f"#map-colour option[value='{value}']").click()
+  assert "0.5" in find(driver, "#map-legend").text
+  at = driver.execute_script(
+      "const canvas = document.querySelector('canvas');"
+      "const {data, width, height} = canvas.getContext('2d').getImageData(60, 20, 800, 500);"
+      "for (let i = 3; i < data.length; i += 4) if (data[i] === 255) {"
+      "  const [x, y] = [60 + (i >> 2) % width, 20 + Math.floor((i >> 2) / width)];"
+      "  const box = canvas.getBoundingClientRect();"
+      "  return [box.left + x * box.width / canvas.width, box.top + y * box.height / canvas.height];}")
+  for kind in ("mousemove", "click"):
+    driver.execute_script("document.querySelector('canvas').dispatchEvent(new MouseEvent(arguments[0],"
+                          " {clientX: arguments[1], clientY: arguments[2], bubbles: true}))", kind, *at)
+    if kind == "mousemove":
+      named = re.match(r"Feature (\d+): (.+)", find(driver, "#map-note").text)
+      assert tables.labels[int(named[1])] == named[2]
+  wait_for_feature(driver, int(named[1]))
 
 
 def test_missing_data_says_so(driver, tmp_path):

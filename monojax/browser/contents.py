@@ -87,6 +87,7 @@ def index(tables: FeatureTables, described: Iterable[Column], title: str, featur
                    "beside": [_stem(name) for name in column.beside]}
                   for column in columns if column.entry],
       "strings": strings.used,
+      "map": tables.summary.get("map"),
       "summary": {key: _finite(tables.summary[key]) for key in SUMMARY_KEYS if tables.summary.get(key)},
   }
 

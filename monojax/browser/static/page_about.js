@@ -61,6 +61,25 @@ app.page((() => {
   const figureName = (name) => name.replaceAll("/", " / ").replaceAll("_", " ")
     .replace(/\b(l0|l1|ce|mse|sae|f1)\b/g, (term) => term.toUpperCase()).replace(/^n (\w)/, "number of $1");
 
+  // Ten features to begin with: of each domain the one whose label predicts best, of the best of these.
+  function first() {
+    const [domain, score, status] = ["domain", "score", "status"].map((key) => data.cells.find((cell) => cell.key === key));
+    if (!domain || !score) return null;
+    const best = new Map();
+    score.values.forEach((value, id) => {
+      const [where, before] = [domain.values[id], best.get(domain.values[id])];
+      if (value === null || where < 0 || data.index.statuses[status.values[id]] !== "regular") return;
+      if (before === undefined || value > score.values[before]) best.set(where, id);
+    });
+    const ids = [...best.values()].sort((a, b) => score.values[b] - score.values[a]).slice(0, 10);
+    if (!ids.length) return null;
+    return section("Ten features to begin with",
+      element("p", {}, "Of ten kinds of text the feature whose label predicts it best."),
+      table([["Top domain"], ["Label"], ["Score", true], ["Feature", true]], ids.map((id) =>
+        [data.index.domains[domain.values[id]], (data.label(id) || {text: "–"}).text, dom.fixed(score.values[id], 2),
+         dom.link(`#/feature/${id}`, String(id))])));
+  }
+
   function figures(values) {
     return section("Figures", table([["Figure"], ["Value", true]],
       Object.entries(values).map(([name, value]) =>
@@ -142,7 +161,7 @@ app.page((() => {
   function show(main) {
     const summary = data.index.summary;
     const part = (name, draw) => (summary[name] ? draw(summary[name]) : null);
-    const panels = [part("figures", figures), part("density_histogram", densities),
+    const panels = [first(), part("figures", figures), part("density_histogram", densities),
                     part("statuses", statuses), part("frontier", frontier), part("detectors", detectors),
                     part("proxies", proxies), part("config", configuration)];
     main.replaceChildren(element("h1", {}, "About the run"), counts(),

@@ -5,6 +5,8 @@
 // element, or null where there is nothing to show.
 const panels = (() => {
   const {element} = dom;
+  const SCORE_NOTE = "How well these words predict the feature's activation on text that had no part in their " +
+    "choice: the rank correlation, 1 for perfect, 0 for chance.";
   const ORDER_NOTE = "Tokens stand in the order in which the model reads them, from left to right, each on " +
     "its own: words of Hebrew or Arabic, which are written from right to left, therefore follow one " +
     "another from left to right.";
@@ -163,8 +165,44 @@ const panels = (() => {
       groups);
   }
 
-  return {
-    effectStyle, neurons, features, domains, examples, weighted_tokens: weightedTokens,
+  const drawings = {
+    neurons, features, domains, examples, weighted_tokens: weightedTokens,
     activation_histogram: activationHistogram, logit_histogram: logitHistogram,
   };
+
+  // A feature's label with its score; null where it has none.
+  function label(id) {
+    const found = data.label(id);
+    return found && element("p", {class: "feature-label"}, found.text,
+      element("span", {class: "quiet", title: SCORE_NOTE}, found.score === null
+        ? "  fires too rarely for a score" : `  score ${dom.fixed(found.score, 2)}`));
+  }
+
+  // The entries whose values are single numbers, as a list of names and values.
+  function statistics(entries, feature) {
+    if (!entries.length) return null;
+    return element("dl", {class: "statistics"}, entries.map((entry) => {
+      const [value, more] = kinds[entry.kind].line(feature[entry.name]);
+      return element("div", {title: entry.help}, element("dt", {}, entry.label),
+        element("dd", {}, value, more ? element("span", {class: "quiet"}, ` ${more}`) : null));
+    }));
+  }
+
+  // The panels in the order of their first entry; those with nothing to show are left out.
+  function numbers(given) {
+    const byPanel = new Map();
+    for (const entry of data.index.entries.filter(({kind}) => kind !== "examples")) {
+      byPanel.set(entry.panel, [...byPanel.get(entry.panel) ?? [], entry]);
+    }
+    return [...byPanel].map(([title, entries]) => {
+      const isLine = ({kind}) => Boolean(kinds[kind] && kinds[kind].line);
+      const content = [statistics(entries.filter(isLine), given.feature),
+        ...entries.filter((entry) => !isLine(entry)).map((entry) => drawings[entry.kind](entry, given))];
+      if (content.every((node) => node === null)) return null;
+      return element("section", {class: "panel"}, element("h2", {}, title),
+        element("div", {class: "content"}, content));
+    });
+  }
+
+  return {...drawings, numbers, label, effectStyle};
 })();

@@ -65,7 +65,7 @@ def _with_knobs(points):
 
 
 def build_browser(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTIONARY) -> dict:
-  """Writes the pages of a dictionary's features; the dictionary has been analysed.
+  """Writes the pages of a dictionary's features, which has been analysed; with a map, if `map` has made one.
 
   Args:
     run: the run's folder.
@@ -75,8 +75,12 @@ def build_browser(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTI
   Returns:
     The stage's record.
   """
+  from monojax import config as configs
+  from monojax.pipeline.stages.maps import places
   place = run.dictionary(dictionary)
   analysis = f"{place.home}analysis"
+  map_of_features = places(run, place.name)
+  given = {"map": configs.fingerprint(map_of_features)} if map_of_features else {}
 
   def work(directory, identity):
     from monojax.analysis.tables import FeatureTables
@@ -90,6 +94,7 @@ def build_browser(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTI
       summary = {name: value for name, value in summary.items() if not name.startswith(others)}
       summary |= run.require_stage(place.stage)["figures"] | run.require_stage(analysis)["figures"]
     tables.summary["figures"] = summary
+    tables.summary["map"] = map_of_features
     if run.stage("frontier") and not place.home:
       tables.summary["frontier"] = _with_knobs(files.read_json(run.made("frontier", "frontier.json")))
     name = run.directory.resolve().name
@@ -99,4 +104,5 @@ def build_browser(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTI
     build(tables, directory / "site", config.browser.title or (f"{name}, {place.name}" if place.home else name),
           config.browser.features_per_file, live=None if isinstance(found, str) else found)
     return {}
-  return run.execute(f"{place.home}browser", config.browser, work, (analysis,), alone=True)
+  # Pages are made again, where other settings are asked for or the run has a new map.
+  return run.execute(f"{place.home}browser", config.browser, work, (analysis,), alone=True, extends=True, given=given)

@@ -49,6 +49,17 @@ def map_features(run: RunFolder, config: MapConfig, dictionary: str = OWN_DICTIO
   return found
 
 
+def places(run: RunFolder, dictionary: str) -> dict[str, list[float | None]] | None:
+  """{"x", "y"}: where each feature of a dictionary lies, None where it was left out; None without a map."""
+  place = run.dictionary(dictionary)
+  rows = files.read_json(run.directory / f"{place.home}{FOLDER}" / "features.json")
+  if rows is None:
+    return None
+  mine = {row["feature"]: row for row in rows if row["dictionary"] == place.name}
+  listed = lambda name: [round(mine[i][name], 3) if i in mine else None for i in range(max(mine, default=-1) + 1)]
+  return {"x": listed("x"), "y": listed("y")}
+
+
 def mapped(config: MapConfig, loaded: "list[LoadedRun]") -> "tuple[FeatureMap, dict[str, typing.Any]]":
   """The map of the features that are neither dead nor ultralow, and its figures.
 
