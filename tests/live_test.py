@@ -161,6 +161,10 @@ def test_a_reader_types_chooses_and_steers(finished, opened):
   find(driver, "#write").click()
   wait(driver, lambda: find(driver, "#steer").get_attribute("data-written"))
   assert all(texts(driver, ".written"))
+  samples = driver.find_elements("css selector", "#own-sample option")
+  assert len(samples) > 5 and samples[1].text in run.features.domains
+  samples[1].click()
+  wait(driver, lambda: len(find(driver, "#own-text").get_property("value")) > 40)
   driver = opened(finished[0] / "browser" / "site" / "index.html", f"#/feature/{listed[0]}")
   find(driver, ".steps a[href^='#/try/']").click()
   ready(driver)

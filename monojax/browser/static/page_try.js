@@ -10,12 +10,14 @@ app.page((() => {
   const TEMPERATURE = 0.8;
   const N_WRITTEN = 60;       // tokens of a continuation
   const CHARACTERS_A_TOKEN = 40;  // more than these of a text are not looked at, for each token that is read
+  const PAUSE = 250;          // milliseconds without a change after which effects are computed
   const FRAME = 12;           // milliseconds of sampling between two drawings of the page
 
   let parts = null;
   let machine = null;         // {model, tokenizer, settings}, once they are loaded
   let text = null;            // what the model has read
   let chosen = {token: null, feature: null};
+  let pause = 0;              // the timer of the effects
   let writing = 0;            // counts continuations, so that a new one ends the old one
 
   const largest = (id) => {
@@ -129,11 +131,16 @@ app.page((() => {
     return [0, ...after.map((loss, i) => (Math.abs(loss - before[i]) < 0.005 ? 0 : loss - before[i]))];
   }
 
-  async function choose(changes) {
+  // Effects take two more passes and all logits, so that they wait until nothing has changed for a moment.
+  function choose(changes) {
     chosen = {...chosen, ...changes};
     draw();
+    clearTimeout(pause);
     const {feature} = chosen;
-    if (feature === null || text.tokens.length < 2) return;
+    if (feature !== null && text.tokens.length > 1) pause = setTimeout(() => drawEffects(feature), PAUSE);
+  }
+
+  async function drawEffects(feature) {
     const tokens = text.tokens.slice();
     const effects = await effectsOf(feature);
     const isSame = feature === chosen.feature && tokens.length === text.tokens.length &&
@@ -207,7 +214,11 @@ app.page((() => {
                                    cancelAnimationFrame(frame);
                                    frame = requestAnimationFrame(read);
                                  }}, parts ? parts.text.value : EXAMPLE),
-      status: element("p", {id: "own-status", class: "quiet", role: "status"}, "loading the model"),
+      sample: element("select", {id: "own-sample", "aria-label": "A text of the run", onchange: ({target}) => {
+        if (target.value) parts.text.value = machine.settings.texts[Number(target.value)][1];
+        read();
+      }}, element("option", {value: ""}, "or a text of the run")),
+      status: element("span", {id: "own-status", class: "quiet", role: "status"}, "loading the model"),
       tokens: element("div", {id: "own-tokens", class: "text", onclick: onToken, onkeydown: onToken}),
       onToken: element("div", {id: "on-token"}),
       inText: element("div", {id: "in-text"}),
@@ -224,7 +235,7 @@ app.page((() => {
         "see which features fire on it; choose a feature to see where it fires, and where it helps to predict the " +
         "text (underlined)."),
       element("div", {class: "columns own"},
-        element("div", {class: "evidence"}, parts.text, parts.status,
+        element("div", {class: "evidence"}, parts.text, element("p", {class: "controls"}, parts.sample, parts.status),
           element("section", {class: "panel"}, element("h2", {class: "hidden"}, "The text's tokens"), parts.tokens),
           parts.steer),
         element("div", {class: "numbers"},
@@ -232,11 +243,16 @@ app.page((() => {
           element("section", {class: "panel"}, element("h2", {}, "In the whole text"), parts.inText))));
   }
 
+  function start() {
+    parts.sample.append(...(machine.settings.texts || []).map(([name], i) => element("option", {value: String(i)}, name)));
+    read();
+  }
+
   function show(main, route) {
     const feature = /^\d{1,9}$/.test(route.argument) ? Number(route.argument) : null;
     chosen = {token: null, feature: feature !== null && feature < data.index.n_features ? feature : null};
     build(main);
-    (machine ? Promise.resolve() : load()).then(() => { if (route.isCurrent()) read(); })
+    (machine ? Promise.resolve() : load()).then(() => { if (route.isCurrent()) start(); })
       .catch((error) => { if (route.isCurrent()) app.message(main, "The model cannot be run", error.message); });
     return "Your text";
   }

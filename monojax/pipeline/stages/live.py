@@ -7,6 +7,10 @@ from monojax.pipeline.folder import RunFolder
 
 if typing.TYPE_CHECKING:
   from monojax.browser.live import Live
+  from monojax.text.tokenizer import Tokenizer
+  from monojax.text.tokens import Tokens
+
+_N_TEXTS = 8  # texts that a reader can choose, where they have no domains; otherwise one of each
 
 
 def live(run: RunFolder, dictionary: str, most_weights: int) -> "Live | str":
@@ -42,9 +46,23 @@ def live(run: RunFolder, dictionary: str, most_weights: int) -> "Live | str":
   prefix = list(prefix_of(load.tokens_meta(run))) or [tokenizer.eot_id]
   settings = {"n_layers": layers.n_layers, "n_heads": layers.n_heads, "epsilon": layers.epsilon, "prefix": prefix,
               "n_context": subject.n_context, "first_position": kept.first_position, "reads": sae.reads[0],
-              "writes": sae.writes[0], "nonlinearity": encoder.nonlinearity, "k": encoder.k}
+              "writes": sae.writes[0], "nonlinearity": encoder.nonlinearity, "k": encoder.k,
+              "texts": _texts(load.open_tokens(run, "val"), tokenizer, subject.n_context - len(prefix))}
   late = ("unembed", "final.gain", "final.bias")
   return Live(settings, texts, {
       "subject": {name: array for name, array in layers.arrays.items() if name not in late},
       "encoder": {name: array for name, array in encoder.arrays.items() if name != "directions"},
       "output": {**{name: layers.arrays[name] for name in late}, "directions": encoder.arrays["directions"]}})
+
+
+def _texts(tokens: "Tokens", tokenizer: "Tokenizer", n_tokens: int) -> list[tuple[str, str]]:
+  """(name, beginning) of held-out documents, at most `n_tokens` of each: the first of each domain."""
+  import numpy as np
+  ends = np.append(tokens.start_D[1:], tokens.n_tokens)
+  if tokens.domains:
+    first = [(name, np.flatnonzero(tokens.domain_D == d)[:1]) for d, name in enumerate(tokens.domains)]
+    documents = [(name, int(of_d[0])) for name, of_d in first if len(of_d)]
+  else:
+    documents = [(f"text {i + 1}", i) for i in range(min(_N_TEXTS, len(ends)))]
+  found = [(name, tokenizer.decode(tokens.tokens_N[tokens.start_D[i] + 1:ends[i]][:n_tokens])) for name, i in documents]
+  return [(name, text.rstrip("\ufffd")) for name, text in found if text.strip()]
