@@ -42,11 +42,11 @@ from safetensors.numpy import load_file, save_file
 import monojax
 from monojax import interop
 from monojax.activations.kept import EVERY, Kept
-from monojax.analysis.fidelity import divergence, fidelity
+from monojax.analysis.fidelity import fidelity
 from monojax.sae.config import SAEConfig
 from monojax.sae.model import Wiring
 from monojax.sae.recipes import make_recipe
-from monojax.subjects.loss import next_token_loss
+from monojax.subjects.loss import divergence, next_token_loss
 from monojax.subjects.pretrained.weights import load_params, open_weights
 from monojax.subjects.sample import sample
 from monojax.subjects.subject import LoadedSubject

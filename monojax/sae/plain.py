@@ -43,7 +43,7 @@ def plain_encoder(sae: SAE) -> PlainEncoder | None:
     W_enc_MF, bias_F, shift_F = W_enc_MF * norm_F[None], bias_F * norm_F, shift_F * norm_F
   arrays = {"encoder": W_enc_MF, "shift": shift_F, "bias": bias_F, "directions": sae.direction_FO}
   if form.nonlinearity == "threshold":
-    arrays["threshold"] = thresholds(sae.model, sae.params)
+    arrays["threshold"] = np.asarray(thresholds(sae.model, sae.params))
   if form.nonlinearity == "gated":
     arrays |= {"scale": np.exp(double["r_F"]), "magnitude_bias": double["b_mag_F"]}
   return PlainEncoder(form.nonlinearity, form.k, {name: np.asarray(array, np.float32)
