@@ -57,6 +57,19 @@ def test_the_share_of_the_commonest_domain():
   assert maps.commonest_share(np.asarray([0, 0, 1, 2, 2, 2]), np.asarray([0, 0, 0, 1, 1, 1])) == pytest.approx(5 / 6)
 
 
+def test_pages_are_made_again_where_there_is_a_new_map(finished, tmp_path):
+  workdir = shutil.copytree(finished[0], tmp_path / "run")
+  (workdir / "map").mkdir()
+  rows = [{"dictionary": "sae", "feature": 3, "x": 1.5, "y": -2.0},
+          {"dictionary": "other", "feature": 0, "x": 1, "y": 1}]
+  (workdir / "map" / "features.json").write_text(json.dumps(rows))
+  first, again = run("build_browser", workdir), run("build_browser", workdir)
+  assert first.returncode == again.returncode == 0, first.stderr[-3000:] + again.stderr[-3000:]
+  assert "already done" not in first.stdout and "browser: already done" in again.stdout
+  index = (workdir / "browser" / "site" / "data" / "index.js").read_text()
+  assert '"map":{"x":[null,null,null,1.5],"y":[null,null,null,-2.0]}' in index
+
+
 @pytest.mark.slow
 def test_planted_clusters_are_found():
   pytest.importorskip("umap")

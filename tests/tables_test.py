@@ -143,7 +143,7 @@ def test_a_folder_without_an_analysis_is_named(tmp_path):
 @pytest.mark.parametrize("made, message", [
     (lambda: Column("density", "float32", "."), "must end in its axes"),
     (lambda: Column("x_FK", "float32", ".", entry=Entry("P", "x", Kind.NUMBER)), "one number a feature"),
-    (lambda: Column("x_FK", "int32", ".", cells=(Cell("x", Kind.NEURONS),)), "the list draws activation, label, log_density"),
+    (lambda: Column("x_FK", "int32", ".", cells=(Cell("x", Kind.NEURONS),)), "the list draws activation, label, log"),
     (lambda: Column("x_FK", "int32", ".", cells=(Cell("x", Kind.WEIGHTED_TOKENS),)), "weighted_tokens draws 1 more"),
 ])
 def test_a_column_that_cannot_be_drawn_is_refused(made, message):
