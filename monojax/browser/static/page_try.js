@@ -57,6 +57,9 @@ app.page((() => {
       })));
   }
 
+  // An activation as a share of the largest that the feature can reach; 0 for faint features, whose largest is nothing.
+  const share = (id, value) => (data.status(id) === "faint" ? 0 : Math.min(value / (largest(id) || value), 1));
+
   // [feature, its largest activation in the text], strongest first as shares of what each can reach.
   function inWholeText() {
     const best = new Map();
@@ -66,23 +69,20 @@ app.page((() => {
     return strongest([...best]);
   }
 
-  const strongest = (pairs) => pairs.sort((a, b) => b[1] / (largest(b[0]) || b[1]) - a[1] / (largest(a[0]) || a[1]))
-    .slice(0, N_LISTED);
+  const strongest = (pairs) => pairs.sort((a, b) => share(...b) - share(...a) || b[1] - a[1]).slice(0, N_LISTED);
 
   function tokenSpan(id, position, effects) {
     const {ids, values} = text.features[position];
     const {feature} = chosen;
     const value = feature === null ? 0 : activation(position, feature);
-    const heat = feature === null
-      ? ids.reduce((most, id, i) => Math.max(most, values[i] / (largest(id) || values[i])), 0)
-      : value / (largest(feature) || 1);
-    const share = Math.min(heat, 1);
+    const heat = feature === null ? ids.reduce((most, other, i) => Math.max(most, share(other, values[i])), 0)
+      : Math.min(value / (largest(feature) || 1), 1);
     const [effectClass, effectWidth] = effects ? panels.effectStyle(effects[position]) : ["", null];
     const token = machine.tokenizer.text(id);
     const node = dom.token(token, {
-      class: `window${share > 0 ? " hot" : ""}${share > 0.55 ? " hottest" : ""}${effectClass}` +
+      class: `window${heat > 0 ? " hot" : ""}${heat > 0.55 ? " hottest" : ""}${effectClass}` +
         (position === chosen.token ? " centre" : ""),
-      style: [share > 0 ? `--heat:${share.toFixed(3)}` : null, effectWidth].filter(Boolean).join(";") || null,
+      style: [heat > 0 ? `--heat:${heat.toFixed(3)}` : null, effectWidth].filter(Boolean).join(";") || null,
       role: "button", tabindex: "0", "data-position": position, "data-token": token, "data-act": value,
       "data-max": feature === null ? 0 : largest(feature), "data-effect": effects ? effects[position] : null,
     });
