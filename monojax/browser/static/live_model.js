@@ -48,8 +48,8 @@ const liveModel = (() => {
 
     // The features of a row, as {ids, values}, rising ids.
     function encode(x) {
-      const {encoder, shift, bias, threshold, scale, magnitude_bias: magnitudeBias} = weights;
-      const product = addProduct(x, encoder, Float64Array.from(shift));
+      const {encoder, bias, threshold, scale, magnitude_bias: magnitudeBias} = weights;
+      const product = addProduct(x, encoder, new Float64Array(bias.length));
       let found = [];
       for (let i = 0; i < product.length; i++) {
         const h = product[i] + bias[i];
@@ -141,7 +141,7 @@ const liveModel = (() => {
       return text;
     }
 
-    // The logits of the token after a position. They need the file "output", which `useOutput` takes.
+    // The logits of the token after a position. They need the weights "output", which `useOutput` takes.
     function logits(text, position) {
       const row = layerNorm(text.last[position], weights["final.gain"], weights["final.bias"], epsilon);
       return addProduct(row, weights.unembed, new Float64Array(weights.unembed.length / width));

@@ -1,7 +1,9 @@
 "use strict";
 
-// A byte-level BPE tokenizer that splits text by GPT-2's pattern, from the lists of `Tokenizer.byte_pairs`:
-// liveTokenizer({tokens, merges}) gives {encode: (text) => ids, text: (id) => the token as the pages show it}.
+// A byte-level BPE tokenizer that splits text by GPT-2's pattern, from the lists of `Tokenizer.byte_pairs`.
+// liveTokenizer({tokens, merges}) gives {encode: (text) => ids, text: (id) => the token as the pages show it,
+// decode: (ids) => text}. The library @huggingface/tokenizers is not used: its pattern has JavaScript's white space, and
+// it reads the names of special tokens in a text, which monojax does not.
 const liveTokenizer = (() => {
   // Python's and Rust's white space; JavaScript's \s has U+FEFF besides and lacks U+0085.
   const SPACE = "\\t-\\r \\u0085\\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
