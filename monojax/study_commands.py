@@ -1,7 +1,5 @@
 """The commands of the studies, each with its help text, its flags and what it does; a part of `monojax.commands`."""
 
-import dataclasses
-
 from absl import flags
 
 from monojax import cli
@@ -52,22 +50,21 @@ def _toy() -> None:
 def _define_index() -> None:
   from monojax.studies.index.study import IndexStudyConfig
   cli.define_study_flags(IndexStudyConfig)
-  own(flags.DEFINE_enum("preset", "better", ("better", "published"), "how the MLP is trained, to start from"))
+  own(flags.DEFINE_enum("preset", "better", ("better", "published", "specific"), "the MLP, and how it is trained, to start from"))
   own(flags.DEFINE_string("probe", "", "ten numbers, c1[0..3],p1,c2[0..3],p2: print what fires on this row"))
 
 
 def _index() -> None:
   from monojax.browser.report import write_report
-  from monojax.studies.index import report, study, task, ties
-  config, probe = study.IndexStudyConfig(), flags.FLAGS.probe
-  if flags.FLAGS.preset == "published":
-    config = dataclasses.replace(config, train_rows=8000, mlp=study.published_mlp())
+  from monojax.studies.index import report, single, study, task, ties
+  config, probe = study.preset(flags.FLAGS.preset), flags.FLAGS.probe
   if probe:
     task.parse(probe)  # before any work
   run, config = cli.study_run_and_config(config, lambda _: study.INPUTS)
   study.train_subject(run, config)
   study.train_dictionary(run, config)
   ties.tie_features(run, config)
+  single.single_features(run, config)
   if config.sweep_recipes:
     study.train_others(run, config)
   summary = run.write_summary("index_arithmetic")

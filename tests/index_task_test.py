@@ -59,6 +59,23 @@ def test_one_variable_is_changed_and_little_else():
   assert np.all(digits <= 9)
 
 
+def test_answers_with_one_quantity_of_another_row():
+  row, other = "8,9,5,1,3,2,9,4,7,1", "7,0,3,6,1,5,5,2,0,2"  # v1 = 1 and v2 = 9; v1 = 0 and v2 = 2
+  found = index_task.answers_with_one_changed(index_task.parse(row), index_task.parse(other))
+  assert {name: answer_B.tolist() for name, answer_B in found.items()} == {
+      "p1": [0], "p2": [3], "v1": [9], "v2": [1], "less": [2], "more": [8]}
+  found = index_task.answers_with_one_changed(index_task.parse(row), index_task.parse("7,6,3,6,1,5,5,2,0,2"))
+  assert found["less"] == 0 and found["more"] == 8 + 4
+
+
+def test_symbols_are_one_for_each_number():
+  rows_BI = np.asarray(index_task.draw_rows(jax.random.key(2), 300))
+  found_BI = np.asarray(index_task.symbols(rows_BI))
+  first_I = np.concatenate([[0], np.cumsum(index_task.N_VALUES)[:-1]]).astype(int)
+  assert found_BI.shape == (300, 88)
+  np.testing.assert_array_equal(np.nonzero(found_BI)[1].reshape(300, 10), first_I[None] + rows_BI.astype(int))
+
+
 def test_folding_changes_nothing():
   config, rng = mlp.MLPConfig(5, (7, 6, 4), 2, 3), np.random.default_rng(0)
   params = {}
@@ -81,6 +98,19 @@ def test_folding_changes_nothing():
   np.testing.assert_allclose(edited_BO, np.broadcast_to(folded["b_3_H"], (50, 3)))
   with pytest.raises(ValueError, match="layer.9"):
     model.apply({"params": folded}, x_BI, {"layer.9": lambda h_BH: h_BH})
+
+
+def test_a_linear_layer_has_no_relu():
+  config = mlp.MLPConfig(3, (5, 4), 0, n_linear=1, n_outputs=2)
+  params = mlp.MLP(config).init(jax.random.key(0), jnp.zeros((1, 3)))["params"]
+  x_BI = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+  y_BO, sites = mlp.MLP(config).apply({"params": params}, x_BI)
+  linear_BH = x_BI @ np.asarray(params["W_0_IH"])
+  np.testing.assert_allclose(sites["layer.0.mlp.hidden"], linear_BH, atol=1e-6)
+  assert linear_BH.min() < 0 == sites["layer.1.mlp.hidden"].min()
+  trained_BO, _, activity = mlp.normed_forward(config, params, x_BI)
+  np.testing.assert_allclose(trained_BO, y_BO, atol=1e-6)
+  assert activity[0] == pytest.approx(np.abs(linear_BH).sum(1).mean(), rel=1e-5)
 
 
 def test_noise_is_as_large_as_asked_for():

@@ -38,6 +38,8 @@ class MLPConfig:
   n_normed: int = option(2, "number of hidden layers, from the first on, whose pre-activations are batch-normalised in "
                             "training", COUNT_OR_0)
   n_outputs: int = option(1, "number of numbers that the MLP gives out for a row", COUNT)
+  n_linear: int = option(0, "number of hidden layers, from the first on, without a ReLU; of inputs that are symbols, one "
+                            "such layer is an embedding", COUNT_OR_0)
   n_steps: int = option(6000, "number of optimiser steps", COUNT)
   batch_rows: int = option(1024, "number of rows in a step", COUNT)
   learning_rate: float = option(1e-2, "AdamW's learning rate at its peak, between one rise and one fall (one cycle)",
@@ -63,8 +65,9 @@ class MLPConfig:
               f"needs a number for each of {len(self.hidden)} hidden layers")
     require(not any(self.noise[:max(self.n_normed - 1, 0)]), "mlp.noise", ",".join(map(str, self.noise)),
             "must be 0 before a normalised layer, whose moments it would change")
-    require(self.n_normed <= len(self.hidden), "mlp.n_normed", self.n_normed,
-            f"must not exceed {len(self.hidden)}, the number of hidden layers")
+    for name in ("n_normed", "n_linear"):
+      require(getattr(self, name) <= len(self.hidden), f"mlp.{name}", getattr(self, name),
+              f"must not exceed {len(self.hidden)}, the number of hidden layers")
 
   @property
   def widths(self) -> tuple[int, ...]:
@@ -76,7 +79,7 @@ class MLP(nn.Module):
   """The trained MLP, whose batch normalisation is part of its weights and biases (see `folded`).
 
   It is applied as subjects are, but to rows of numbers: `apply({"params": params}, x_BI, edit=None) -> (y_BO, sites)`.
-  Its sites are `layer.L.mlp.hidden`, the activations of hidden layer L after its ReLU.
+  Its sites are `layer.L.mlp.hidden`, the activations of hidden layer L after its ReLU, if it has one.
 
   Attributes:
     config: the architecture.
@@ -95,7 +98,7 @@ class MLP(nn.Module):
       x_BI = matmul(x_BI, W_IH, jnp.float32) + b_H[None]
       if i < len(self.config.hidden):
         name = f"layer.{i}.mlp.hidden"
-        x_BI = nn.relu(x_BI)
+        x_BI = x_BI if i < self.config.n_linear else nn.relu(x_BI)
         sites[name] = x_BI = edit[name](x_BI) if name in edit else x_BI
     if unknown := set(edit) - set(sites):
       raise ValueError(f"edit names {sorted(unknown)}; this subject's sites are {sorted(sites)}")
@@ -127,8 +130,8 @@ def normed_forward(config: MLPConfig, params: dict[str, jax.Array], x_BI: jax.Ar
       x_BI = (x_BI - mean_H[None]) * jax.lax.rsqrt(variance_H + _EPSILON)[None]
       x_BI = x_BI * params[f"gain_{i}_H"][None] + params[f"shift_{i}_H"][None]
     if i < last:
-      x_BI = nn.relu(x_BI)
-      activity.append(x_BI.sum(1).mean())
+      x_BI = x_BI if i < config.n_linear else nn.relu(x_BI)
+      activity.append(jnp.abs(x_BI).sum(1).mean())
       if noise_key is not None and config.noise and config.noise[i]:
         scale = config.noise[i] * jax.lax.stop_gradient(jnp.sqrt(jnp.square(x_BI).mean()))
         x_BI += scale * jax.random.normal(jax.random.fold_in(noise_key, i), x_BI.shape)

@@ -19,9 +19,11 @@ from monojax.analysis.patching import ablation_effects
 from monojax.browser.report import Block, Picture, Table, Text
 from monojax.pipeline.folder import RunFolder
 from monojax.studies.index import task as index_task
+from monojax.studies.index.single import QUANTITIES, STATEMENTS
 from monojax.studies.index.study import Features, IndexStudyConfig, Subject
 
 _SYMBOLS = {"p1": "p1", "p2": "p2", "v1": "v1", "v2": "v2", "difference": "|v1 - v2|"}
+_QUANTITIES = {"p1": "p1", "p2": "p2", "v1": "v1", "v2": "v2", "less": "amount of v1 < v2", "more": "amount of v1 > v2"}
 _SIGNS = ("v1 < v2", "v1 = v2", "v1 > v2")
 # A feature's AUROC is shown if it fires on this many rows, and if the AUROC is at least so far from 0.5.
 _FIRED_ROWS, _TELLING = 50, 0.05
@@ -78,6 +80,7 @@ def sections(run: RunFolder, figures: Mapping[str, Any]) -> dict[str, list[Block
   found: dict[str, list[Block]] = {
       "Figures": [_table(figures)],
       "Which features tell which variable": _variables(ties, figures),
+      "What single features tell and move": _single(files.read_npz(run.made("single", "single.npz"))),
       "From inputs to features": [_detectors(ties), _combinations(ties)],
       "What removing a feature does": [_bells(ties)],
       "From index to output": [_sankey(ties)],
@@ -107,6 +110,10 @@ def _table(figures: Mapping[str, Any]) -> Table:
        "not measured", "≥ 0.99"),
       ("pairs whose prediction moves the right way when features are patched, worst variable",
        percent("causal_agreement"), "not measured", "≥ 95 %"),
+      ("AUROC of one feature for a pointer's value or for a sign, worst of them", value("one_auroc"), "not measured",
+       "≥ 0.95"),
+      ("selectivity of a pointer's or a sign's own features, worst of them", value("selectivity"), "not measured",
+       "≥ 0.9"),
       ("seconds for the whole study", value("seconds"), "1,269", "≤ 180")])
 
 
@@ -154,6 +161,47 @@ def _variables(ties: Ties, figures: Mapping[str, Any]) -> list[Block]:
                "The information is the mutual information between the variable and the feature that has most of it, "
                "over the variable's entropy."),
           Table(header, rows), shares, labels]
+
+
+def _single(single: Mapping[str, np.ndarray]) -> list[Block]:
+  """The best single feature for each value of a pointer and each sign, and what moves when own features are patched."""
+  statements = [(name, label_name(variable, "=", value)) for name, about in STATEMENTS.items()
+                for variable, value in about]
+  names, layers = list(STATEMENTS), single["layer_Z"].tolist()
+  told = [(text, layer, int(single["feature_ZL"][z, label]), single["auroc_ZL"][z, label],
+           int(single["neuron_ZL"][z, label]), single["neuron_auroc_ZL"][z, label])
+          for label, (_, text) in enumerate(statements) for z, layer in enumerate(layers)]
+  moved = [(_QUANTITIES[name], layer, "yes" if single["place_V"][i] == z else "", single["selectivity_ZV"][z, i],
+            single["selectivity_control_ZV"][z, i], single["selectivity_neurons_ZV"][z, i],
+            f'{100 * single["agreement_ZV"][z, i]:.1f} %')
+           for i, name in enumerate(names) for z, layer in enumerate(layers)]
+  dues = single["due_ZVN"].reshape(-1, len(QUANTITIES))
+  picture = Picture([{"type": "heatmap", "x": [_QUANTITIES[name] for name in QUANTITIES],
+                      "y": [f"{_QUANTITIES[name]}, layer {layer}" for layer in layers for name in names],
+                      "z": dues.round(3), "zmin": -1, "zmax": 1, "texttemplate": "%{z:.2f}",
+                      "colorscale": [[0, "#d1662a"], [0.5, "#ffffff"], [1, "#1f6fb4"]]}],
+                    {"height": 160 + 30 * len(dues), "margin": {"l": 200, "r": 30, "t": 50, "b": 80},
+                     "yaxis": {"autorange": "reversed", "title": {"text": "whose own features are patched"}},
+                     "xaxis": {"title": {"text": "whose change the move is due to"}},
+                     "title": {"text": "What patching own features changes"}},
+                    "Features that carry one quantity and nothing else have a 1 in its column and 0 in all others. "
+                    "Features may tell a quantity and carry another one: a unit that is v1 if p1 = 2, and else 0, tells "
+                    "p1 and carries v1.")
+  return [Text("For each value of a pointer, and for each sign, this is the feature of each layer that tells it best: "
+               "chosen on half of the rows, and judged by its AUROC on the other half. Beside it is the neuron that "
+               "tells it best."),
+          Table(("statement", "layer", "feature", "its AUROC", "neuron", "its AUROC"), told),
+          Text("The own features of a quantity are those of its statements in the table above: four for a pointer, and "
+               "one each for the amount by which v1 < v2 and the amount by which v1 > v2. (The sign by itself cannot be "
+               "patched, as the answer is the same for either sign; the answer is the sum of these two amounts.) They "
+               "take their values from another row, which has nothing to do with the first, and the prediction should "
+               "move as the answer does if this quantity alone is that of the other row. Selectivity is 1 minus the sum "
+               "of what a move is wrong by, over the sum of the moves that should be: 1 if predictions move in this way "
+               "and in no other, 0 if they do not move. In the layer that is marked as chosen, selectivity is largest "
+               "on other pairs of rows. The control patches as many other features of the dictionary that fire about "
+               "as often."),
+          Table(("quantity", "layer", "chosen", "selectivity", "control", "best neurons",
+                 "predictions that round to the answer with it alone changed"), moved), picture]
 
 
 def _detectors(ties: Ties) -> Picture:
@@ -352,7 +400,7 @@ def probe(run: RunFolder, config: IndexStudyConfig, text: str) -> list[str]:
   """
   rows_BI = index_task.parse(text)
   subject = Subject(run, config)
-  features, ties = Features.of_run(run, config), Ties(run)
+  features, ties = Features.of_run(run), Ties(run)
   x_BM = subject.activations(rows_BI)
   f_BF = features.encode(x_BM)
   _, feature_P, effect_PO = ablation_effects(subject.tail, features.W_dec_FO, x_BM, f_BF)

@@ -4,8 +4,10 @@ The MLP learns to select two digits by two pointers and to subtract them (`task.
 known on every row, so that the study can ask which features of the MLP's hidden layer stand for which variable.
 
 The stage `mlp` trains the MLP, `sae` trains a dictionary of the activations of its second hidden layer, and `features`
-finds the features of each variable and measures what they do (`ties.py`). The stage `sweep`, which is left out by
-default, trains dictionaries of other recipes and sizes on the same layer. `report.py` makes the report.
+finds the features of each variable and measures what they do (`ties.py`). The stage `single` asks which values single
+features tell and carry, in dictionaries of other layers, too, if there are any (`single.py`). The stage `sweep`, which
+is left out by default, trains dictionaries of other recipes and sizes on the second hidden layer. `report.py` makes the
+report.
 
 Letters: B rows of a batch, I the numbers of a row, M neurons of the layer, F features, S steps of one compiled call.
 """
@@ -35,11 +37,13 @@ from monojax.studies.index import task as index_task
 from monojax.studies.index.mlp import MLP, MLPConfig, train_mlp
 from monojax.variance import joined, share_unexplained, spread
 
-SITE = "layer.1.mlp.hidden"  # the layer that the dictionary is of
+LAYER = 1  # the hidden layer that the dictionary of the stage `sae` is of
 INPUTS: dict[str, tuple[str, ...]] = {  # the study's stages, and for each the stages whose results it reads
-    "mlp": (), "sae": ("mlp",), "features": ("mlp", "sae"), "sweep": ("mlp",)}
+    "mlp": (), "sae": ("mlp",), "features": ("mlp", "sae"), "single": ("mlp", "sae"),
+    "sweep": ("mlp",)}
 # What rows are drawn for. Each use has rows of its own, so that nothing is judged on rows that it was made from.
-_USES = ("learned", "moments", "tested", "spliced", "tied", "patched", "ablated", "coded")
+_USES = ("learned", "moments", "tested", "spliced", "tied", "patched", "ablated", "coded",
+         "told", "paired")
 _TEST_ROWS, _COUNTED_ROWS, _SPLICED_ROWS = 100_000, 131_072, 32_768
 # The penalties of the sweep, chosen for this layer. A recipe that is not here takes those of its record.
 _PENALTIES = {"tm2023": (1e-4, 3e-4), "apr2024": (0.3, 1.0), "gated": (0.3, 1.0), "jumprelu": (0.3, 1.0),
@@ -66,6 +70,10 @@ class IndexStudyConfig:
                                       "to the prediction's change when the variable changes", COUNT)
   readout_features: int = option(40, "number of a variable's features that a readout of one of its values adds up",
                                  COUNT)
+  other_layers: tuple[int, ...] = option((), "hidden layers, numbered from 0, besides layer 1, that get a dictionary of "
+                                             "their own, in which single features are looked for, too", COUNT_OR_0)
+  other_k: tuple[int, ...] = option((), "sae.k of the dictionary of each of the other_layers, by default that of layer 1",
+                                    COUNT)
   sweep_recipes: tuple[str, ...] = option((), "recipes that the stage sweep trains on the same layer; by default there "
                                               "is no sweep")
   sweep_sizes: tuple[int, ...] = option((512, 1024, 2048), "numbers of features that the sweep trains each recipe with",
@@ -79,8 +87,13 @@ class IndexStudyConfig:
     require(self.sweep_sizes, "sweep_sizes", self.sweep_sizes, "needs a size or more")
     require(all(name in RECIPES for name in self.sweep_recipes), "sweep_recipes", ",".join(self.sweep_recipes),
             f"choose among {', '.join(RECIPES)}")
-    require(len(self.mlp.hidden) == 3 and self.mlp.n_inputs == index_task.WIDTH and self.mlp.n_outputs == 1,
-            "mlp.hidden", self.mlp.hidden, "the study needs an MLP with ten inputs, three hidden layers and one output")
+    require(len(self.mlp.hidden) == 3 and self.mlp.n_inputs in (index_task.WIDTH, index_task.N_SYMBOLS)
+            and self.mlp.n_outputs == 1, "mlp.hidden", self.mlp.hidden,
+            "the study needs an MLP with ten inputs (numbers) or 88 (symbols), three hidden layers and one output")
+    require(len(set(self.other_layers)) == len(self.other_layers) and set(self.other_layers) <= {0, 2}, "other_layers",
+            ",".join(map(str, self.other_layers)), "choose among 0 and 2")
+    require(not self.other_k or len(self.other_k) == len(self.other_layers), "other_k",
+            ",".join(map(str, self.other_k)), f"needs a number for each of {len(self.other_layers)} other_layers")
     require(self.readout_features <= self.width, "readout_features", self.readout_features,
             f"must not exceed the layer's {self.width} neurons")
     sweep_configs(self)  # raises an error now, and not after the other stages, if the sweep cannot be trained
@@ -90,15 +103,15 @@ class IndexStudyConfig:
     """The settings of the MLP, with the study's seed added to its seed."""
     return dataclasses.replace(self.mlp, seed=self.mlp.seed + self.seed)
 
-  @property
-  def seeded_sae(self) -> SAEConfig:
-    """The resolved settings of the dictionary, with the study's seed added to its seed."""
-    return dataclasses.replace(self.sae, seed=self.sae.seed + self.seed).resolved()
+  def sae_of(self, layer: int) -> SAEConfig:
+    """The resolved settings of the dictionary of a hidden layer, with the study's seed added to its seed."""
+    k = dict(zip(self.other_layers, self.other_k, strict=False)).get(layer, self.sae.k)
+    return dataclasses.replace(self.sae, k=k, seed=self.sae.seed + self.seed).resolved()
 
   @property
   def width(self) -> int:
-    """M, the number of neurons of the layer that the dictionary is of."""
-    return self.mlp.hidden[1]
+    """M, the number of neurons of layer 1."""
+    return self.mlp.hidden[LAYER]
 
   def key(self, use: str) -> jax.Array:
     """The random key of the rows that are drawn for a use, one of `_USES`."""
@@ -108,10 +121,29 @@ class IndexStudyConfig:
     """Rows for a use, (n_rows, 10), on the host; always the same for the same seed, use and number."""
     return np.asarray(_drawn(self.key(use), n_rows))
 
+  def inputs(self, rows_BI: Any) -> Any:
+    """What the MLP reads of rows: their ten numbers, or 88 symbols; it can be compiled."""
+    return rows_BI if self.mlp.n_inputs == index_task.WIDTH else index_task.symbols(rows_BI)
 
-def published_mlp() -> MLPConfig:
-  """The MLP's training as the published study did it: 8,000 rows, 500 times over, in batches of 64."""
-  return MLPConfig(n_steps=62_500, batch_rows=64, scan_steps=500, checkpoint_every_steps=12_500)
+
+def preset(name: str) -> IndexStudyConfig:
+  """The settings of a preset: "better", which has the published study's architecture, "published" or "specific".
+
+  * "published" trains that study's MLP as it did: on 8,000 rows, 500 times over, in batches of 64.
+  * "specific" has another MLP, whose features are specific: inputs are symbols that a first layer without a ReLU embeds,
+    and later layers are narrow and sparse. Each hidden layer has a dictionary.
+  """
+  config = IndexStudyConfig()
+  if name == "published":
+    return dataclasses.replace(config, train_rows=8000, mlp=MLPConfig(
+        n_steps=62_500, batch_rows=64, scan_steps=500, checkpoint_every_steps=12_500))
+  if name == "specific":
+    mlp = dataclasses.replace(config.mlp, n_inputs=index_task.N_SYMBOLS, hidden=(64, 128, 64), n_linear=1, n_steps=3500,
+                              activity_penalties=(0.0, 2e-3, 2e-2), noise=(0.0, 0.1, 0.4))
+    sae = dataclasses.replace(config.sae, n_features=128, k=12, n_steps=1007, learning_rate=1e-2)
+    return dataclasses.replace(config, mlp=mlp, sae=sae, variable_features=32, readout_features=8, other_layers=(0, 2),
+                               other_k=(10, 1))
+  return config
 
 
 def train_subject(run: RunFolder, config: IndexStudyConfig) -> dict[str, Any]:
@@ -128,11 +160,11 @@ def train_subject(run: RunFolder, config: IndexStudyConfig) -> dict[str, Any]:
 
   def work(directory: pathlib.Path, identity: str) -> dict[str, Any]:
     moment_rows_BI = _fixed_rows(config) if config.train_rows else config.rows("moments", _TEST_ROWS)
-    model, params = train_mlp(mlp, _batches(config), moment_rows_BI, directory,
+    model, params = train_mlp(mlp, _batches(config), config.inputs(moment_rows_BI), directory,
                               {"identity": identity}, meshes.make_mesh(), MetricsConfig())
     checkpoint.save_params(directory / "subject", params, {"identity": identity})
     rows_BI = config.rows("tested", _TEST_ROWS)
-    found_B = np.asarray(jax.jit(model.apply)({"params": params}, rows_BI)[0])[:, 0]
+    found_B = np.asarray(jax.jit(model.apply)({"params": params}, config.inputs(rows_BI))[0])[:, 0]
     error_B = found_B - index_task.answers(rows_BI)
     return {"index_arithmetic/test_accuracy": float((np.round(error_B) == 0).mean()),
             "index_arithmetic/test_mse": float(np.square(error_B).mean())}
@@ -150,7 +182,7 @@ def _batches(config: IndexStudyConfig) -> Callable[[int, int], tuple[jax.Array, 
       step_key = jax.random.fold_in(key, step)
       rows_BI = (index_task.draw_rows(step_key, n_batch) if fixed_NI is None
                  else fixed_NI[jax.random.randint(step_key, (n_batch,), 0, config.train_rows)])
-      return rows_BI, index_task.answers(rows_BI)[:, None]
+      return config.inputs(rows_BI), index_task.answers(rows_BI)[:, None]
     return jax.vmap(one)(steps_S)
   return lambda first, last: make(jnp.arange(first, last))
 
@@ -161,22 +193,24 @@ def _fixed_rows(config: IndexStudyConfig) -> jax.Array:
 
 
 class Subject:
-  """The trained MLP in two parts: up to the layer that the dictionary is of, and from there on.
+  """The trained MLP in two parts: up to the layer that a dictionary is of, and from there on.
 
   Attributes:
+    site: the name of the layer's site.
     sites_of: rows_BI -> {site: activations}; it can be compiled.
     tail: x_BM -> predictions of shape (B, 1), the second part; it can be compiled.
   """
 
-  def __init__(self, run: RunFolder, config: IndexStudyConfig) -> None:
+  def __init__(self, run: RunFolder, config: IndexStudyConfig, layer: int = LAYER) -> None:
     """Reads what the stage `mlp` left in the study's folder."""
     run.require_stage("mlp")
     params = checkpoint.load_params(run.directory / "mlp" / "subject")[0]
     model = MLP(config.seeded_mlp)
-    nothing_1I = jnp.zeros((1, index_task.WIDTH))
-    self.sites_of = lambda rows_BI: model.apply({"params": params}, rows_BI)[1]
-    self.tail = lambda x_BM: model.apply({"params": params}, nothing_1I, {SITE: lambda _: x_BM})[0]
-    self._activations = jax.jit(lambda rows_BI: self.sites_of(rows_BI)[SITE])
+    nothing_1I = jnp.zeros((1, config.mlp.n_inputs))
+    self.site = f"layer.{layer}.mlp.hidden"
+    self.sites_of = lambda rows_BI: model.apply({"params": params}, config.inputs(rows_BI))[1]
+    self.tail = lambda x_BM: model.apply({"params": params}, nothing_1I, {self.site: lambda _: x_BM})[0]
+    self._activations = jax.jit(lambda rows_BI: self.sites_of(rows_BI)[self.site])
     self._tail = jax.jit(self.tail)
 
   def activations(self, rows_BI: Any) -> np.ndarray:
@@ -204,9 +238,14 @@ class Features:
     self._fired = jax.jit(lambda x_BM: (self._encode(x_BM) > 0).sum(0))
 
   @classmethod
-  def of_run(cls, run: RunFolder, config: IndexStudyConfig) -> "Features":
+  def of_run(cls, run: RunFolder) -> "Features":
     """The dictionary that the stage `sae` left in the study's folder."""
-    sae = SAE.load(run.directory / "sae" / "dictionary")
+    return cls.load(run.directory / "sae")
+
+  @classmethod
+  def load(cls, directory: pathlib.Path) -> "Features":
+    """The dictionary that `train_one` left in a folder."""
+    sae = SAE.load(directory / "dictionary")
     return cls(sae.model, sae.params)
 
   def encode(self, x_BM: Any) -> np.ndarray:
@@ -224,7 +263,7 @@ class Features:
 
 def _source(config: IndexStudyConfig, subject: Subject) -> Generated:
   """The source that dictionaries are trained on: the layer's activations on random rows."""
-  return Generated(index_task.draw_rows, subject.sites_of, (SITE,), config.sae.batch_rows, config.seed + 1000)
+  return Generated(index_task.draw_rows, subject.sites_of, (subject.site,), config.sae.batch_rows, config.seed + 1000)
 
 
 def train_dictionary(run: RunFolder, config: IndexStudyConfig) -> dict[str, Any]:
@@ -237,16 +276,27 @@ def train_dictionary(run: RunFolder, config: IndexStudyConfig) -> dict[str, Any]
   Returns:
     The stage's record, with the figures of `spliced_scores`.
   """
-  sae = config.seeded_sae
-
   def work(directory: pathlib.Path, identity: str) -> dict[str, Any]:
     subject = Subject(run, config)
-    about = {"identity": identity, "sites": [SITE]}
-    train_sae(sae, _source(config, subject), Wiring((config.width,)), directory, about, meshes.make_mesh(),
-              MetricsConfig())
-    scores = spliced_scores(config, subject, Features.of_run(run, config))
+    scores = spliced_scores(config, subject, train_one(config, subject, LAYER, directory, identity))
     return {f"index_arithmetic/{name}": value for name, value in scores.items()}
-  return run.execute("sae", {"sae": sae, "seed": config.seed}, work)
+  return run.execute("sae", {"sae": config.sae_of(LAYER), "seed": config.seed}, work)
+
+
+def train_one(config: IndexStudyConfig, subject: Subject, layer: int, directory: pathlib.Path,
+              identity: str) -> Features:
+  """Trains the dictionary of a hidden layer in a folder, or goes on with it, and returns it.
+
+  Args:
+    config: the study's settings.
+    subject: the MLP, made for that layer.
+    layer: the layer's number.
+    directory: the folder, which receives `dictionary/`.
+    identity: kept with the dictionary.
+  """
+  train_sae(config.sae_of(layer), _source(config, subject), Wiring((config.mlp.hidden[layer],)), directory,
+            {"identity": identity, "sites": [subject.site]}, meshes.make_mesh(), MetricsConfig())
+  return Features.load(directory)
 
 
 def spliced_scores(config: IndexStudyConfig, subject: Subject, features: Features) -> dict[str, float | None]:
@@ -306,7 +356,7 @@ def train_others(run: RunFolder, config: IndexStudyConfig) -> dict[str, Any]:
 
   def work(directory: pathlib.Path, identity: str) -> dict[str, Any]:
     subject = Subject(run, config)
-    identities = {name_of(sae): {"identity": identity, "sites": [SITE]} for sae in saes}
+    identities = {name_of(sae): {"identity": identity, "sites": [subject.site]} for sae in saes}
     trained = train_sweep(saes, _source(config, subject), Wiring((config.width,)), directory, identities,
                           meshes.make_mesh(), MetricsConfig(), sample_seed=config.seed)
     points = []
@@ -326,7 +376,7 @@ def sweep_configs(config: IndexStudyConfig) -> list[SAEConfig]:
       changes = dict(_FAST.get(recipe, {}))
       if recipe != config.sae.recipe:
         changes["sparsity_coefficient"] = None  # what the settings say of it is meant for their own recipe
-      base = dataclasses.replace(config.sae, seed=config.seeded_sae.seed, recipe=recipe, n_features=n_features,
+      base = dataclasses.replace(config.sae, seed=config.sae_of(LAYER).seed, recipe=recipe, n_features=n_features,
                                  **changes)
       record = recipe_of(recipe)
       found += [base] if record.knob == "k" else base.at_sparsities(_PENALTIES.get(recipe, record.grid))

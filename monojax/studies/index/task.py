@@ -17,6 +17,8 @@ import numpy as np
 from monojax.config import require
 
 WIDTH, N_DIGITS, N_POINTERS = 10, 10, 4
+N_VALUES = (*[N_DIGITS] * 4, N_POINTERS, *[N_DIGITS] * 4, N_POINTERS)  # how many values each number of a row has
+N_SYMBOLS = sum(N_VALUES)
 # The variables behind a row and how many values each has: the pointers, the digits that they select, the sign of
 # v1 - v2 (0 for -1, 1 for 0, 2 for +1), and the answer |v1 - v2|.
 VARIABLES = {"p1": N_POINTERS, "p2": N_POINTERS, "v1": N_DIGITS, "v2": N_DIGITS, "sign": 3, "difference": N_DIGITS}
@@ -42,6 +44,38 @@ def selected(rows_BI: Any) -> tuple[Any, Any]:
   xp: Any = np if isinstance(rows_BI, np.ndarray) else jnp
   pick = lambda column_B4, pointer_B: xp.take_along_axis(column_B4, pointer_B.astype(int)[:, None], axis=1)[:, 0]
   return pick(rows_BI[:, :4], rows_BI[:, 4]), pick(rows_BI[:, 5:9], rows_BI[:, 9])
+
+
+def answers_with_one_changed(rows_BI: np.ndarray, other_BI: np.ndarray) -> dict[str, np.ndarray]:
+  """What the answer would be if one quantity had its value on another row, and all else stayed.
+
+  Moving a pointer selects another digit of the same column; a selected digit is replaced where it is. The sign cannot
+  be changed in this way: an absolute difference is the same for either sign. But the answer is the sum of two amounts,
+  one for each sign, of which at most one is not 0: "less", by how much v1 < v2, and "more", by how much v1 > v2. Each
+  of them can be replaced alone, even where the sum is then no answer of any row.
+
+  Args:
+    rows_BI: the rows.
+    other_BI: as many other rows.
+
+  Returns:
+    {quantity: answers, (B,)} for "p1", "p2", "v1", "v2", "less" and "more".
+  """
+  (v1_B, v2_B), (other_1_B, other_2_B) = selected(rows_BI), selected(other_BI)
+  found = {}
+  for pointer, column in (("p1", 4), ("p2", 9)):
+    moved_BI = rows_BI.copy()
+    moved_BI[:, column] = other_BI[:, column]
+    found[pointer] = answers(moved_BI)
+  less_B, more_B = np.maximum(v2_B - v1_B, 0), np.maximum(v1_B - v2_B, 0)
+  return {**found, "v1": abs(other_1_B - v2_B), "v2": abs(v1_B - other_2_B),
+          "less": np.maximum(other_2_B - other_1_B, 0) + more_B, "more": less_B + np.maximum(other_1_B - other_2_B, 0)}
+
+
+def symbols(rows_BI: Any) -> jax.Array:
+  """The rows with each number as a symbol, (B, 88) float32: 1 at the place of its value, 0 at its other values."""
+  numbers_BI = jnp.asarray(rows_BI).astype(jnp.int32)
+  return jnp.concatenate([jax.nn.one_hot(numbers_BI[:, i], n) for i, n in enumerate(N_VALUES)], axis=1)
 
 
 def variables(rows_BI: Any) -> dict[str, np.ndarray]:

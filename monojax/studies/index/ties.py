@@ -56,7 +56,7 @@ def tie_features(run: RunFolder, config: IndexStudyConfig) -> dict[str, Any]:
   """
   def work(directory: pathlib.Path, identity: str) -> dict[str, Any]:
     subject = Subject(run, config)
-    features = Features.of_run(run, config)
+    features = Features.of_run(run)
     arrays, figures = causal_sets(config, subject, features)
     rows_BI = config.rows("tied", _TIED_ROWS)
     values = index_task.variables(rows_BI)
@@ -141,7 +141,7 @@ def causal_sets(config: IndexStudyConfig, subject: Subject, features: Features) 
       if other == variable:
         figures |= {f"{name}_causal": float((share_B > 0).mean()), f"{name}_moved": float(np.median(share_B))}
     density_F = (f_BF > 0).mean(0)
-    control_S = _as_frequent(sets[variable], density_F)
+    control_S = as_frequent(sets[variable], density_F)
     figures |= {f"{name}_control": float((moves(control_S) > 0).mean()),
                 f"{name}_active": float(density_F[sets[variable]].sum()),
                 f"{name}_control_active": float(density_F[control_S].sum())}
@@ -164,7 +164,7 @@ def _pairs(config: IndexStudyConfig, subject: Subject, features: Features,
   return x_BM, features.encode(x_BM), features.encode(other_BM), wanted_B[used]
 
 
-def _as_frequent(set_F: np.ndarray, density_F: np.ndarray) -> np.ndarray:
+def as_frequent(set_F: np.ndarray, density_F: np.ndarray) -> np.ndarray:
   """For each feature of a set a feature outside of it that fires about as often; none of them twice."""
   free = np.ones(len(density_F), bool)
   free[set_F] = False
