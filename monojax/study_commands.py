@@ -50,7 +50,8 @@ def _toy() -> None:
 def _define_index() -> None:
   from monojax.studies.index.study import IndexStudyConfig
   cli.define_study_flags(IndexStudyConfig)
-  own(flags.DEFINE_enum("preset", "better", ("better", "published", "specific"), "the MLP, and how it is trained, to start from"))
+  own(flags.DEFINE_enum("preset", "better", ("better", "published", "specific"), "the MLP, and how it is trained, to "
+                        "start from"))
   own(flags.DEFINE_string("probe", "", "ten numbers, c1[0..3],p1,c2[0..3],p2: print what fires on this row"))
 
 
@@ -111,6 +112,7 @@ The dictionary's features are tied to the pointers, to the digits they select, a
 by what features tell and by what changing them does. Leaves summary.json, report/index.html and report/trace.csv (and
 .xlsx) in the workdir. The same command resumes where it was interrupted. --probe only prints what fires on one row.
 --preset=published trains the MLP as Palani-SN/monosemanticity-mlp-interpretability did: on 8,000 rows, 500 times over.
+--preset=specific trains another MLP, in which single features stand for a pointer's values and for the signs.
 --sweep_recipes=topk,jumprelu trains other recipes besides.
 """, _index, define=_define_index),
 }

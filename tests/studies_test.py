@@ -98,9 +98,9 @@ def test_index_arithmetic(tmp_path):
   sheet = openpyxl.load_workbook(tmp_path / "report" / "trace.xlsx", read_only=True).active
   assert [["" if cell is None else str(cell) for cell in row][:14] for row in sheet.values] == [
       line[:14] for line in [header, *lines]]
-  opened(tmp_path / "report" / "index.html", 7)
+  opened(tmp_path / "report" / "index.html", 8)
   probed = run("index_arithmetic", tmp_path, *SMALL_INDEX, *SMALL_SWEEP, "--probe=8,9,5,1,3,2,9,4,7,1")
-  assert probed.stdout.count("already done") == 4 and "c1[3] = 1, c2[1] = 9, answer 8" in probed.stdout
+  assert probed.stdout.count("already done") == 5 and "c1[3] = 1, c2[1] = 9, answer 8" in probed.stdout
   assert "features fire" in probed.stdout
   refused = run("index_arithmetic", tmp_path, *SMALL_INDEX, "--sae.n_steps=100")
   assert refused.returncode == 2 and "n_steps: 300 -> 100" in refused.stderr

@@ -38,8 +38,8 @@ class MLPConfig:
   n_normed: int = option(2, "number of hidden layers, from the first on, whose pre-activations are batch-normalised in "
                             "training", COUNT_OR_0)
   n_outputs: int = option(1, "number of numbers that the MLP gives out for a row", COUNT)
-  n_linear: int = option(0, "number of hidden layers, from the first on, without a ReLU; of inputs that are symbols, one "
-                            "such layer is an embedding", COUNT_OR_0)
+  n_linear: int = option(0, "number of hidden layers, from the first on, without a ReLU; of inputs that are symbols, "
+                            "one such layer is an embedding", COUNT_OR_0)
   n_steps: int = option(6000, "number of optimiser steps", COUNT)
   batch_rows: int = option(1024, "number of rows in a step", COUNT)
   learning_rate: float = option(1e-2, "AdamW's learning rate at its peak, between one rise and one fall (one cycle)",

@@ -187,19 +187,18 @@ def _single(single: Mapping[str, np.ndarray]) -> list[Block]:
                     "Features that carry one quantity and nothing else have a 1 in its column and 0 in all others. "
                     "Features may tell a quantity and carry another one: a unit that is v1 if p1 = 2, and else 0, tells "
                     "p1 and carries v1.")
-  return [Text("For each value of a pointer, and for each sign, this is the feature of each layer that tells it best: "
-               "chosen on half of the rows, and judged by its AUROC on the other half. Beside it is the neuron that "
-               "tells it best."),
+  return [Text("For each value of a pointer, and for each sign, this is the feature of each layer that tells it best, "
+               "chosen on half of the rows and judged by its AUROC on the other half, and the neuron that does."),
           Table(("statement", "layer", "feature", "its AUROC", "neuron", "its AUROC"), told),
           Text("The own features of a quantity are those of its statements in the table above: four for a pointer, and "
-               "one each for the amount by which v1 < v2 and the amount by which v1 > v2. (The sign by itself cannot be "
-               "patched, as the answer is the same for either sign; the answer is the sum of these two amounts.) They "
-               "take their values from another row, which has nothing to do with the first, and the prediction should "
-               "move as the answer does if this quantity alone is that of the other row. Selectivity is 1 minus the sum "
-               "of what a move is wrong by, over the sum of the moves that should be: 1 if predictions move in this way "
-               "and in no other, 0 if they do not move. In the layer that is marked as chosen, selectivity is largest "
-               "on other pairs of rows. The control patches as many other features of the dictionary that fire about "
-               "as often."),
+               "one each for the amount by which v1 < v2 and the amount by which v1 > v2. (The sign by itself cannot "
+               "be patched, as the answer is the same for either sign; the answer is the sum of these two amounts.) "
+               "They take their values from another row, which has nothing to do with the first, and the prediction "
+               "should move as the answer does if this quantity alone is that of the other row. Selectivity is 1 minus "
+               "the sum of what moves are wrong by, over the sum of the moves that should be: 1 if predictions move in "
+               "this way and in no other, 0 if they do not move. In the layer that is marked as chosen, selectivity is "
+               "largest on other pairs of rows. The control patches as many other features of the dictionary that fire "
+               "about as often."),
           Table(("quantity", "layer", "chosen", "selectivity", "control", "best neurons",
                  "predictions that round to the answer with it alone changed"), moved), picture]
 

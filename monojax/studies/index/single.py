@@ -59,7 +59,7 @@ def single_features(run: RunFolder, config: IndexStudyConfig) -> dict[str, Any]:
       if layer == LAYER:
         features = Features.of_run(run)
       else:
-        features = train_one(config, subject, layer, directory / f"layer_{layer}", identity)
+        features = train_one(config, subject, directory / f"layer_{layer}", identity)
         scores = spliced_scores(config, subject, features)
         figures |= {f"layer_{layer}_{name}": value for name, value in scores.items()}
       found.append(measured(config, subject, features))

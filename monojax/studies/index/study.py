@@ -42,8 +42,8 @@ INPUTS: dict[str, tuple[str, ...]] = {  # the study's stages, and for each the s
     "mlp": (), "sae": ("mlp",), "features": ("mlp", "sae"), "single": ("mlp", "sae"),
     "sweep": ("mlp",)}
 # What rows are drawn for. Each use has rows of its own, so that nothing is judged on rows that it was made from.
-_USES = ("learned", "moments", "tested", "spliced", "tied", "patched", "ablated", "coded",
-         "told", "paired")
+_USES = ("learned", "moments", "tested", "spliced", "tied", "patched", "ablated", "coded", "told",
+         "paired")
 _TEST_ROWS, _COUNTED_ROWS, _SPLICED_ROWS = 100_000, 131_072, 32_768
 # The penalties of the sweep, chosen for this layer. A recipe that is not here takes those of its record.
 _PENALTIES = {"tm2023": (1e-4, 3e-4), "apr2024": (0.3, 1.0), "gated": (0.3, 1.0), "jumprelu": (0.3, 1.0),
@@ -70,10 +70,10 @@ class IndexStudyConfig:
                                       "to the prediction's change when the variable changes", COUNT)
   readout_features: int = option(40, "number of a variable's features that a readout of one of its values adds up",
                                  COUNT)
-  other_layers: tuple[int, ...] = option((), "hidden layers, numbered from 0, besides layer 1, that get a dictionary of "
-                                             "their own, in which single features are looked for, too", COUNT_OR_0)
-  other_k: tuple[int, ...] = option((), "sae.k of the dictionary of each of the other_layers, by default that of layer 1",
-                                    COUNT)
+  other_layers: tuple[int, ...] = option((), "hidden layers, numbered from 0, besides layer 1, that get a dictionary "
+                                             "of their own, in which single features are looked for, too", COUNT_OR_0)
+  other_k: tuple[int, ...] = option((), "sae.k of the dictionary of each of the other_layers, by default that of layer "
+                                        "1", COUNT)
   sweep_recipes: tuple[str, ...] = option((), "recipes that the stage sweep trains on the same layer; by default there "
                                               "is no sweep")
   sweep_sizes: tuple[int, ...] = option((512, 1024, 2048), "numbers of features that the sweep trains each recipe with",
@@ -130,8 +130,8 @@ def preset(name: str) -> IndexStudyConfig:
   """The settings of a preset: "better", which has the published study's architecture, "published" or "specific".
 
   * "published" trains that study's MLP as it did: on 8,000 rows, 500 times over, in batches of 64.
-  * "specific" has another MLP, whose features are specific: inputs are symbols that a first layer without a ReLU embeds,
-    and later layers are narrow and sparse. Each hidden layer has a dictionary.
+  * "specific" has another MLP, whose features are specific: inputs are symbols, which a first layer without a ReLU
+    embeds, and later layers are narrow and sparse. Each hidden layer has a dictionary.
   """
   config = IndexStudyConfig()
   if name == "published":
@@ -196,7 +196,8 @@ class Subject:
   """The trained MLP in two parts: up to the layer that a dictionary is of, and from there on.
 
   Attributes:
-    site: the name of the layer's site.
+    layer: the layer's number.
+    site: the name of its site.
     sites_of: rows_BI -> {site: activations}; it can be compiled.
     tail: x_BM -> predictions of shape (B, 1), the second part; it can be compiled.
   """
@@ -207,7 +208,7 @@ class Subject:
     params = checkpoint.load_params(run.directory / "mlp" / "subject")[0]
     model = MLP(config.seeded_mlp)
     nothing_1I = jnp.zeros((1, config.mlp.n_inputs))
-    self.site = f"layer.{layer}.mlp.hidden"
+    self.layer, self.site = layer, f"layer.{layer}.mlp.hidden"
     self.sites_of = lambda rows_BI: model.apply({"params": params}, config.inputs(rows_BI))[1]
     self.tail = lambda x_BM: model.apply({"params": params}, nothing_1I, {self.site: lambda _: x_BM})[0]
     self._activations = jax.jit(lambda rows_BI: self.sites_of(rows_BI)[self.site])
@@ -278,24 +279,22 @@ def train_dictionary(run: RunFolder, config: IndexStudyConfig) -> dict[str, Any]
   """
   def work(directory: pathlib.Path, identity: str) -> dict[str, Any]:
     subject = Subject(run, config)
-    scores = spliced_scores(config, subject, train_one(config, subject, LAYER, directory, identity))
+    scores = spliced_scores(config, subject, train_one(config, subject, directory, identity))
     return {f"index_arithmetic/{name}": value for name, value in scores.items()}
   return run.execute("sae", {"sae": config.sae_of(LAYER), "seed": config.seed}, work)
 
 
-def train_one(config: IndexStudyConfig, subject: Subject, layer: int, directory: pathlib.Path,
-              identity: str) -> Features:
+def train_one(config: IndexStudyConfig, subject: Subject, directory: pathlib.Path, identity: str) -> Features:
   """Trains the dictionary of a hidden layer in a folder, or goes on with it, and returns it.
 
   Args:
     config: the study's settings.
     subject: the MLP, made for that layer.
-    layer: the layer's number.
     directory: the folder, which receives `dictionary/`.
     identity: kept with the dictionary.
   """
-  train_sae(config.sae_of(layer), _source(config, subject), Wiring((config.mlp.hidden[layer],)), directory,
-            {"identity": identity, "sites": [subject.site]}, meshes.make_mesh(), MetricsConfig())
+  train_sae(config.sae_of(subject.layer), _source(config, subject), Wiring((config.mlp.hidden[subject.layer],)),
+            directory, {"identity": identity, "sites": [subject.site]}, meshes.make_mesh(), MetricsConfig())
   return Features.load(directory)
 
 
