@@ -19,7 +19,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from monojax import mesh as meshes
-from monojax.config import COUNT, COUNT_OR_0, NOT_NEGATIVE, POSITIVE, SEED, option, require, require_rules
+from monojax.config import COUNT, COUNT_OR_0, FRACTION, NOT_NEGATIVE, POSITIVE, SEED, option, require, require_rules
 from monojax.linear import matmul
 from monojax.metrics import MetricsConfig
 from monojax.training import Loop, TrainState, train
@@ -51,6 +51,8 @@ class MLPConfig:
   noise: tuple[float, ...] = option((), "for each hidden layer, the standard deviation of Gaussian noise that is added "
                                         "to its activations in training, over their root mean square; no noise by "
                                         "default", NOT_NEGATIVE)
+  relaxed_fraction: float = option(0.0, "last part of the steps, 0 to 1, over which penalties and noise fall linearly "
+                                        "to 0, so that they leave less bias", FRACTION)
   scan_steps: int = option(50, "steps in one call of the compiled function, and between lines of metrics", COUNT)
   checkpoint_every_steps: int = option(2000, "steps between checkpoints, from which an interrupted training resumes",
                                        COUNT)
@@ -106,7 +108,8 @@ class MLP(nn.Module):
 
 
 def normed_forward(config: MLPConfig, params: dict[str, jax.Array], x_BI: jax.Array,
-                   noise_key: jax.Array | None = None) -> tuple[jax.Array, Moments, list[jax.Array]]:
+                   noise_key: jax.Array | None = None,
+                   noise_scale: float | jax.Array = 1.0) -> tuple[jax.Array, Moments, list[jax.Array]]:
   """The MLP as it is in training: each batch is normalised by its own moments, and noise may be added.
 
   Args:
@@ -114,6 +117,7 @@ def normed_forward(config: MLPConfig, params: dict[str, jax.Array], x_BI: jax.Ar
     params: the parameters of training.
     x_BI: the rows of the batch.
     noise_key: the random key of the noise; no noise is added without it.
+    noise_scale: a factor of the noise.
 
   Returns:
     (y_BO, [(mean_H, variance_H)] of the normalised layers, [sum of the activations] of each hidden layer, averaged over
@@ -133,7 +137,7 @@ def normed_forward(config: MLPConfig, params: dict[str, jax.Array], x_BI: jax.Ar
       x_BI = x_BI if i < config.n_linear else nn.relu(x_BI)
       activity.append(jnp.abs(x_BI).sum(1).mean())
       if noise_key is not None and config.noise and config.noise[i]:
-        scale = config.noise[i] * jax.lax.stop_gradient(jnp.sqrt(jnp.square(x_BI).mean()))
+        scale = noise_scale * config.noise[i] * jax.lax.stop_gradient(jnp.sqrt(jnp.square(x_BI).mean()))
         x_BI += scale * jax.random.normal(jax.random.fold_in(noise_key, i), x_BI.shape)
   return x_BI, moments, activity
 
@@ -196,14 +200,16 @@ def train_mlp(config: MLPConfig, batches: Callable[[int, int], tuple[Any, Any]],
 
   def one_step(state, batch):
     x_BI, y_BO = batch
-    rise = jnp.minimum(1.0, 3 * state.step / config.n_steps)
+    done = state.step / config.n_steps
+    fall = jnp.minimum(1.0, (1 - done) / config.relaxed_fraction) if config.relaxed_fraction else 1.0
+    strength = fall * jnp.minimum(1.0, 3 * done)
     noise_key = jax.random.fold_in(jax.random.key(config.seed + 1), state.step)
 
     def loss_of(params):
-      found_BO, _, activity = normed_forward(config, params, x_BI, noise_key)
+      found_BO, _, activity = normed_forward(config, params, x_BI, noise_key, fall)
       mse = jnp.square(found_BO - y_BO).mean()
       pairs = zip(config.activity_penalties, activity, strict=False)  # there are no pairs where no penalties are given
-      return mse + rise * sum(penalty * level for penalty, level in pairs), mse
+      return mse + strength * sum(penalty * level for penalty, level in pairs), mse
     (loss, mse), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

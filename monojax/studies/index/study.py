@@ -139,10 +139,10 @@ def preset(name: str) -> IndexStudyConfig:
         n_steps=62_500, batch_rows=64, scan_steps=500, checkpoint_every_steps=12_500))
   if name == "specific":
     mlp = dataclasses.replace(config.mlp, n_inputs=index_task.N_SYMBOLS, hidden=(64, 128, 64), n_linear=1, n_steps=3500,
-                              activity_penalties=(0.0, 2e-3, 2e-2), noise=(0.0, 0.1, 0.4))
+                              activity_penalties=(0.0, 2e-3, 2e-2), noise=(0.0, 0.1, 0.4), relaxed_fraction=0.5)
     sae = dataclasses.replace(config.sae, n_features=128, k=12, n_steps=1007, learning_rate=1e-2)
     return dataclasses.replace(config, mlp=mlp, sae=sae, variable_features=32, readout_features=8, other_layers=(0, 2),
-                               other_k=(10, 1))
+                               other_k=(12, 1))
   return config
 
 
