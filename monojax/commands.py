@@ -123,6 +123,29 @@ def _build_browser() -> None:
   print(f"Open {run.directory / f'{home}browser' / 'site' / 'index.html'} in a browser.")
 
 
+def _define_serve() -> None:
+  from monojax.browser.config import ServeConfig
+  cli.define_study_flags(ServeConfig, "the folder of a run whose pages are built")
+  define_dictionary()
+
+
+def _serve() -> None:
+  from monojax.browser.config import ServeConfig
+  from monojax.browser.serve import make_server
+  from monojax.pipeline import load
+  from monojax.pipeline.live_answers import live_answers
+  run, config = cli.study_run_and_config(ServeConfig(), lambda _: None, "run")
+  loaded = load.load(run.directory, flags.FLAGS.dictionary)
+  site = run.directory / f"{run.dictionary(flags.FLAGS.dictionary).home}browser" / "site"
+  with make_server(site, live_answers(loaded), config.port) as server:
+    print(f"Open http://localhost:{server.server_port}/#/try in a browser on this machine. Ctrl-C ends this.",
+          flush=True)
+    try:
+      server.serve_forever()
+    except KeyboardInterrupt:
+      print()
+
+
 def _define_check_store() -> None:
   own(flags.DEFINE_boolean("repair", False, "harvest damaged shards again"))
 
@@ -313,6 +336,17 @@ Writes the pages of a dictionary's features, which open from disk without a serv
   {command} --workdir=runs/mine
   {command} --workdir=runs/mine --dictionary=topk
 """, _build_browser, ("browser",), define=define_dictionary),
+    "serve": Command(
+        "a run's pages, and its model on a reader's own text", """\
+Serves a dictionary's pages on this machine, with a page on which features fire on a reader's own text.
+
+  {command} --workdir=runs/smollm2
+  {command} --workdir=runs/mine --dictionary=topk --port=8080
+
+A subject that monojax has trained runs in the page itself, also from disk. This is for those that are too big for that,
+such as pretrained ones: the page *Your text* then asks this program for the features on each token, for what the text
+would be without a feature, and for continuations with one held. Only this machine can connect.
+""", _serve, define=_define_serve),
     **EVIDENCE,
     "check_store": Command(
         "find and repair damage in a store of activations", """\

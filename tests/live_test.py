@@ -2,7 +2,10 @@
 
 import functools
 import http.server
+import json
 import threading
+import urllib.error
+import urllib.request
 
 import browser_fixture
 import jax
@@ -16,6 +19,9 @@ from monojax.activations.kept import Kept
 from monojax.analysis import interventions
 from monojax.browser.build import build_browser
 from monojax.browser.live import Live, weights_script
+from monojax.browser.serve import make_server
+from monojax.config import InputError
+from monojax.pipeline.live_answers import live_answers
 from monojax.sae.config import SAEConfig
 from monojax.sae.dictionary import SAE
 from monojax.sae.form import Form
@@ -150,10 +156,10 @@ def test_a_reader_types_chooses_and_steers(finished, opened):
   wait(driver, lambda: len(driver.find_elements("css selector", "#own-tokens .token")) == len(ids) - 1)
   assert not driver.find_elements("css selector", "#own-tokens i")
   f_TF = run.encode("בראשית <i>x</i> def main").f_TF
-  position = int((f_TF[1:] > 0).sum(1).argmax()) + 1
+  position = int((f_TF[1:] > 0).sum(1).argmax())
   find(driver, f"#own-tokens [data-position='{position}']").click()
   listed = [int(text) for text in texts(driver, "#on-token td:first-child")]
-  assert listed and set(listed) <= set(np.flatnonzero(f_TF[position] > 0).tolist())
+  assert listed and set(listed) <= set(np.flatnonzero(f_TF[position + 1] > 0).tolist())
   find(driver, "#on-token button.choose").click()
   wait(driver, lambda: find(driver, "#steer").is_displayed())
   assert f"feature {listed[0]}" in find(driver, "#steer h2").text
@@ -189,6 +195,75 @@ def test_a_server_that_announces_another_encoding_does_no_harm(finished, opened)
     assert len(driver.find_elements("css selector", "#own-tokens .token")) > 10
     driver.get("about:blank")
     server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def served(finished):
+  """(the run, the address of its served pages)."""
+  run = monojax.load(finished[0])
+  with make_server(finished[0] / "browser" / "site", live_answers(run), 0) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield run, f"http://localhost:{server.server_port}/"
+    server.shutdown()
+
+
+def test_a_served_page_asks_the_program_behind_it(served, opened):
+  run, address = served
+  driver = opened(address)
+  ready(driver)
+  text = "def main(): <i>x</i> בראשית"
+  field = find(driver, "#own-text")
+  field.clear()
+  field.send_keys(text)
+  f_TF = run.encode(text).f_TF
+  wait(driver, lambda: len(driver.find_elements("css selector", "#own-tokens .token")) == len(f_TF) - 1)
+  position = int((f_TF[1:] > 0).sum(1).argmax())
+  find(driver, f"#own-tokens [data-position='{position}']").click()
+  listed = [int(number) for number in texts(driver, "#on-token td:first-child")]
+  assert listed and set(listed) <= set(np.flatnonzero(f_TF[position + 1] > 0).tolist())
+  find(driver, "#on-token button.choose").click()
+  wait(driver, lambda: driver.find_elements("css selector", "#own-tokens [data-effect]"))
+  shown = [float(span.get_attribute("data-effect"))
+           for span in driver.find_elements("css selector", "#own-tokens .token")]
+  effect_T = run.ablate(text, listed[0]).effect_T
+  np.testing.assert_allclose(shown, np.where(np.abs(effect_T) < 0.005, 0, effect_T), atol=1e-4)
+  find(driver, "#write").click()
+  wait(driver, lambda: find(driver, "#steer").get_attribute("data-written"))
+  assert all(texts(driver, ".written"))
+
+
+def asked(address, question, body, **headers):
+  """(status, answer) of a question to a server."""
+  request = urllib.request.Request(f"{address}live/{question}", body.encode(),
+                                   {"Content-Type": "application/json", **headers})
+  try:
+    with urllib.request.urlopen(request) as answer:
+      return answer.status, json.load(answer)
+  except urllib.error.HTTPError as error:
+    return error.code, json.load(error)
+
+
+def test_a_server_answers_its_own_page_alone_and_says_what_is_wrong(served):
+  run, address = served
+  host = address.split("/")[2]
+  assert asked(address, "read", '{"text": ""}') == (200, {"tokens": [], "features": [], "n_all": 0})
+  assert asked(address, "read", '{"text": "x"}', Origin=f"http://{host}")[0] == 200
+  for headers in ({"Origin": "http://example.org"}, {"Host": f"example.org:{host.split(':')[1]}"},
+                  {"Content-Type": "text/plain"}):
+    assert asked(address, "read", '{"text": "x"}', **headers)[0] == 403, headers
+  for question, body, status in (("read", "[1", 400), ("read", "[]", 400), ("read", '{"text": 3}', 400),
+                                 ("read", "{}", 400), ("none", "{}", 404),
+                                 ("effects", '{"text": "x", "feature": 9999}', 400),
+                                 ("read", json.dumps({"text": "x" * (1 << 20)}), 413)):
+    found = asked(address, question, body)
+    assert found[0] == status and found[1]["error"], (question, body)
+  request = urllib.request.Request(address, headers={"Host": "example.org"})
+  with pytest.raises(urllib.error.HTTPError, match="403"):
+    urllib.request.urlopen(request)
+  with pytest.raises(InputError, match="choose another"):
+    make_server(run.directory / "browser" / "site", {}, int(host.split(":")[1]))
+  with pytest.raises(InputError, match="build_browser"):
+    make_server(run.directory, {}, 0)
 
 
 def test_weights_take_hardly_more_room_than_two_bytes_each():

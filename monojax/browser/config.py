@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from monojax.config import COUNT, COUNT_OR_0, option, require_rules
+from monojax.config import COUNT, COUNT_OR_0, Bounds, option, require_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,3 +16,13 @@ class BrowserConfig:
 
   def __post_init__(self):
     require_rules(self, "browser.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeConfig:
+  """Where pages are served."""
+  port: int = option(8000, "the pages are at http://localhost:PORT; 0 takes a port that is free",
+                     Bounds(at_least=0, at_most=65_535))
+
+  def __post_init__(self):
+    require_rules(self)
