@@ -10,6 +10,7 @@ import pytest
 from monojax.analysis import analyze, columns, detectors, examples, fidelity, logits, tables, text
 from monojax.analysis import codes as sparse_codes
 from monojax.analysis.config import AnalysisConfig
+from monojax.analysis.shown_texts import shown_texts
 from monojax.sae.config import SAEConfig
 from monojax.sae.dictionary import SAE
 from monojax.sae.model import Dictionary, Wiring
@@ -204,6 +205,21 @@ def test_example_tables_by_brute_force():
       inside = other // 10 == row // 10 and other >= 0
       assert tokens_EW[0, w] == (token_N[other] if inside else -1)
       np.testing.assert_allclose(acts_EW[0, w], dense_NF[other, i] if inside else 0)
+
+
+def test_shown_texts_have_all_features_on_each_token():
+  _, analysed, codes, dense_NF = collected()
+  found = shown_texts(codes, analysed, ["a", "b", "none"])
+  assert [piece["name"] for piece in found] == ["a", "b"]
+  for d, piece in enumerate(found):
+    n = len(piece["tokens"])
+    starts = [i for i in range(400 - n + 1) if analysed.token_N[i:i + n].tolist() == piece["tokens"]
+              and (analysed.domain_N[i:i + n] == d).all() and len(set(analysed.context_N[i:i + n])) == 1]
+    assert starts and n == 10  # a context that is of the domain from end to end
+    expected = [[np.flatnonzero(row_F).tolist(), pytest.approx(row_F[row_F > 0].tolist(), rel=1e-3)]
+                for row_F in dense_NF[starts[0]:starts[0] + n]]
+    assert [list(on) for on in piece["features"]] == expected
+  assert [piece["name"] for piece in shown_texts(codes, analysed, [])] == [f"text {i}" for i in range(1, 9)]
 
 
 def brute_force_f1(values, is_class):

@@ -10,6 +10,8 @@ from browser_fixture import find, listed, press, shown, texts, wait, wait_for_fe
 
 from monojax.analysis import tables as feature_tables
 from monojax.browser.build import build_browser
+from monojax.browser.single import feature_html
+from monojax.config import InputError
 
 N_FEATURES = 300
 AS_SHOWN = {"\t": "⇥", "\r\n": "↵", "\u2028": "U+2028", "\u05b7": "\u25cc\u05b7"}  # what is not its own text
@@ -308,6 +310,32 @@ def test_points_of_the_map_lead_to_features(page, tables):
       named = re.match(r"Feature (\d+): (.+)", find(driver, "#map-note").text)
       assert tables.labels[int(named[1])] == named[2]
   wait_for_feature(driver, int(named[1]))
+
+
+def test_a_feature_alone_is_one_file(driver, tables, tmp_path):
+  driver.get_log("browser")
+  (tmp_path / "one.html").write_text(feature_html(tables, 0, "A <b>run</b> & more"))
+  driver.get((tmp_path / "one.html").as_uri())
+  assert find(driver, "h1").text == "Feature 0" and find(driver, ".place").text == "A <b>run</b> & more"
+  assert find(driver, ".feature-label").text.startswith(tables.labels[0])
+  largest = [float(text) for text in texts(driver, "[data-group='Top activations'] .act")]
+  np.testing.assert_allclose(largest, tables.example_acts_FEW[0, :20, 4], atol=0.006)
+  neighbours = tables.nearest_ids_F10[0][tables.nearest_ids_F10[0] >= 0]
+  assert {tables.labels[i] for i in neighbours} <= set(texts(driver, ".feature-label"))
+  assert not [link for link in driver.find_elements("css selector", "a[href*='#/']") if link.is_displayed()]
+  assert driver.get_log("browser") == []
+  with pytest.raises(InputError, match="0 to 299"):
+    feature_html(tables, 300, "x")
+
+
+def test_a_feature_of_a_site_is_embedded_without_what_is_around_it(page, site):
+  driver = page("?embed#/feature/3")
+  wait_for_feature(driver, 3)
+  assert not find(driver, "header.site").is_displayed() and not find(driver, ".steps").is_displayed()
+  press(driver, "j")
+  assert find(driver, "h1").text == "Feature 3"
+  link = find(driver, "#main .plain a[href*='#/feature/']")
+  assert link.get_attribute("target") == "_blank" and "?" not in link.get_attribute("href")
 
 
 def test_missing_data_says_so(driver, tmp_path):

@@ -1,5 +1,6 @@
 """The page on which a subject and a dictionary run on a reader's text, in a real browser, against jax."""
 
+import dataclasses
 import functools
 import http.server
 import json
@@ -273,7 +274,27 @@ def test_weights_take_hardly_more_room_than_two_bytes_each():
   assert len(script) <= 1.1 * 2 * array.size
 
 
-def test_a_site_without_a_model_has_no_such_page(tmp_path, opened):
+def test_a_site_without_a_model_shows_texts_of_the_run(tmp_path, opened):
+  tables = browser_fixture.make_tables(40)
+  texts_of_run = [{"name": "<b>one", "tokens": [3, 4, 5], "features": [[[2, 30], [0.5, 2.0]], [[], []], [[2], [1.5]]]},
+                  {"name": "two", "tokens": [6, -1], "features": [[[7], [1.0]], [[], []]]}]
+  tables = dataclasses.replace(tables, summary={**tables.summary, "texts": texts_of_run})
+  site = build_browser(tables, tmp_path / "site", "x")
+  driver = opened(site, "#/feature/2")
+  find(driver, ".steps a[href='#/try/2']").click()
+  ready(driver)
+  assert "Texts" in texts(driver, "#pages a") and not find(driver, "#own-text").is_displayed()
+  shown = driver.find_elements("css selector", "#own-tokens .token")
+  assert [float(token.get_attribute("data-act")) for token in shown] == [0.5, 0, 1.5]
+  shown[0].click()
+  assert sorted(texts(driver, "#on-token td:first-child")) == ["2", "30"]
+  assert not find(driver, "#steer").is_displayed()
+  assert texts(driver, "#own-sample option") == ["<b>one", "two"]
+  driver.find_elements("css selector", "#own-sample option")[1].click()
+  wait(driver, lambda: len(driver.find_elements("css selector", "#own-tokens .token")) == 2)
+
+
+def test_a_site_without_a_model_or_texts_has_no_such_page(tmp_path, opened):
   site = build_browser(browser_fixture.make_tables(40), tmp_path / "site", "x")
   driver = opened(site, "#/try")
   assert "There is no such page" in find(driver, "#main").text and "Your text" not in texts(driver, "#pages a")

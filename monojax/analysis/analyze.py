@@ -27,6 +27,7 @@ from monojax.analysis.logits import logit_weights, path_of, typical_scale, used_
 from monojax.analysis.neighbours import NeuronSums, neighbour_columns
 from monojax.analysis.removal import sizes
 from monojax.analysis.removal_direct import LastRows
+from monojax.analysis.shown_texts import shown_texts
 from monojax.sae.dictionary import SAE
 from monojax.subjects.subject import LoadedSubject
 from monojax.text.tokens import Tokens
@@ -64,8 +65,8 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   Returns:
     `FeatureTables`, whose `summary` holds `figures` (flat numbers), `density_histogram` (`log10_edges`, `counts`),
     `statuses` (rows of `status.table`), `detectors` (rows of `detectors.compare`), `proxies` (rows of
-    `proxy_rows.rows_of`), `proxies_left_out` (those that the text has nothing of), `labels` (`explanations.summary` of
-    all labels) and `n_tokens`.
+    `proxy_rows.rows_of`), `proxies_left_out` (those that the text has nothing of), `texts` (see `shown_texts`),
+    `labels` (`explanations.summary` of all labels) and `n_tokens`.
   """
   direct = direct_path(subject, sae) if config.effects != "none" else None
   encode_both = make_encode(subject.model, sae.model, sae.reads, kept, direct[0].scale_site if direct else "")
@@ -200,8 +201,9 @@ def _tables(config, sae, columns, codes, detector_rows, token_strings, domains,
 
 def _with_words(config: AnalysisConfig, found: tables.FeatureTables, codes: Codes, text: texts.AnalysedText,
                 values: list[bytes], meter: proxy_rows.Meter) -> tables.FeatureTables:
-  """The tables with what needs the tokens' text: proxies in the summary, and each feature's label and its score."""
-  summary = {**found.summary, "proxies": meter.rows(codes), "proxies_left_out": list(meter.proxies.left_out)}
+  """The tables with what needs the tokens' text: proxies and pieces of text in the summary, labels and their scores."""
+  summary = {**found.summary, "proxies": meter.rows(codes), "proxies_left_out": list(meter.proxies.left_out),
+             "texts": shown_texts(codes, text, found.domains)}
   if not config.n_label_tokens:
     return dataclasses.replace(found, summary=summary)
   alive = np.flatnonzero(np.diff(codes.start_F)).tolist()

@@ -23,7 +23,9 @@ const app = (() => {
   const available = () => pages.filter(({isAvailable}) => !isAvailable || isAvailable());
 
   function parseRoute() {
-    const [, path, slash, argument, text] = /^#?\/?([^/?]*)(\/?)([^?]*)\??(.*)$/s.exec(location.hash);
+    const {only} = data.index;
+    const hash = only === undefined ? location.hash : `#/feature/${only}`;
+    const [, path, slash, argument, text] = /^#?\/?([^/?]*)(\/?)([^?]*)\??(.*)$/s.exec(hash);
     const page = available().find((other) => other.path === path && (other.takesArgument || !slash));
     return {page, path, argument, state: query.parse(text)};
   }
@@ -161,6 +163,11 @@ const app = (() => {
       message(main, "The data is missing", "data/index.js could not be read: build the site again.");
       return;
     }
+    // Inside of another page, as in a blog, there is one feature and nothing around it: of this site (index.html?embed),
+    // or alone (monojax/browser/single.py).
+    const isAlone = data.index.only !== undefined;
+    const isEmbedded = isAlone || new URLSearchParams(location.search).has("embed");
+    if (isEmbedded) document.body.dataset.embedded = isAlone ? "alone" : "site";
     addLinks();
     showSearchHelp();
     const jump = document.getElementById("jump-id");
@@ -176,7 +183,7 @@ const app = (() => {
       event.preventDefault();  // the address is the route
       main.focus();
     });
-    document.addEventListener("keydown", onKey);
+    if (!isEmbedded) document.addEventListener("keydown", onKey);
     main.addEventListener("mouseover", showTooltip);
     main.addEventListener("mouseleave", hideTooltip);
     addEventListener("scroll", hideTooltip, {passive: true});

@@ -30,7 +30,7 @@ const liveFiles = (() => {
     return URL.createObjectURL(new Blob([text], {type: "text/javascript"}));
   }
 
-  // A promise of a file's content: "settings", "tokenizer", or the name of weights.
+  // A promise of a file's content: "settings", "tokenizer", "texts", or the name of weights.
   function load(name) {
     if (!waiting.has(name)) {
       const url = name === "settings" ? "data/live.js" : `data/live-${name}.js`;
@@ -62,6 +62,7 @@ const liveFiles = (() => {
   return {
     load,
     registerSettings: (settings) => { arrived.settings = settings; },
+    registerTexts: (texts) => { arrived.texts = texts; },
     registerTokenizer: (tokenizer) => { arrived.tokenizer = tokenizer; },
     registerWeights: (name, described, text) => { arrived[name] = unpacked(text, described); },
   };

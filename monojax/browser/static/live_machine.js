@@ -1,8 +1,10 @@
 "use strict";
 
 // What runs the model of the page "Your text": in the page, from the site's files, or behind it, where `monojax serve`
-// has sent the page (monojax/browser/serve.py). open() gives a promise of
+// has sent the page (monojax/browser/serve.py). Where there is neither, the page shows some texts of the run, with what
+// was found on them when the site was made. open() gives a promise of
 //   texts, nContext, writes  [name, text] to choose from; tokens that are read at a time; whether the model predicts
+//   isStored                 whether it reads these texts alone, which are then numbers
 //   read(text)               a promise of {tokens, features, nAll}: the text's tokens as they are shown, {ids, values} of
 //                            the features on each, and how many tokens there would be with more room
 //   effects(feature)         a promise of how much worse, in nats, each token read last is predicted without a feature
@@ -56,6 +58,12 @@ const liveMachine = (() => {
     return {texts: settings.texts ?? [], nContext: model.nContext - prefix.length, writes: true, read, effects, write};
   }
 
+  async function stored() {
+    const found = await liveFiles.load("texts");
+    return {texts: found.map(({name}, i) => [name, i]), nContext: Infinity, writes: false, isStored: true,
+            read: async (i) => ({...found[i], nAll: found[i].tokens.length})};
+  }
+
   async function ask(question, given) {
     const answer = await fetch(`live/${question}`, {
       method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(given),
@@ -84,11 +92,18 @@ const liveMachine = (() => {
             effects: async (feature) => (await ask("effects", {text, feature})).effects};
   }
 
+  const KINDS = {
+    model: [inPage, "The model and its dictionary run in this page, and what you type stays here."],
+    served: [served, "The model and its dictionary run in the program that has sent this page, and what you type goes " +
+      "there and nowhere else."],
+    texts: [stored, "Texts of the run, one of each kind."],
+  };
   const isServed = () => document.querySelector('meta[name="monojax-live"]') !== null;
+  const kind = () => (isServed() ? "served" : data.index.live);
   let opened = null;
 
   function open() {
-    opened ??= (isServed() ? served() : inPage()).catch((error) => {
+    opened ??= KINDS[kind()][0]().catch((error) => {
       opened = null;  // so that it can be tried again
       throw error;
     });
@@ -97,8 +112,9 @@ const liveMachine = (() => {
 
   return {
     open,
-    isThere: () => isServed() || Boolean(data.index.live),
-    where: () => (isServed() ? "The model and its dictionary run in the program that has sent this page, and what you " +
-      "type goes there and nowhere else." : "The model and its dictionary run in this page, and what you type stays here."),
+    isThere: () => Boolean(kind()),
+    isRun: () => kind() !== "texts",
+    title: () => (kind() === "texts" ? "Texts" : "Your text"),
+    where: () => KINDS[kind()][1],
   };
 })();

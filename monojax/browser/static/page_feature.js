@@ -15,11 +15,11 @@ app.page((() => {
     return element("div", {class: "heading"},
       element("h1", {}, `Feature ${id}`),
       element("span", {class: `badge ${status}`}, status),
-      element("span", {class: "place"}, place >= 0
+      element("span", {class: "place"}, document.body.dataset.embedded ? data.index.title : place >= 0
         ? `${dom.number(place + 1)} of ${dom.number(order.length)} in the list` : "not in the list"),
       element("span", {class: "steps"},
         dom.link(`#/${query.format(state)}`, "List"),
-        data.index.live ? dom.link(`#/try/${id}`, "Your text") : null,
+        liveMachine.isThere() ? dom.link(`#/try/${id}`, liveMachine.title()) : null,
         dom.link(`#/compare/${id}`, "Compare"),
         step(-1, "‹ Previous", "Previous feature of the list (k or ←)"),
         step(1, "Next ›", "Next feature of the list (j or →)"),

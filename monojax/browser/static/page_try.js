@@ -1,7 +1,8 @@
 "use strict";
 
-// The page "Your text": the subject and the dictionary are run in the page on what is typed. It shows the features on
-// each token, what the text's losses would be without a feature, and how the subject writes on with one held.
+// The page "Your text": the subject and the dictionary are run on what is typed. It shows the features on each token,
+// what the text's losses would be without a feature, and how the subject writes on with one held. Where nothing can be
+// run it is the page "Texts", which shows the features on some texts of the run.
 app.page((() => {
   const {element} = dom;
   const EXAMPLE = "def read(path):\n  with open(path) as file:\n    return file.read()\n\nIn the beginning God created " +
@@ -140,14 +141,14 @@ app.page((() => {
     do {
       isStale = false;
       const started = performance.now();
-      reading = machine.read(parts.text.value);
+      reading = machine.read(machine.isStored ? machine.texts[Number(parts.sample.value)][1] : parts.text.value);
       const found = await reading.finally(() => { reading = null; });
       if (!parts.tokens.isConnected) return;
       text = found;
       const [nAll, room] = [found.nAll, machine.nContext];
       parts.status.textContent = `${dom.number(Math.min(nAll, room))} tokens` +
         (nAll > room ? `; the model reads ${room} at a time, and the rest is left out` : "") +
-        `; ${Math.round(performance.now() - started)} ms`;
+        (machine.isStored ? "" : `; ${Math.round(performance.now() - started)} ms`);
       parts.status.dataset.ready = "true";
       if (chosen.token >= text.tokens.length) chosen.token = null;
       choose({});
@@ -191,7 +192,7 @@ app.page((() => {
                                    frame = requestAnimationFrame(() => read().catch(tell));
                                  }}, parts ? parts.text.value : EXAMPLE),
       sample: element("select", {id: "own-sample", "aria-label": "A text of the run", onchange: ({target}) => {
-        if (target.value) parts.text.value = machine.texts[Number(target.value)][1];
+        if (target.value && !machine.isStored) parts.text.value = machine.texts[Number(target.value)][1];
         read().catch(tell);
       }}, element("option", {value: ""}, "or a text of the run")),
       status: element("span", {id: "own-status", class: "quiet", role: "status"}, "loading the model"),
@@ -206,10 +207,10 @@ app.page((() => {
     parts.steer = element("section", {class: "panel", id: "steer", hidden: true}, parts.steerTitle,
       element("p", {class: "controls"}, parts.slider, parts.value,
         element("button", {type: "button", id: "write", onclick: () => write().catch(tell)}, "Write on")), plainBox, steeredBox);
-    main.replaceChildren(element("div", {class: "heading"}, element("h1", {}, "Your text")),
+    main.replaceChildren(element("div", {class: "heading"}, element("h1", {}, liveMachine.title())),
       element("p", {}, `${liveMachine.where()} Choose a token to ` +
-        "see which features fire on it; choose a feature to see where it fires, and where it helps to predict the " +
-        "text (underlined)."),
+        "see which features fire on it; choose a feature to see where it fires" +
+        `${liveMachine.isRun() ? ", and where it helps to predict the text (underlined)." : "."}`),
       element("div", {class: "columns own"},
         element("div", {class: "evidence"}, parts.text, element("p", {class: "controls"}, parts.sample, parts.status),
           element("section", {class: "panel"}, element("h2", {class: "hidden"}, "The text's tokens"), parts.tokens),
@@ -220,6 +221,10 @@ app.page((() => {
   }
 
   function start() {
+    if (machine.isStored) {
+      parts.text.hidden = true;
+      parts.sample.replaceChildren();
+    }
     parts.sample.append(...machine.texts.map(([name], i) => element("option", {value: String(i)}, name)));
     return read();
   }
@@ -233,9 +238,9 @@ app.page((() => {
       return route.isCurrent() ? start() : null;
     })
       .catch((error) => { if (route.isCurrent()) app.message(main, "The model cannot be run", error.message); });
-    return "Your text";
+    return liveMachine.title();
   }
 
-  return {path: "try", nav: "Your text", order: 10, takesArgument: true, isAvailable: liveMachine.isThere,
+  return {path: "try", nav: data.index ? liveMachine.title() : "", order: 10, takesArgument: true, isAvailable: liveMachine.isThere,
           show};
 })());
