@@ -338,6 +338,29 @@ def test_a_feature_of_a_site_is_embedded_without_what_is_around_it(page, site):
   assert link.get_attribute("target") == "_blank" and "?" not in link.get_attribute("href")
 
 
+def test_own_labels_are_kept_listed_and_saved(page, tmp_path):
+  driver = page("#/feature/3")
+  wait_for_feature(driver, 3)
+  find(driver, ".own-label input").send_keys("<b>mine</b>\t")
+  page("#/feature/4")
+  wait_for_feature(driver, 4)
+  assert find(driver, ".own-label input").get_property("value") == ""
+  page("#/about")
+  wait(driver, lambda: find(driver, "#own-labels dt").text == "3")
+  assert find(driver, "#own-labels dd").text == "<b>mine</b>"
+  driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+  find(driver, "#save-labels").click()
+  wait(driver, lambda: (tmp_path / "labels.json").is_file())
+  saved = json.loads((tmp_path / "labels.json").read_text())
+  assert saved == {"title": "A <b>run</b> & more", "labels": {"3": "<b>mine</b>"}}
+  page("#/feature/3")
+  wait_for_feature(driver, 3)
+  find(driver, ".own-label input").clear()
+  press(driver, "\t")
+  page("#/about")
+  assert not driver.find_elements("css selector", "#own-labels")
+
+
 def test_missing_data_says_so(driver, tmp_path):
   index = build_browser(browser_fixture.make_tables(20), tmp_path / "site", "x", features_per_file=10)
   (tmp_path / "site" / "data" / "features-00001.js").unlink()

@@ -158,10 +158,15 @@ app.page((() => {
       [element("dt", {}, term), element("dd", {}, text)])));
   }
 
+  function ownLabels() {
+    const listed = notes.listed();
+    return listed && section("Your own labels", listed);
+  }
+
   function show(main) {
     const summary = data.index.summary;
     const part = (name, draw) => (summary[name] ? draw(summary[name]) : null);
-    const panels = [first(), part("figures", figures), part("density_histogram", densities),
+    const panels = [first(), ownLabels(), part("figures", figures), part("density_histogram", densities),
                     part("statuses", statuses), part("frontier", frontier), part("detectors", detectors),
                     part("proxies", proxies), part("config", configuration)];
     main.replaceChildren(element("h1", {}, "About the run"), counts(),

@@ -25,7 +25,7 @@ app.page((() => {
         step(1, "Next ›", "Next feature of the list (j or →)"),
         element("button", {type: "button", title: "A random feature of the list (r)",
                            onclick: () => app.random()}, "Random")),
-      panels.label(id));
+      panels.label(id), document.body.dataset.embedded ? null : notes.field(id));
   }
 
   async function fill(main, id, {state, isCurrent}) {
