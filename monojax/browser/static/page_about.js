@@ -41,7 +41,7 @@ app.page((() => {
   }
 
   function table(heads, rows) {
-    return element("div", {class: "scroll"}, element("table", {class: "plain"},
+    return element("div", {class: "scroll", tabindex: "0"}, element("table", {class: "plain"},
       element("thead", {}, element("tr", {}, heads.map(([head, isNumeric]) =>
         element("th", {scope: "col", class: isNumeric ? "numeric" : null}, head)))),
       element("tbody", {}, rows.map((row) => element("tr", {}, row.map((content, i) =>

@@ -71,8 +71,7 @@ app.page((() => {
       : Math.min(value / (largest(feature) || 1), 1);
     const [effectClass, effectWidth] = effects ? panels.effectStyle(effects[position]) : ["", null];
     const node = dom.token(token, {
-      class: `window${heat > 0 ? " hot" : ""}${heat > 0.55 ? " hottest" : ""}${effectClass}` +
-        (position === chosen.token ? " centre" : ""),
+      class: `window${panels.heatClass(heat)}${effectClass}` + (position === chosen.token ? " centre" : ""),
       style: [heat > 0 ? `--heat:${heat.toFixed(3)}` : null, effectWidth].filter(Boolean).join(";") || null,
       role: "button", tabindex: "0", "data-position": position, "data-token": token, "data-act": value,
       "data-max": feature === null ? 0 : largest(feature), "data-effect": effects ? effects[position] : null,
