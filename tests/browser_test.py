@@ -361,6 +361,30 @@ def test_own_labels_are_kept_listed_and_saved(page, tmp_path):
   assert not driver.find_elements("css selector", "#own-labels")
 
 
+def test_sites_of_several_dictionaries_lead_to_one_another(driver, tmp_path):
+  driver.get_log("browser")
+  listed = [{"name": f"<b>{folder}", "folder": folder, "recipe": "topk", "n_features": 40, "writes": ["layer.0.resid"],
+             "l0": 4.0 + i, "explained_variance": 0.8, "ce_recovered_zero": 0.9 + i / 100}
+            for i, folder in enumerate(("one & a", "two"))]
+  for own, other in (("one & a", "two"), ("two", "one & a")):
+    tables = browser_fixture.make_tables(40)
+    tables.summary["dictionaries"] = {"own": own, "all": listed, "matches": {
+        other: [[(i + 1) % 40 for i in range(40)], [0.9 if i < 10 else 0.3 for i in range(40)]]}}
+    build_browser(tables, tmp_path / own, own)
+  driver.get((tmp_path / "one & a" / "index.html").as_uri() + "#/dictionaries")
+  assert texts(driver, "#dictionary option") == ["<b>one & a", "<b>two"]
+  assert "<b>two" in find(driver, "#main").text and "25 %" in find(driver, "#main").text
+  assert len(driver.find_elements("css selector", ".point.run")) == 2
+  driver.find_elements("css selector", "#dictionary option")[1].click()
+  wait(driver, lambda: find(driver, ".brand").text == "two")
+  assert find(driver, "#dictionary").get_property("value") == "two"
+  driver.get((tmp_path / "two" / "index.html").as_uri() + "#/feature/7")
+  wait_for_feature(driver, 7)
+  find(driver, "#main a[href*='one']").click()
+  wait_for_feature(driver, 8)
+  assert find(driver, ".brand").text == "one & a" and driver.get_log("browser") == []
+
+
 def test_missing_data_says_so(driver, tmp_path):
   index = build_browser(browser_fixture.make_tables(20), tmp_path / "site", "x", features_per_file=10)
   (tmp_path / "site" / "data" / "features-00001.js").unlink()

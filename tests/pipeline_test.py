@@ -138,7 +138,20 @@ def test_dictionaries_beside_the_run_share_a_table_and_load(finished, tmp_path):
     loaded = monojax.load(workdir, dictionary)
     assert loaded.features.n_fires_F.sum() > 0 and len(loaded.examples(int(loaded.features.max_act_F.argmax()), 3)) == 3
     assert (workdir / loaded.dictionary / "browser" / "site" / "index.html").exists()
-  beside = ("sweeps", "dictionaries")
+  result = run("build_browser", workdir, "--all")
+  assert result.returncode == 0 and str(workdir / "pages" / "index.html") in result.stdout, result.stderr[-3000:]
+  folders = ("sae", "dictionaries-four", member.replace("/", "-"))
+  for place, name in zip(folders, ("sae", "four", member), strict=True):
+    script = (workdir / "pages" / place / "data" / "index.js").read_text()
+    told = json.loads(script.removeprefix("data.registerIndex(").rstrip(";\n)"))["dictionaries"]
+    assert told["own"] == place and [one["folder"] for one in told["all"]] == list(folders)
+    direction_FO = monojax.load(workdir, name).sae.direction_FO
+    unit = lambda v: v / np.linalg.norm(v, axis=1, keepdims=True)
+    for other, of in (pair for pair in zip(folders, ("sae", "four", member), strict=True) if pair[0] != place):
+      cosine_FF = unit(direction_FO) @ unit(monojax.load(workdir, of).sae.direction_FO).T
+      np.testing.assert_allclose(told["matches"][other][1], cosine_FF.max(1), atol=1e-3)
+      np.testing.assert_allclose(cosine_FF[np.arange(64), told["matches"][other][0]], cosine_FF.max(1), atol=1e-5)
+  beside = ("sweeps", "dictionaries", "pages")
   assert {name: digest for name, digest in contents(workdir).items() if not name.startswith(beside)} == before
 
 

@@ -35,7 +35,8 @@ def build_browser(tables: FeatureTables, directory: str | os.PathLike, title: st
   The same tables give the same bytes. The site is written into `<directory>.partial` first.
 
   Args:
-    tables: what the site shows; columns that it lacks are left out.
+    tables: what the site shows; columns that it lacks are left out. With `summary["dictionaries"]` it is one of several
+      sites in one folder: see `monojax.pipeline.stages.pages.build_all`.
     directory: where the site goes; a site that is already there is replaced.
     title: heading of the pages.
     features_per_file: features in one data file.
@@ -65,7 +66,8 @@ def build_browser(tables: FeatureTables, directory: str | os.PathLike, title: st
   texts = tables.summary.get("texts")
   more = live.files() if live else texts_file(texts, tables.token_strings) if texts else {}
   index = {**contents.index(tables, described, config.title, config.features_per_file),
-           "live": "model" if live else "texts" if texts else None}
+           "live": "model" if live else "texts" if texts else None,
+           "dictionaries": tables.summary.get("dictionaries")}
   _write(partial / "data" / "index.js", call("data.registerIndex", index))
   for number, start in enumerate(range(0, tables.n_features, config.features_per_file)):
     features = range(start, min(start + config.features_per_file, tables.n_features))

@@ -26,3 +26,12 @@ class ServeConfig:
 
   def __post_init__(self):
     require_rules(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchConfig:
+  """How often the page of a run in progress is brought up to date."""
+  seconds: float = option(5.0, "seconds between two looks at the run", Bounds(at_least=0.1))
+
+  def __post_init__(self):
+    require_rules(self)

@@ -114,6 +114,15 @@ const app = (() => {
     action();
   }
 
+  // Where the sites of several dictionaries lie side by side, a switch between them.
+  function addSwitch() {
+    const {own, all} = data.index.dictionaries ?? {all: []};
+    const choice = document.getElementById("dictionary");
+    choice.hidden = all.length < 2;
+    choice.append(...all.map(({name, folder}) => element("option", {value: folder, selected: folder === own}, name)));
+    choice.addEventListener("change", () => { location.href = `../${encodeURIComponent(choice.value)}/index.html`; });
+  }
+
   function showSearchHelp() {
     const searched = data.cells.filter(({kind}) => kinds[kind].searched).map(({heading}) => `“${heading}”`);
     if (!searched.length) return;
@@ -169,6 +178,7 @@ const app = (() => {
     const isEmbedded = isAlone || new URLSearchParams(location.search).has("embed");
     if (isEmbedded) document.body.dataset.embedded = isAlone ? "alone" : "site";
     addLinks();
+    addSwitch();
     showSearchHelp();
     const jump = document.getElementById("jump-id");
     jump.max = data.index.n_features - 1;

@@ -28,6 +28,19 @@ app.page((() => {
       panels.label(id), document.body.dataset.embedded ? null : notes.field(id));
   }
 
+  // The feature of each other dictionary beside this site whose direction is most like this feature's.
+  function elsewhere(id) {
+    const {all, matches} = data.index.dictionaries ?? {all: [], matches: {}};
+    const there = all.filter(({folder}) => folder in matches && matches[folder][0][id] >= 0);
+    if (!there.length) return null;
+    return element("section", {class: "panel"}, element("h2", {}, "In other dictionaries"),
+      panels.table(["Feature", "Cosine"], there.map(({name, folder}) => {
+        const [ids, cosines] = matches[folder];
+        const href = `../${encodeURIComponent(folder)}/index.html#/feature/${ids[id]}`;
+        return [dom.link(href, `${ids[id]} of ${name}`), dom.fixed(cosines[id], 3)];
+      })));
+  }
+
   async function fill(main, id, {state, isCurrent}) {
     let loaded;
     try {
@@ -42,7 +55,7 @@ app.page((() => {
       .map((entry) => panels.examples(entry, given));
     main.replaceChildren(heading(id, state),
       element("div", {class: examples.length ? "columns" : ""},
-        element("div", {class: examples.length ? "numbers" : "numbers alone"}, panels.numbers(given)),
+        element("div", {class: examples.length ? "numbers" : "numbers alone"}, panels.numbers(given), elsewhere(id)),
         examples));
     main.dataset.feature = id;
     scrollTo(0, 0);

@@ -14,6 +14,7 @@ const panels = (() => {
   // Values of the columns beside an entry's own, in the order of the description.
   const beside = (entry, feature) => entry.beside.map((name) => feature[name]);
 
+  // A table of which the first column is text and the others are numbers.
   function table(heads, rows) {
     return element("table", {class: "plain"},
       element("thead", {}, element("tr", {}, heads.map((head, i) =>
@@ -207,5 +208,5 @@ const panels = (() => {
     });
   }
 
-  return {...drawings, numbers, label, effectStyle, heatClass};
+  return {...drawings, table, numbers, label, effectStyle, heatClass};
 })();
