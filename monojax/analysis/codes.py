@@ -1,6 +1,7 @@
 """Sparse activations of every feature on a text: what the feature tables are made from."""
 
 import dataclasses
+import itertools
 import typing
 
 import numpy as np
@@ -51,9 +52,9 @@ class Codes:
 
   def on_rows(self, rows_N: np.ndarray) -> "Codes":
     """The activations on those rows that the bools `rows_N` choose, numbered anew; all of them count."""
-    kept_P, number_N = rows_N[self.row_P], np.cumsum(rows_N) - 1
-    before_P = np.concatenate([[0], np.cumsum(kept_P)])
-    return Codes(int(rows_N.sum()), before_P[self.start_F], number_N[self.row_P[kept_P]].astype(np.int32),
+    kept_P, number_N = rows_N[self.row_P], (np.cumsum(rows_N) - 1).astype(np.int32)
+    n_F = np.array([np.count_nonzero(kept_P[start:stop]) for start, stop in itertools.pairwise(self.start_F)], np.int64)
+    return Codes(int(rows_N.sum()), np.concatenate([[0], np.cumsum(n_F)]), number_N[self.row_P[kept_P]],
                  self.value_P[kept_P])
 
 
