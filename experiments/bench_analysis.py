@@ -2,12 +2,14 @@
 
   python experiments/bench_analysis.py --workdir=runs/demo
   python experiments/bench_analysis.py --workdir=runs/demo --peer_features=0 --n_tokens=10000000
+  python experiments/bench_analysis.py --workdir=runs/demo --n_tokens=0
 
-Prints how long the analysis of all features takes, compilation included, how much of that is the forward passes, and
+Prints how many tokens a second are scored with the dictionary spliced in, beside the rate that the products with the
+unembedding would allow if nothing else took time. Then it prints how long the analysis of all features takes, compilation included, how much of that is the forward passes, and
 the largest memory; and how long SAEDashboard takes for some of the features, without writing its pages. Before that it
 prints by how much the logits and activations of the two differ. The run's subject must be one that monojax has trained,
-with a dictionary that SAELens can express. With --peer_features=0 the peer is left out. The peer needs PyTorch, SAELens
-and SAEDashboard:
+with a dictionary that SAELens can express. With --peer_features=0 the peer is left out, with --n_tokens=0 the analysis.
+The peer needs PyTorch, SAELens and SAEDashboard:
 
   pip install 'monojax[peers]' eindex-callum dataclasses-json orjson
   pip install --no-deps sae-dashboard==0.8.0
@@ -35,9 +37,36 @@ def main():
   from monojax.pipeline.folder import RunFolder
   run = monojax.load(_WORKDIR.value, _DICTIONARY.value)
   train, val = (load.open_tokens(RunFolder(_WORKDIR.value), split) for split in ("train", "val"))
+  _splicing(run, val)
+  if not _N_TOKENS.value:
+    return
   of_ours = _ours(run, train, val)
   if _PEER_FEATURES.value:
     print(f"ratio, for each feature: {_theirs(run, train) / of_ours:.1f}")
+
+
+def _splicing(run, val):
+  """Prints how quickly texts are scored: as they are, spliced, with zeros and with the mean in the site's place."""
+  import jax
+  import jax.numpy as jnp
+
+  from monojax.analysis.fidelity import fidelity
+  subject, n_tokens, n_rows = load_subject(run), 32_768, 4096
+  scored = lambda: fidelity(subject, run.sae, run.mean_O, val, n_tokens, kept=run.kept)
+  scored()
+  start = time.perf_counter()
+  n_scored = scored()["n_tokens"]
+  rate = n_scored / (time.perf_counter() - start)
+  W_DV = jnp.asarray(subject.params["W_unembed_DV"])
+  x_ND = jnp.ones((n_rows, len(W_DV)))
+  product = jax.jit(lambda x_ND: (x_ND @ W_DV).max(1))
+  jax.block_until_ready(product(x_ND))
+  start = time.perf_counter()
+  for _ in range(5):
+    jax.block_until_ready(product(x_ND))
+  most = 5 * n_rows / (time.perf_counter() - start) / 4
+  print(f"splicing: {rate:,.0f} tokens/s; four products with the unembedding of each alone would allow {most:,.0f}, "
+        f"ratio {rate / most:.2f}", flush=True)
 
 
 def _ours(run, train, val):

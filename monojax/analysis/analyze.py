@@ -186,8 +186,8 @@ def _tables(config, sae, columns, codes, detector_rows, token_strings, domains,
   `losses_of` is `loss_share` of the subject; `more` are figures besides those that are found here.
   """
   density_F, direction_FO = columns["density_F"], sae.direction_FO
-  status_F = statuses.status_of(codes, direction_FO, config)
-  status_rows = statuses.table(columns, status_F, statuses.variance_share(codes, direction_FO), losses_of(status_F))
+  status_F, variance_F = statuses.status_of(codes, direction_FO, config), statuses.variance_share(codes, direction_FO)
+  status_rows = statuses.table(columns, status_F, variance_F, losses_of(status_F))
   figures = {**density_figures(status_F, density_F), "analysed_tokens": codes.n_rows, **(more or {})}
   figures |= {f"{row['status']}_{share}": row[share] for row in status_rows if row["status"] != "dead"
               for share in ("variance_share", "ce_share") if row[share] is not None}
@@ -196,7 +196,8 @@ def _tables(config, sae, columns, codes, detector_rows, token_strings, domains,
     figures["detectors_tried"] = len(detector_rows)
   summary = {"figures": figures, "density_histogram": density_histogram(density_F), "statuses": status_rows,
              "detectors": detector_rows, "n_tokens": codes.n_rows}
-  return tables.FeatureTables({"status_F": status_F, **columns}, token_strings, domains, summary)
+  columns = {"status_F": status_F, "variance_share_F": variance_F.astype(np.float32), **columns}
+  return tables.FeatureTables(columns, token_strings, domains, summary)
 
 
 def _with_words(config: AnalysisConfig, found: tables.FeatureTables, codes: Codes, text: texts.AnalysedText,
