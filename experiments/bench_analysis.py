@@ -32,8 +32,9 @@ from monojax import cli
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder", required=True)
 _DICTIONARY = flags.DEFINE_string("dictionary", "sae", "the dictionary's name in the run")
 _N_TOKENS = flags.DEFINE_integer("n_tokens", 131_072, "tokens that features are measured on")
-_PEER_FEATURES = flags.DEFINE_integer("peer_features", 40, "features that SAEDashboard measures")
-_GROUP = 256  # features that it takes together by default
+_GROUP = 256  # features that SAEDashboard takes together by default
+_PEER_FEATURES = flags.DEFINE_integer("peer_features", 40, "features that it measures: 0, or at least 5",
+                                      lower_bound=0, upper_bound=_GROUP)
 
 
 def main():

@@ -119,6 +119,7 @@ def _build_browser() -> None:
   from monojax.pipeline.stages import build_all, build_browser
   run, config = cli.run_and_config()
   if flags.FLAGS.all:
+    require(flags.FLAGS.dictionary == "sae", "--dictionary", flags.FLAGS.dictionary, "with --all there are all of them")
     print(f"Open {build_all(run, config)} in a browser.")
     return
   build_browser(run, config, flags.FLAGS.dictionary)
@@ -140,12 +141,13 @@ def _define_serve() -> None:
 
 def _serve() -> None:
   from monojax.browser.config import ServeConfig
-  from monojax.browser.serve import make_server
+  from monojax.browser.serve import make_server, require_site
   from monojax.pipeline import load
   from monojax.pipeline.live_answers import live_answers
   run, config = cli.study_run_and_config(ServeConfig(), lambda _: None, "run")
-  loaded = load.load(run.directory, flags.FLAGS.dictionary)
   site = run.directory / f"{run.dictionary(flags.FLAGS.dictionary).home}browser" / "site"
+  require_site(site)
+  loaded = load.load(run.directory, flags.FLAGS.dictionary)
   with make_server(site, live_answers(loaded), config.port) as server:
     print(f"Open http://localhost:{server.server_port}/#/try in a browser on this machine. Ctrl-C ends this.",
           flush=True)
@@ -383,9 +385,9 @@ Serves a dictionary's pages on this machine, with a page on which features fire 
   {command} --workdir=runs/smollm2
   {command} --workdir=runs/mine --dictionary=topk --port=8080
 
-A subject that monojax has trained runs in the page itself, also from disk. This is for those that are too big for that,
-such as pretrained ones: the page *Your text* then asks this program for the features on each token, for what the text
-would be without a feature, and for continuations with one held. Only this machine can connect.
+A small subject that monojax has trained runs in the page itself, also from disk. This is for those that are too big for
+that, and for pretrained ones: the page *Your text* then asks this program for the features on each token, for what the
+text would be without a feature, and for continuations with one held. Only this machine can connect.
 """, _serve, define=_define_serve),
     **EVIDENCE,
     "check_store": Command(

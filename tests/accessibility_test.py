@@ -9,13 +9,17 @@ from browser_fixture import find, wait
 from monojax.browser.build import build_browser
 
 TEXTS = [{"name": "one", "tokens": [3, 4, 5], "features": [[[2, 30], [0.5, 2.0]], [[], []], [[2], [1.5]]]}]
-PAGES = ("#/", "#/feature/3", "#/feature/1", "#/compare/3", "#/map", "#/try/2", "#/about", "#/nowhere")
+DICTIONARIES = {"own": "one", "matches": {"two": [[5] * 120, [0.8] * 120]}, "all": [
+    {"name": folder, "folder": folder, "recipe": "topk", "n_features": 120, "writes": ["layer.0.resid"], "l0": 4.0 + i,
+     "explained_variance": 0.8, "ce_recovered_zero": 0.9 + i / 100} for i, folder in enumerate(("one", "two"))]}
+PAGES = ("#/", "#/feature/3", "#/feature/1", "#/compare/3", "#/map", "#/try/2", "#/about", "#/nowhere",
+         "#/dictionaries", "?embed#/feature/3")
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
   tables = browser_fixture.make_tables(120)
-  tables = dataclasses.replace(tables, summary={**tables.summary, "texts": TEXTS})
+  tables = dataclasses.replace(tables, summary={**tables.summary, "texts": TEXTS, "dictionaries": DICTIONARIES})
   return build_browser(tables, tmp_path_factory.mktemp("accessible") / "site", "A run")
 
 

@@ -220,6 +220,30 @@ def test_shown_texts_have_all_features_on_each_token():
                 for row_F in dense_NF[starts[0]:starts[0] + n]]
     assert [list(on) for on in piece["features"]] == expected
   assert [piece["name"] for piece in shown_texts(codes, analysed, [])] == [f"text {i}" for i in range(1, 9)]
+  counts_N = np.arange(400) % 10 != 4  # as an end of text in the middle of each context, which is passed over
+  some = dataclasses.replace(analysed, counts_N=counts_N, domain_N=np.where(counts_N, analysed.domain_N, -1))
+  assert [len(piece["tokens"]) for piece in shown_texts(codes, some, ["a", "b"])] == [9, 9]
+  apart = dataclasses.replace(analysed, context_N=np.arange(400))  # rows that do not follow one another
+  assert shown_texts(codes, apart, ["a", "b"]) == []
+
+
+def test_examples_that_are_equally_near_are_the_first():
+  value_P = np.array([3.0, 1.0, 2.0, 2.0, 4.0, 2.0, 0.5, 8.0, 2.0, 6.0], np.float32)
+  assert examples._nearest(value_P, np.sort(value_P), 2.0, 3).tolist() == [2, 3, 5]
+  row_P, context_P = np.arange(10) * 7, np.array([0, 0, 0, 1, 1, 2, 2, 5, 5, 5])
+  assert examples._largest_of_contexts(row_P, value_P, context_P).tolist() == [49, 28, 0, 35]
+
+
+def test_codes_of_many_features_and_of_none():
+  f_NF = np.zeros((5, 70_000), np.float32)
+  nothing = sparse_codes.collect(lambda batch: f_NF, [(None, 5), (None, 3)], 8, "test")
+  assert nothing.n_rows == 8 and len(nothing.row_P) == 0 and nothing.start_F.shape == (70_001,)
+  f_NF[[1, 4, 4], [69_999, 69_999, 3]] = 1.0, 2.0, 3.0
+  found = sparse_codes.collect(lambda batch: f_NF, [(None, 5), (None, 3)], 8, "test")
+  assert [part.tolist() for part in found.feature(69_999)] == [[1, 4, 6], [1.0, 2.0, 1.0]]
+  assert [part.tolist() for part in found.feature(3)] == [[4], [3.0]]
+  ranked = sparse_codes.collect(lambda batch: f_NF, [(None, 5), (None, 3)], 8, "test", np.arange(8)[::-1])
+  assert [part.tolist() for part in ranked.feature(69_999)] == [[1, 3, 6], [1.0, 2.0, 1.0]]
 
 
 def brute_force_f1(values, is_class):

@@ -1,5 +1,6 @@
 """The pages of the site of a run's features, in a real browser."""
 
+import html
 import json
 import re
 
@@ -12,6 +13,7 @@ from monojax.analysis import tables as feature_tables
 from monojax.browser.build import build_browser
 from monojax.browser.single import feature_html
 from monojax.config import InputError
+from monojax.pipeline.answers import FeaturePage
 
 N_FEATURES = 300
 AS_SHOWN = {"\t": "⇥", "\r\n": "↵", "\u2028": "U+2028", "\u05b7": "\u25cc\u05b7"}  # what is not its own text
@@ -314,7 +316,9 @@ def test_points_of_the_map_lead_to_features(page, tables):
 
 def test_a_feature_alone_is_one_file(driver, tables, tmp_path):
   driver.get_log("browser")
-  (tmp_path / "one.html").write_text(feature_html(tables, 0, "A <b>run</b> & more"))
+  page = FeaturePage(feature_html(tables, np.int64(0), "A <b>run</b> & more"))
+  page.save(tmp_path / "one.html")
+  assert len(repr(page)) < 50 and html.unescape(page._repr_html_()).count(page.html) == 1
   driver.get((tmp_path / "one.html").as_uri())
   assert find(driver, "h1").text == "Feature 0" and find(driver, ".place").text == "A <b>run</b> & more"
   assert find(driver, ".feature-label").text.startswith(tables.labels[0])
@@ -383,6 +387,10 @@ def test_sites_of_several_dictionaries_lead_to_one_another(driver, tmp_path):
   find(driver, "#main a[href*='one']").click()
   wait_for_feature(driver, 8)
   assert find(driver, ".brand").text == "one & a" and driver.get_log("browser") == []
+  driver.get((tmp_path / "two" / "index.html").as_uri() + "?embed#/feature/7")
+  wait_for_feature(driver, 7)
+  assert find(driver, "#main a[href*='one']").get_attribute("href") == (
+      (tmp_path / "one & a" / "index.html").as_uri().replace("&", "%26") + "#/feature/8")
 
 
 def test_missing_data_says_so(driver, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import http.client
 import http.server
 import json
 import threading
@@ -202,7 +203,8 @@ def test_a_server_that_announces_another_encoding_does_no_harm(finished, opened)
 def served(finished):
   """(the run, the address of its served pages)."""
   run = monojax.load(finished[0])
-  with make_server(finished[0] / "browser" / "site", live_answers(run), 0) as server:
+  broken = {"breaks": lambda: [][1], "infinite": lambda: {"x": float("inf")}}
+  with make_server(finished[0] / "browser" / "site", {**live_answers(run), **broken}, 0) as server:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield run, f"http://localhost:{server.server_port}/"
     server.shutdown()
@@ -247,6 +249,10 @@ def asked(address, question, body, **headers):
 def test_a_server_answers_its_own_page_alone_and_says_what_is_wrong(served):
   run, address = served
   host = address.split("/")[2]
+  long = run.tokenizer.decode(run.token_ids("to be or not to be, " * 50))
+  status, written = asked(address, "write", json.dumps({"text": long, "feature": 3, "value": 2.0, "n_tokens": 5,
+                                                        "seed": 0}))
+  assert status == 200 and len(written["texts"]) == 2 and all(written["texts"])
   assert asked(address, "read", '{"text": ""}') == (200, {"tokens": [], "features": [], "n_all": 0})
   assert asked(address, "read", '{"text": "x"}', Origin=f"http://{host}")[0] == 200
   for headers in ({"Origin": "http://example.org"}, {"Host": f"example.org:{host.split(':')[1]}"},
@@ -255,12 +261,25 @@ def test_a_server_answers_its_own_page_alone_and_says_what_is_wrong(served):
   for question, body, status in (("read", "[1", 400), ("read", "[]", 400), ("read", '{"text": 3}', 400),
                                  ("read", "{}", 400), ("none", "{}", 404),
                                  ("effects", '{"text": "x", "feature": 9999}', 400),
-                                 ("read", json.dumps({"text": "x" * (1 << 20)}), 413)):
+                                 ("write", '{"text": "x", "feature": 1, "value": 1, "n_tokens": 5.5, "seed": 0}', 400),
+                                 ("breaks", "{}", 500), ("infinite", "{}", 400)):
     found = asked(address, question, body)
     assert found[0] == status and found[1]["error"], (question, body)
-  request = urllib.request.Request(address, headers={"Host": "example.org"})
-  with pytest.raises(urllib.error.HTTPError, match="403"):
-    urllib.request.urlopen(request)
+  for method in ("GET", "HEAD"):
+    for path, headers in (("", {"Host": "example.org"}), ("data/index.js", {"Origin": "http://example.org"})):
+      with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(urllib.request.Request(address + path, headers=headers, method=method))
+  with urllib.request.urlopen(f"{address}data/index.js") as answer:
+    assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+  with pytest.raises(urllib.error.HTTPError, match="404"):
+    urllib.request.urlopen(f"{address}data/")
+  for length in ("-1", "x", str(1 << 30)):
+    connection = http.client.HTTPConnection(host, timeout=10)
+    connection.putrequest("POST", "/live/read")
+    connection.putheader("Content-Length", length)
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
   with pytest.raises(InputError, match="choose another"):
     make_server(run.directory / "browser" / "site", {}, int(host.split(":")[1]))
   with pytest.raises(InputError, match="build_browser"):

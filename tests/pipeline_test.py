@@ -149,8 +149,11 @@ def test_dictionaries_beside_the_run_share_a_table_and_load(finished, tmp_path):
     unit = lambda v: v / np.linalg.norm(v, axis=1, keepdims=True)
     for other, of in (pair for pair in zip(folders, ("sae", "four", member), strict=True) if pair[0] != place):
       cosine_FF = unit(direction_FO) @ unit(monojax.load(workdir, of).sae.direction_FO).T
-      np.testing.assert_allclose(told["matches"][other][1], cosine_FF.max(1), atol=1e-3)
-      np.testing.assert_allclose(cosine_FF[np.arange(64), told["matches"][other][0]], cosine_FF.max(1), atol=1e-5)
+      alive_F, other_alive_F = (monojax.load(workdir, one).features.n_fires_F > 0 for one in (name, of))
+      best_F = np.where(other_alive_F[None], cosine_FF, -2).argmax(1)
+      assert told["matches"][other][0] == np.where(alive_F, best_F, -1).tolist()
+      np.testing.assert_allclose(told["matches"][other][1],
+                                 np.where(alive_F, cosine_FF[np.arange(64), best_F], 0), atol=1e-3)
   beside = ("sweeps", "dictionaries", "pages")
   assert {name: digest for name, digest in contents(workdir).items() if not name.startswith(beside)} == before
 

@@ -27,7 +27,8 @@ def test_a_page_follows_a_run(finished, tmp_path, driver):
   assert states["sae"] == "done" and states["analysis"] == "waiting"
   first, last = json.loads(lines[0]), json.loads(lines[-1])
   assert find(driver, "[data-log=sae] h2").text.startswith(f"sae: step {first['step']} of ")
-  (workdir / "sae" / "metrics.jsonl").write_text("".join(lines))
+  resampled = json.dumps({"step": last["step"], "resampled": 3}) + "\n"
+  (workdir / "sae" / "metrics.jsonl").write_text("".join(lines) + resampled)
   found = watch.write_progress(run)
   wait(driver, lambda: find(driver, "[data-log=sae] h2").text.startswith(f"sae: step {last['step']} of "))
   assert len(driver.find_elements("css selector", "[data-log=sae] path.joined")) == len(found["logs"][0]["curves"])

@@ -10,7 +10,7 @@ from monojax import metrics
 from monojax.host_memory import total_bytes
 
 # What a non-zero activation takes while they are put together.
-BYTES_PER_ENTRY = 20
+BYTES_PER_ENTRY = 24
 Watch = typing.Callable[..., None]
 
 
@@ -162,4 +162,3 @@ def tokens_that_fit(n_tokens: int, per_token: float, memory_bytes: int | None = 
   print(f"analysing {n_fitting:,} tokens instead of {n_tokens:,}: with {per_token:,.0f} activations on each, "
         "more would not fit into memory", flush=True)
   return n_fitting
-

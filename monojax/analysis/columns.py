@@ -235,11 +235,10 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "variance_share_F", "float32",
         "The feature's part in what all features add to reconstructions: the sum over the analysed tokens of its "
-        "squared activations times the squared norm of its direction, as a share of all such sums; the shares of all "
-        "features sum to 1.",
-        cells=(Cell("Carries", Kind.PERCENT, key="carries", filterable=True, wide_only=True,
-                    help="The feature's share in what all features together add to reconstructions."),),
-        entry=Entry("Statistics", "Carries of reconstructions", Kind.PERCENT), since="0.2"),
+        "squared activations times the squared norm of its direction, as a share of all such sums.",
+        cells=(Cell("Part", Kind.PERCENT, key="part", filterable=True, wide_only=True,
+                    help="The feature's part in what all features together add to reconstructions."),),
+        entry=Entry("Statistics", "Part of reconstructions", Kind.PERCENT), since="0.2"),
     Column(
         "encoder_bias_F", "float32",
         "The encoder's bias of the feature, in units of the subject's activations; the pre-encoder bias, which is "

@@ -15,7 +15,7 @@ _N_PIECES = 8   # where the text has no domains; otherwise one of each
 
 
 def shown_texts(codes: Codes, text: AnalysedText, domains: list[str]) -> list[dict[str, typing.Any]]:
-  """One piece of text of each domain; some pieces where there are no domains.
+  """One piece of text of each domain that has two tokens in a row; some pieces where there are no domains.
 
   Args:
     codes: the activations of all features.
@@ -31,7 +31,7 @@ def shown_texts(codes: Codes, text: AnalysedText, domains: list[str]) -> list[di
     contexts = np.unique(text.context_N)[:_N_PIECES]
     pieces = {f"text {i + 1}": np.flatnonzero(text.context_N == context)[:_N_TOKENS]
               for i, context in enumerate(contexts.tolist())}
-  pieces = {name: row_R for name, row_R in pieces.items() if len(row_R)}
+  pieces = {name: row_R for name, row_R in pieces.items() if len(row_R) > 1}
   if not pieces:
     return []
   shown_N = np.zeros(text.n_rows, bool)
@@ -49,11 +49,18 @@ def shown_texts(codes: Codes, text: AnalysedText, domains: list[str]) -> list[di
 
 
 def _longest(text: AnalysedText, chosen_N: np.ndarray) -> np.ndarray:
-  """The rows of the first of those contexts that have most of the chosen rows, up to where they end; none if none."""
+  """The longest stretch of chosen rows that follow one another in one context, at most `_N_TOKENS` of it.
+
+  For instance, of the chosen rows 0, 1, 5, 6 and 7, of which 6 begins a context, it is 0 and 1, the first of two
+  stretches of two rows. Rows that do not count are passed over.
+  """
   row_P = np.flatnonzero(chosen_N)
   if not len(row_P):
     return row_P
-  context = np.bincount(text.context_N[row_P]).argmax()
-  row_P = row_P[text.context_N[row_P] == context]
-  gaps = np.flatnonzero(np.diff(row_P) > 1)
-  return row_P[:gaps[0] + 1 if len(gaps) else None][:_N_TOKENS]
+  place_N = np.arange(text.n_rows) if text.counts_N is None else np.cumsum(text.counts_N)
+  begins_P = np.ones(len(row_P), bool)
+  begins_P[1:] = (np.diff(place_N[row_P]) != 1) | (np.diff(text.context_N[row_P]) != 0)
+  first_S = np.flatnonzero(begins_P)
+  length_S = np.minimum(np.diff(first_S, append=len(row_P)), _N_TOKENS)
+  longest = length_S.argmax()
+  return row_P[first_S[longest]:][:length_S[longest]]

@@ -20,7 +20,7 @@ from monojax.sae.dictionary import SAE
 from monojax.subjects.subject import LoadedSubject
 from monojax.text.tokens import Tokens
 
-_PART = 1 << 20
+_PART = 1 << 20  # sizes that are summed up at a time
 _STATISTICS = ("density_F", "encoder_bias_F", "encoder_decoder_cosine_F", "max_act_F")
 
 
@@ -58,9 +58,10 @@ def status_of(codes: Codes, direction_FO: np.ndarray, config: AnalysisConfig) ->
 
 
 def _first_beyond(size_P: np.ndarray, share: float) -> float:
-  """Of sizes that rise the first with which the sum of squares exceeds that share of the whole sum; infinity if none.
+  """The size at which the sum of squares, from the smallest size on, first exceeds that share of the sum of all.
 
-  A part of them at a time is summed up, since there may be a thousand million.
+  For instance, with the sizes 1, 1, 3 and 30 and a share of 0.02 it is 30: 1 + 1 + 9 is below 0.02 times 911. Where the
+  share is never exceeded it is infinity. Sums are taken part by part, which needs little memory beside the sizes.
   """
   parts = [size_P[first:first + _PART] for first in range(0, len(size_P), _PART)]
   sums = [np.square(part_P, dtype=np.float64).sum() for part_P in parts]

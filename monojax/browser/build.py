@@ -26,6 +26,8 @@ from monojax.browser.live import Live, texts_file
 from monojax.browser.scripts import call
 from monojax.config import InputError, require
 
+VERSION = 2  # of a site's scripts; `monojax serve` needs 2, with which the page "Your text" can ask it
+
 
 def build_browser(tables: FeatureTables, directory: str | os.PathLike, title: str,
                   features_per_file: int = BrowserConfig.features_per_file, described: Sequence[Column] = COLUMNS,
@@ -127,4 +129,3 @@ def _write_static(directory: pathlib.Path, title: str, assets: dict[str, str]) -
       _write(directory / name, text.replace("{{title}}", html.escape(title)).replace("<!-- pages -->", scripts))
     else:
       _write(directory / "assets" / name, text)
-

@@ -10,6 +10,7 @@ import http.server
 import json
 import pathlib
 import threading
+import traceback
 import typing
 from collections.abc import Callable, Mapping
 
@@ -20,10 +21,17 @@ _MARK = '<meta name="monojax-live" content="served">'  # by which the page knows
 Answers = Mapping[str, Callable[..., dict[str, typing.Any]]]
 
 
+def require_site(site: pathlib.Path) -> None:
+  """Raises `InputError` unless the folder holds a site whose page can ask."""
+  require((site / "index.html").is_file(), "workdir", str(site), "has no pages yet: `monojax build_browser` makes them")
+  require((site / "assets" / "live_machine.js").is_file(), "workdir", str(site), "has pages of an older monojax, which "
+          "cannot ask: `monojax build_browser` makes them again")
+
+
 def make_server(site: pathlib.Path, answers: Answers, port: int) -> http.server.ThreadingHTTPServer:
   """A server on the loopback interface; `serve_forever` runs it, and `server_port` is its port.
 
-  Questions are answered one at a time, in the order in which they come.
+  Questions are answered one at a time.
 
   Args:
     site: the folder of the site.
@@ -31,9 +39,9 @@ def make_server(site: pathlib.Path, answers: Answers, port: int) -> http.server.
     port: the port; 0 takes one that is free.
 
   Raises:
-    InputError: there is no site, or the port is taken.
+    InputError: there is no site that can ask, or the port is taken.
   """
-  require((site / "index.html").is_file(), "workdir", str(site), "has no pages yet: `monojax build_browser` makes them")
+  require_site(site)
   handler = functools.partial(_Handler, answers=answers, lock=threading.Lock(), directory=str(site))
   try:
     return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -49,33 +57,47 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     super().__init__(*args, **more)
 
   def do_GET(self) -> None:
-    if not self._is_asked_here():
-      self.send_error(403, "this server is for this machine alone")
-    elif self.path.partition("?")[0] in ("/", "/index.html"):
+    if self._is_asked_here() and self.path.partition("?")[0] in ("/", "/index.html"):
       text = pathlib.Path(self.directory, "index.html").read_text("utf-8")
       self._send(200, text.replace("<head>", f"<head>\n{_MARK}", 1).encode(), "text/html; charset=utf-8")
     else:
       super().do_GET()
 
-  def do_POST(self) -> None:
-    length = int(self.headers.get("Content-Length") or 0)
-    if not self._is_asked_here() or self.headers.get("Content-Type") != "application/json":
-      self._answer(403, {"error": "only the page that this server sends may ask"})
-    elif length > _MOST_BYTES:
-      self._answer(413, {"error": f"the question has {length:,} bytes, and may have {_MOST_BYTES:,}"})
-    else:
-      self._answer(*self._found(self.rfile.read(length)))
+  def send_head(self) -> typing.Any:
+    if self._is_asked_here():
+      return super().send_head()
+    self.send_error(403, "this server is for this machine alone")
+    return None
 
-  def _found(self, body: bytes) -> tuple[int, dict[str, typing.Any]]:
-    """(the status, the answer) to a question."""
+  def list_directory(self, path: typing.Any) -> None:
+    self.send_error(404)
+
+  def do_POST(self) -> None:
+    length = self.headers.get("Content-Length", "")
+    if not length.isdecimal() or int(length) > _MOST_BYTES:
+      self.close_connection = True  # what was sent is not read
+      self._send_json(413, f'{{"error": "a question has at most {_MOST_BYTES:,} bytes"}}')
+      return
+    body = self.rfile.read(int(length))
+    if self._is_asked_here() and self.headers.get("Content-Type") == "application/json":
+      self._send_json(*self._answer(body))
+    else:
+      self._send_json(403, '{"error": "only the page that this server sends may ask"}')
+
+  def _answer(self, body: bytes) -> tuple[int, str]:
+    """(the status, the answer as JSON) to a question."""
+    error = lambda text: json.dumps({"error": text})
     function = self._answers.get(self.path.removeprefix("/live/"))
     if function is None:
-      return 404, {"error": f"there is no answer to {self.path}"}
+      return 404, error(f"there is no answer to {self.path}")
     try:
       with self._lock:
-        return 200, function(**json.loads(body))
-    except (InputError, TypeError, ValueError) as error:
-      return 400, {"error": str(error)}
+        return 200, json.dumps(function(**json.loads(body)), allow_nan=False)
+    except (InputError, TypeError, ValueError) as problem:
+      return 400, error(str(problem))
+    except Exception as problem:  # the page is told, and the program goes on
+      traceback.print_exception(problem)
+      return 500, error(f"{type(problem).__name__}: {problem}")
 
   def _is_asked_here(self) -> bool:
     """Whether the request names this server, and comes from its own page if it comes from any.
@@ -84,10 +106,11 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     """
     host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
     port = typing.cast(http.server.HTTPServer, self.server).server_port
-    return host in (f"127.0.0.1:{port}", f"localhost:{port}") and origin in (None, f"http://{host}")
+    end = "" if port == 80 else f":{port}"
+    return host in (f"127.0.0.1{end}", f"localhost{end}") and origin in (None, f"http://{host}")
 
-  def _answer(self, status: int, answer: dict[str, typing.Any]) -> None:
-    self._send(status, json.dumps(answer, allow_nan=False).encode(), "application/json")
+  def _send_json(self, status: int, text: str) -> None:
+    self._send(status, text.encode(), "application/json")
 
   def _send(self, status: int, body: bytes, kind: str) -> None:
     self.send_response(status)
@@ -99,6 +122,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
   def end_headers(self) -> None:
     self.send_header("Cache-Control", "no-cache")  # pages are built again under the same names
     self.send_header("X-Content-Type-Options", "nosniff")
+    self.send_header("Cross-Origin-Resource-Policy", "same-origin")  # no other site's page may load the data as scripts
     super().end_headers()
 
   def log_message(self, *_: typing.Any) -> None:

@@ -32,6 +32,7 @@ def feature_html(tables: FeatureTables, feature: int, title: str, described: Seq
   """
   require(0 <= feature < tables.n_features, "feature", feature,
           f"this dictionary has the features 0 to {tables.n_features - 1}")
+  feature = int(feature)  # JSON has no integers of NumPy
   assets = static_files()
   block = contents.block(tables, described, [feature])
   data = (call("data.registerIndex", _index(tables, feature, title, described)) +
@@ -44,7 +45,7 @@ def feature_html(tables: FeatureTables, feature: int, title: str, described: Seq
 
 
 def _index(tables: FeatureTables, feature: int, title: str, described: Sequence[Column]) -> dict[str, Any]:
-  """The index of a site of which only one feature is there, and in the list's columns those that its page names."""
+  """The site's index, cut down: the list's columns hold only this feature and those that its page names, by number."""
   named = [getattr(tables, column.name)[feature].reshape(-1) for column in described
            if column.refers_to == "feature" and tables.has(column.name)]
   ids = np.unique(np.concatenate([[feature], *named]).astype(int))

@@ -20,9 +20,12 @@ from monojax.subjects.sample import bucket, sample
 
 
 def live_answers(run: LoadedRun) -> Answers:
-  """The answers about a run and its dictionary, each compiled for texts of similar length."""
+  """The answers about a run and its dictionary. What is compiled for a text serves others of similar length.
+
+  (Not for an encoder, where what stands behind a token changes what is computed on it.)
+  """
   import jax
-  subject, sae, first = run._subject, run.sae, len(run.token_ids(""))
+  subject, sae, first = run._subject, run.sae, len(run._prefix)
   writes = subject.model.output == "logits"
   encode = make_encode(subject.model, sae.model, run.reads, run.kept)
 
@@ -56,7 +59,8 @@ def live_answers(run: LoadedRun) -> Answers:
   def write(text: str, feature: int, value: float, n_tokens: int, seed: int) -> dict[str, typing.Any]:
     require(writes, "feature", feature, "cannot make the subject write: it predicts no tokens")
     run._require_feature(feature)
-    ids = run.token_ids(text)[-(run.n_context // 2):]
+    ids = run.token_ids(text)
+    ids = ids[:first] + ids[first:][-(run.n_context // 2 - first):]  # room for as many tokens as half of a context
     plain = sample(subject, ids, n_tokens, jax.random.key(seed))
     steered = interventions.steer(subject, sae, ids, {feature: value}, n_tokens, seed, kept=run.kept)
     return {"texts": [run.tokenizer.decode(found[len(ids):]) for found in (plain, steered)]}

@@ -82,7 +82,7 @@ def _log(run: RunFolder, path: pathlib.Path) -> dict[str, typing.Any] | None:
   name = path.parent.relative_to(run.directory).as_posix()
   begun = run.begun(name)
   shown = [*records[::-(-len(records) // _POINTS)], records[-1]]
-  curves = {key: [[record["step"], record[key]] for record in shown if record.get(key) is not None]
-            for key in records[-1] if key not in _NOT_SHOWN}
+  names = dict.fromkeys(key for record in records for key in record if key not in _NOT_SHOWN)
+  curves = {key: [[record["step"], record[key]] for record in shown if record.get(key) is not None] for key in names}
   return {"name": name, "step": records[-1]["step"], "n_steps": begun and begun["config"].get("n_steps"),
           "curves": {key: points for key, points in curves.items() if points}}

@@ -98,7 +98,10 @@ const dom = (() => {
   function link(href, ...children) {
     const {embedded} = document.body.dataset;
     if (embedded === "alone") return element("span", {}, ...children);
-    if (embedded === "site") return element("a", {href: location.pathname + href, target: "_blank"}, ...children);
+    if (embedded === "site") {
+      const site = location.href.split(/[?#]/)[0];
+      return element("a", {href: new URL(href, site).href, target: "_blank"}, ...children);
+    }
     return element("a", {href}, ...children);
   }
 

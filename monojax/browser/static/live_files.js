@@ -34,7 +34,9 @@ const liveFiles = (() => {
   function load(name) {
     if (!waiting.has(name)) {
       const url = name === "settings" ? "data/live.js" : `data/live-${name}.js`;
-      waiting.set(name, location.protocol === "file:" ? run(url, name) : decoded(url).then((blob) => run(blob, name)));
+      const content = location.protocol === "file:" ? run(url, name) : decoded(url).then((blob) => run(blob, name));
+      waiting.set(name, content);
+      content.catch(() => waiting.delete(name));  // so that it can be tried again
     }
     return waiting.get(name);
   }

@@ -38,7 +38,8 @@ const liveMachine = (() => {
 
     async function write(feature, value, nTokens, isWanted, show) {
       await withOutput();
-      const start = text.tokens.slice(-(model.nContext >> 1));  // room for as many tokens as half of a context
+      const half = (model.nContext >> 1) - prefix.length;  // room for as many tokens as half of a context
+      const start = [...prefix, ...text.tokens.slice(prefix.length).slice(-half)];
       const both = [[], [[feature, value]]].map((changes) => (
         {tokens: start.slice(), text: model.read(model.begin(changes), start)}));
       const n = Math.min(nTokens, model.nContext - start.length);
@@ -78,8 +79,9 @@ const liveMachine = (() => {
     let text = "";
 
     async function read(given) {
-      text = given.slice(0, CHARACTERS_A_TOKEN * nContext);
-      const {tokens, features, n_all: nAll} = await ask("read", {text});
+      const wanted = given.slice(0, CHARACTERS_A_TOKEN * nContext);
+      const {tokens, features, n_all: nAll} = await ask("read", {text: wanted});
+      text = wanted;
       return {tokens, features, nAll};
     }
 
@@ -96,7 +98,7 @@ const liveMachine = (() => {
     model: [inPage, "The model and its dictionary run in this page, and what you type stays here."],
     served: [served, "The model and its dictionary run in the program that has sent this page, and what you type goes " +
       "there and nowhere else."],
-    texts: [stored, "Texts of the run, one of each kind."],
+    texts: [stored, "Texts of the run."],
   };
   const isServed = () => document.querySelector('meta[name="monojax-live"]') !== null;
   const kind = () => (isServed() ? "served" : data.index.live);
@@ -113,7 +115,6 @@ const liveMachine = (() => {
   return {
     open,
     isThere: () => Boolean(kind()),
-    isRun: () => kind() !== "texts",
     title: () => (kind() === "texts" ? "Texts" : "Your text"),
     where: () => KINDS[kind()][1],
   };

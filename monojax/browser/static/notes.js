@@ -15,19 +15,27 @@ const notes = (() => {
     }
   }
 
+  // Keeps a label; gives what is to be said where the browser keeps nothing.
   function set(id, text) {
     const labels = all();
     if (text.trim()) labels[id] = text.trim();
     else delete labels[id];
-    localStorage.setItem(key(), JSON.stringify(labels));
+    try {
+      localStorage.setItem(key(), JSON.stringify(labels));
+      return "";
+    } catch {
+      return "This browser does not keep labels for the page.";
+    }
   }
 
   // Where a feature's own label is written and read.
   function field(id) {
+    const problem = element("span", {class: "quiet", role: "status"});
+    const keep = ({target}) => { problem.textContent = set(id, target.value); };
     return element("p", {class: "own-label"}, element("input", {
       type: "text", value: all()[id] ?? "", placeholder: "Your own label", maxlength: "500", dir: "auto",
       "aria-label": `Your own label of feature ${id}`, title: "Kept in this browser; About the run lists all of them",
-      onchange: ({target}) => set(id, target.value)}));
+      oninput: keep, onchange: keep}), problem);
   }
 
   function download() {

@@ -21,7 +21,9 @@ app.page((() => {
 
   function shared({all, matches}) {
     const rows = all.filter(({folder}) => folder in matches).map((other) => {
-      const cosines = matches[other.folder][1];
+      const [ids, values] = matches[other.folder];
+      const cosines = values.filter((_, i) => ids[i] >= 0);  // dead features have no match
+      if (!cosines.length) return [link(other), "–", "–"];
       const mean = cosines.reduce((sum, cosine) => sum + cosine, 0) / cosines.length;
       return [link(other), dom.percent(cosines.filter((cosine) => cosine >= SHARED).length / cosines.length),
               dom.fixed(mean, 2)];

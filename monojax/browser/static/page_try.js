@@ -17,8 +17,8 @@ app.page((() => {
   let text = {tokens: [], features: []};  // what it has read
   let chosen = {token: null, feature: null};
   let pause = 0;              // the timer of the effects
-  let reading = null;         // the promise of the text that is being read
-  let isStale = false;        // whether the text has changed since that began
+  let isReading = false;
+  let isStale = false;        // whether the text has changed since the reading began
   let writing = 0;            // counts continuations, so that a new one ends the old one
 
   const largest = (id) => {
@@ -95,6 +95,7 @@ app.page((() => {
     const {feature} = chosen;
     parts.steer.hidden = feature === null || !machine.writes;
     if (parts.steer.hidden || parts.steer.dataset.feature === String(feature)) return;
+    forgetWritten();
     parts.steer.dataset.feature = feature;
     const label = data.label(feature);
     parts.steerTitle.replaceChildren("Write on with ", dom.link(`#/feature/${feature}`, `feature ${feature}`),
@@ -133,25 +134,40 @@ app.page((() => {
 
   // Reads what is typed. While one text is being read, only the newest of those that follow is kept.
   async function read() {
-    if (reading) {
+    if (isReading) {
       isStale = true;
       return;
     }
-    do {
-      isStale = false;
-      const started = performance.now();
-      reading = machine.read(machine.isStored ? machine.texts[Number(parts.sample.value)][1] : parts.text.value);
-      const found = await reading.finally(() => { reading = null; });
-      if (!parts.tokens.isConnected) return;
-      text = found;
-      const [nAll, room] = [found.nAll, machine.nContext];
-      parts.status.textContent = `${dom.number(Math.min(nAll, room))} tokens` +
-        (nAll > room ? `; the model reads ${room} at a time, and the rest is left out` : "") +
-        (machine.isStored ? "" : `; ${Math.round(performance.now() - started)} ms`);
-      parts.status.dataset.ready = "true";
-      if (chosen.token >= text.tokens.length) chosen.token = null;
-      choose({});
-    } while (isStale);
+    if (!machine) return;  // it is not there yet, and reads once it is
+    isReading = true;
+    try {
+      do {
+        isStale = false;
+        await readOnce();
+      } while (isStale);
+    } finally {
+      isReading = false;
+    }
+  }
+
+  async function readOnce() {
+    const started = performance.now();
+    text = await machine.read(machine.isStored ? machine.texts[Number(parts.sample.value)][1] : parts.text.value);
+    if (!parts.tokens.isConnected) return;
+    const [nAll, room] = [text.nAll, machine.nContext];
+    parts.status.textContent = `${dom.number(Math.min(nAll, room))} tokens` +
+      (nAll > room ? `; the model reads ${room} at a time, and the rest is left out` : "") +
+      (machine.isStored ? "" : `; ${Math.round(performance.now() - started)} ms`);
+    parts.status.dataset.ready = "true";
+    if (chosen.token >= text.tokens.length) chosen.token = null;
+    choose({});
+  }
+
+  // What is being written, or was, is of another feature than the one that is chosen now.
+  function forgetWritten() {
+    writing++;
+    for (const output of parts.outputs) output.textContent = "";
+    delete parts.steer.dataset.written;
   }
 
   // Continuations of the text, as it is and with the chosen feature held.
@@ -202,14 +218,15 @@ app.page((() => {
       slider: element("input", {type: "range", id: "steer-value", min: "0", "aria-label": "activation of the feature",
                                 oninput: showSlider}),
       value: element("span", {class: "quiet"}),
+      aboutEffects: element("span", {}),
     };
     parts.steer = element("section", {class: "panel", id: "steer", hidden: true}, parts.steerTitle,
       element("p", {class: "controls"}, parts.slider, parts.value,
-        element("button", {type: "button", id: "write", onclick: () => write().catch(tell)}, "Write on")), plainBox, steeredBox);
+        element("button", {type: "button", id: "write", onclick: () => write().catch(tell)}, "Write on")),
+      plainBox, steeredBox);
     main.replaceChildren(element("div", {class: "heading"}, element("h1", {}, liveMachine.title())),
       element("p", {}, `${liveMachine.where()} Choose a token to ` +
-        "see which features fire on it; choose a feature to see where it fires" +
-        `${liveMachine.isRun() ? ", and where it helps to predict the text (underlined)." : "."}`),
+        "see which features fire on it; choose a feature to see where it fires.", " ", parts.aboutEffects),
       element("div", {class: "columns own"},
         element("div", {class: "evidence"}, parts.text, element("p", {class: "controls"}, parts.sample, parts.status),
           element("section", {class: "panel"}, element("h2", {class: "hidden"}, "The text's tokens"), parts.tokens),
@@ -220,6 +237,7 @@ app.page((() => {
   }
 
   function start() {
+    if (machine.writes) parts.aboutEffects.textContent = "Underlined is where it helps to predict the text.";
     if (machine.isStored) {
       parts.text.hidden = true;
       parts.sample.replaceChildren();

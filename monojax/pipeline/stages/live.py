@@ -14,12 +14,12 @@ _N_TEXTS = 8  # texts that a reader can choose, where they have no domains; othe
 
 
 def live(run: RunFolder, dictionary: str, most_weights: int) -> "Live | str":
-  """The files of the page "Your text" for a dictionary of a run; or why there is none, as a clause.
+  """The files with which the page "Your text" runs a dictionary of a run; or why it cannot, as a clause.
 
   Args:
     run: the run's folder.
     dictionary: the dictionary's name.
-    most_weights: the page is left out if the subject and the dictionary have more weights together.
+    most_weights: nothing is run if the subject and the dictionary have more weights together.
   """
   if not most_weights:
     return "it was not asked for (--browser.live_weights=0)"
