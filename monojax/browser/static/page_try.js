@@ -41,7 +41,7 @@ app.page((() => {
           element("td", {class: "numeric"}, dom.link(`#/feature/${id}`, String(id))),
           element("td", {}, element("button", {
             type: "button", class: "choose", "aria-pressed": String(id === chosen.feature), "data-feature": id,
-            title: "Colour the text by this feature", onclick: () => choose({feature: id === chosen.feature ? null : id}),
+            title: `Colour the text by this feature${label ? `: ${label.text}` : ""}`, onclick: () => choose({feature: id === chosen.feature ? null : id}),
           }, label ? label.text : `feature ${id}`)),
           element("td", {class: "bar-cell", "aria-hidden": "true"},
             element("span", {style: `width:${Math.min(100 * value / (largest(id) || value), 100)}%`})),
