@@ -62,7 +62,7 @@ def _nearest(value_P: np.ndarray, rising_P: np.ndarray, anchor: float, size: int
     anchor: the number.
     size: how many.
   """
-  middle = np.searchsorted(rising_P, anchor, side="right")  # only so many values on either side can be the nearest
+  middle = int(np.searchsorted(rising_P, anchor, side="right"))  # only so many values on either side can be the nearest
   least, most = rising_P[max(middle - size, 0)], rising_P[min(middle + size, len(rising_P)) - 1]
   near = np.flatnonzero((value_P >= least) & (value_P <= most))
   near = near[np.argsort(-value_P[near], kind="stable")]
