@@ -40,8 +40,8 @@ def test_summary_holds_every_figure(finished):
 def test_the_frontier_of_the_pages_names_the_setting_that_its_recipe_has():
   for recipe in RECIPES.values():
     points = [{"recipe": recipe.name, "sparsity": value} for value in recipe.grid]
-    assert [point["knob"] for point in stages.analysis._with_knobs(points)] == [recipe.knob] * len(points)
-  assert stages.analysis._with_knobs([{"recipe": "someone.else", "sparsity": 1}, {"sparsity": 2}]) == [
+    assert [point["knob"] for point in stages.pages._with_knobs(points)] == [recipe.knob] * len(points)
+  assert stages.pages._with_knobs([{"recipe": "someone.else", "sparsity": 1}, {"sparsity": 2}]) == [
       {"recipe": "someone.else", "sparsity": 1}, {"sparsity": 2}]
 
 

@@ -25,7 +25,7 @@ def require_site(site: pathlib.Path) -> None:
   """Raises `InputError` unless the folder holds a site whose page can ask."""
   require((site / "index.html").is_file(), "workdir", str(site), "has no pages yet: `monojax build_browser` makes them")
   require((site / "assets" / "live_machine.js").is_file(), "workdir", str(site), "has pages of an older monojax, which "
-          "cannot ask: `monojax build_browser` makes them again")
+          "cannot ask: delete them and run `monojax build_browser`")
 
 
 def make_server(site: pathlib.Path, answers: Answers, port: int) -> http.server.ThreadingHTTPServer:

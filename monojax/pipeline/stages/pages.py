@@ -34,16 +34,15 @@ def build_browser(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTI
     The stage's record.
   """
   from monojax import config as configs
-  from monojax.browser.build import VERSION
   from monojax.pipeline.stages.maps import places
   place = run.dictionary(dictionary)
   map_of_features = places(run, place.name)
-  given = {"version": VERSION} | ({"map": configs.fingerprint(map_of_features)} if map_of_features else {})
+  given = {"map": configs.fingerprint(map_of_features)} if map_of_features else {}
 
   def work(directory, identity):
     _write_site(run, config, place, directory / "site")
     return {}
-  # Pages are made again, where other settings are asked for, the run has a new map, or an older monojax made them.
+  # Pages are made again, where other settings are asked for or the run has a new map.
   return run.execute(f"{place.home}browser", config.browser, work, (f"{place.home}analysis",), alone=True, extends=True,
                      given=given)
 
