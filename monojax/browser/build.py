@@ -26,6 +26,7 @@ from monojax.browser.live import Live, texts_file
 from monojax.browser.scripts import call
 from monojax.config import InputError, require
 
+
 def build_browser(tables: FeatureTables, directory: str | os.PathLike, title: str,
                   features_per_file: int = BrowserConfig.features_per_file, described: Sequence[Column] = COLUMNS,
                   pages: Sequence[str | os.PathLike] = (), live: Live | None = None) -> pathlib.Path:
