@@ -2,12 +2,18 @@
 
   python experiments/bench_analysis.py --workdir=runs/demo
   python experiments/bench_analysis.py --workdir=runs/demo --peer_features=0 --n_tokens=10000000
+  python experiments/bench_analysis.py --workdir=runs/demo --n_tokens=0
 
-Prints how long the analysis of all features takes, compilation included, how much of that is the forward passes, and
-the largest memory; and how long SAEDashboard takes for some of the features, without writing its pages. Before that it
-prints by how much the logits and activations of the two differ. The run's subject must be one that monojax has trained,
-with a dictionary that SAELens can express. With --peer_features=0 the peer is left out. The peer needs PyTorch, SAELens
-and SAEDashboard:
+Prints how many tokens a second are scored with the dictionary spliced in, beside the rate that the products with the
+unembedding would allow if nothing else took time. Then it prints how long the analysis of all features takes,
+compilation included, how much of that is the forward passes, and the largest memory; and how long SAEDashboard takes
+for some of the features, without writing its pages. Before that it prints by how much the logits and activations of the
+two differ. The run's subject must be one that monojax has trained, with a dictionary that SAELens can express. With
+--peer_features=0 the peer is left out, with --n_tokens=0 the analysis, too.
+
+The peer takes features in groups of 256, and reads all tokens again for each group. It is timed with a fifth of
+--peer_features and with all of them, which tells apart what a group takes and what a feature takes. It needs PyTorch,
+SAELens and SAEDashboard:
 
   pip install 'monojax[peers]' eindex-callum dataclasses-json orjson
   pip install --no-deps sae-dashboard==0.8.0
@@ -26,7 +32,9 @@ from monojax import cli
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder", required=True)
 _DICTIONARY = flags.DEFINE_string("dictionary", "sae", "the dictionary's name in the run")
 _N_TOKENS = flags.DEFINE_integer("n_tokens", 131_072, "tokens that features are measured on")
-_PEER_FEATURES = flags.DEFINE_integer("peer_features", 256, "features that SAEDashboard measures")
+_GROUP = 256  # features that SAEDashboard takes together by default
+_PEER_FEATURES = flags.DEFINE_integer("peer_features", 40, "features that it measures: 0, or at least 5",
+                                      lower_bound=0, upper_bound=_GROUP)
 
 
 def main():
@@ -35,9 +43,36 @@ def main():
   from monojax.pipeline.folder import RunFolder
   run = monojax.load(_WORKDIR.value, _DICTIONARY.value)
   train, val = (load.open_tokens(RunFolder(_WORKDIR.value), split) for split in ("train", "val"))
+  _splicing(run, val)
+  if not _N_TOKENS.value:
+    return
   of_ours = _ours(run, train, val)
   if _PEER_FEATURES.value:
     print(f"ratio, for each feature: {_theirs(run, train) / of_ours:.1f}")
+
+
+def _splicing(run, val):
+  """Prints how quickly texts are scored: as they are, spliced, with zeros and with the mean in the site's place."""
+  import jax
+  import jax.numpy as jnp
+
+  from monojax.analysis.fidelity import fidelity
+  subject, n_tokens, n_rows = load_subject(run), 32_768, 4096
+  scored = lambda: fidelity(subject, run.sae, run.mean_O, val, n_tokens, kept=run.kept)
+  scored()
+  start = time.perf_counter()
+  n_scored = scored()["n_tokens"]
+  rate = n_scored / (time.perf_counter() - start)
+  W_DV = jnp.asarray(subject.params["W_unembed_DV"])
+  x_ND = jnp.ones((n_rows, len(W_DV)))
+  product = jax.jit(lambda x_ND: (x_ND @ W_DV).max(1))
+  jax.block_until_ready(product(x_ND))
+  start = time.perf_counter()
+  for _ in range(5):
+    jax.block_until_ready(product(x_ND))
+  most = 5 * n_rows / (time.perf_counter() - start) / 4
+  print(f"splicing: {rate:,.0f} tokens/s; four products with the unembedding of each alone would allow {most:,.0f}, "
+        f"ratio {rate / most:.2f}", flush=True)
 
 
 def _ours(run, train, val):
@@ -98,12 +133,20 @@ def _theirs(run, train):
   ours_NF = run.sae.encode(sites[run.sae.reads[0]].reshape(-1, run.sae.model.wiring.n_inputs))
   print(f"largest differences: logits {np.abs(np.asarray(ours) - logits.numpy()).max():.1e}, features "
         f"{np.abs(np.asarray(ours_NF) - f_BTF.numpy().reshape(ours_NF.shape)).max():.1e}")
-  start = time.perf_counter()
-  SaeVisRunner(SaeVisConfig(hook_point=hook, features=list(range(_PEER_FEATURES.value)))).run(sae, model, tokens_CT)
-  took = time.perf_counter() - start
-  print(f"SAEDashboard: {took:.1f} s for {_PEER_FEATURES.value:,} features on {tokens_CT.numel():,} tokens; "
-        f"{took / _PEER_FEATURES.value * 1e3:.2f} ms a feature")
-  return took / _PEER_FEATURES.value
+
+  def seconds(n_features):
+    start = time.perf_counter()
+    SaeVisRunner(SaeVisConfig(hook_point=hook, features=list(range(n_features)))).run(sae, model, tokens_CT)
+    return time.perf_counter() - start
+  few, many = max(1, _PEER_FEATURES.value // 5), _PEER_FEATURES.value
+  of_few, of_many = seconds(few), seconds(many)
+  of_one = (of_many - of_few) / (many - few)
+  of_group = max(of_few - few * of_one, 0)
+  took = of_one + of_group / _GROUP
+  print(f"SAEDashboard: {of_few:.1f} s for {few} and {of_many:.1f} s for {many} features on {tokens_CT.numel():,} "
+        f"tokens: {of_group:.1f} s for each group of {_GROUP}, {of_one * 1e3:.1f} ms a feature; "
+        f"{took * 1e3:.1f} ms together")
+  return took
 
 
 def _in_transformer_lens(subject):

@@ -116,11 +116,66 @@ def _analyze() -> None:
 
 
 def _build_browser() -> None:
-  from monojax.pipeline.stages import build_browser
+  from monojax.pipeline.stages import build_all, build_browser
   run, config = cli.run_and_config()
+  if flags.FLAGS.all:
+    require(flags.FLAGS.dictionary == "sae", "--dictionary", flags.FLAGS.dictionary, "with --all there are all of them")
+    print(f"Open {build_all(run, config)} in a browser.")
+    return
   build_browser(run, config, flags.FLAGS.dictionary)
   home = run.dictionary(flags.FLAGS.dictionary).home
   print(f"Open {run.directory / f'{home}browser' / 'site' / 'index.html'} in a browser.")
+
+
+def _define_build_browser() -> None:
+  define_dictionary()
+  own(flags.DEFINE_boolean("all", False, "the pages of every dictionary that was analysed, in the run's folder pages, "
+                            "with a switch between them and a page that compares them"))
+
+
+def _define_serve() -> None:
+  from monojax.browser.config import ServeConfig
+  cli.define_study_flags(ServeConfig, "the folder of a run whose pages are built")
+  define_dictionary()
+
+
+def _serve() -> None:
+  from monojax.browser.config import ServeConfig
+  from monojax.browser.serve import make_server, require_site
+  from monojax.pipeline import load
+  from monojax.pipeline.live_answers import live_answers
+  run, config = cli.study_run_and_config(ServeConfig(), lambda _: None, "run")
+  site = run.directory / f"{run.dictionary(flags.FLAGS.dictionary).home}browser" / "site"
+  require_site(site)
+  loaded = load.load(run.directory, flags.FLAGS.dictionary)
+  with make_server(site, live_answers(loaded), config.port) as server:
+    print(f"Open http://localhost:{server.server_port}/#/try in a browser on this machine. Ctrl-C ends this.",
+          flush=True)
+    try:
+      server.serve_forever()
+    except KeyboardInterrupt:
+      print()
+
+
+def _define_watch() -> None:
+  from monojax.browser.config import WatchConfig
+  cli.define_study_flags(WatchConfig, "the run's folder")
+
+
+def _watch() -> None:
+  import time
+
+  from monojax.browser.config import WatchConfig
+  from monojax.pipeline import watch
+  run, config = cli.study_run_and_config(WatchConfig(), lambda _: None, "run")
+  page = watch.write_page(run)
+  print(f"Open {page} in a browser. Ctrl-C ends this.", flush=True)
+  try:
+    while True:
+      time.sleep(config.seconds)
+      watch.write_progress(run)
+  except KeyboardInterrupt:
+    print()
 
 
 def _define_check_store() -> None:
@@ -312,7 +367,28 @@ Writes the pages of a dictionary's features, which open from disk without a serv
 
   {command} --workdir=runs/mine
   {command} --workdir=runs/mine --dictionary=topk
-""", _build_browser, ("browser",), define=define_dictionary),
+  {command} --workdir=runs/mine --all
+""", _build_browser, ("browser",), define=_define_build_browser),
+    "watch": Command(
+        "a page that shows a run in progress", """\
+Keeps a page up to date that shows a run while it is made: which stages are done, and the curves of training.
+
+  {command} --workdir=runs/mine
+
+Start it beside the run, in another terminal, and open the page, which is in the run's folder `watch`; it needs no
+server. The page loads what is new every few seconds.
+""", _watch, define=_define_watch),
+    "serve": Command(
+        "a run's pages, and its model on a reader's own text", """\
+Serves a dictionary's pages on this machine, with a page on which features fire on a reader's own text.
+
+  {command} --workdir=runs/smollm2
+  {command} --workdir=runs/mine --dictionary=topk --port=8080
+
+A small subject that monojax has trained runs in the page itself, also from disk. This is for those that are too big for
+that, and for pretrained ones: the page *Your text* then asks this program for the features on each token, for what the
+text would be without a feature, and for continuations with one held. Only this machine can connect.
+""", _serve, define=_define_serve),
     **EVIDENCE,
     "check_store": Command(
         "find and repair damage in a store of activations", """\

@@ -10,6 +10,7 @@ import pytest
 from monojax.analysis import analyze, columns, detectors, examples, fidelity, logits, tables, text
 from monojax.analysis import codes as sparse_codes
 from monojax.analysis.config import AnalysisConfig
+from monojax.analysis.shown_texts import shown_texts
 from monojax.sae.config import SAEConfig
 from monojax.sae.dictionary import SAE
 from monojax.sae.model import Dictionary, Wiring
@@ -204,6 +205,45 @@ def test_example_tables_by_brute_force():
       inside = other // 10 == row // 10 and other >= 0
       assert tokens_EW[0, w] == (token_N[other] if inside else -1)
       np.testing.assert_allclose(acts_EW[0, w], dense_NF[other, i] if inside else 0)
+
+
+def test_shown_texts_have_all_features_on_each_token():
+  _, analysed, codes, dense_NF = collected()
+  found = shown_texts(codes, analysed, ["a", "b", "none"])
+  assert [piece["name"] for piece in found] == ["a", "b"]
+  for d, piece in enumerate(found):
+    n = len(piece["tokens"])
+    starts = [i for i in range(400 - n + 1) if analysed.token_N[i:i + n].tolist() == piece["tokens"]
+              and (analysed.domain_N[i:i + n] == d).all() and len(set(analysed.context_N[i:i + n])) == 1]
+    assert starts and n == 10  # a context that is of the domain from end to end
+    expected = [[np.flatnonzero(row_F).tolist(), pytest.approx(row_F[row_F > 0].tolist(), rel=1e-3)]
+                for row_F in dense_NF[starts[0]:starts[0] + n]]
+    assert [list(on) for on in piece["features"]] == expected
+  assert [piece["name"] for piece in shown_texts(codes, analysed, [])] == [f"text {i}" for i in range(1, 9)]
+  counts_N = np.arange(400) % 10 != 4  # as an end of text in the middle of each context, which is passed over
+  some = dataclasses.replace(analysed, counts_N=counts_N, domain_N=np.where(counts_N, analysed.domain_N, -1))
+  assert [len(piece["tokens"]) for piece in shown_texts(codes, some, ["a", "b"])] == [9, 9]
+  apart = dataclasses.replace(analysed, context_N=np.arange(400))  # rows that do not follow one another
+  assert shown_texts(codes, apart, ["a", "b"]) == []
+
+
+def test_examples_that_are_equally_near_are_the_first():
+  value_P = np.array([3.0, 1.0, 2.0, 2.0, 4.0, 2.0, 0.5, 8.0, 2.0, 6.0], np.float32)
+  assert examples._nearest(value_P, np.sort(value_P), 2.0, 3).tolist() == [2, 3, 5]
+  row_P, context_P = np.arange(10) * 7, np.array([0, 0, 0, 1, 1, 2, 2, 5, 5, 5])
+  assert examples._largest_of_contexts(row_P, value_P, context_P).tolist() == [49, 28, 0, 35]
+
+
+def test_codes_of_many_features_and_of_none():
+  f_NF = np.zeros((5, 70_000), np.float32)
+  nothing = sparse_codes.collect(lambda batch: f_NF, [(None, 5), (None, 3)], 8, "test")
+  assert nothing.n_rows == 8 and len(nothing.row_P) == 0 and nothing.start_F.shape == (70_001,)
+  f_NF[[1, 4, 4], [69_999, 69_999, 3]] = 1.0, 2.0, 3.0
+  found = sparse_codes.collect(lambda batch: f_NF, [(None, 5), (None, 3)], 8, "test")
+  assert [part.tolist() for part in found.feature(69_999)] == [[1, 4, 6], [1.0, 2.0, 1.0]]
+  assert [part.tolist() for part in found.feature(3)] == [[4], [3.0]]
+  ranked = sparse_codes.collect(lambda batch: f_NF, [(None, 5), (None, 3)], 8, "test", np.arange(8)[::-1])
+  assert [part.tolist() for part in ranked.feature(69_999)] == [[1, 3, 6], [1.0, 2.0, 1.0]]
 
 
 def brute_force_f1(values, is_class):

@@ -1,5 +1,6 @@
 """The pages of the site of a run's features, in a real browser."""
 
+import html
 import json
 import re
 
@@ -10,6 +11,9 @@ from browser_fixture import find, listed, press, shown, texts, wait, wait_for_fe
 
 from monojax.analysis import tables as feature_tables
 from monojax.browser.build import build_browser
+from monojax.browser.single import feature_html
+from monojax.config import InputError
+from monojax.pipeline.answers import FeaturePage
 
 N_FEATURES = 300
 AS_SHOWN = {"\t": "⇥", "\r\n": "↵", "\u2028": "U+2028", "\u05b7": "\u25cc\u05b7"}  # what is not its own text
@@ -308,6 +312,85 @@ def test_points_of_the_map_lead_to_features(page, tables):
       named = re.match(r"Feature (\d+): (.+)", find(driver, "#map-note").text)
       assert tables.labels[int(named[1])] == named[2]
   wait_for_feature(driver, int(named[1]))
+
+
+def test_a_feature_alone_is_one_file(driver, tables, tmp_path):
+  driver.get_log("browser")
+  page = FeaturePage(feature_html(tables, np.int64(0), "A <b>run</b> & more"))
+  page.save(tmp_path / "one.html")
+  assert len(repr(page)) < 50 and html.unescape(page._repr_html_()).count(page.html) == 1
+  driver.get((tmp_path / "one.html").as_uri())
+  assert find(driver, "h1").text == "Feature 0" and find(driver, ".place").text == "A <b>run</b> & more"
+  assert find(driver, ".feature-label").text.startswith(tables.labels[0])
+  largest = [float(text) for text in texts(driver, "[data-group='Top activations'] .act")]
+  np.testing.assert_allclose(largest, tables.example_acts_FEW[0, :20, 4], atol=0.006)
+  neighbours = tables.nearest_ids_F10[0][tables.nearest_ids_F10[0] >= 0]
+  assert {tables.labels[i] for i in neighbours} - {""} <= set(texts(driver, ".feature-label"))
+  assert not [link for link in driver.find_elements("css selector", "a[href*='#/']") if link.is_displayed()]
+  assert driver.get_log("browser") == []
+  with pytest.raises(InputError, match="0 to 299"):
+    feature_html(tables, 300, "x")
+
+
+def test_a_feature_of_a_site_is_embedded_without_what_is_around_it(page, site):
+  driver = page("?embed#/feature/3")
+  wait_for_feature(driver, 3)
+  assert not find(driver, "header.site").is_displayed() and not find(driver, ".steps").is_displayed()
+  press(driver, "j")
+  assert find(driver, "h1").text == "Feature 3"
+  link = find(driver, "#main .plain a[href*='#/feature/']")
+  assert link.get_attribute("target") == "_blank" and "?" not in link.get_attribute("href")
+
+
+def test_own_labels_are_kept_listed_and_saved(page, tmp_path):
+  driver = page("#/feature/3")
+  wait_for_feature(driver, 3)
+  find(driver, ".own-label input").send_keys("<b>mine</b>\t")
+  page("#/feature/4")
+  wait_for_feature(driver, 4)
+  assert find(driver, ".own-label input").get_property("value") == ""
+  page("#/about")
+  wait(driver, lambda: find(driver, "#own-labels dt").text == "3")
+  assert find(driver, "#own-labels dd").text == "<b>mine</b>"
+  driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+  find(driver, "#save-labels").click()
+  wait(driver, lambda: (tmp_path / "labels.json").is_file())
+  saved = json.loads((tmp_path / "labels.json").read_text())
+  assert saved == {"title": "A <b>run</b> & more", "labels": {"3": "<b>mine</b>"}}
+  page("#/feature/3")
+  wait_for_feature(driver, 3)
+  find(driver, ".own-label input").clear()
+  press(driver, "\t")
+  page("#/about")
+  assert not driver.find_elements("css selector", "#own-labels")
+
+
+def test_sites_of_several_dictionaries_lead_to_one_another(driver, tmp_path):
+  driver.get_log("browser")
+  listed = [{"name": f"<b>{folder}", "folder": folder, "recipe": "topk", "n_features": 40, "writes": ["layer.0.resid"],
+             "l0": 4.0 + i, "explained_variance": 0.8, "ce_recovered_zero": 0.9 + i / 100}
+            for i, folder in enumerate(("one & a", "two"))]
+  for own, other in (("one & a", "two"), ("two", "one & a")):
+    tables = browser_fixture.make_tables(40)
+    tables.summary["dictionaries"] = {"own": own, "all": listed, "matches": {
+        other: [[(i + 1) % 40 for i in range(40)], [0.9 if i < 10 else 0.3 for i in range(40)]]}}
+    build_browser(tables, tmp_path / own, own)
+  driver.get((tmp_path / "one & a" / "index.html").as_uri() + "#/dictionaries")
+  assert texts(driver, "#dictionary option") == ["<b>one & a", "<b>two"]
+  assert "<b>two" in find(driver, "#main").text and "25 %" in find(driver, "#main").text
+  assert len(driver.find_elements("css selector", ".point.run")) == 2
+  driver.find_elements("css selector", "#dictionary option")[1].click()
+  wait(driver, lambda: find(driver, ".brand").text == "two")
+  assert find(driver, "#dictionary").get_property("value") == "two"
+  driver.get((tmp_path / "two" / "index.html").as_uri() + "#/feature/7")
+  wait_for_feature(driver, 7)
+  find(driver, "#main a[href*='one']").click()
+  wait_for_feature(driver, 8)
+  assert find(driver, ".brand").text == "one & a" and driver.get_log("browser") == []
+  driver.get((tmp_path / "two" / "index.html").as_uri() + "?embed#/feature/7")
+  wait_for_feature(driver, 7)
+  assert find(driver, "#main a[href*='one']").get_attribute("href") == (
+      (tmp_path / "one & a" / "index.html").as_uri().replace("&", "%26") + "#/feature/8")
 
 
 def test_missing_data_says_so(driver, tmp_path):

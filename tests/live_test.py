@@ -1,8 +1,13 @@
 """The page on which a subject and a dictionary run on a reader's text, in a real browser, against jax."""
 
+import dataclasses
 import functools
+import http.client
 import http.server
+import json
 import threading
+import urllib.error
+import urllib.request
 
 import browser_fixture
 import jax
@@ -16,6 +21,9 @@ from monojax.activations.kept import Kept
 from monojax.analysis import interventions
 from monojax.browser.build import build_browser
 from monojax.browser.live import Live, weights_script
+from monojax.browser.serve import make_server
+from monojax.config import InputError
+from monojax.pipeline.live_answers import live_answers
 from monojax.sae.config import SAEConfig
 from monojax.sae.dictionary import SAE
 from monojax.sae.form import Form
@@ -150,10 +158,10 @@ def test_a_reader_types_chooses_and_steers(finished, opened):
   wait(driver, lambda: len(driver.find_elements("css selector", "#own-tokens .token")) == len(ids) - 1)
   assert not driver.find_elements("css selector", "#own-tokens i")
   f_TF = run.encode("בראשית <i>x</i> def main").f_TF
-  position = int((f_TF[1:] > 0).sum(1).argmax()) + 1
+  position = int((f_TF[1:] > 0).sum(1).argmax())
   find(driver, f"#own-tokens [data-position='{position}']").click()
   listed = [int(text) for text in texts(driver, "#on-token td:first-child")]
-  assert listed and set(listed) <= set(np.flatnonzero(f_TF[position] > 0).tolist())
+  assert listed and set(listed) <= set(np.flatnonzero(f_TF[position + 1] > 0).tolist())
   find(driver, "#on-token button.choose").click()
   wait(driver, lambda: find(driver, "#steer").is_displayed())
   assert f"feature {listed[0]}" in find(driver, "#steer h2").text
@@ -191,6 +199,93 @@ def test_a_server_that_announces_another_encoding_does_no_harm(finished, opened)
     server.shutdown()
 
 
+@pytest.fixture(scope="module")
+def served(finished):
+  """(the run, the address of its served pages)."""
+  run = monojax.load(finished[0])
+  broken = {"breaks": lambda: [][1], "infinite": lambda: {"x": float("inf")}}
+  with make_server(finished[0] / "browser" / "site", {**live_answers(run), **broken}, 0) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield run, f"http://localhost:{server.server_port}/"
+    server.shutdown()
+
+
+def test_a_served_page_asks_the_program_behind_it(served, opened):
+  run, address = served
+  driver = opened(address)
+  ready(driver)
+  text = "def main(): <i>x</i> בראשית"
+  field = find(driver, "#own-text")
+  field.clear()
+  field.send_keys(text)
+  f_TF = run.encode(text).f_TF
+  wait(driver, lambda: len(driver.find_elements("css selector", "#own-tokens .token")) == len(f_TF) - 1)
+  position = int((f_TF[1:] > 0).sum(1).argmax())
+  find(driver, f"#own-tokens [data-position='{position}']").click()
+  listed = [int(number) for number in texts(driver, "#on-token td:first-child")]
+  assert listed and set(listed) <= set(np.flatnonzero(f_TF[position + 1] > 0).tolist())
+  find(driver, "#on-token button.choose").click()
+  wait(driver, lambda: driver.find_elements("css selector", "#own-tokens [data-effect]"))
+  shown = [float(span.get_attribute("data-effect"))
+           for span in driver.find_elements("css selector", "#own-tokens .token")]
+  effect_T = run.ablate(text, listed[0]).effect_T
+  np.testing.assert_allclose(shown, np.where(np.abs(effect_T) < 0.005, 0, effect_T), atol=1e-4)
+  find(driver, "#write").click()
+  wait(driver, lambda: find(driver, "#steer").get_attribute("data-written"))
+  assert all(texts(driver, ".written"))
+
+
+def asked(address, question, body, **headers):
+  """(status, answer) of a question to a server."""
+  request = urllib.request.Request(f"{address}live/{question}", body.encode(),
+                                   {"Content-Type": "application/json", **headers})
+  try:
+    with urllib.request.urlopen(request) as answer:
+      return answer.status, json.load(answer)
+  except urllib.error.HTTPError as error:
+    return error.code, json.load(error)
+
+
+def test_a_server_answers_its_own_page_alone_and_says_what_is_wrong(served):
+  run, address = served
+  host = address.split("/")[2]
+  long = run.tokenizer.decode(run.token_ids("to be or not to be, " * 50))
+  status, written = asked(address, "write", json.dumps({"text": long, "feature": 3, "value": 2.0, "n_tokens": 5,
+                                                        "seed": 0}))
+  assert status == 200 and len(written["texts"]) == 2 and all(written["texts"])
+  assert asked(address, "read", '{"text": ""}') == (200, {"tokens": [], "features": [], "n_all": 0})
+  assert asked(address, "read", '{"text": "x"}', Origin=f"http://{host}")[0] == 200
+  for headers in ({"Origin": "http://example.org"}, {"Host": f"example.org:{host.split(':')[1]}"},
+                  {"Content-Type": "text/plain"}):
+    assert asked(address, "read", '{"text": "x"}', **headers)[0] == 403, headers
+  for question, body, status in (("read", "[1", 400), ("read", "[]", 400), ("read", '{"text": 3}', 400),
+                                 ("read", "{}", 400), ("none", "{}", 404),
+                                 ("effects", '{"text": "x", "feature": 9999}', 400),
+                                 ("write", '{"text": "x", "feature": 1, "value": 1, "n_tokens": 5.5, "seed": 0}', 400),
+                                 ("breaks", "{}", 500), ("infinite", "{}", 400)):
+    found = asked(address, question, body)
+    assert found[0] == status and found[1]["error"], (question, body)
+  for method in ("GET", "HEAD"):
+    for path, headers in (("", {"Host": "example.org"}), ("data/index.js", {"Origin": "http://example.org"})):
+      with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(urllib.request.Request(address + path, headers=headers, method=method))
+  with urllib.request.urlopen(f"{address}data/index.js") as answer:
+    assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+  with pytest.raises(urllib.error.HTTPError, match="404"):
+    urllib.request.urlopen(f"{address}data/")
+  for length in ("-1", "x", str(1 << 30)):
+    connection = http.client.HTTPConnection(host, timeout=10)
+    connection.putrequest("POST", "/live/read")
+    connection.putheader("Content-Length", length)
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
+  with pytest.raises(InputError, match="choose another"):
+    make_server(run.directory / "browser" / "site", {}, int(host.split(":")[1]))
+  with pytest.raises(InputError, match="build_browser"):
+    make_server(run.directory, {}, 0)
+
+
 def test_weights_take_hardly_more_room_than_two_bytes_each():
   rng = np.random.default_rng(0)
   array = rng.normal(size=(300, 200)).astype(np.float32)
@@ -198,7 +293,27 @@ def test_weights_take_hardly_more_room_than_two_bytes_each():
   assert len(script) <= 1.1 * 2 * array.size
 
 
-def test_a_site_without_a_model_has_no_such_page(tmp_path, opened):
+def test_a_site_without_a_model_shows_texts_of_the_run(tmp_path, opened):
+  tables = browser_fixture.make_tables(40)
+  texts_of_run = [{"name": "<b>one", "tokens": [3, 4, 5], "features": [[[2, 30], [0.5, 2.0]], [[], []], [[2], [1.5]]]},
+                  {"name": "two", "tokens": [6, -1], "features": [[[7], [1.0]], [[], []]]}]
+  tables = dataclasses.replace(tables, summary={**tables.summary, "texts": texts_of_run})
+  site = build_browser(tables, tmp_path / "site", "x")
+  driver = opened(site, "#/feature/2")
+  find(driver, ".steps a[href='#/try/2']").click()
+  ready(driver)
+  assert "Texts" in texts(driver, "#pages a") and not find(driver, "#own-text").is_displayed()
+  shown = driver.find_elements("css selector", "#own-tokens .token")
+  assert [float(token.get_attribute("data-act")) for token in shown] == [0.5, 0, 1.5]
+  shown[0].click()
+  assert sorted(texts(driver, "#on-token td:first-child")) == ["2", "30"]
+  assert not find(driver, "#steer").is_displayed()
+  assert texts(driver, "#own-sample option") == ["<b>one", "two"]
+  driver.find_elements("css selector", "#own-sample option")[1].click()
+  wait(driver, lambda: len(driver.find_elements("css selector", "#own-tokens .token")) == 2)
+
+
+def test_a_site_without_a_model_or_texts_has_no_such_page(tmp_path, opened):
   site = build_browser(browser_fixture.make_tables(40), tmp_path / "site", "x")
   driver = opened(site, "#/try")
   assert "There is no such page" in find(driver, "#main").text and "Your text" not in texts(driver, "#pages a")

@@ -40,8 +40,8 @@ def test_summary_holds_every_figure(finished):
 def test_the_frontier_of_the_pages_names_the_setting_that_its_recipe_has():
   for recipe in RECIPES.values():
     points = [{"recipe": recipe.name, "sparsity": value} for value in recipe.grid]
-    assert [point["knob"] for point in stages.analysis._with_knobs(points)] == [recipe.knob] * len(points)
-  assert stages.analysis._with_knobs([{"recipe": "someone.else", "sparsity": 1}, {"sparsity": 2}]) == [
+    assert [point["knob"] for point in stages.pages._with_knobs(points)] == [recipe.knob] * len(points)
+  assert stages.pages._with_knobs([{"recipe": "someone.else", "sparsity": 1}, {"sparsity": 2}]) == [
       {"recipe": "someone.else", "sparsity": 1}, {"sparsity": 2}]
 
 
@@ -138,7 +138,23 @@ def test_dictionaries_beside_the_run_share_a_table_and_load(finished, tmp_path):
     loaded = monojax.load(workdir, dictionary)
     assert loaded.features.n_fires_F.sum() > 0 and len(loaded.examples(int(loaded.features.max_act_F.argmax()), 3)) == 3
     assert (workdir / loaded.dictionary / "browser" / "site" / "index.html").exists()
-  beside = ("sweeps", "dictionaries")
+  result = run("build_browser", workdir, "--all")
+  assert result.returncode == 0 and str(workdir / "pages" / "index.html") in result.stdout, result.stderr[-3000:]
+  folders = ("sae", "dictionaries-four", member.replace("/", "-"))
+  for place, name in zip(folders, ("sae", "four", member), strict=True):
+    script = (workdir / "pages" / place / "data" / "index.js").read_text()
+    told = json.loads(script.removeprefix("data.registerIndex(").rstrip(";\n)"))["dictionaries"]
+    assert told["own"] == place and [one["folder"] for one in told["all"]] == list(folders)
+    direction_FO = monojax.load(workdir, name).sae.direction_FO
+    unit = lambda v: v / np.linalg.norm(v, axis=1, keepdims=True)
+    for other, of in (pair for pair in zip(folders, ("sae", "four", member), strict=True) if pair[0] != place):
+      cosine_FF = unit(direction_FO) @ unit(monojax.load(workdir, of).sae.direction_FO).T
+      alive_F, other_alive_F = (monojax.load(workdir, one).features.n_fires_F > 0 for one in (name, of))
+      best_F = np.where(other_alive_F[None], cosine_FF, -2).argmax(1)
+      assert told["matches"][other][0] == np.where(alive_F, best_F, -1).tolist()
+      np.testing.assert_allclose(told["matches"][other][1],
+                                 np.where(alive_F, cosine_FF[np.arange(64), best_F], 0), atol=1e-3)
+  beside = ("sweeps", "dictionaries", "pages")
   assert {name: digest for name, digest in contents(workdir).items() if not name.startswith(beside)} == before
 
 

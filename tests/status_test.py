@@ -38,8 +38,10 @@ def test_planted_statuses():
   assert found_F[10:13].tolist() == [REGULAR, FAINT, DEAD]  # rare is not faint
 
 
+@pytest.mark.parametrize("part", (100, 1 << 20))
 @pytest.mark.parametrize("share", (0.0, 1e-4, 0.01, 0.3, 0.9, 1.0))
-def test_faint_features_have_weak_firings_alone(share):
+def test_faint_features_have_weak_firings_alone(share, part, monkeypatch):
+  monkeypatch.setattr(status, "_PART", part)
   codes, f_NF, direction_FO = planted()
   found_F = status.status_of(codes, direction_FO, AnalysisConfig(ultralow_density=0, faint_share=share))
   size_NF = f_NF.astype(np.float64) * np.linalg.norm(direction_FO, axis=1)

@@ -27,6 +27,7 @@ from monojax.analysis.logits import logit_weights, path_of, typical_scale, used_
 from monojax.analysis.neighbours import NeuronSums, neighbour_columns
 from monojax.analysis.removal import sizes
 from monojax.analysis.removal_direct import LastRows
+from monojax.analysis.shown_texts import shown_texts
 from monojax.sae.dictionary import SAE
 from monojax.subjects.subject import LoadedSubject
 from monojax.text.tokens import Tokens
@@ -64,8 +65,8 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   Returns:
     `FeatureTables`, whose `summary` holds `figures` (flat numbers), `density_histogram` (`log10_edges`, `counts`),
     `statuses` (rows of `status.table`), `detectors` (rows of `detectors.compare`), `proxies` (rows of
-    `proxy_rows.rows_of`), `proxies_left_out` (those that the text has nothing of), `labels` (`explanations.summary` of
-    all labels) and `n_tokens`.
+    `proxy_rows.rows_of`), `proxies_left_out` (those that the text has nothing of), `texts` (see `shown_texts`),
+    `labels` (`explanations.summary` of all labels) and `n_tokens`.
   """
   direct = direct_path(subject, sae) if config.effects != "none" else None
   encode_both = make_encode(subject.model, sae.model, sae.reads, kept, direct[0].scale_site if direct else "")
@@ -185,8 +186,8 @@ def _tables(config, sae, columns, codes, detector_rows, token_strings, domains,
   `losses_of` is `loss_share` of the subject; `more` are figures besides those that are found here.
   """
   density_F, direction_FO = columns["density_F"], sae.direction_FO
-  status_F = statuses.status_of(codes, direction_FO, config)
-  status_rows = statuses.table(columns, status_F, statuses.variance_share(codes, direction_FO), losses_of(status_F))
+  status_F, variance_F = statuses.status_of(codes, direction_FO, config), statuses.variance_share(codes, direction_FO)
+  status_rows = statuses.table(columns, status_F, variance_F, losses_of(status_F))
   figures = {**density_figures(status_F, density_F), "analysed_tokens": codes.n_rows, **(more or {})}
   figures |= {f"{row['status']}_{share}": row[share] for row in status_rows if row["status"] != "dead"
               for share in ("variance_share", "ce_share") if row[share] is not None}
@@ -195,13 +196,15 @@ def _tables(config, sae, columns, codes, detector_rows, token_strings, domains,
     figures["detectors_tried"] = len(detector_rows)
   summary = {"figures": figures, "density_histogram": density_histogram(density_F), "statuses": status_rows,
              "detectors": detector_rows, "n_tokens": codes.n_rows}
-  return tables.FeatureTables({"status_F": status_F, **columns}, token_strings, domains, summary)
+  columns = {"status_F": status_F, "variance_share_F": variance_F.astype(np.float32), **columns}
+  return tables.FeatureTables(columns, token_strings, domains, summary)
 
 
 def _with_words(config: AnalysisConfig, found: tables.FeatureTables, codes: Codes, text: texts.AnalysedText,
                 values: list[bytes], meter: proxy_rows.Meter) -> tables.FeatureTables:
-  """The tables with what needs the tokens' text: proxies in the summary, and each feature's label and its score."""
-  summary = {**found.summary, "proxies": meter.rows(codes), "proxies_left_out": list(meter.proxies.left_out)}
+  """The tables with what needs the tokens' text: proxies and pieces of text in the summary, labels and their scores."""
+  summary = {**found.summary, "proxies": meter.rows(codes), "proxies_left_out": list(meter.proxies.left_out),
+             "texts": shown_texts(codes, text, found.domains)}
   if not config.n_label_tokens:
     return dataclasses.replace(found, summary=summary)
   alive = np.flatnonzero(np.diff(codes.start_F)).tolist()

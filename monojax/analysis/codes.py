@@ -1,6 +1,7 @@
 """Sparse activations of every feature on a text: what the feature tables are made from."""
 
 import dataclasses
+import itertools
 import typing
 
 import numpy as np
@@ -8,8 +9,8 @@ import numpy as np
 from monojax import metrics
 from monojax.host_memory import total_bytes
 
-# What a non-zero activation takes while they are sorted.
-BYTES_PER_ENTRY = 26
+# What a non-zero activation takes while they are put together.
+BYTES_PER_ENTRY = 24
 Watch = typing.Callable[..., None]
 
 
@@ -51,9 +52,9 @@ class Codes:
 
   def on_rows(self, rows_N: np.ndarray) -> "Codes":
     """The activations on those rows that the bools `rows_N` choose, numbered anew; all of them count."""
-    kept_P, number_N = rows_N[self.row_P], np.cumsum(rows_N) - 1
-    before_P = np.concatenate([[0], np.cumsum(kept_P)])
-    return Codes(int(rows_N.sum()), before_P[self.start_F], number_N[self.row_P[kept_P]].astype(np.int32),
+    kept_P, number_N = rows_N[self.row_P], (np.cumsum(rows_N) - 1).astype(np.int32)
+    n_F = np.array([np.count_nonzero(kept_P[start:stop]) for start, stop in itertools.pairwise(self.start_F)], np.int64)
+    return Codes(int(rows_N.sum()), np.concatenate([[0], np.cumsum(n_F)]), number_N[self.row_P[kept_P]],
                  self.value_P[kept_P])
 
 
@@ -73,24 +74,21 @@ def collect(encode: typing.Callable[[typing.Any], typing.Any],
       fire there, and with the further arrays.
 
   Returns:
-    `Codes`, 8 bytes for each non-zero activation; up to `BYTES_PER_ENTRY` while they are sorted.
+    `Codes`, 8 bytes for each non-zero activation; up to `BYTES_PER_ENTRY` while they are put together.
   """
-  rows: list[np.ndarray] = []
-  features: list[np.ndarray] = []
-  values: list[np.ndarray] = []
+  parts: list[_Part] = []
   start, n_features = 0, 0
 
   def keep(n_used, encoded):
     nonlocal start, n_features
     f_NF = np.asarray(encoded[0] if watch else encoded)[:n_used]
     n_features = f_NF.shape[1]
-    entry_P = np.flatnonzero(f_NF)
+    entry_P = np.flatnonzero(f_NF != 0)  # NumPy finds what is true of bools four times as fast as what is not 0
     row_P, feature_P = np.divmod(entry_P, n_features)
-    rows.append((row_P + start).astype(np.int32))
-    features.append(feature_P.astype(np.uint16 if n_features <= 65_536 else np.int32))
-    values.append(f_NF.reshape(-1)[entry_P].astype(np.float32))
+    value_P = f_NF.reshape(-1)[entry_P].astype(np.float32)
+    parts.append(_Part.of(row_P + start, feature_P, value_P, n_features))
     if watch:
-      watch(row_P, feature_P, values[-1], *(part[:n_used] for part in encoded[1:]))
+      watch(row_P, feature_P, value_P, *(part[:n_used] for part in encoded[1:]))
     start += n_used
     bar.update(n_used)
 
@@ -103,14 +101,49 @@ def collect(encode: typing.Callable[[typing.Any], typing.Any],
       pending = coming
     if pending:
       keep(*pending)
-  feature_P, row_P, value_P = _joined(features), _joined(rows), _joined(values)
-  start_F = np.concatenate([[0], np.cumsum(np.bincount(feature_P, minlength=n_features))]).astype(np.int64)
-  if rank_N is None:
-    order_P = np.argsort(feature_P, kind="stable")
-  else:
-    row_P = rank_N[row_P].astype(np.int32)
-    order_P = np.lexsort((row_P, feature_P))
-  return Codes(n_rows, start_F, row_P[order_P], value_P[order_P])
+  codes = _joined(parts, n_rows, n_features)
+  if rank_N is not None:
+    for i in range(n_features):
+      row_P, value_P = codes.feature(i)
+      rank_P = rank_N[row_P]
+      order_P = np.argsort(rank_P)
+      row_P[:], value_P[:] = rank_P[order_P], value_P[order_P]
+  return codes
+
+
+class _Part(typing.NamedTuple):
+  """The entries of one batch, feature by feature: those of `feature_J[j]` are `count_J[j]`, one after the other."""
+  feature_J: np.ndarray
+  count_J: np.ndarray
+  row_P: np.ndarray
+  value_P: np.ndarray
+
+  @classmethod
+  def of(cls, row_P: np.ndarray, feature_P: np.ndarray, value_P: np.ndarray, n_features: int) -> "_Part":
+    """The entries of a batch that come row by row."""
+    small = np.uint16 if n_features <= 65_536 else np.int32  # small numbers are sorted faster
+    order_P = np.argsort(feature_P.astype(small), kind="stable")
+    count_F = np.bincount(feature_P, minlength=n_features)
+    feature_J = np.flatnonzero(count_F).astype(np.int32)
+    return cls(feature_J, count_F[feature_J].astype(np.int32), row_P[order_P].astype(np.int32), value_P[order_P])
+
+
+def _joined(parts: list[_Part], n_rows: int, n_features: int) -> Codes:
+  """The entries of all batches in one. The list is emptied, so that none is held twice."""
+  total_F = np.zeros(n_features, np.int64)
+  for part in parts:
+    total_F[part.feature_J] += part.count_J
+  start_F = np.concatenate([[0], np.cumsum(total_F)])
+  row_P, value_P = np.empty(start_F[-1], np.int32), np.empty(start_F[-1], np.float32)
+  next_F = start_F[:-1].copy()
+  parts.reverse()
+  while parts:
+    part = parts.pop()
+    begin_J = np.cumsum(part.count_J) - part.count_J
+    place_P = np.repeat(next_F[part.feature_J] - begin_J, part.count_J) + np.arange(len(part.row_P))
+    row_P[place_P], value_P[place_P] = part.row_P, part.value_P
+    next_F[part.feature_J] += part.count_J
+  return Codes(n_rows, start_F, row_P, value_P)
 
 
 def tokens_that_fit(n_tokens: int, per_token: float, memory_bytes: int | None = None) -> int:
@@ -129,10 +162,3 @@ def tokens_that_fit(n_tokens: int, per_token: float, memory_bytes: int | None = 
   print(f"analysing {n_fitting:,} tokens instead of {n_tokens:,}: with {per_token:,.0f} activations on each, "
         "more would not fit into memory", flush=True)
   return n_fitting
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-  """The parts end to end; the list is emptied, so that they are not held twice."""
-  joined = np.concatenate(parts)
-  parts.clear()
-  return joined

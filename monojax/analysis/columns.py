@@ -224,7 +224,7 @@ COLUMNS: tuple[Column, ...] = (
         "max_act_F", "float32",
         "The feature's largest activation on the analysed tokens, in units of the subject's activations; 0 where it is "
         "dead.",
-        cells=(Cell("Max", Kind.ACTIVATION, key="max"),),
+        cells=(Cell("Max", Kind.ACTIVATION, key="max", filterable=True),),
         entry=Entry("Statistics", "Max activation", Kind.ACTIVATION)),
     Column(
         "mean_act_F", "float32",
@@ -232,6 +232,13 @@ COLUMNS: tuple[Column, ...] = (
         "it is dead.",
         cells=(Cell("Mean", Kind.ACTIVATION, key="mean", wide_only=True),),
         entry=Entry("Statistics", "Mean activation", Kind.ACTIVATION)),
+    Column(
+        "variance_share_F", "float32",
+        "The feature's part in what all features add to reconstructions: the sum over the analysed tokens of its "
+        "squared activations times the squared norm of its direction, as a share of all such sums.",
+        cells=(Cell("Part", Kind.PERCENT, key="part", filterable=True, wide_only=True,
+                    help="The feature's part in what all features together add to reconstructions."),),
+        entry=Entry("Statistics", "Part of reconstructions", Kind.PERCENT), since="0.2"),
     Column(
         "encoder_bias_F", "float32",
         "The encoder's bias of the feature, in units of the subject's activations; the pre-encoder bias, which is "

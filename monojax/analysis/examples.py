@@ -27,25 +27,46 @@ def feature_rows(row_P: np.ndarray, value_P: np.ndarray, text: AnalysedText, rng
     int64 array of N_EXAMPLES rows.
   """
   chosen = []
-  order_P = np.argsort(-value_P, kind="stable")
-  falling_P = value_P[order_P]
+  rising_P, counted_N = np.sort(value_P), text.counted_N
   for name, size in EXAMPLE_GROUPS:
     if name == EXAMPLE_GROUPS[0][0]:
-      context_P = text.context_N[row_P[order_P]]
-      _, first = np.unique(context_P, return_index=True)
-      picked = row_P[order_P[np.sort(first)[:size]]]
+      picked = _largest_of_contexts(row_P, value_P, text.context_N[row_P])[:size]
     elif name == EXAMPLE_GROUPS[-1][0]:
-      counted_N = text.counted_N
       tried = counted_N[rng.integers(0, len(counted_N), 4 * size)]
-      picked = tried[~np.isin(tried, row_P)][:size]
+      picked = tried[row_P[np.minimum(np.searchsorted(row_P, tried), len(row_P) - 1)] != tried][:size]
+    elif len(row_P) >= 2 * size:
+      picked = row_P[_nearest(value_P, rising_P, rising_P[-1] * (10 - int(name.split()[1])) / 11, size)]
     else:
-      anchor = falling_P[0] * (10 - int(name.split()[1])) / 11
-      middle = np.searchsorted(-falling_P, -anchor)
-      near = order_P[max(0, middle - size):middle + size]
-      nearest = np.argsort(np.abs(value_P[near] - anchor), kind="stable")[:size]
-      picked = row_P[np.sort(near[nearest])] if len(row_P) >= 2 * size else row_P[:0]
+      picked = row_P[:0]
     chosen.append(np.pad(picked.astype(np.int64), (0, size - len(picked)), constant_values=-1))
   return np.concatenate(chosen)
+
+
+def _largest_of_contexts(row_P: np.ndarray, value_P: np.ndarray, context_P: np.ndarray) -> np.ndarray:
+  """The row of the largest value of each context, the context with the largest first; of equal ones the first row."""
+  begin_C = np.flatnonzero(np.diff(context_P, prepend=-1))
+  largest_C = np.maximum.reduceat(value_P, begin_C)
+  is_largest = np.flatnonzero(value_P == np.repeat(largest_C, np.diff(begin_C, append=len(context_P))))
+  first_C = is_largest[np.searchsorted(is_largest, begin_C)]
+  return row_P[first_C[np.argsort(-largest_C, kind="stable")]]
+
+
+def _nearest(value_P: np.ndarray, rising_P: np.ndarray, anchor: float, size: int) -> np.ndarray:
+  """The places of the `size` values that are nearest to a number, rising.
+
+  Of equally near ones the largest are taken, and of equal ones the first.
+
+  Args:
+    value_P: at least 2 * `size` values.
+    rising_P: the same in rising order.
+    anchor: the number.
+    size: how many.
+  """
+  middle = int(np.searchsorted(rising_P, anchor, side="right"))  # only so many values on either side can be the nearest
+  least, most = rising_P[max(middle - size, 0)], rising_P[min(middle + size, len(rising_P)) - 1]
+  near = np.flatnonzero((value_P >= least) & (value_P <= most))
+  near = near[np.argsort(-value_P[near], kind="stable")]
+  return np.sort(near[np.argsort(np.abs(value_P[near] - anchor), kind="stable")[:size]])
 
 
 def windows(row_E: np.ndarray, row_P: np.ndarray, value_P: np.ndarray,

@@ -20,6 +20,7 @@ from monojax.sae.dictionary import SAE
 from monojax.subjects.subject import LoadedSubject
 from monojax.text.tokens import Tokens
 
+_PART = 1 << 20  # sizes that are summed up at a time
 _STATISTICS = ("density_F", "encoder_bias_F", "encoder_decoder_cosine_F", "max_act_F")
 
 
@@ -50,12 +51,27 @@ def status_of(codes: Codes, direction_FO: np.ndarray, config: AnalysisConfig) ->
   if alive_F.any():
     largest_F[alive_F] = np.maximum.reduceat(size_P, codes.start_F[:-1][alive_F])
   size_P.sort()
-  upto_P = np.cumsum(np.square(size_P), dtype=np.float64)
-  n_weak = np.searchsorted(upto_P, config.faint_share * upto_P[-1], side="right") if len(upto_P) else 0
-  weakest_other = size_P[n_weak] if n_weak < len(size_P) else np.inf
+  weakest_other = _first_beyond(size_P, config.faint_share)
   rare_F = n_fires_F / codes.n_rows < config.ultralow_density
   kinds = [~alive_F, rare_F, largest_F < weakest_other]
   return np.select(kinds, [DEAD, ULTRALOW, FAINT], REGULAR).astype(np.int8)
+
+
+def _first_beyond(size_P: np.ndarray, share: float) -> float:
+  """The size at which the sum of squares, from the smallest size on, first exceeds that share of the sum of all.
+
+  For instance, with the sizes 1, 1, 3 and 30 and a share of 0.02 it is 30: 1 + 1 + 9 is below 0.02 times 911. Where the
+  share is never exceeded it is infinity. Sums are taken part by part, which needs little memory beside the sizes.
+  """
+  parts = [size_P[first:first + _PART] for first in range(0, len(size_P), _PART)]
+  sums = [np.square(part_P, dtype=np.float64).sum() for part_P in parts]
+  before, most = 0.0, share * sum(sums)
+  for part_P, total in zip(parts, sums, strict=True):
+    if before + total > most:
+      upto_P = before + np.cumsum(np.square(part_P, dtype=np.float64))
+      return float(part_P[min(np.searchsorted(upto_P, most, side="right"), len(part_P) - 1)])
+    before += total
+  return np.inf
 
 
 def _norms(direction_FO: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ Letters: N rows, B contexts of a batch, T positions of a context, C contexts.
 """
 
 import dataclasses
+import functools
 import typing
 
 import numpy as np
@@ -40,7 +41,7 @@ class AnalysedText:
     """N."""
     return len(self.token_N)
 
-  @property
+  @functools.cached_property
   def counted_N(self) -> np.ndarray:
     """The numbers of the rows that count, rising."""
     return np.arange(self.n_rows) if self.counts_N is None else np.flatnonzero(self.counts_N)

@@ -13,18 +13,17 @@ that a new page is a new file and nothing else.
 
 import html
 import importlib.resources
-import json
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from monojax import files
 from monojax.analysis.columns import COLUMNS, Column, check_described
 from monojax.analysis.tables import FeatureTables
 from monojax.browser import contents
 from monojax.browser.config import BrowserConfig
-from monojax.browser.live import Live
+from monojax.browser.live import Live, texts_file
+from monojax.browser.scripts import call
 from monojax.config import InputError, require
 
 
@@ -36,13 +35,15 @@ def build_browser(tables: FeatureTables, directory: str | os.PathLike, title: st
   The same tables give the same bytes. The site is written into `<directory>.partial` first.
 
   Args:
-    tables: what the site shows; columns that it lacks are left out.
+    tables: what the site shows; columns that it lacks are left out. With `summary["dictionaries"]` it is one of several
+      sites in one folder: see `monojax.pipeline.stages.pages.build_all`.
     directory: where the site goes; a site that is already there is replaced.
     title: heading of the pages.
     features_per_file: features in one data file.
     described: how each column is shown. `(*COLUMNS, Column(...))` shows one more.
     pages: files of further pages, scripts called page_NAME.js that call `app.page`.
-    live: what the page "Your text" needs; without it there is no such page.
+    live: what the page "Your text" needs to run the model; without it the page shows the texts of `tables.summary`,
+      and where these have none, either, there is no such page.
 
   Returns:
     The path of the site's index.html.
@@ -62,13 +63,17 @@ def build_browser(tables: FeatureTables, directory: str | os.PathLike, title: st
   for folder in (partial / "assets", partial / "data"):
     folder.mkdir(parents=True)
   _write_static(partial, config.title, assets)
-  index = {**contents.index(tables, described, config.title, config.features_per_file), "live": live is not None}
-  _write(partial / "data" / "index.js", _call("data.registerIndex", index))
+  texts = tables.summary.get("texts")
+  more = live.files() if live else texts_file(texts, tables.token_strings) if texts else {}
+  index = {**contents.index(tables, described, config.title, config.features_per_file),
+           "live": "model" if live else "texts" if texts else None,
+           "dictionaries": tables.summary.get("dictionaries")}
+  _write(partial / "data" / "index.js", call("data.registerIndex", index))
   for number, start in enumerate(range(0, tables.n_features, config.features_per_file)):
     features = range(start, min(start + config.features_per_file, tables.n_features))
     _write(partial / "data" / f"features-{number:05d}.js",
-           _call("data.registerBlock", number, contents.block(tables, described, features)))
-  for name, content in (live.files() if live else {}).items():
+           call("data.registerBlock", number, contents.block(tables, described, features)))
+  for name, content in more.items():
     _write(partial / "data" / name, content)
   for folder in (partial / "assets", partial / "data", partial):
     files.sync_directory(folder)
@@ -76,11 +81,16 @@ def build_browser(tables: FeatureTables, directory: str | os.PathLike, title: st
   return directory / "index.html"
 
 
+def static_files() -> dict[str, str]:
+  """The text of each file in the folder `static`, by name."""
+  folder = importlib.resources.files("monojax.browser").joinpath("static")
+  return {file.name: file.read_text("utf-8") for file in folder.iterdir()
+          if file.name.endswith((".html", ".css", ".js"))}
+
+
 def _assets(pages: Sequence[str | os.PathLike]) -> dict[str, str]:
   """The text of each file of the site that does not depend on the data, by name: the package's and `pages`."""
-  assets = {asset.name: asset.read_text("utf-8")
-            for asset in importlib.resources.files("monojax.browser").joinpath("static").iterdir()
-            if asset.name.endswith((".html", ".css", ".js"))}
+  assets = static_files()
   for path in map(pathlib.Path, pages):
     require(_is_page(path.name) and path.name not in assets, "pages", str(path),
             "a page's file must be called page_NAME.js, with a name that no other page has")
@@ -117,9 +127,3 @@ def _write_static(directory: pathlib.Path, title: str, assets: dict[str, str]) -
       _write(directory / name, text.replace("{{title}}", html.escape(title)).replace("<!-- pages -->", scripts))
     else:
       _write(directory / "assets" / name, text)
-
-
-def _call(function: str, *arguments: Any) -> str:
-  """A script that calls `function`; ASCII, and without "<", whatever the strings hold."""
-  texts = [json.dumps(argument, separators=(",", ":"), allow_nan=False) for argument in arguments]
-  return f"{function}({','.join(texts)});\n".replace("<", "\\u003c")

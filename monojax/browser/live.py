@@ -11,6 +11,8 @@ import typing
 
 import numpy as np
 
+from monojax.browser.scripts import call
+
 _ESCAPES = {ord('"'): b'\\"', ord("\\"): b"\\\\", ord("\n"): b"\\n", ord("\r"): b"\\r"}
 _STEPS = 32_767  # the largest integer that stands for a weight
 
@@ -31,15 +33,16 @@ class Live:
 
   def files(self) -> dict[str, bytes]:
     """The content of each file of the site's folder `data`, by name."""
-    found = {"live.js": _call("liveFiles.registerSettings", self.settings),
-             "live-tokenizer.js": _call("liveFiles.registerTokenizer", self.tokenizer)}
+    found = {"live.js": call("liveFiles.registerSettings", self.settings).encode(),
+             "live-tokenizer.js": call("liveFiles.registerTokenizer", self.tokenizer).encode()}
     return found | {f"live-{name}.js": weights_script(name, arrays) for name, arrays in self.weights.items()}
 
 
-def _call(function: str, argument: typing.Any) -> bytes:
-  """A script that calls `function`: ASCII, and without "<", whatever the strings hold."""
-  text = json.dumps(argument, separators=(",", ":"), allow_nan=False)
-  return f"{function}({text});\n".replace("<", "\\u003c").encode()
+def texts_file(texts: list[dict[str, typing.Any]], token_strings: list[str]) -> dict[str, bytes]:
+  """The file, by name, with which a page that runs nothing shows the texts of `monojax.analysis.shown_texts`."""
+  shown = [{**text, "tokens": [token_strings[token] if token >= 0 else "" for token in text["tokens"]],
+            "features": [{"ids": ids, "values": values} for ids, values in text["features"]]} for text in texts]
+  return {"live-texts.js": call("liveFiles.registerTexts", shown).encode()}
 
 
 def weights_script(name: str, arrays: dict[str, np.ndarray]) -> bytes:

@@ -3,9 +3,15 @@
 Letters: T positions of a text, F features.
 """
 
+import dataclasses
+import os
+import pathlib
 import typing
+from html import escape
 
 import numpy as np
+
+from monojax import files
 
 
 class Encoded(typing.NamedTuple):
@@ -72,3 +78,18 @@ class FeatureLabel(typing.NamedTuple):
   """
   text: str
   score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturePage:
+  """One feature's page as HTML that needs no other file. A notebook's cell shows it; `save` writes it."""
+  html: str = dataclasses.field(repr=False)
+
+  def save(self, path: str | os.PathLike[str]) -> None:
+    """Writes the page to a file, which appears whole or not at all."""
+    files.write_unless_same(pathlib.Path(path), self.html.encode())
+
+  def _repr_html_(self) -> str:
+    # In a frame of its own, whose style and scripts do not meet those of the notebook.
+    return (f'<iframe srcdoc="{escape(self.html)}" style="width:100%;height:640px;border:0" '
+            'title="A feature"></iframe>')

@@ -27,7 +27,7 @@ from monojax.analysis.steering import Steered
 from monojax.analysis.tables import EXAMPLE_GROUPS, FeatureTables
 from monojax.config import InputError, require
 from monojax.pipeline import load
-from monojax.pipeline.answers import Ablated, Encoded, Example, FeatureLabel, FeatureOnToken, Spliced
+from monojax.pipeline.answers import Ablated, Encoded, Example, FeatureLabel, FeatureOnToken, FeaturePage, Spliced
 from monojax.pipeline.folder import DictionaryPlace, RunFolder
 from monojax.sae.dictionary import SAE
 from monojax.subjects.subject import LoadedSubject, Subject
@@ -258,6 +258,19 @@ class LoadedRun:
     if row is None:
       return FeatureLabel("", float("nan"))
     return FeatureLabel(row["label"], float("nan") if row["score"] is None else row["score"])
+
+  def show(self, feature: int) -> FeaturePage:
+    """A feature's page, as in the run's site, by itself: the last line of a notebook's cell shows it.
+
+    Args:
+      feature: its number. `run.show(10).save("ten.html")` writes a file that opens anywhere.
+
+    Raises:
+      InputError: there is no such feature, or the dictionary has not been analysed.
+    """
+    from monojax.browser.single import feature_html
+    name = self.directory.resolve().name
+    return FeaturePage(feature_html(self.features, feature, f"{name}, {self.dictionary}" if self._place.home else name))
 
   def proxies(self, n_tokens: int | None = None, seed: int = 0) -> list[dict]:
     """Which feature, and which neuron, follows each script, format and domain of the text best.

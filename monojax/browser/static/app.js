@@ -23,7 +23,9 @@ const app = (() => {
   const available = () => pages.filter(({isAvailable}) => !isAvailable || isAvailable());
 
   function parseRoute() {
-    const [, path, slash, argument, text] = /^#?\/?([^/?]*)(\/?)([^?]*)\??(.*)$/s.exec(location.hash);
+    const {only} = data.index;
+    const hash = only === undefined ? location.hash : `#/feature/${only}`;
+    const [, path, slash, argument, text] = /^#?\/?([^/?]*)(\/?)([^?]*)\??(.*)$/s.exec(hash);
     const page = available().find((other) => other.path === path && (other.takesArgument || !slash));
     return {page, path, argument, state: query.parse(text)};
   }
@@ -112,6 +114,15 @@ const app = (() => {
     action();
   }
 
+  // Where the sites of several dictionaries lie side by side, a switch between them.
+  function addSwitch() {
+    const {own, all} = data.index.dictionaries ?? {all: []};
+    const choice = document.getElementById("dictionary");
+    choice.hidden = all.length < 2;
+    choice.append(...all.map(({name, folder}) => element("option", {value: folder, selected: folder === own}, name)));
+    choice.addEventListener("change", () => { location.href = `../${encodeURIComponent(choice.value)}/index.html`; });
+  }
+
   function showSearchHelp() {
     const searched = data.cells.filter(({kind}) => kinds[kind].searched).map(({heading}) => `“${heading}”`);
     if (!searched.length) return;
@@ -161,7 +172,13 @@ const app = (() => {
       message(main, "The data is missing", "data/index.js could not be read: build the site again.");
       return;
     }
+    // Inside of another page, as in a blog, there is one feature and nothing around it: of this site (index.html?embed),
+    // or alone (monojax/browser/single.py).
+    const isAlone = data.index.only !== undefined;
+    const isEmbedded = isAlone || new URLSearchParams(location.search).has("embed");
+    if (isEmbedded) document.body.dataset.embedded = isAlone ? "alone" : "site";
     addLinks();
+    addSwitch();
     showSearchHelp();
     const jump = document.getElementById("jump-id");
     jump.max = data.index.n_features - 1;
@@ -176,7 +193,7 @@ const app = (() => {
       event.preventDefault();  // the address is the route
       main.focus();
     });
-    document.addEventListener("keydown", onKey);
+    if (!isEmbedded) document.addEventListener("keydown", onKey);
     main.addEventListener("mouseover", showTooltip);
     main.addEventListener("mouseleave", hideTooltip);
     addEventListener("scroll", hideTooltip, {passive: true});

@@ -108,6 +108,19 @@ const charts = (() => {
       path ? svg("path", {class: "joined", d: path}) : null, marks);
   }
 
+  // One curve through points [x, y].
+  function line({points, title, xLabel, yLabel}) {
+    const [xs, ys] = [0, 1].map((i) => points.map((point) => point[i]));
+    const [low, high] = [Math.min(...ys), Math.max(...ys)];
+    const x = scale(Math.min(...xs), Math.max(...xs), BOX.left, BOX.right);
+    const y = scale(low, high, BOX.bottom, BOX.top);
+    const path = points.map((point, i) => `${i ? "L" : "M"}${x(point[0]).toFixed(1)} ${y(point[1]).toFixed(1)}`).join("");
+    return frame(title,
+      axes(x, y, ticks(Math.min(...xs), Math.max(...xs)), ticks(low, high).map((value) => [value, dom.number(value, 3)]),
+        {x: xLabel, y: yLabel}),
+      svg("path", {class: "joined", d: path}));
+  }
+
   // The index's small activation histogram from its digits 0 to 9.
   function sparkline(digits) {
     if (!digits) return "";
@@ -117,5 +130,5 @@ const charts = (() => {
       svg("path", {d: path.join("")}));
   }
 
-  return {histogram, equalEdges, scatter, sparkline};
+  return {histogram, equalEdges, scatter, line, sparkline};
 })();

@@ -93,7 +93,17 @@ const dom = (() => {
   // The token as one line of text, spaces as dots: what a search compares with.
   const visible = (text) => text.replace(/\r?\n/g, "↵").replace(/\t/g, "⇥").replace(/ /g, "·");
 
-  const link = (href, ...children) => element("a", {href}, ...children);
+  // A link, "#/..." for one of the site's pages. Inside of another page (see app.js) it opens the site beside that, and
+  // of a feature that stands alone there is no site.
+  function link(href, ...children) {
+    const {embedded} = document.body.dataset;
+    if (embedded === "alone") return element("span", {}, ...children);
+    if (embedded === "site") {
+      const site = location.href.split(/[?#]/)[0];
+      return element("a", {href: new URL(href, site).href, target: "_blank"}, ...children);
+    }
+    return element("a", {href}, ...children);
+  }
 
   // "a, b or c" for ["a", "b", "c"] and "or".
   function listing(names, last) {

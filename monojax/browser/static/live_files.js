@@ -30,11 +30,13 @@ const liveFiles = (() => {
     return URL.createObjectURL(new Blob([text], {type: "text/javascript"}));
   }
 
-  // A promise of a file's content: "settings", "tokenizer", or the name of weights.
+  // A promise of a file's content: "settings", "tokenizer", "texts", or the name of weights.
   function load(name) {
     if (!waiting.has(name)) {
       const url = name === "settings" ? "data/live.js" : `data/live-${name}.js`;
-      waiting.set(name, location.protocol === "file:" ? run(url, name) : decoded(url).then((blob) => run(blob, name)));
+      const content = location.protocol === "file:" ? run(url, name) : decoded(url).then((blob) => run(blob, name));
+      waiting.set(name, content);
+      content.catch(() => waiting.delete(name));  // so that it can be tried again
     }
     return waiting.get(name);
   }
@@ -62,6 +64,7 @@ const liveFiles = (() => {
   return {
     load,
     registerSettings: (settings) => { arrived.settings = settings; },
+    registerTexts: (texts) => { arrived.texts = texts; },
     registerTokenizer: (tokenizer) => { arrived.tokenizer = tokenizer; },
     registerWeights: (name, described, text) => { arrived[name] = unpacked(text, described); },
   };

@@ -41,7 +41,7 @@ app.page((() => {
   }
 
   function table(heads, rows) {
-    return element("div", {class: "scroll"}, element("table", {class: "plain"},
+    return element("div", {class: "scroll", tabindex: "0"}, element("table", {class: "plain"},
       element("thead", {}, element("tr", {}, heads.map(([head, isNumeric]) =>
         element("th", {scope: "col", class: isNumeric ? "numeric" : null}, head)))),
       element("tbody", {}, rows.map((row) => element("tr", {}, row.map((content, i) =>
@@ -158,10 +158,15 @@ app.page((() => {
       [element("dt", {}, term), element("dd", {}, text)])));
   }
 
+  function ownLabels() {
+    const listed = notes.listed();
+    return listed && section("Your own labels", listed);
+  }
+
   function show(main) {
     const summary = data.index.summary;
     const part = (name, draw) => (summary[name] ? draw(summary[name]) : null);
-    const panels = [first(), part("figures", figures), part("density_histogram", densities),
+    const panels = [first(), ownLabels(), part("figures", figures), part("density_histogram", densities),
                     part("statuses", statuses), part("frontier", frontier), part("detectors", detectors),
                     part("proxies", proxies), part("config", configuration)];
     main.replaceChildren(element("h1", {}, "About the run"), counts(),

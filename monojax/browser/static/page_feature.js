@@ -15,17 +15,30 @@ app.page((() => {
     return element("div", {class: "heading"},
       element("h1", {}, `Feature ${id}`),
       element("span", {class: `badge ${status}`}, status),
-      element("span", {class: "place"}, place >= 0
+      element("span", {class: "place"}, document.body.dataset.embedded ? data.index.title : place >= 0
         ? `${dom.number(place + 1)} of ${dom.number(order.length)} in the list` : "not in the list"),
       element("span", {class: "steps"},
         dom.link(`#/${query.format(state)}`, "List"),
-        data.index.live ? dom.link(`#/try/${id}`, "Your text") : null,
+        liveMachine.isThere() ? dom.link(`#/try/${id}`, liveMachine.title()) : null,
         dom.link(`#/compare/${id}`, "Compare"),
         step(-1, "‹ Previous", "Previous feature of the list (k or ←)"),
         step(1, "Next ›", "Next feature of the list (j or →)"),
         element("button", {type: "button", title: "A random feature of the list (r)",
                            onclick: () => app.random()}, "Random")),
-      panels.label(id));
+      panels.label(id), document.body.dataset.embedded ? null : notes.field(id));
+  }
+
+  // The feature of each other dictionary beside this site whose direction is most like this feature's.
+  function elsewhere(id) {
+    const {all, matches} = data.index.dictionaries ?? {all: [], matches: {}};
+    const there = all.filter(({folder}) => folder in matches && matches[folder][0][id] >= 0);
+    if (!there.length) return null;
+    return element("section", {class: "panel"}, element("h2", {}, "In other dictionaries"),
+      panels.table(["Feature", "Cosine"], there.map(({name, folder}) => {
+        const [ids, cosines] = matches[folder];
+        const href = `../${encodeURIComponent(folder)}/index.html#/feature/${ids[id]}`;
+        return [dom.link(href, `${ids[id]} of ${name}`), dom.fixed(cosines[id], 3)];
+      })));
   }
 
   async function fill(main, id, {state, isCurrent}) {
@@ -42,7 +55,7 @@ app.page((() => {
       .map((entry) => panels.examples(entry, given));
     main.replaceChildren(heading(id, state),
       element("div", {class: examples.length ? "columns" : ""},
-        element("div", {class: examples.length ? "numbers" : "numbers alone"}, panels.numbers(given)),
+        element("div", {class: examples.length ? "numbers" : "numbers alone"}, panels.numbers(given), elsewhere(id)),
         examples));
     main.dataset.feature = id;
     scrollTo(0, 0);

@@ -1,38 +1,30 @@
 "use strict";
 
-// The page "Your text": the subject and the dictionary are run in the page on what is typed. It shows the features on
-// each token, what the text's losses would be without a feature, and how the subject writes on with one held.
+// The page "Your text": the subject and the dictionary are run on what is typed. It shows the features on each token,
+// what the text's losses would be without a feature, and how the subject writes on with one held. Where nothing can be
+// run it is the page "Texts", which shows the features on some texts of the run.
 app.page((() => {
   const {element} = dom;
   const EXAMPLE = "def read(path):\n  with open(path) as file:\n    return file.read()\n\nIn the beginning God created " +
     "the heaven and the earth.";
   const N_LISTED = 12;        // features of a list
-  const TEMPERATURE = 0.8;
+  const LEAST_EFFECT = 0.005; // nats; smaller effects count as none
   const N_WRITTEN = 60;       // tokens of a continuation
-  const CHARACTERS_A_TOKEN = 40;  // more than these of a text are not looked at, for each token that is read
   const PAUSE = 250;          // milliseconds without a change after which effects are computed
-  const FRAME = 12;           // milliseconds of sampling between two drawings of the page
 
   let parts = null;
-  let machine = null;         // {model, tokenizer, settings}, once they are loaded
-  let text = null;            // what the model has read
+  let machine = null;         // what runs the model, see live_machine.js, once it is there
+  let text = {tokens: [], features: []};  // what it has read
   let chosen = {token: null, feature: null};
   let pause = 0;              // the timer of the effects
+  let isReading = false;
+  let isStale = false;        // whether the text has changed since the reading began
   let writing = 0;            // counts continuations, so that a new one ends the old one
 
   const largest = (id) => {
     const cell = data.cells.find(({key}) => key === "max");
     return cell ? cell.values[id] : 0;
   };
-
-  async function load() {
-    const [settings, tokenizer, subject, encoder] = await Promise.all(
-      ["settings", "tokenizer", "subject", "encoder"].map(liveFiles.load));
-    machine = {settings, tokenizer: liveTokenizer(tokenizer), model: liveModel(settings, {...subject, ...encoder})};
-    text = machine.model.begin();
-  }
-
-  const withOutput = async () => machine.model.useOutput(await liveFiles.load("output"));
 
   // The activation of a feature at a position.
   function activation(position, feature) {
@@ -49,7 +41,7 @@ app.page((() => {
           element("td", {class: "numeric"}, dom.link(`#/feature/${id}`, String(id))),
           element("td", {}, element("button", {
             type: "button", class: "choose", "aria-pressed": String(id === chosen.feature), "data-feature": id,
-            title: "Colour the text by this feature", onclick: () => choose({feature: id === chosen.feature ? null : id}),
+            title: `Colour the text by this feature${label ? `: ${label.text}` : ""}`, onclick: () => choose({feature: id === chosen.feature ? null : id}),
           }, label ? label.text : `feature ${id}`)),
           element("td", {class: "bar-cell", "aria-hidden": "true"},
             element("span", {style: `width:${Math.min(100 * value / (largest(id) || value), 100)}%`})),
@@ -63,7 +55,7 @@ app.page((() => {
   // [feature, its largest activation in the text], strongest first as shares of what each can reach.
   function inWholeText() {
     const best = new Map();
-    for (const {ids, values} of text.features.slice(machine.settings.prefix.length)) {
+    for (const {ids, values} of text.features) {
       ids.forEach((id, i) => best.set(id, Math.max(best.get(id) ?? 0, values[i])));
     }
     return strongest([...best]);
@@ -71,17 +63,15 @@ app.page((() => {
 
   const strongest = (pairs) => pairs.sort((a, b) => share(...b) - share(...a) || b[1] - a[1]).slice(0, N_LISTED);
 
-  function tokenSpan(id, position, effects) {
+  function tokenSpan(token, position, effects) {
     const {ids, values} = text.features[position];
     const {feature} = chosen;
     const value = feature === null ? 0 : activation(position, feature);
     const heat = feature === null ? ids.reduce((most, other, i) => Math.max(most, share(other, values[i])), 0)
       : Math.min(value / (largest(feature) || 1), 1);
     const [effectClass, effectWidth] = effects ? panels.effectStyle(effects[position]) : ["", null];
-    const token = machine.tokenizer.text(id);
     const node = dom.token(token, {
-      class: `window${heat > 0 ? " hot" : ""}${heat > 0.55 ? " hottest" : ""}${effectClass}` +
-        (position === chosen.token ? " centre" : ""),
+      class: `window${panels.heatClass(heat)}${effectClass}` + (position === chosen.token ? " centre" : ""),
       style: [heat > 0 ? `--heat:${heat.toFixed(3)}` : null, effectWidth].filter(Boolean).join(";") || null,
       role: "button", tabindex: "0", "data-position": position, "data-token": token, "data-act": value,
       "data-max": feature === null ? 0 : largest(feature), "data-effect": effects ? effects[position] : null,
@@ -90,14 +80,11 @@ app.page((() => {
   }
 
   function draw(effects = null) {
-    const {settings} = machine;
-    const from = settings.prefix.length;
-    parts.tokens.replaceChildren(...text.tokens.flatMap((id, position) =>
-      (position < from ? [] : tokenSpan(id, position, effects))));
+    parts.tokens.replaceChildren(...text.tokens.flatMap((token, position) => tokenSpan(token, position, effects)));
     const position = chosen.token;
     parts.onToken.replaceChildren(...(position === null || position >= text.tokens.length
       ? [element("p", {class: "quiet"}, "Choose a token of the text.")]
-      : [element("p", {}, "Features on ", dom.token(machine.tokenizer.text(text.tokens[position]), {class: "boxed"})),
+      : [element("p", {}, "Features on ", dom.token(text.tokens[position], {class: "boxed"})),
          featureTable("Features on the chosen token", strongest(text.features[position].ids.map((id, i) =>
            [id, text.features[position].values[i]])))]));
     parts.inText.replaceChildren(featureTable("Features in the text", inWholeText()));
@@ -106,8 +93,9 @@ app.page((() => {
 
   function drawChosen() {
     const {feature} = chosen;
-    parts.steer.hidden = feature === null;
-    if (feature === null || parts.steer.dataset.feature === String(feature)) return;
+    parts.steer.hidden = feature === null || !machine.writes;
+    if (parts.steer.hidden || parts.steer.dataset.feature === String(feature)) return;
+    forgetWritten();
     parts.steer.dataset.feature = feature;
     const label = data.label(feature);
     parts.steerTitle.replaceChildren("Write on with ", dom.link(`#/feature/${feature}`, `feature ${feature}`),
@@ -122,71 +110,75 @@ app.page((() => {
     parts.value.textContent = `held at ${dom.fixed(Number(parts.slider.value), 2)}`;
   }
 
-  // Without the chosen feature, how much worse each token is predicted, by position.
-  async function effectsOf(feature) {
-    await withOutput();
-    const {model} = machine;
-    const without = model.read(model.begin([[feature, 0]]), text.tokens.slice());
-    const [before, after] = [model.losses(text), model.losses(without)];
-    return [0, ...after.map((loss, i) => (Math.abs(loss - before[i]) < 0.005 ? 0 : loss - before[i]))];
-  }
-
   // Effects take two more passes and all logits, so that they wait until nothing has changed for a moment.
   function choose(changes) {
     chosen = {...chosen, ...changes};
     draw();
     clearTimeout(pause);
     const {feature} = chosen;
-    if (feature !== null && text.tokens.length > 1) pause = setTimeout(() => drawEffects(feature), PAUSE);
+    if (feature === null || !machine.writes || !text.tokens.length) return;
+    pause = setTimeout(() => drawEffects(feature).catch(tell), PAUSE);
+  }
+
+  // Says what went wrong, for instance that the program that has sent the page was stopped.
+  function tell(error) {
+    parts.status.textContent = `The model does not answer: ${error.message}`;
   }
 
   async function drawEffects(feature) {
-    const tokens = text.tokens.slice();
-    const effects = await effectsOf(feature);
-    const isSame = feature === chosen.feature && tokens.length === text.tokens.length &&
-      tokens.every((token, i) => token === text.tokens[i]);
-    if (isSame && parts.tokens.isConnected) draw(effects);
+    const of = text;
+    const losses = await machine.effects(feature);
+    const effects = losses.map((loss) => (Math.abs(loss) < LEAST_EFFECT ? 0 : loss));
+    if (feature === chosen.feature && of === text && parts.tokens.isConnected) draw(effects);
   }
 
-  function read() {
-    const {model, tokenizer, settings} = machine;
+  // Reads what is typed. While one text is being read, only the newest of those that follow is kept.
+  async function read() {
+    if (isReading) {
+      isStale = true;
+      return;
+    }
+    if (!machine) return;  // it is not there yet, and reads once it is
+    isReading = true;
+    try {
+      do {
+        isStale = false;
+        await readOnce();
+      } while (isStale);
+    } finally {
+      isReading = false;
+    }
+  }
+
+  async function readOnce() {
     const started = performance.now();
-    const all = tokenizer.encode(parts.text.value.slice(0, CHARACTERS_A_TOKEN * settings.n_context));
-    const ids = [...settings.prefix, ...all].slice(0, settings.n_context);
-    model.read(text, ids);
-    const room = settings.n_context - settings.prefix.length;
-    parts.status.textContent = `${dom.number(Math.min(all.length, room))} tokens` +
-      (all.length > room ? `; the model reads ${room} at a time, and the rest is left out` : "") +
-      `; ${Math.round(performance.now() - started)} ms`;
+    text = await machine.read(machine.isStored ? machine.texts[Number(parts.sample.value)][1] : parts.text.value);
+    if (!parts.tokens.isConnected) return;
+    const [nAll, room] = [text.nAll, machine.nContext];
+    parts.status.textContent = `${dom.number(Math.min(nAll, room))} tokens` +
+      (nAll > room ? `; the model reads ${room} at a time, and the rest is left out` : "") +
+      (machine.isStored ? "" : `; ${Math.round(performance.now() - started)} ms`);
     parts.status.dataset.ready = "true";
     if (chosen.token >= text.tokens.length) chosen.token = null;
     choose({});
   }
 
-  // Continuations of the text, as it is and with the chosen feature held, a few tokens at a time.
+  // What is being written, or was, is of another feature than the one that is chosen now.
+  function forgetWritten() {
+    writing++;
+    for (const output of parts.outputs) output.textContent = "";
+    delete parts.steer.dataset.written;
+  }
+
+  // Continuations of the text, as it is and with the chosen feature held.
   async function write() {
     const turn = ++writing;
-    await withOutput();
-    const {model, tokenizer} = machine;
     const value = Number(parts.slider.value);
-    const start = text.tokens.slice(-(model.nContext >> 1));  // room for as many tokens as half of a context
-    const both = [[], [[chosen.feature, value]]].map((changes, i) => ({
-      out: parts.outputs[i], tokens: start.slice(), text: model.read(model.begin(changes), start),
-    }));
-    const n = Math.min(N_WRITTEN, model.nContext - start.length);
-    for (let i = 0; i < n;) {
-      const until = performance.now() + FRAME;
-      for (; i < n && performance.now() < until; i++) {
-        for (const one of both) {
-          one.tokens.push(model.draw(one.text, TEMPERATURE, Math.random()));
-          model.read(one.text, one.tokens);
-        }
-      }
-      for (const one of both) one.out.textContent = tokenizer.decode(one.tokens.slice(start.length));
-      await new Promise((resolve) => { requestAnimationFrame(resolve); });
-      if (turn !== writing || !parts.tokens.isConnected) return;
-    }
-    parts.steer.dataset.written = value;
+    const isWanted = () => turn === writing && parts.tokens.isConnected;
+    await machine.write(chosen.feature, value, N_WRITTEN, isWanted, (i, continuation) => {
+      parts.outputs[i].textContent = continuation;
+    });
+    if (isWanted()) parts.steer.dataset.written = value;
   }
 
   function onToken(event) {
@@ -212,11 +204,11 @@ app.page((() => {
       text: element("textarea", {id: "own-text", rows: "6", spellcheck: "false", dir: "auto",
                                  "aria-label": "Text to be read", oninput: () => {
                                    cancelAnimationFrame(frame);
-                                   frame = requestAnimationFrame(read);
+                                   frame = requestAnimationFrame(() => read().catch(tell));
                                  }}, parts ? parts.text.value : EXAMPLE),
       sample: element("select", {id: "own-sample", "aria-label": "A text of the run", onchange: ({target}) => {
-        if (target.value) parts.text.value = machine.settings.texts[Number(target.value)][1];
-        read();
+        if (target.value && !machine.isStored) parts.text.value = machine.texts[Number(target.value)][1];
+        read().catch(tell);
       }}, element("option", {value: ""}, "or a text of the run")),
       status: element("span", {id: "own-status", class: "quiet", role: "status"}, "loading the model"),
       tokens: element("div", {id: "own-tokens", class: "text", onclick: onToken, onkeydown: onToken}),
@@ -226,14 +218,15 @@ app.page((() => {
       slider: element("input", {type: "range", id: "steer-value", min: "0", "aria-label": "activation of the feature",
                                 oninput: showSlider}),
       value: element("span", {class: "quiet"}),
+      aboutEffects: element("span", {}),
     };
     parts.steer = element("section", {class: "panel", id: "steer", hidden: true}, parts.steerTitle,
       element("p", {class: "controls"}, parts.slider, parts.value,
-        element("button", {type: "button", id: "write", onclick: write}, "Write on")), plainBox, steeredBox);
-    main.replaceChildren(element("div", {class: "heading"}, element("h1", {}, "Your text")),
-      element("p", {}, "The model and its dictionary run in this page, and what you type stays here. Choose a token to " +
-        "see which features fire on it; choose a feature to see where it fires, and where it helps to predict the " +
-        "text (underlined)."),
+        element("button", {type: "button", id: "write", onclick: () => write().catch(tell)}, "Write on")),
+      plainBox, steeredBox);
+    main.replaceChildren(element("div", {class: "heading"}, element("h1", {}, liveMachine.title())),
+      element("p", {}, `${liveMachine.where()} Choose a token to ` +
+        "see which features fire on it; choose a feature to see where it fires.", " ", parts.aboutEffects),
       element("div", {class: "columns own"},
         element("div", {class: "evidence"}, parts.text, element("p", {class: "controls"}, parts.sample, parts.status),
           element("section", {class: "panel"}, element("h2", {class: "hidden"}, "The text's tokens"), parts.tokens),
@@ -244,19 +237,27 @@ app.page((() => {
   }
 
   function start() {
-    parts.sample.append(...(machine.settings.texts || []).map(([name], i) => element("option", {value: String(i)}, name)));
-    read();
+    if (machine.writes) parts.aboutEffects.textContent = "Underlined is where it helps to predict the text.";
+    if (machine.isStored) {
+      parts.text.hidden = true;
+      parts.sample.replaceChildren();
+    }
+    parts.sample.append(...machine.texts.map(([name], i) => element("option", {value: String(i)}, name)));
+    return read();
   }
 
   function show(main, route) {
     const feature = /^\d{1,9}$/.test(route.argument) ? Number(route.argument) : null;
     chosen = {token: null, feature: feature !== null && feature < data.index.n_features ? feature : null};
     build(main);
-    (machine ? Promise.resolve() : load()).then(() => { if (route.isCurrent()) start(); })
+    liveMachine.open().then((opened) => {
+      machine = opened;
+      return route.isCurrent() ? start() : null;
+    })
       .catch((error) => { if (route.isCurrent()) app.message(main, "The model cannot be run", error.message); });
-    return "Your text";
+    return liveMachine.title();
   }
 
-  return {path: "try", nav: "Your text", order: 10, takesArgument: true, isAvailable: () => Boolean(data.index.live),
+  return {path: "try", nav: data.index ? liveMachine.title() : "", order: 10, takesArgument: true, isAvailable: liveMachine.isThere,
           show};
 })());

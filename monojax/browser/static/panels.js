@@ -14,6 +14,7 @@ const panels = (() => {
   // Values of the columns beside an entry's own, in the order of the description.
   const beside = (entry, feature) => entry.beside.map((name) => feature[name]);
 
+  // A table of which the first column is text and the others are numbers.
   function table(heads, rows) {
     return element("table", {class: "plain"},
       element("thead", {}, element("tr", {}, heads.map((head, i) =>
@@ -108,6 +109,9 @@ const panels = (() => {
     return [effect > 0 ? " helps" : " hurts", `--effect:${width.toFixed(1)}px`];
   }
 
+  // The classes of a token whose background is so hot, 0 to 1. On the hottest, dark text is read better than white.
+  const heatClass = (heat) => `${heat > 0 ? " hot" : ""}${heat > 0.72 ? " hottest" : ""}`;
+
   function exampleSpan({text, first, parts}, centre, largest, changes) {
     const activation = Math.max(...parts.map(([, act]) => act));
     const effect = parts.reduce((sum, [,, of]) => sum + of, 0);
@@ -115,7 +119,7 @@ const panels = (() => {
     const heat = largest > 0 ? Math.min(Math.max(activation / largest, 0), 1) : 0;
     const isCentre = first <= centre && centre < first + parts.length;
     return dom.token(text, {
-      class: `window${heat > 0 ? " hot" : ""}${heat > 0.55 ? " hottest" : ""}${isCentre ? " centre" : ""}${effectClass}`,
+      class: `window${heatClass(heat)}${isCentre ? " centre" : ""}${effectClass}`,
       style: [heat > 0 ? `--heat:${heat.toFixed(3)}` : null, effectWidth].filter(Boolean).join(";") || null,
       "data-token": text, "data-act": activation, "data-max": largest, "data-effect": effect || null,
       "data-parts": parts.length > 1 ? JSON.stringify(parts) : null,
@@ -204,5 +208,5 @@ const panels = (() => {
     });
   }
 
-  return {...drawings, numbers, label, effectStyle};
+  return {...drawings, table, numbers, label, effectStyle, heatClass};
 })();

@@ -10,7 +10,7 @@ from monojax.pipeline import load
 from monojax.pipeline.config import RunConfig
 from monojax.pipeline.folder import OTHERS, RunFolder
 from monojax.pipeline.stages.activations import check_store, harvest
-from monojax.pipeline.stages.analysis import analyze, build_browser
+from monojax.pipeline.stages.analysis import analyze
 from monojax.pipeline.stages.automata import automata
 from monojax.pipeline.stages.claims import claims
 from monojax.pipeline.stages.comparison import compare, universality
@@ -18,6 +18,7 @@ from monojax.pipeline.stages.dictionaries import adopt_sae, sweep, train_frontie
 from monojax.pipeline.stages.explanations import explain
 from monojax.pipeline.stages.fidelity import fidelity
 from monojax.pipeline.stages.maps import map_features
+from monojax.pipeline.stages.pages import build_all, build_browser
 from monojax.pipeline.stages.probes import probe
 from monojax.pipeline.stages.steerability import steerability
 from monojax.pipeline.stages.steering import steer
@@ -45,6 +46,6 @@ def each_site(run: RunFolder, config: RunConfig) -> list[str]:
 IN_ORDER = {"tokens": prepare_text, "subject": train_subject, "activations": harvest, "sae": train_sae,
             "frontier": train_frontier, "analysis": analyze, "browser": build_browser}
 
-__all__ = ["IN_ORDER", "adopt_sae", "analyze", "automata", "build_browser", "check_store", "claims", "compare",
-           "each_site", "explain", "fidelity", "harvest", "map_features", "prepare_text", "probe", "steer",
+__all__ = ["IN_ORDER", "adopt_sae", "analyze", "automata", "build_all", "build_browser", "check_store", "claims",
+           "compare", "each_site", "explain", "fidelity", "harvest", "map_features", "prepare_text", "probe", "steer",
            "steerability", "sweep", "train_frontier", "train_sae", "train_subject", "universality", "write_comparison"]

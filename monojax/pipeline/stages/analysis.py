@@ -1,8 +1,7 @@
-"""The stages `analysis` and `browser`: tables of a dictionary's features, and pages to browse them."""
+"""The stage `analysis`: tables of a dictionary's features."""
 
 import dataclasses
 
-from monojax import files
 from monojax.config import InputError
 from monojax.pipeline import load
 from monojax.pipeline.config import RunConfig
@@ -55,54 +54,3 @@ def _measured(run, config, dictionary):
   raise InputError(f"activations.url={harvested.url!r}: has no tokens beside its rows, which examples, densities and "
                    "domains are made from: write the activations with monojax.StoreWriter, which keeps them "
                    "(`SAE.metrics` gives densities without)")
-
-
-def _with_knobs(points):
-  """The rows of a frontier, each with "knob": the setting of its recipe whose value its "sparsity" is."""
-  from monojax.sae.recipes import RECIPES
-  return [{**point, "knob": RECIPES[point["recipe"]].knob} if point.get("recipe") in RECIPES else point
-          for point in points]
-
-
-def build_browser(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTIONARY) -> dict:
-  """Writes the pages of a dictionary's features, which has been analysed; with a map, if `map` has made one.
-
-  Args:
-    run: the run's folder.
-    config: its settings.
-    dictionary: the name of the dictionary, by default the run's own. The pages are in its folder.
-
-  Returns:
-    The stage's record.
-  """
-  from monojax import config as configs
-  from monojax.pipeline.stages.maps import places
-  place = run.dictionary(dictionary)
-  analysis = f"{place.home}analysis"
-  map_of_features = places(run, place.name)
-  given = {"map": configs.fingerprint(map_of_features)} if map_of_features else {}
-
-  def work(directory, identity):
-    from monojax.analysis.tables import FeatureTables
-    from monojax.browser.build import build_browser as build
-    from monojax.pipeline.stages.live import live
-    run.made(analysis, "features.npz")
-    tables = FeatureTables.load(run.made(analysis, "features.json").parent)
-    summary = run.write_summary()
-    if place.home:  # the run's figures of its own dictionary are not this one's
-      others = ("sae/", "frontier/", "analysis/", "detectors/", "browser/")
-      summary = {name: value for name, value in summary.items() if not name.startswith(others)}
-      summary |= run.require_stage(place.stage)["figures"] | run.require_stage(analysis)["figures"]
-    tables.summary["figures"] = summary
-    tables.summary["map"] = map_of_features
-    if run.stage("frontier") and not place.home:
-      tables.summary["frontier"] = _with_knobs(files.read_json(run.made("frontier", "frontier.json")))
-    name = run.directory.resolve().name
-    found = live(run, place.name, config.browser.live_weights)
-    if isinstance(found, str):
-      print(f"the page \"Your text\" is left out: {found}", flush=True)
-    build(tables, directory / "site", config.browser.title or (f"{name}, {place.name}" if place.home else name),
-          config.browser.features_per_file, live=None if isinstance(found, str) else found)
-    return {}
-  # Pages are made again, where other settings are asked for or the run has a new map.
-  return run.execute(f"{place.home}browser", config.browser, work, (analysis,), alone=True, extends=True, given=given)

@@ -14,12 +14,12 @@ _N_TEXTS = 8  # texts that a reader can choose, where they have no domains; othe
 
 
 def live(run: RunFolder, dictionary: str, most_weights: int) -> "Live | str":
-  """The files of the page "Your text" for a dictionary of a run; or why there is none, as a clause.
+  """The files with which the page "Your text" runs a dictionary of a run; or why it cannot, as a clause.
 
   Args:
     run: the run's folder.
     dictionary: the dictionary's name.
-    most_weights: the page is left out if the subject and the dictionary have more weights together.
+    most_weights: nothing is run if the subject and the dictionary have more weights together.
   """
   if not most_weights:
     return "it was not asked for (--browser.live_weights=0)"
@@ -47,7 +47,7 @@ def live(run: RunFolder, dictionary: str, most_weights: int) -> "Live | str":
   settings = {"n_layers": layers.n_layers, "n_heads": layers.n_heads, "epsilon": layers.epsilon, "prefix": prefix,
               "n_context": subject.n_context, "first_position": kept.first_position, "reads": sae.reads[0],
               "writes": sae.writes[0], "nonlinearity": encoder.nonlinearity, "k": encoder.k,
-              "texts": _texts(load.open_tokens(run, "val"), tokenizer, subject.n_context - len(prefix))}
+              "texts": sample_texts(load.open_tokens(run, "val"), tokenizer, subject.n_context - len(prefix))}
   late = ("unembed", "final.gain", "final.bias")
   return Live(settings, texts, {
       "subject": {name: array for name, array in layers.arrays.items() if name not in late},
@@ -55,7 +55,7 @@ def live(run: RunFolder, dictionary: str, most_weights: int) -> "Live | str":
       "output": {**{name: layers.arrays[name] for name in late}, "directions": encoder.arrays["directions"]}})
 
 
-def _texts(tokens: "Tokens", tokenizer: "Tokenizer", n_tokens: int) -> list[tuple[str, str]]:
+def sample_texts(tokens: "Tokens", tokenizer: "Tokenizer", n_tokens: int) -> list[tuple[str, str]]:
   """(name, beginning) of held-out documents, at most `n_tokens` of each: the first of each domain."""
   import numpy as np
   ends = np.append(tokens.start_D[1:], tokens.n_tokens)

@@ -1,0 +1,67 @@
+"""What a served page "Your text" may ask of a run: its features on a text, the effects of one, and a continuation.
+
+They are the questions that `monojax/browser/static/live_machine.js` asks, and answers of the form that the page
+computes by itself where a subject is small enough. Positions are those of the text's own tokens, without what stands
+in front of them.
+"""
+
+import typing
+
+import numpy as np
+
+from monojax.analysis import interventions
+from monojax.analysis.fidelity import make_encode
+from monojax.browser.serve import Answers
+from monojax.config import require
+from monojax.pipeline import load
+from monojax.pipeline.loaded import LoadedRun
+from monojax.pipeline.stages.live import sample_texts
+from monojax.subjects.sample import bucket, sample
+
+
+def live_answers(run: LoadedRun) -> Answers:
+  """The answers about a run and its dictionary. What is compiled for a text serves others of similar length.
+
+  (Not for an encoder, where what stands behind a token changes what is computed on it.)
+  """
+  import jax
+  subject, sae, first = run._subject, run.sae, len(run._prefix)
+  writes = subject.model.output == "logits"
+  encode = make_encode(subject.model, sae.model, run.reads, run.kept)
+
+  def padded(ids: list[int]) -> np.ndarray:
+    """The ids, filled up if what follows a token does not change what is computed on it."""
+    length = min(bucket(len(ids)), run.n_context) if writes else len(ids)
+    return np.asarray([ids + ids[-1:] * (length - len(ids))], np.int32)
+
+  def settings() -> dict[str, typing.Any]:
+    return {"n_context": run.n_context - first, "writes": writes,
+            "texts": sample_texts(load.open_tokens(run._folder, "val"), run.tokenizer, run.n_context - first)}
+
+  def read(text: str) -> dict[str, typing.Any]:
+    require(isinstance(text, str), "text", text, "must be a text")
+    ids = run.token_ids(text)
+    n_all = len(run.tokenizer.encode_batch([text])[0])
+    if len(ids) == first:
+      return {"tokens": [], "features": [], "n_all": 0}
+    f_TF = np.asarray(encode(subject.params, sae.params, padded(ids))[0])[first:len(ids)]
+    fires = [np.flatnonzero(f_F) for f_F in f_TF]
+    return {"tokens": run._strings(ids[first:]), "n_all": n_all,
+            "features": [{"ids": on.tolist(), "values": f_F[on].tolist()} for on, f_F in zip(fires, f_TF, strict=True)]}
+
+  def effects(text: str, feature: int) -> dict[str, typing.Any]:
+    require(writes, "feature", feature, "has no effects on predictions: the subject predicts no tokens")
+    run._require_feature(feature)
+    ids = run.token_ids(text)
+    found = interventions.losses(subject, sae, run.mean_O, padded(ids)[0].tolist(), {feature: 0.0}, run.kept)
+    return {"effects": (found["steered"] - found["clean"])[first - 1:len(ids) - 1].tolist()}
+
+  def write(text: str, feature: int, value: float, n_tokens: int, seed: int) -> dict[str, typing.Any]:
+    require(writes, "feature", feature, "cannot make the subject write: it predicts no tokens")
+    run._require_feature(feature)
+    ids = run.token_ids(text)
+    ids = ids[:first] + ids[first:][-(run.n_context // 2 - first):]  # room for as many tokens as half of a context
+    plain = sample(subject, ids, n_tokens, jax.random.key(seed))
+    steered = interventions.steer(subject, sae, ids, {feature: value}, n_tokens, seed, kept=run.kept)
+    return {"texts": [run.tokenizer.decode(found[len(ids):]) for found in (plain, steered)]}
+  return {"settings": settings, "read": read, "effects": effects, "write": write}

@@ -1,0 +1,88 @@
+"""A page that shows a run in progress: which stages are done, and curves of what is being trained.
+
+The page opens from disk. It is written once, and the file beside it with what it shows again and again; the page loads
+that file every few seconds.
+"""
+
+import html
+import importlib.resources
+import json
+import pathlib
+import time
+import typing
+
+from monojax import files
+from monojax.browser.build import static_files
+from monojax.browser.scripts import call
+from monojax.config import require
+from monojax.pipeline.folder import OTHERS, STAGES, SWEEPS, RunFolder
+
+FOLDER = "watch"
+_POINTS = 400  # of a curve at most
+_NOT_SHOWN = ("step", "sparse_fraction")
+
+
+def write_page(run: RunFolder) -> pathlib.Path:
+  """Writes the page into the run's folder `watch`, and what it shows now; `write_progress` brings that up to date.
+
+  Raises:
+    InputError: there is no such run.
+  """
+  require(run.directory.is_dir(), "workdir", str(run.directory), "there is no such folder")
+  own = importlib.resources.files("monojax.browser").joinpath("watched")
+  page = own.joinpath("watch.html").read_text("utf-8").replace("{{title}}", html.escape(run.directory.resolve().name))
+  for name, text in {**static_files(), "watch.js": own.joinpath("watch.js").read_text("utf-8")}.items():
+    page = page.replace("{{" + name + "}}", text)
+  write_progress(run)
+  files.write_unless_same(run.directory / FOLDER / "index.html", page.encode())
+  return run.directory / FOLDER / "index.html"
+
+
+def write_progress(run: RunFolder) -> dict[str, typing.Any]:
+  """Writes what the page shows, and returns it; see `progress_of`."""
+  found = progress_of(run)
+  with files.replacing(run.directory / FOLDER / "progress.js") as file:
+    file.write(call("watch.register", found).encode())
+  return found
+
+
+def progress_of(run: RunFolder) -> dict[str, typing.Any]:
+  """What there is to be seen of a run.
+
+  Returns:
+    {"title"; "time"; "stages": [{"name", "state": done, begun or waiting, "seconds" or None}]; "logs": for each
+    training whose log is there, those that are going on first, {"name", "step", "n_steps" or None, "curves": {name:
+    [[step, value], ...]}}}.
+  """
+  stages = [_stage(run, name) for name in STAGES]
+  logs = sorted((path for pattern in ("subject", "sae", "frontier", f"{OTHERS}/*", f"{SWEEPS}/*")
+                 for path in run.directory.glob(f"{pattern}/metrics.jsonl")), key=lambda path: -path.stat().st_mtime)
+  stages += [_stage(run, name) for path in logs
+             if (name := path.parent.relative_to(run.directory).as_posix()) not in STAGES]
+  return {"title": run.directory.resolve().name, "time": time.strftime("%H:%M:%S"), "stages": stages,
+          "logs": [log for path in logs if (log := _log(run, path))]}
+
+
+def _stage(run: RunFolder, name: str) -> dict[str, typing.Any]:
+  record = run.begun(name)
+  state = "waiting" if record is None else "done" if record["complete"] else "begun"
+  return {"name": name, "state": state, "seconds": record["seconds"] if record and record["complete"] else None}
+
+
+def _log(run: RunFolder, path: pathlib.Path) -> dict[str, typing.Any] | None:
+  """The curves of one log, of which some points are left out where there are many; None where it has no line yet."""
+  records = []
+  for line in path.read_text("utf-8").splitlines():
+    try:
+      records.append(json.loads(line))
+    except json.JSONDecodeError:  # the line that is being written
+      continue
+  if not records:
+    return None
+  name = path.parent.relative_to(run.directory).as_posix()
+  begun = run.begun(name)
+  shown = [*records[::-(-len(records) // _POINTS)], records[-1]]
+  names = dict.fromkeys(key for record in records for key in record if key not in _NOT_SHOWN)
+  curves = {key: [[record["step"], record[key]] for record in shown if record.get(key) is not None] for key in names}
+  return {"name": name, "step": records[-1]["step"], "n_steps": begun and begun["config"].get("n_steps"),
+          "curves": {key: points for key, points in curves.items() if points}}

@@ -1,0 +1,38 @@
+"""The page of a run in progress, in a real browser."""
+
+import json
+import shutil
+
+import pytest
+from browser_fixture import find, texts, wait
+
+from monojax.config import InputError
+from monojax.pipeline import watch
+from monojax.pipeline.folder import RunFolder
+
+
+def test_a_page_follows_a_run(finished, tmp_path, driver):
+  workdir = tmp_path / "<b>run"
+  for stage in ("tokens", "subject", "sae"):
+    (workdir / stage).mkdir(parents=True)
+    shutil.copy(finished[0] / stage / "stage.json", workdir / stage)
+  lines = (finished[0] / "sae" / "metrics.jsonl").read_text().splitlines(keepends=True)
+  (workdir / "sae" / "metrics.jsonl").write_text(lines[0] + lines[1][:20])  # the second is being written
+  run = RunFolder(workdir)
+  page = watch.write_page(run)
+  driver.get_log("browser")
+  driver.get(page.as_uri())
+  assert find(driver, "h1").text == "<b>run"
+  states = dict(zip(texts(driver, "th"), texts(driver, "td:nth-child(2)"), strict=True))
+  assert states["sae"] == "done" and states["analysis"] == "waiting"
+  first, last = json.loads(lines[0]), json.loads(lines[-1])
+  assert find(driver, "[data-log=sae] h2").text.startswith(f"sae: step {first['step']} of ")
+  resampled = json.dumps({"step": last["step"], "resampled": 3}) + "\n"
+  (workdir / "sae" / "metrics.jsonl").write_text("".join(lines) + resampled)
+  found = watch.write_progress(run)
+  wait(driver, lambda: find(driver, "[data-log=sae] h2").text.startswith(f"sae: step {last['step']} of "))
+  assert len(driver.find_elements("css selector", "[data-log=sae] path.joined")) == len(found["logs"][0]["curves"])
+  assert found["logs"][0]["curves"]["l0"][-1] == [last["step"], last["l0"]]
+  assert len(found["logs"][0]["curves"]["l0"]) <= 401 and driver.get_log("browser") == []
+  with pytest.raises(InputError, match="no such folder"):
+    watch.write_page(RunFolder(tmp_path / "none"))
