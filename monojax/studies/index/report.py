@@ -185,8 +185,8 @@ def _single(single: Mapping[str, np.ndarray]) -> list[Block]:
                      "xaxis": {"title": {"text": "whose change the move is due to"}},
                      "title": {"text": "What patching own features changes"}},
                     "Features that carry one quantity and nothing else have a 1 in its column and 0 in all others. "
-                    "Features may tell a quantity and carry another one: a unit that is v1 if p1 = 2, and else 0, tells "
-                    "p1 and carries v1.")
+                    "Features may tell a quantity and carry another one: a unit that is v1 if p1 = 2, and else 0, "
+                    "tells p1 and carries v1.")
   return [Text("For each value of a pointer, and for each sign, this is the feature of each layer that tells it best, "
                "chosen on half of the rows and judged by its AUROC on the other half, and the neuron that does."),
           Table(("statement", "layer", "feature", "its AUROC", "neuron", "its AUROC"), told),
