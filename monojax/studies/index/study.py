@@ -140,7 +140,7 @@ def preset(name: str) -> IndexStudyConfig:
   if name == "specific":
     mlp = dataclasses.replace(config.mlp, n_inputs=index_task.N_SYMBOLS, hidden=(64, 128, 64), n_linear=1, n_steps=3500,
                               activity_penalties=(0.0, 2e-3, 2e-2), noise=(0.0, 0.1, 0.4), relaxed_fraction=0.5)
-    sae = dataclasses.replace(config.sae, n_features=32, k=9, n_steps=1007, learning_rate=1e-2,
+    sae = dataclasses.replace(config.sae, n_features=32, k=12, n_steps=1007, learning_rate=1e-2,
                               orthogonality_coefficient=1e-3)
     return dataclasses.replace(config, mlp=mlp, sae=sae, variable_features=16, readout_features=8, other_layers=(0, 2),
                                other_k=(9, 1))
