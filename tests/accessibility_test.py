@@ -4,7 +4,7 @@ import dataclasses
 
 import browser_fixture
 import pytest
-from browser_fixture import find, wait
+from browser_fixture import find, visit, wait
 
 from monojax.browser.build import build_browser
 
@@ -41,9 +41,7 @@ def test_no_page_has_a_serious_violation(site, width, dark):
     driver.implicitly_wait(5)
     driver.set_script_timeout(60)
     for page in PAGES:
-      driver.get("about:blank")
-      driver.get(site.as_uri() + page)
-      wait(driver, lambda: find(driver, "#main").text)
+      visit(driver, site.as_uri() + page)
       if "try" in page:
         wait(driver, lambda: find(driver, "#own-status").get_attribute("data-ready"))
       if wrong := violations(driver):

@@ -29,8 +29,7 @@ def visit(driver):
   driver.get_log("browser")
 
   def open_route(index_html, route):
-    driver.get("about:blank")
-    driver.get(index_html.as_uri() + route)
+    browser_fixture.visit(driver, index_html.as_uri() + route)
     return driver
   yield open_route
   assert driver.get_log("browser") == []
@@ -194,7 +193,7 @@ def test_tokens_stay_out_of_the_domain_on_a_narrow_screen(tables, tmp_path):
   site = build_browser(tokens, tmp_path / "site", "x")
   browser_fixture.require_browser()
   with browser_fixture.chromium(width=390) as driver:
-    driver.get(site.as_uri() + f"#/feature/{i}")
+    browser_fixture.visit(driver, site.as_uri() + f"#/feature/{i}")
     wait_for_feature(driver, i)
     rows = driver.execute_script(
         "return [...document.querySelectorAll('.examples li')].map((row) => ["

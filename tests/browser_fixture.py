@@ -190,9 +190,18 @@ def chromium(width=1360, height=900, dark=False):
 
 
 def wait(driver, condition):
-  """Waits until `condition()` is true, and returns what it gave."""
+  """Waits until `condition()` is true and returns what it gave. What was just redrawn is looked for again."""
+  from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
   from selenium.webdriver.support.ui import WebDriverWait
-  return WebDriverWait(driver, 10, poll_frequency=0.05).until(lambda _: condition())
+  missing = (NoSuchElementException, StaleElementReferenceException)
+  return WebDriverWait(driver, 10, poll_frequency=0.05, ignored_exceptions=missing).until(lambda _: condition())
+
+
+def visit(driver, address):
+  """Loads a page anew, also where only what follows # differs, and waits until its heading is drawn."""
+  driver.get("about:blank")
+  driver.get(address)
+  wait(driver, lambda: find(driver, "main h1"))
 
 
 def find(driver, selector):
@@ -232,7 +241,7 @@ def press(driver, key):
 def screenshot(site, image, route="#/", width=1360, height=900, dark=False):
   """Writes a picture of the page `route` of the site in the folder `site` to the file `image`."""
   with chromium(width, height, dark) as driver:
-    driver.get((pathlib.Path(site).resolve() / "index.html").as_uri() + route)
+    visit(driver, (pathlib.Path(site).resolve() / "index.html").as_uri() + route)
     time.sleep(1)
     driver.save_screenshot(str(image))
 

@@ -6,7 +6,7 @@ import json
 import browser_fixture
 import numpy as np
 import pytest
-from browser_fixture import find, texts, wait, wait_for_feature, without
+from browser_fixture import find, texts, visit, wait, wait_for_feature, without
 
 from monojax.analysis import tables as feature_tables
 from monojax.browser.build import build_browser
@@ -37,8 +37,7 @@ def test_no_page_is_wider_than_the_screen(driver, sites, width):
   driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
                          {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False})
   for site in sites:
-    driver.get("about:blank")
-    driver.get(site.as_uri())
+    visit(driver, site.as_uri())
     for route in ("#/?status=all", "#/?status=dead", "#/about", "#/nothing", f"#/feature/{LONG}",
                   *(f"#/feature/{i}" for i in range(N_FEATURES))):
       driver.execute_script("location.hash = arguments[0]", route)
@@ -89,8 +88,7 @@ def test_tokens_of_one_character_are_drawn_as_that_character(driver, tmp_path):
   tables.save(tmp_path / "tables")
   loaded = feature_tables.FeatureTables.load(tmp_path / "tables")
   assert loaded.token_bytes == tables.token_bytes
-  driver.get("about:blank")
-  driver.get(build_browser(loaded, tmp_path / "site", "x").as_uri() + "#/feature/0")
+  visit(driver, build_browser(loaded, tmp_path / "site", "x").as_uri() + "#/feature/0")
   wait_for_feature(driver, 0)
   rows = driver.execute_script(
       "return [...document.querySelectorAll('.examples .text')].map((row) => [...row.children].map((span) =>"
@@ -123,8 +121,7 @@ def test_tokens_of_one_character_are_drawn_as_that_character(driver, tmp_path):
   assert texts(driver, "#tooltip tr td:first-child") == [text for text, *_ in parts]
   assert find(driver, "#tooltip").text.startswith(span.text)
   # The list names the feature by the whole character, which a search finds.
-  driver.get("about:blank")
-  driver.get((tmp_path / "site" / "index.html").as_uri() + "#/?status=all&q=" + rows[0][2][0])
+  visit(driver, (tmp_path / "site" / "index.html").as_uri() + "#/?status=all&q=" + rows[0][2][0])
   top = [text for row in rows[:20] for text, _, _, centre, _ in row if centre]
   assert texts(driver, "tr[data-id='0'] td:nth-of-type(8) .token") == top[:1]
 
@@ -137,8 +134,7 @@ def test_the_frontier_names_what_its_points_differ_in(driver, tmp_path):
     rows = [{**row, "knob": knobs[i % len(knobs)]} for i, row in enumerate(tables.summary["frontier"])]
     rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
     changed = without(tables, summary={**tables.summary, "frontier": rows})
-    driver.get("about:blank")
-    driver.get(build_browser(changed, tmp_path / heading, "x").as_uri() + "#/about")
+    visit(driver, build_browser(changed, tmp_path / heading, "x").as_uri() + "#/about")
     assert heading in texts(driver, "main th")
     assert texts(driver, ".point.run title")[0].startswith(f"{shown}:")
     assert "L1 coefficient" not in find(driver, "main").text

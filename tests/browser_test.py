@@ -7,7 +7,7 @@ import re
 import browser_fixture
 import numpy as np
 import pytest
-from browser_fixture import find, listed, press, shown, texts, wait, wait_for_feature
+from browser_fixture import find, listed, press, shown, texts, visit, wait, wait_for_feature
 
 from monojax.analysis import tables as feature_tables
 from monojax.browser.build import build_browser
@@ -43,8 +43,7 @@ def page(driver, site):
   driver.get_log("browser")
 
   def open_route(route):
-    driver.get("about:blank")
-    driver.get((site / "index.html").as_uri() + route)
+    visit(driver, (site / "index.html").as_uri() + route)
     return driver
   yield open_route
   assert driver.get_log("browser") == []
@@ -319,7 +318,7 @@ def test_a_feature_alone_is_one_file(driver, tables, tmp_path):
   page = FeaturePage(feature_html(tables, np.int64(0), "A <b>run</b> & more"))
   page.save(tmp_path / "one.html")
   assert len(repr(page)) < 50 and html.unescape(page._repr_html_()).count(page.html) == 1
-  driver.get((tmp_path / "one.html").as_uri())
+  visit(driver, (tmp_path / "one.html").as_uri())
   assert find(driver, "h1").text == "Feature 0" and find(driver, ".place").text == "A <b>run</b> & more"
   assert find(driver, ".feature-label").text.startswith(tables.labels[0])
   largest = [float(text) for text in texts(driver, "[data-group='Top activations'] .act")]
@@ -375,19 +374,19 @@ def test_sites_of_several_dictionaries_lead_to_one_another(driver, tmp_path):
     tables.summary["dictionaries"] = {"own": own, "all": listed, "matches": {
         other: [[(i + 1) % 40 for i in range(40)], [0.9 if i < 10 else 0.3 for i in range(40)]]}}
     build_browser(tables, tmp_path / own, own)
-  driver.get((tmp_path / "one & a" / "index.html").as_uri() + "#/dictionaries")
+  visit(driver, (tmp_path / "one & a" / "index.html").as_uri() + "#/dictionaries")
   assert texts(driver, "#dictionary option") == ["<b>one & a", "<b>two"]
   assert "<b>two" in find(driver, "#main").text and "25 %" in find(driver, "#main").text
   assert len(driver.find_elements("css selector", ".point.run")) == 2
   driver.find_elements("css selector", "#dictionary option")[1].click()
   wait(driver, lambda: find(driver, ".brand").text == "two")
   assert find(driver, "#dictionary").get_property("value") == "two"
-  driver.get((tmp_path / "two" / "index.html").as_uri() + "#/feature/7")
+  visit(driver, (tmp_path / "two" / "index.html").as_uri() + "#/feature/7")
   wait_for_feature(driver, 7)
   find(driver, "#main a[href*='one']").click()
   wait_for_feature(driver, 8)
   assert find(driver, ".brand").text == "one & a" and driver.get_log("browser") == []
-  driver.get((tmp_path / "two" / "index.html").as_uri() + "?embed#/feature/7")
+  visit(driver, (tmp_path / "two" / "index.html").as_uri() + "?embed#/feature/7")
   wait_for_feature(driver, 7)
   assert find(driver, "#main a[href*='one']").get_attribute("href") == (
       (tmp_path / "one & a" / "index.html").as_uri().replace("&", "%26") + "#/feature/8")
@@ -396,9 +395,9 @@ def test_sites_of_several_dictionaries_lead_to_one_another(driver, tmp_path):
 def test_missing_data_says_so(driver, tmp_path):
   index = build_browser(browser_fixture.make_tables(20), tmp_path / "site", "x", features_per_file=10)
   (tmp_path / "site" / "data" / "features-00001.js").unlink()
-  driver.get(index.as_uri() + "#/feature/15")
+  visit(driver, index.as_uri() + "#/feature/15")
   assert "data/features-00001.js could not be read" in find(driver, ".message").text
   (tmp_path / "site" / "data" / "index.js").unlink()
-  driver.refresh()
+  visit(driver, index.as_uri() + "#/feature/15")
   assert "data/index.js could not be read" in find(driver, ".message").text
   driver.get_log("browser")  # the missing files are reported there

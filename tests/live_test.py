@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from browser_fixture import find, texts, wait
+from browser_fixture import find, texts, visit, wait
 
 import monojax
 from monojax.activations.kept import Kept
@@ -65,8 +65,7 @@ def opened(driver):
   driver.get_log("browser")
 
   def open_page(site, route="#/try"):
-    driver.get("about:blank")
-    driver.get((site if isinstance(site, str) else site.as_uri()) + route)
+    visit(driver, (site if isinstance(site, str) else site.as_uri()) + route)
     return driver
   yield open_page
   assert driver.get_log("browser") == []

@@ -4,7 +4,7 @@ import collections
 
 import browser_fixture
 import pytest
-from browser_fixture import find, listed, texts, wait
+from browser_fixture import find, listed, texts, visit, wait
 from tiny_run import run
 
 import monojax
@@ -20,8 +20,7 @@ class Person:
 
   def opens(self, route=""):
     """Opens the site anew; what is done from here on counts."""
-    self.driver.get("about:blank")
-    self.driver.get(self.site.as_uri() + route)
+    visit(self.driver, self.site.as_uri() + route)
     self.did.clear()
 
   def clicks(self, selector):

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from browser_fixture import find, texts, wait
+from browser_fixture import texts, visit, wait
 
 from monojax.config import InputError
 from monojax.pipeline import watch
@@ -21,16 +21,16 @@ def test_a_page_follows_a_run(finished, tmp_path, driver):
   run = RunFolder(workdir)
   page = watch.write_page(run)
   driver.get_log("browser")
-  driver.get(page.as_uri())
-  assert find(driver, "h1").text == "<b>run"
+  visit(driver, page.as_uri())
+  assert texts(driver, "h1") == ["<b>run"]
   states = dict(zip(texts(driver, "th"), texts(driver, "td:nth-child(2)"), strict=True))
   assert states["sae"] == "done" and states["analysis"] == "waiting"
   first, last = json.loads(lines[0]), json.loads(lines[-1])
-  assert find(driver, "[data-log=sae] h2").text.startswith(f"sae: step {first['step']} of ")
+  assert texts(driver, "[data-log=sae] h2")[0].startswith(f"sae: step {first['step']} of ")
   resampled = json.dumps({"step": last["step"], "resampled": 3}) + "\n"
   (workdir / "sae" / "metrics.jsonl").write_text("".join(lines) + resampled)
   found = watch.write_progress(run)
-  wait(driver, lambda: find(driver, "[data-log=sae] h2").text.startswith(f"sae: step {last['step']} of "))
+  wait(driver, lambda: texts(driver, "[data-log=sae] h2")[0].startswith(f"sae: step {last['step']} of "))
   assert len(driver.find_elements("css selector", "[data-log=sae] path.joined")) == len(found["logs"][0]["curves"])
   assert found["logs"][0]["curves"]["l0"][-1] == [last["step"], last["l0"]]
   assert len(found["logs"][0]["curves"]["l0"]) <= 401 and driver.get_log("browser") == []
