@@ -38,7 +38,6 @@ def test_no_page_has_a_serious_violation(site, width, dark):
   browser_fixture.require_browser()
   found = {}
   with browser_fixture.chromium(width, dark=dark) as driver:
-    driver.implicitly_wait(5)
     driver.set_script_timeout(60)
     for page in PAGES:
       visit(driver, site.as_uri() + page)

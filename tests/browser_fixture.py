@@ -194,7 +194,7 @@ def wait(driver, condition):
   from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
   from selenium.webdriver.support.ui import WebDriverWait
   missing = (NoSuchElementException, StaleElementReferenceException)
-  return WebDriverWait(driver, 10, poll_frequency=0.05, ignored_exceptions=missing).until(lambda _: condition())
+  return WebDriverWait(driver, 30, poll_frequency=0.05, ignored_exceptions=missing).until(lambda _: condition())
 
 
 def visit(driver, address):
@@ -205,8 +205,8 @@ def visit(driver, address):
 
 
 def find(driver, selector):
-  """The first element that a CSS selector matches."""
-  return driver.find_element("css selector", selector)
+  """The first element that a CSS selector matches, as soon as there is one."""
+  return wait(driver, lambda: driver.find_element("css selector", selector))
 
 
 def listed(driver):

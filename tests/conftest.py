@@ -8,11 +8,16 @@ by themselves, and they, `make newest` and `make slow` take XLA as it is.
 import contextlib
 import fcntl
 import os
+import pathlib
 import shutil
 import signal
 import tempfile
 
-# Read when jax first looks for devices.
+# Read when jax is imported and when it first looks for devices. The processes that pytest-xdist starts inherit all of
+# this, and share what has been compiled.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = (os.environ.get("JAX_COMPILATION_CACHE_DIR")
+                                           or tempfile.mkdtemp(prefix="monojax-tests-"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import browser_fixture
@@ -23,12 +28,15 @@ from tiny_run import TINY, run
 
 # In the background of a shell Ctrl-C is ignored, by what a test starts there as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-_CACHE = tempfile.TemporaryDirectory()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def pytest_unconfigure(config):
+  compiled = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+  if compiled.name.startswith("monojax-tests-") and "PYTEST_XDIST_WORKER" not in os.environ:
+    shutil.rmtree(compiled, ignore_errors=True)
 
 
 def pytest_runtest_setup(item):
@@ -41,7 +49,6 @@ def driver():
   """A browser without a window, for the tests of one file; they are skipped where there is none."""
   browser_fixture.require_browser()
   with browser_fixture.chromium() as driver:
-    driver.implicitly_wait(5)
     yield driver
 
 

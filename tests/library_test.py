@@ -279,16 +279,15 @@ def test_steering_holds_features_at_their_values(loaded):
   assert plain == loaded.steer("the", {}, n_tokens=8) != loaded.steer("the", {}, n_tokens=8, seed=1)
 
 
-def test_sites_of_all_kinds_can_be_decomposed(finished, tmp_path):
+@pytest.mark.parametrize("site", ["layer.0.resid", pytest.param("layer.0.mlp.in", marks=pytest.mark.slow)])
+def test_sites_of_all_kinds_can_be_decomposed(finished, tmp_path, site):
   """A residual stream, whose numbers are of both signs; and a LayerNorm's output, from which nothing reaches logits."""
-  for site in ("layer.0.resid", "layer.0.mlp.in"):
-    workdir = tmp_path / site
-    for stage in ("tokens", "subject"):
-      shutil.copytree(finished[0] / stage, workdir / stage)
-    result = run("monosemanticity", workdir, *tiny("activations", "sae", "analysis"), f"--activations.site={site}",
-                 "--sae.n_steps=30", "--sae.resample_every_steps=0", "--frontier.sparsities=")
-    assert result.returncode == 0, result.stderr[-3000:]
-    tables = monojax.load(workdir).features
-    assert tables.has("top_logit_ids_FK") == (site == "layer.0.resid")
-    assert all(row["neuron_sign"] in (1, -1) and 0 <= row["neuron"] < 32 for row in tables.summary["detectors"])
-    assert RunFolder(workdir).stage("browser")
+  for stage in ("tokens", "subject"):
+    shutil.copytree(finished[0] / stage, tmp_path / stage)
+  result = run("monosemanticity", tmp_path, *tiny("activations", "sae", "analysis"), f"--activations.site={site}",
+               "--sae.n_steps=30", "--sae.resample_every_steps=0", "--frontier.sparsities=")
+  assert result.returncode == 0, result.stderr[-3000:]
+  tables = monojax.load(tmp_path).features
+  assert tables.has("top_logit_ids_FK") == (site == "layer.0.resid")
+  assert all(row["neuron_sign"] in (1, -1) and 0 <= row["neuron"] < 32 for row in tables.summary["detectors"])
+  assert RunFolder(tmp_path).stage("browser")

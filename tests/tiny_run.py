@@ -6,7 +6,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 
 import numpy as np
 
@@ -22,7 +21,7 @@ TINY = [
     "--subject.n_steps=60", "--subject.checkpoint_every_steps=20", "--subject.sample_tokens=8",
     "--activations.shard_rows=16384", "--activations.chunk_rows=1024", "--sae.buffer_rows=4096",
     "--sae.n_features=64", "--sae.batch_rows=256", "--sae.n_steps=90", "--sae.checkpoint_every_steps=30",
-    "--sae.resample_every_steps=25", "--sae.resample_rows=1024", "--sae.start_rows=1024",
+    "--sae.val_tokens=16384", "--sae.resample_every_steps=25", "--sae.resample_rows=1024", "--sae.start_rows=1024",
     "--frontier.sparsities=0.02", "--frontier.n_steps=20",
     "--analysis.n_tokens=20000", "--analysis.n_detector_tokens=10000",
 ]
@@ -33,10 +32,10 @@ def tiny(*fields):
   return [flag for flag in TINY if flag[2:].split(".")[0] in fields]
 
 
-# Later calls take the first one's compiled programs: the same programs, in less time.
-CACHE = tempfile.TemporaryDirectory()
-ENVIRONMENT = {**os.environ, "JAX_COMPILATION_CACHE_DIR": CACHE.name,
-               "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
+# conftest.py names a folder for compiled programs, which later calls take from there.
+ENVIRONMENT = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def command(script, workdir, *flags):

@@ -9,7 +9,7 @@ import venv
 import zipfile
 
 import pytest
-from tiny_run import CACHE, TINY
+from tiny_run import ENVIRONMENT, TINY
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -47,8 +47,7 @@ def test_the_installed_command_makes_a_run_in_an_empty_folder(wheel, tmp_path):
   result = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(installed),
                            str(wheel)], capture_output=True, text=True, timeout=300)
   assert result.returncode == 0, result.stderr[-3000:]
-  environment = {**os.environ, "PYTHONPATH": str(installed), "JAX_COMPILATION_CACHE_DIR": CACHE.name,
-                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+  environment = {**ENVIRONMENT, "PYTHONPATH": str(installed)}
   run = lambda *arguments: subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, timeout=300,
                                           capture_output=True, text=True)
   assert str(installed) in run("-c", "import monojax; print(monojax.__file__)").stdout

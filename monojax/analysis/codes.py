@@ -9,8 +9,10 @@ import numpy as np
 from monojax import metrics
 from monojax.host_memory import total_bytes
 
-# What a non-zero activation takes while they are put together.
-BYTES_PER_ENTRY = 24
+# What a non-zero activation takes: 8 bytes, and 4 in what is computed of them.
+BYTES_PER_ENTRY = 12
+_RANGES = 16     # of features, whose entries are joined one after the other
+_SLAB = 1 << 24  # entries: the C library gives so large a piece of memory back to the system when it is freed
 Watch = typing.Callable[..., None]
 
 
@@ -74,19 +76,19 @@ def collect(encode: typing.Callable[[typing.Any], typing.Any],
       fire there, and with the further arrays.
 
   Returns:
-    `Codes`, 8 bytes for each non-zero activation; up to `BYTES_PER_ENTRY` while they are put together.
+    `Codes`, 8 bytes for each non-zero activation, and while they are put together hardly more.
   """
-  parts: list[_Part] = []
-  start, n_features = 0, 0
+  start, gathered = 0, _Gathered(0)
 
   def keep(n_used, encoded):
-    nonlocal start, n_features
+    nonlocal start, gathered
     f_NF = np.asarray(encoded[0] if watch else encoded)[:n_used]
     n_features = f_NF.shape[1]
+    gathered = gathered if start else _Gathered(n_features)
     entry_P = np.flatnonzero(f_NF != 0)  # NumPy finds what is true of bools four times as fast as what is not 0
     row_P, feature_P = np.divmod(entry_P, n_features)
     value_P = f_NF.reshape(-1)[entry_P].astype(np.float32)
-    parts.append(_Part.of(row_P + start, feature_P, value_P, n_features))
+    gathered.add(_Part.of(row_P + start, feature_P, value_P, n_features))
     if watch:
       watch(row_P, feature_P, value_P, *(part[:n_used] for part in encoded[1:]))
     start += n_used
@@ -101,9 +103,9 @@ def collect(encode: typing.Callable[[typing.Any], typing.Any],
       pending = coming
     if pending:
       keep(*pending)
-  codes = _joined(parts, n_rows, n_features)
+  codes = gathered.joined(n_rows)
   if rank_N is not None:
-    for i in range(n_features):
+    for i in range(len(codes.start_F) - 1):
       row_P, value_P = codes.feature(i)
       rank_P = rank_N[row_P]
       order_P = np.argsort(rank_P)
@@ -127,23 +129,59 @@ class _Part(typing.NamedTuple):
     feature_J = np.flatnonzero(count_F).astype(np.int32)
     return cls(feature_J, count_F[feature_J].astype(np.int32), row_P[order_P].astype(np.int32), value_P[order_P])
 
+  def between(self, start: int, stop: int) -> "_Part":
+    """The entries of the features from `start` to `stop` - 1."""
+    first, end = np.searchsorted(self.feature_J, [start, stop])
+    begin = int(self.count_J[:first].sum())
+    entries = slice(begin, begin + int(self.count_J[first:end].sum()))
+    return _Part(self.feature_J[first:end], self.count_J[first:end], self.row_P[entries], self.value_P[entries])
 
-def _joined(parts: list[_Part], n_rows: int, n_features: int) -> Codes:
-  """The entries of all batches in one. The list is emptied, so that none is held twice."""
-  total_F = np.zeros(n_features, np.int64)
-  for part in parts:
-    total_F[part.feature_J] += part.count_J
-  start_F = np.concatenate([[0], np.cumsum(total_F)])
-  row_P, value_P = np.empty(start_F[-1], np.int32), np.empty(start_F[-1], np.float32)
-  next_F = start_F[:-1].copy()
-  parts.reverse()
-  while parts:
-    part = parts.pop()
-    begin_J = np.cumsum(part.count_J) - part.count_J
-    place_P = np.repeat(next_F[part.feature_J] - begin_J, part.count_J) + np.arange(len(part.row_P))
-    row_P[place_P], value_P[place_P] = part.row_P, part.value_P
-    next_F[part.feature_J] += part.count_J
-  return Codes(n_rows, start_F, row_P, value_P)
+
+class _Range:
+  """The entries of some features, batch by batch, in memory that the system gets back when they are dropped."""
+
+  def __init__(self) -> None:
+    self.parts: list[_Part] = []
+    self._free_P, self._free_values_P = np.empty(0, np.int32), np.empty(0, np.float32)
+
+  def add(self, part: _Part) -> None:
+    """Copies the entries of one more batch."""
+    n = len(part.row_P)
+    if n > len(self._free_P):
+      size = max(n, _SLAB)
+      self._free_P, self._free_values_P = np.empty(size, np.int32), np.empty(size, np.float32)
+    row_P, value_P = self._free_P[:n], self._free_values_P[:n]
+    self._free_P, self._free_values_P = self._free_P[n:], self._free_values_P[n:]
+    row_P[:], value_P[:] = part.row_P, part.value_P
+    self.parts.append(part._replace(row_P=row_P, value_P=value_P))
+
+
+class _Gathered:
+  """The entries of all batches so far, apart for ranges of features, which are joined one after the other."""
+
+  def __init__(self, n_features: int):
+    self._total_F = np.zeros(n_features, np.int64)
+    bounds = np.linspace(0, n_features, min(_RANGES, n_features) + 1).astype(int).tolist()
+    self._ranges = {bound: _Range() for bound in itertools.pairwise(bounds)}
+
+  def add(self, part: _Part) -> None:
+    """Keeps the entries of one more batch."""
+    self._total_F[part.feature_J] += part.count_J
+    for bound, kept in self._ranges.items():
+      kept.add(part.between(*bound))
+
+  def joined(self, n_rows: int) -> Codes:
+    """All entries. Those that were gathered are dropped, range by range, so that few are held twice."""
+    start_F = np.concatenate([[0], np.cumsum(self._total_F)])
+    row_P, value_P = np.empty(start_F[-1], np.int32), np.empty(start_F[-1], np.float32)
+    next_F = start_F[:-1].copy()
+    while self._ranges:
+      for part in self._ranges.pop(next(iter(self._ranges))).parts:
+        begin_J = np.cumsum(part.count_J) - part.count_J
+        place_P = np.repeat(next_F[part.feature_J] - begin_J, part.count_J) + np.arange(len(part.row_P))
+        row_P[place_P], value_P[place_P] = part.row_P, part.value_P
+        next_F[part.feature_J] += part.count_J
+    return Codes(n_rows, start_F, row_P, value_P)
 
 
 def tokens_that_fit(n_tokens: int, per_token: float, memory_bytes: int | None = None) -> int:

@@ -23,7 +23,7 @@ from monojax.linear import product
 
 N_LISTED = 10
 # Products of two activations on one row that are summed at most; a busy core does 2.4e7 a second.
-_MOST_PRODUCTS = 1_000_000_000
+_MOST_PRODUCTS = 250_000_000
 _BLOCK_NUMBERS = 1 << 22  # of a block of similarities: 32 MB in float64
 _MOST_THREADS = 8         # each holds some blocks
 _EQUAL = 1e-6             # numbers whose variance is below this part of their mean square do not vary
