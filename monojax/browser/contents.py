@@ -106,14 +106,16 @@ def _stem(name: str) -> str:
 
 
 def rounded(values: np.ndarray, digits: int = 4) -> Any:
-  """An array of any shape as nested lists at some significant digits, None where not finite."""
-  def cut(value: Any) -> Any:
-    if isinstance(value, list):
-      return [cut(item) for item in value]
-    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
-  if values.ndim == 1:  # most arrays by far, and most of their entries are zeros
-    return [cut(value) if value else 0 for value in values.tolist()]
-  return cut(values.tolist())
+  """An array of any shape as nested lists, at some significant digits; None where not finite, the integer 0 where 0."""
+  values = np.asarray(values, np.float64)
+  there = np.isfinite(values) & (values != 0)
+  # A whole number over, or times, a power of ten is the double that is written with these digits.
+  shift = digits - 1 - np.floor(np.log10(np.abs(np.where(there, values, 1)))).astype(int)
+  up, down = 10.0 ** np.clip(shift, 0, 300), 10.0 ** np.clip(-shift, 0, 300)
+  cut = np.array(np.rint(np.where(there, values, 1) * up / down) / up * down, object)
+  cut[values == 0] = 0
+  cut[~np.isfinite(values)] = None
+  return cut.tolist()
 
 
 def _plain(values: np.ndarray) -> Any:
@@ -203,23 +205,26 @@ def _feature(tables: FeatureTables, i: int, entries: Sequence[Column], refers_to
   return values
 
 
-def _effects(tables: FeatureTables, i: int, e: int, strings: Strings) -> list[Any]:
-  """The effects of feature i on each token of its example e, and the next token's logits that it changes most.
+def _effects(tables: FeatureTables, i: int, strings: Strings) -> tuple[list[Any], list[Any]]:
+  """(effects, changes) of feature i for each of its examples; 0 in the place of either where there is nothing to say.
 
-  0 in the place of either where there are none.
+  Effects has a number for each token, changes the next token's logits that removing the feature changes most.
   """
+  n_examples = tables.example_tokens_FEW.shape[1]
   if not all(map(tables.has, EFFECT_COLUMNS)):
-    return [0, 0]
-  effect_W = np.nan_to_num(tables.example_effects_FEW[i, e])
-  effect_W = np.where(np.abs(effect_W) < SMALLEST_EFFECT, 0, effect_W)
-  changes: Any = 0
-  if e < feature_tables.EXAMPLE_GROUPS[0][1] and tables.example_lowered_ids_FE5[i, e, 0] >= 0:
-    changes = []
-    for name in ("lowered", "raised"):
-      ids_5, values_5 = (getattr(tables, f"example_{name}_{what}_FE5")[i, e] for what in ("ids", "values"))
-      listed = ids_5[ids_5 >= 0][:N_CHANGED_TOKENS]
-      changes += [strings.places(listed), rounded(values_5[:len(listed)], 2)]
-  return [rounded(effect_W, 2) if effect_W.any() else 0, changes]
+    return [0] * n_examples, [0] * n_examples
+  effect_EW = np.nan_to_num(tables.example_effects_FEW[i])
+  effect_EW = np.where(np.abs(effect_EW) < SMALLEST_EFFECT, 0, effect_EW)
+  effects = [row if any_there else 0 for row, any_there in zip(rounded(effect_EW, 2), effect_EW.any(1), strict=True)]
+  changes: list[Any] = [0] * n_examples
+  listed = {name: (getattr(tables, f"example_{name}_ids_FE5")[i], rounded(getattr(tables, f"example_{name}_values_FE5")
+                                                                         [i], 2)) for name in ("lowered", "raised")}
+  for e in np.flatnonzero(listed["lowered"][0][:feature_tables.EXAMPLE_GROUPS[0][1], 0] >= 0).tolist():
+    changes[e] = []
+    for ids_E5, values in listed.values():
+      ids = ids_E5[e][ids_E5[e] >= 0][:N_CHANGED_TOKENS]
+      changes[e] += [strings.places(ids), values[e][:len(ids)]]
+  return effects, changes
 
 
 def _groups(tables: FeatureTables, i: int, column: Column, strings: Strings) -> list[list[list[Any]]]:
@@ -232,18 +237,21 @@ def _groups(tables: FeatureTables, i: int, column: Column, strings: Strings) -> 
   """
   tokens_EW = getattr(tables, column.name)[i]
   acts_EW, domain_E, document_E = (getattr(tables, name)[i] for name in column.beside[:3])
-  centre = tokens_EW.shape[1] // 2
+  there_E = tokens_EW[:, tokens_EW.shape[1] // 2] >= 0
+  tokens, acts = [strings.places(tokens_W) for tokens_W in tokens_EW], rounded(acts_EW)
+  effects, changes = _effects(tables, i, strings)
+
+  partial_E = np.isin(tokens_EW, list(tables.partial_tokens)).sum(1)  # two such tokens may share a character
 
   def example(e: int) -> list[Any]:
     joined = [[start, stop - start, strings.place(text)] for start, stop, text in tables.pieces(tokens_EW[e])
-              if stop - start > 1]
-    found = [int(document_E[e]), int(domain_E[e]), strings.places(tokens_EW[e]), rounded(acts_EW[e]), joined or 0,
-             *_effects(tables, i, e, strings)]
+              if stop - start > 1] if partial_E[e] > 1 else []
+    found = [int(document_E[e]), int(domain_E[e]), tokens[e], acts[e], joined or 0, effects[e], changes[e]]
     while found[-1] == 0:
       found.pop()
     return found
   groups, start = [], 0
   for _, size in feature_tables.EXAMPLE_GROUPS:
-    groups.append([example(e) for e in range(start, start + size) if tokens_EW[e, centre] >= 0])
+    groups.append([example(e) for e in range(start, start + size) if there_E[e]])
     start += size
   return groups
