@@ -21,7 +21,7 @@ demo: $(VENV)/run.stamp  ## text to a browsable dictionary of features, in minut
 test: $(VENV)/test.stamp  ## the tests that CI runs, in two processes
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	XLA_FLAGS="$(XLA_FLAGS)" $(BIN)/python -m pytest -m bits tests/begin_test.py tests/sweep_test.py
 
 NEWEST ?= python3.13

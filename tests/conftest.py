@@ -39,6 +39,16 @@ def pytest_unconfigure(config):
     shutil.rmtree(compiled, ignore_errors=True)
 
 
+# The files that take longest, which are begun first, so that no process is left with one of them at the end.
+_LONGEST = ("pipeline", "docs", "library", "faults", "live", "accessibility", "end_to_end", "transformer", "damage",
+            "object_store", "wheel", "recipes_train", "interop_run", "probes", "store", "ends", "owner")
+
+
+def pytest_collection_modifyitems(items):
+  places = {f"{name}_test.py": place for place, name in enumerate(_LONGEST)}
+  items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 def pytest_runtest_setup(item):
   if item.get_closest_marker("bits") and os.environ["XLA_FLAGS"]:
     pytest.skip("compares bits of programs as XLA makes them for users: run it with XLA_FLAGS= in the environment")

@@ -215,7 +215,7 @@ def _effects(tables: FeatureTables, i: int, strings: Strings) -> tuple[list[Any]
     return [0] * n_examples, [0] * n_examples
   effect_EW = np.nan_to_num(tables.example_effects_FEW[i])
   effect_EW = np.where(np.abs(effect_EW) < SMALLEST_EFFECT, 0, effect_EW)
-  effects = [row if any_there else 0 for row, any_there in zip(rounded(effect_EW, 2), effect_EW.any(1), strict=True)]
+  effects = [row if any(row) else 0 for row in rounded(effect_EW, 2)]
   changes: list[Any] = [0] * n_examples
   listed = {name: (getattr(tables, f"example_{name}_ids_FE5")[i], rounded(getattr(tables, f"example_{name}_values_FE5")
                                                                          [i], 2)) for name in ("lowered", "raised")}

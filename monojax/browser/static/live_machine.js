@@ -47,7 +47,7 @@ const liveMachine = (() => {
         const until = performance.now() + FRAME;
         for (; i < n && performance.now() < until; i++) {
           for (const one of both) {
-            one.tokens.push(model.draw(one.text, TEMPERATURE, Math.random()));
+            one.tokens.push(model.draw(one.text, TEMPERATURE, Math.random(), lists.tokens.length));
             model.read(one.text, one.tokens);
           }
         }

@@ -157,8 +157,8 @@ const liveModel = (() => {
     }
 
     // A token drawn from the prediction at the last position; `uniform` is a random number from 0 to 1.
-    function draw(text, temperature, uniform) {
-      const row = logits(text, text.tokens.length - 1);
+    function draw(text, temperature, uniform, nTokens) {
+      const row = logits(text, text.tokens.length - 1).slice(0, nTokens);
       const largest = row.reduce((a, b) => Math.max(a, b), -Infinity);
       const weightsOf = row.map((value) => Math.exp((value - largest) / temperature));
       let left = uniform * weightsOf.reduce((a, b) => a + b, 0);
