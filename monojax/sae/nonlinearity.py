@@ -222,14 +222,15 @@ class TopK(Nonlinearity):
     """
     if places is not None:
       return jnp.broadcast_to(jnp.arange(h.shape[1])[None] < n, h.shape)
-    cut_B1 = top_k(h, n, mesh)[0][:, -1:]
+    h_BK = top_k(h, min(n + 1, h.shape[1]), mesh)[0]  # one more, to see whether entries at the cut are equal
+    cut_B1 = h_BK[:, n - 1:n]
     reach_BF = h >= cut_B1
 
     def first_of_equal() -> jax.Array:
       above_BF, equal_BF = h > cut_B1, h == cut_B1
       left_B1 = n - above_BF.sum(1, keepdims=True)
       return above_BF | equal_BF & (jnp.cumsum(equal_BF, axis=1) <= left_B1)
-    too_many = jnp.any(jnp.sum(reach_BF & (h > 0), axis=1) > n)
+    too_many = jnp.any((h_BK[:, n:] == cut_B1) & (cut_B1 > 0))
     return jax.lax.cond(too_many, first_of_equal, lambda: reach_BF)
 
   def narrow(self, h_BF: jax.Array, params: Params, slots: int,
