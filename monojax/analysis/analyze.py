@@ -33,6 +33,7 @@ from monojax.subjects.subject import LoadedSubject
 from monojax.text.tokens import Tokens
 
 _LISTED_NEURONS = 3
+_MOST_CODES = 1 << 24  # activations of features that are computed at a time: 64 MB, of which XLA needs several
 _ROWS_AT_ONCE = 8192
 
 
@@ -73,13 +74,14 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   encode = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)
   detecting = _detecting(config, subject, sae, encode_both, train_tokens)
   n_neurons = sae.model.wiring.n_inputs
+  batch_contexts = max(1, min(config.batch_contexts, _MOST_CODES // (sae.n_features * subject.n_context)))
   neuron_sums = NeuronSums(sae.n_features, n_neurons)
   values, domains = scripts.bytes_of(token_strings, train_tokens), list(train_tokens.domains)
   meter_of = lambda text: proxy_rows.Meter(text, values, domains, sae.n_features, n_neurons)
 
   def measured(function, tokens, n_tokens, description, meter_of=None, last=None):
     chosen_C = tokens.choose(subject.n_context, n_tokens, config.seed)
-    batches = texts.batches(tokens, chosen_C, subject.n_context, config.batch_contexts)
+    batches = texts.batches(tokens, chosen_C, subject.n_context, batch_contexts)
     text = texts.of_contexts(tokens, chosen_C, subject.n_context, kept)
     meter = meter_of(text) if meter_of else None
     watch = _watching(sae, neuron_sums, meter, last) if meter else None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import mmap
 import typing
 
 import numpy as np
@@ -12,7 +13,7 @@ from monojax.host_memory import total_bytes
 # What a non-zero activation takes: 8 bytes, and 4 in what is computed of them.
 BYTES_PER_ENTRY = 12
 _RANGES = 16     # of features, whose entries are joined one after the other
-_SLAB = 1 << 24  # entries: the C library gives so large a piece of memory back to the system when it is freed
+_SLAB = 1 << 20  # numbers that memory is asked for at a time
 Watch = typing.Callable[..., None]
 
 
@@ -138,22 +139,27 @@ class _Part(typing.NamedTuple):
 
 
 class _Range:
-  """The entries of some features, batch by batch, in memory that the system gets back when they are dropped."""
+  """The entries of some features, batch by batch.
+
+  They lie in memory that comes from the system directly and goes back to it when they are dropped. The C library would
+  keep it (`host_memory.keep_freed_memory`), and what stays for long between the large arrays of single batches would
+  leave gaps that the next batch does not fit into.
+  """
 
   def __init__(self) -> None:
     self.parts: list[_Part] = []
-    self._free_P, self._free_values_P = np.empty(0, np.int32), np.empty(0, np.float32)
+    self._free = np.empty(0, np.int32)
 
   def add(self, part: _Part) -> None:
     """Copies the entries of one more batch."""
-    n = len(part.row_P)
-    if n > len(self._free_P):
-      size = max(n, _SLAB)
-      self._free_P, self._free_values_P = np.empty(size, np.int32), np.empty(size, np.float32)
-    row_P, value_P = self._free_P[:n], self._free_values_P[:n]
-    self._free_P, self._free_values_P = self._free_P[n:], self._free_values_P[n:]
-    row_P[:], value_P[:] = part.row_P, part.value_P
-    self.parts.append(part._replace(row_P=row_P, value_P=value_P))
+    self.parts.append(_Part(*map(self._kept, part)))
+
+  def _kept(self, x: np.ndarray) -> np.ndarray:
+    if len(x) > len(self._free):
+      self._free = np.frombuffer(mmap.mmap(-1, 4 * max(len(x), _SLAB)), np.int32)
+    kept, self._free = self._free[:len(x)].view(x.dtype), self._free[len(x):]
+    kept[:] = x
+    return kept
 
 
 class _Gathered:
