@@ -4,11 +4,11 @@
   python experiments/bench_analysis.py --workdir=runs/demo --peer_features=0 --n_tokens=10000000
   python experiments/bench_analysis.py --workdir=runs/demo --n_tokens=0
 
-Prints how many tokens a second are scored with the dictionary spliced in, beside the rate that the products with the
-unembedding would allow if nothing else took time. Then it prints how long the analysis of all features takes,
-compilation included, how much of that is the forward passes, and the largest memory; and how long SAEDashboard takes
-for some of the features, without writing its pages. Before that it prints by how much the logits and activations of the
-two differ. The run's subject must be one that monojax has trained, with a dictionary that SAELens can express. With
+Prints how long the analysis of all features takes, compilation included, how much of that is the forward passes, and
+the largest memory. Then it prints how many tokens a second are scored with the dictionary spliced in, beside the rate
+that the products with the unembedding would allow if nothing else took time; and how long SAEDashboard takes for some
+of the features, without writing its pages. Before that it prints by how much the logits and activations of the two
+differ. The run's subject must be one that monojax has trained, with a dictionary that SAELens can express. With
 --peer_features=0 the peer is left out, with --n_tokens=0 the analysis, too.
 
 The peer takes features in groups of 256, and reads all tokens again for each group. It is timed with a fifth of
@@ -43,11 +43,9 @@ def main():
   from monojax.pipeline.folder import RunFolder
   run = monojax.load(_WORKDIR.value, _DICTIONARY.value)
   train, val = (load.open_tokens(RunFolder(_WORKDIR.value), split) for split in ("train", "val"))
+  of_ours = _ours(run, train, val) if _N_TOKENS.value else 0
   _splicing(run, val)
-  if not _N_TOKENS.value:
-    return
-  of_ours = _ours(run, train, val)
-  if _PEER_FEATURES.value:
+  if of_ours and _PEER_FEATURES.value:
     print(f"ratio, for each feature: {_theirs(run, train) / of_ours:.1f}")
 
 
@@ -79,27 +77,29 @@ def _ours(run, train, val):
   """Seconds for each feature: examples, histograms, effects, correlations, logit weights, proxies and labels."""
   import jax
 
-  from monojax.analysis.analyze import analyze
+  from monojax.analysis.analyze import analyze, contexts_at_once
   from monojax.analysis.config import AnalysisConfig
   from monojax.analysis.fidelity import make_encode
   config = AnalysisConfig(n_tokens=_N_TOKENS.value, detectors=())
   subject = load_subject(run)
-  encode = make_encode(subject.model, run.sae.model, run.sae.reads, run.kept)
-  chosen_C = train.choose(subject.n_context, config.n_tokens, config.seed)
-  batch_BT = train.context(np.resize(chosen_C, config.batch_contexts), subject.n_context)
-  passed = lambda: jax.block_until_ready(encode(subject.params, run.sae.params, batch_BT))
-  passed()
-  start = time.perf_counter()
-  for _ in range(8):
-    passed()
-  forward = (time.perf_counter() - start) / (8 * batch_BT.size) * len(chosen_C) * subject.n_context
   start = time.perf_counter()
   tables = analyze(config, subject, run.sae, train, val, run.tokenizer.token_strings(), run.kept)
   took = time.perf_counter() - start
   unit = 2 ** 20 if sys.platform == "darwin" else 2 ** 10
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+  encode = make_encode(subject.model, run.sae.model, run.sae.reads, run.kept)
+  chosen_C = train.choose(subject.n_context, config.n_tokens, config.seed)
+  n_contexts = contexts_at_once(config, run.sae.n_features, subject.n_context)
+  batch_BT = train.context(np.resize(chosen_C, n_contexts), subject.n_context)
+  passed = lambda: jax.block_until_ready(encode(subject.params, run.sae.params, batch_BT))
+  passed()
+  start = time.perf_counter()
+  for _ in range(16):
+    passed()
+  forward = (time.perf_counter() - start) / (16 * batch_BT.size) * len(chosen_C) * subject.n_context
   print(f"monojax: {took:.1f} s for {tables.n_features:,} features on {tables.summary['n_tokens']:,} tokens, of which "
-        f"forward passes {forward:.1f} s; {took / tables.n_features * 1e3:.2f} ms a feature; {peak:,.0f} MB at most")
+        f"forward passes {forward:.1f} s; {took / tables.n_features * 1e3:.2f} ms a feature; {peak:,.0f} MB at most",
+        flush=True)
   return took / tables.n_features
 
 

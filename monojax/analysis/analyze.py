@@ -74,7 +74,7 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   encode = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)
   detecting = _detecting(config, subject, sae, encode_both, train_tokens)
   n_neurons = sae.model.wiring.n_inputs
-  batch_contexts = max(1, min(config.batch_contexts, _MOST_CODES // (sae.n_features * subject.n_context)))
+  batch_contexts = contexts_at_once(config, sae.n_features, subject.n_context)
   neuron_sums = NeuronSums(sae.n_features, n_neurons)
   values, domains = scripts.bytes_of(token_strings, train_tokens), list(train_tokens.domains)
   meter_of = lambda text: proxy_rows.Meter(text, values, domains, sae.n_features, n_neurons)
@@ -113,6 +113,11 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   losses_of = lambda status_F: statuses.loss_share(config, subject, sae, status_F, val_tokens, kept)
   found = _tables(config, sae, columns, codes, detector_rows, token_strings, domains, losses_of, figures)
   return _with_words(config, found, codes, text, values, meter)
+
+
+def contexts_at_once(config: AnalysisConfig, n_features: int, n_context: int) -> int:
+  """How many contexts are encoded in one pass: as many as `config` says, or fewer if there are many features."""
+  return max(1, min(config.batch_contexts, _MOST_CODES // (n_features * n_context)))
 
 
 def _watching(sae: SAE, neuron_sums: NeuronSums, meter: proxy_rows.Meter, last: LastRows | None = None) -> Watch:
