@@ -45,20 +45,28 @@ class Codes:
 
   def sums(self) -> tuple[np.ndarray, np.ndarray]:
     """(sum_F, square_F): each feature's activations and their squares, added up over the rows, in float64."""
-    alive_F = np.diff(self.start_F) > 0
-    added = np.zeros((2, len(alive_F)))
-    if alive_F.any():
-      starts = self.start_F[:-1][alive_F]  # a dead feature has no entries, so that each part ends where the next begins
-      added[0, alive_F] = np.add.reduceat(self.value_P, starts, dtype=np.float64)
-      added[1, alive_F] = np.add.reduceat(np.square(self.value_P), starts, dtype=np.float64)
-    return added[0], added[1]
+    values = [self.feature(i)[1] for i in range(len(self.start_F) - 1)]
+    added = [(value_P.sum(dtype=np.float64), np.square(value_P, dtype=np.float64).sum()) for value_P in values]
+    sum_F, square_F = np.array(added, np.float64).reshape(-1, 2).T
+    return sum_F, square_F
 
   def on_rows(self, rows_N: np.ndarray) -> "Codes":
     """The activations on those rows that the bools `rows_N` choose, numbered anew; all of them count."""
-    kept_P, number_N = rows_N[self.row_P], (np.cumsum(rows_N) - 1).astype(np.int32)
-    n_F = np.array([np.count_nonzero(kept_P[start:stop]) for start, stop in itertools.pairwise(self.start_F)], np.int64)
-    return Codes(int(rows_N.sum()), np.concatenate([[0], np.cumsum(n_F)]), number_N[self.row_P[kept_P]],
-                 self.value_P[kept_P])
+    number_N = (np.cumsum(rows_N) - 1).astype(np.int32)
+    kept = []
+    for row_P, value_P in map(self.feature, range(len(self.start_F) - 1)):  # NumPy copies a whole index as int64
+      kept_P = rows_N[row_P]
+      kept.append((number_N[row_P[kept_P]], value_P[kept_P]))
+    n_F = np.array([len(row_P) for row_P, _ in kept], np.int64)
+    row_P, value_P = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+    return Codes(int(rows_N.sum()), np.concatenate([[0], np.cumsum(n_F)]), row_P, value_P)
+
+  def fires_on(self, n_rows: int) -> np.ndarray:
+    """How many features fire on each of the first `n_rows` rows, int32."""
+    fires_N = np.zeros(n_rows, np.int32)
+    for i in range(len(self.start_F) - 1):
+      fires_N[self.feature(i)[0]] += 1  # no row comes twice
+    return fires_N
 
 
 def collect(encode: typing.Callable[[typing.Any], typing.Any],

@@ -97,7 +97,7 @@ def firing_together(codes: Codes, counted_N: np.ndarray, n_listed: int = N_LISTE
     (int32 ids_FK, float32 correlations_FK), -1 and 0 where there are not so many.
   """
   n_rows = int(max(codes.row_P.max(initial=0), counted_N.max(initial=0))) + 1
-  n_products = float(np.square(np.bincount(codes.row_P, minlength=n_rows), dtype=np.float64).sum())
+  n_products = float(np.square(codes.fires_on(n_rows), dtype=np.float64).sum())
   if n_products > most_products:
     n_taken = max(1, int(len(counted_N) * most_products / n_products))
     print(f"correlating features on {n_taken:,} of {len(counted_N):,} tokens: with so many activations on each, more "

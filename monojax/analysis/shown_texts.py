@@ -36,14 +36,14 @@ def shown_texts(codes: Codes, text: AnalysedText, domains: list[str]) -> list[di
     return []
   shown_N = np.zeros(text.n_rows, bool)
   shown_N[np.concatenate(list(pieces.values()))] = True
-  entry_P = np.flatnonzero(shown_N[codes.row_P])
-  feature_P = np.searchsorted(codes.start_F, entry_P, side="right") - 1
-  order_P = np.lexsort((feature_P, codes.row_P[entry_P]))
-  row_P, feature_P, value_P = codes.row_P[entry_P][order_P], feature_P[order_P], codes.value_P[entry_P][order_P]
+  number_N, here = np.cumsum(shown_N) - 1, codes.on_rows(shown_N)
+  order_P = np.argsort(here.row_P, kind="stable")  # features rise within each row
+  row_P, value_P = here.row_P[order_P], here.value_P[order_P]
+  feature_P = np.repeat(np.arange(len(here.start_F) - 1), np.diff(here.start_F))[order_P]
 
   def on_row(row):
-    here = slice(*np.searchsorted(row_P, [row, row + 1]))
-    return [feature_P[here].tolist(), [float(f"{value:.4g}") for value in value_P[here].tolist()]]
+    entries = slice(*np.searchsorted(row_P, [number_N[row], number_N[row] + 1]))
+    return [feature_P[entries].tolist(), [float(f"{value:.4g}") for value in value_P[entries].tolist()]]
   return [{"name": name, "tokens": text.token_N[row_R].tolist(), "features": [on_row(row) for row in row_R.tolist()]}
           for name, row_R in pieces.items()]
 
