@@ -123,6 +123,8 @@ def _theirs(run, train):
   with tempfile.TemporaryDirectory() as directory:
     interop.write(run.sae, directory, "sae_lens", model_name="monojax")
     sae = SAE.load_from_disk(directory, device="cpu")
+  if hasattr(sae.cfg, "rescale_acts_by_decoder_norm"):
+    sae.cfg.rescale_acts_by_decoder_norm = True  # SAEDashboard folds norms, which a TopK SAE refuses without
   chosen_C = train.choose(subject.n_context, _N_TOKENS.value, 0)
   tokens_CT = torch.from_numpy(train.context(chosen_C, subject.n_context).astype(np.int64))
   hook = "blocks.0.mlp.hook_post"
