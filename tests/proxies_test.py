@@ -94,6 +94,17 @@ def test_scores_are_the_largest_over_all_beginnings(text):
   np.testing.assert_array_equal(found[:, -2], np.arange(600) // 24 % 3 == 1)
 
 
+def test_a_script_at_the_end_of_a_long_text_is_not_missed(monkeypatch):
+  monkeypatch.setattr(proxies, "_SAMPLE_TOKENS", 200)
+  token_N = np.repeat([0, 1], [500, 100])
+  found = text_of(token_N, 20, np.repeat([0, 1], [500, 100]).astype(np.int32))
+  sample_N = found.sample(100)
+  assert np.unique(found.context_N[sample_N]).tolist() == [0, 6, 12, 18, 24] and len(sample_N) == 100
+  assert found.sample(600).tolist() == list(range(600))
+  made = proxies.make(found, [b"a", "漢".encode()], ["a", "b"])
+  assert "Han" in made.names and "Han" not in made.left_out
+
+
 def test_the_scripts_of_tokens_by_their_characters():
   values = [" ال".encode(), "،".encode(), b".", "א1".encode(), b" ", "é".encode(), "カナ".encode(), "漢".encode(), b""]
   names = list(scripts.SCRIPTS)

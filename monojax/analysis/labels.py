@@ -260,7 +260,8 @@ def families_of(text: AnalysedText, token_strings: Sequence[str], values: Sequen
   token_N = text.token_N
   begins_N = np.diff(text.context_N, prepend=-1) != 0
   before_N = _previous(token_N, begins_N)
-  share_VL = scripts.script_shares(values, token_N[:_SAMPLE_TOKENS], text.context_N[:_SAMPLE_TOKENS])
+  sample_N = text.sample(_SAMPLE_TOKENS)
+  share_VL = scripts.script_shares(values, token_N[sample_N], text.context_N[sample_N])
   kind_V, kind_names = scripts.kinds_of(values, share_VL)
   kind_N = np.where(token_N >= 0, kind_V[token_N], -1)
   kind_before_N = _previous(kind_N, begins_N)

@@ -127,12 +127,13 @@ def make(text: AnalysedText, values: Sequence[bytes], domains: Sequence[str]) ->
   counted_N = text.counted_N[text.token_N[text.counted_N] >= 0]
   n_V = np.bincount(text.token_N[counted_N], minlength=len(values))
   p_V = np.maximum(n_V, 1) / max(n_V.sum(), 1)
-  token_N, context_N = text.token_N[:_SAMPLE_TOKENS], text.context_N[:_SAMPLE_TOKENS]
+  sample_N = text.sample(_SAMPLE_TOKENS)
+  token_N, context_N = text.token_N[sample_N], text.context_N[sample_N]
   share_VL, partial_V = scripts.script_shares(values, token_N, context_N), scripts.partial_of(values)
   everything = range(len(scripts.SCRIPTS))
   in_script_NL = in_scripts(values, partial_V, share_VL, everything, token_N, context_N)
   if text.counts_N is not None:
-    in_script_NL = in_script_NL[text.counts_N[:_SAMPLE_TOKENS]]
+    in_script_NL = in_script_NL[text.counts_N[sample_N]]
   n_L = in_script_NL.sum(0)
   script_ids = np.flatnonzero(n_L >= LEAST_TOKENS)
   class_VL = scripts.class_likelihoods(values) - np.log(p_V)[:, None]

@@ -46,6 +46,15 @@ class AnalysedText:
     """The numbers of the rows that count, rising."""
     return np.arange(self.n_rows) if self.counts_N is None else np.flatnonzero(self.counts_N)
 
+  def sample(self, n_rows: int) -> np.ndarray:
+    """The numbers of about `n_rows` rows, rising: whole contexts, evenly spread, since texts come domain after domain.
+
+    All rows if there are no more. For instance, of 9 contexts of 100 rows, with `n_rows=300`, the first, fourth and
+    seventh.
+    """
+    every = -(-self.n_rows // n_rows)
+    return np.flatnonzero(self.context_N % every == 0)
+
   def rows_at(self, position: np.ndarray) -> np.ndarray:
     """The rows of tokens by their positions in the split, which must all be there; -1 for position -1."""
     assert self.position_N is not None
