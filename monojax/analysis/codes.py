@@ -13,7 +13,7 @@ from monojax.host_memory import total_bytes
 # What a non-zero activation takes: 8 bytes, and 4 in what is computed of them.
 BYTES_PER_ENTRY = 12
 _RANGES = 16     # of features, whose entries are joined one after the other
-_SLAB = 1 << 20  # numbers that memory is asked for at a time
+_SLAB = 1 << 22  # numbers that memory is asked for at a time
 Watch = typing.Callable[..., None]
 
 
@@ -149,25 +149,32 @@ class _Part(typing.NamedTuple):
 class _Range:
   """The entries of some features, batch by batch.
 
-  They lie in memory that comes from the system directly and goes back to it when they are dropped. The C library would
-  keep it (`host_memory.keep_freed_memory`), and what stays for long between the large arrays of single batches would
-  leave gaps that the next batch does not fit into.
+  They lie in slabs of memory that come from the system directly and go back to it when they are dropped. The C library
+  would keep it (`host_memory.keep_freed_memory`); and whatever stays there for long, be it as small as the shape of an
+  array, leaves gaps between the large arrays of single batches that the next batch does not fit into.
   """
 
   def __init__(self) -> None:
-    self.parts: list[_Part] = []
-    self._free = np.empty(0, np.int32)
+    self._slabs: list[np.ndarray] = []
+    self._used = 0
+    self._places: list[tuple[int, int, int, int]] = []  # of each batch: slab, place there, J, P
 
   def add(self, part: _Part) -> None:
     """Copies the entries of one more batch."""
-    self.parts.append(_Part(*map(self._kept, part)))
+    numbers = np.concatenate([part.feature_J, part.count_J, part.row_P, part.value_P.view(np.int32)])
+    if not self._slabs or self._used + len(numbers) > len(self._slabs[-1]):
+      self._slabs.append(np.frombuffer(mmap.mmap(-1, 4 * max(len(numbers), _SLAB)), np.int32))
+      self._used = 0
+    self._slabs[-1][self._used:self._used + len(numbers)] = numbers
+    self._places.append((len(self._slabs) - 1, self._used, len(part.feature_J), len(part.row_P)))
+    self._used += len(numbers)
 
-  def _kept(self, x: np.ndarray) -> np.ndarray:
-    if len(x) > len(self._free):
-      self._free = np.frombuffer(mmap.mmap(-1, 4 * max(len(x), _SLAB)), np.int32)
-    kept, self._free = self._free[:len(x)].view(x.dtype), self._free[len(x):]
-    kept[:] = x
-    return kept
+  def parts(self) -> typing.Iterator[_Part]:
+    """The entries of each batch."""
+    for slab, start, n_j, n_p in self._places:
+      numbers = self._slabs[slab][start:start + 2 * (n_j + n_p)]
+      feature_J, count_J, row_P, value_P = np.split(numbers, [n_j, 2 * n_j, 2 * n_j + n_p])
+      yield _Part(feature_J, count_J, row_P, value_P.view(np.float32))
 
 
 class _Gathered:
@@ -190,7 +197,7 @@ class _Gathered:
     row_P, value_P = np.empty(start_F[-1], np.int32), np.empty(start_F[-1], np.float32)
     next_F = start_F[:-1].copy()
     while self._ranges:
-      for part in self._ranges.pop(next(iter(self._ranges))).parts:
+      for part in self._ranges.pop(next(iter(self._ranges))).parts():
         begin_J = np.cumsum(part.count_J) - part.count_J
         place_P = np.repeat(next_F[part.feature_J] - begin_J, part.count_J) + np.arange(len(part.row_P))
         row_P[place_P], value_P[place_P] = part.row_P, part.value_P
