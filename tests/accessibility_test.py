@@ -33,7 +33,7 @@ def violations(driver):
           if one["impact"] in ("serious", "critical")]
 
 
-@pytest.mark.parametrize("width, dark", [(1360, False), (390, True)])
+@pytest.mark.parametrize("width, dark", [pytest.param(1360, False, marks=pytest.mark.slow), (390, True)])
 def test_no_page_has_a_serious_violation(site, width, dark):
   browser_fixture.require_browser()
   found = {}

@@ -43,6 +43,7 @@ def s3(tmp_path_factory):
     server.wait()
 
 
+@pytest.mark.slow
 def test_an_object_store_holds_what_a_disk_would(finished, s3, tmp_path, monkeypatch):
   """Harvested to, killed, gone on with, trained from, killed, gone on with, damaged, repaired."""
   for name, value in s3.items():

@@ -200,6 +200,7 @@ def test_a_stream_does_as_well_as_a_store(finished, streamed):
   assert monojax.load(streamed).mean_O == pytest.approx(monojax.load(finished[0]).mean_O, abs=0.02)
 
 
+@pytest.mark.slow
 def test_transcoders_and_crosscoders_read_the_sites_that_are_stored(finished, tmp_path):
   """Several sites in one store; a transcoder of the MLP, and a crosscoder of two sites."""
   workdir = tmp_path / "run"
