@@ -32,7 +32,7 @@ from monojax.analysis.text import AnalysedText
 from monojax.linear import product
 
 LEAST_TOKENS = 10     # of a script or domain, for a proxy of it to be asked for
-_SAMPLE_TOKENS = 200_000
+_SAMPLE_TOKENS = 200_000  # of which it is counted how many are of each script
 _ROWS_AT_ONCE = 1 << 15
 _EQUAL = 1e-9          # numbers whose variance is below this part of their mean square do not vary
 
@@ -49,7 +49,7 @@ class Proxies:
     p_L: P(script).
     script_ids: the numbers of the scripts in `scripts.SCRIPTS`.
     domain_ids: the numbers of the domains.
-    left_out: names of scripts and domains of which the text has (nearly) nothing.
+    left_out: names of scripts of which a sample of the text has (nearly) nothing, and of domains of which the text has.
     values: the bytes of each token; the last stands for tokens that are not known.
     partial_V: whether each token is not whole characters.
   """

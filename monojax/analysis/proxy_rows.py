@@ -151,7 +151,8 @@ def lines(rows: Sequence[Mapping], left_out: Sequence[str] = ()) -> list[str]:
                  f"{row['specificity']:>9.1%} {_percent(top):>8} {row['recall']:>7.1%} {neuron:>7} "
                  f"{'-' if row['neuron_pearson'] is None else format(row['neuron_pearson'], '.3f'):>8}")
   if left_out:
-    found.append(f"left out, since the text has fewer than {LEAST_TOKENS} tokens of them: {', '.join(left_out)}")
+    found.append(f"left out, since a sample of the text has fewer than {LEAST_TOKENS} tokens of them: "
+                 f"{', '.join(left_out)}")
   return found
 
 
