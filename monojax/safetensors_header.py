@@ -6,14 +6,17 @@ than is asked for and has no bfloat16 of NumPy.
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
+import re
 
 import numpy as np
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
           "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
           "BOOL": "bool"}
+_BYTES = {kind: 1 if kind == "BOOL" else int(re.sub(r"\D", "", kind)) // 8 for kind in DTYPES}  # of one number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
   Raises:
     OSError: it cannot be read.
-    ValueError: it has no such header, or is cut short.
+    ValueError: it has no such header, is cut short, or has tensors whose sizes contradict their shapes.
   """
   path = pathlib.Path(path)
   size = path.stat().st_size
@@ -72,6 +75,10 @@ def read_header(path: str | os.PathLike[str]) -> Header:
       ends = {name: (entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"]) for name, entry in found.items()}
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
       raise ValueError("it has no header") from error
+  for name, (kind, shape, start, stop) in ends.items():
+    if kind in DTYPES and stop - start != math.prod(shape) * _BYTES[kind]:
+      raise ValueError(f"its header says that {name} has the shape {list(shape)} and {stop - start:,} bytes of type "
+                       f"{kind}, which contradict each other")
   last = n_bytes + max((stop for *_, stop in ends.values()), default=0)
   if last > size:
     raise ValueError(f"it is cut short: its tensors end at byte {last:,}, and the file has {size:,}")

@@ -12,7 +12,7 @@ TEXTS = [{"name": "one", "tokens": [3, 4, 5], "features": [[[2, 30], [0.5, 2.0]]
 DICTIONARIES = {"own": "one", "matches": {"two": [[5] * 120, [0.8] * 120]}, "all": [
     {"name": folder, "folder": folder, "recipe": "topk", "n_features": 120, "writes": ["layer.0.resid"], "l0": 4.0 + i,
      "explained_variance": 0.8, "ce_recovered_zero": 0.9 + i / 100} for i, folder in enumerate(("one", "two"))]}
-PAGES = ("#/", "#/feature/3", "#/feature/1", "#/compare/3", "#/map", "#/try/2", "#/about", "#/nowhere",
+PAGES = ("", "#/", "#/feature/3", "#/feature/1", "#/compare/3", "#/map", "#/try/2", "#/about", "#/nowhere",
          "#/dictionaries", "?embed#/feature/3")
 
 

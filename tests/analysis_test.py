@@ -187,6 +187,11 @@ def test_example_tables_by_brute_force():
   mass = np.stack([dense_NF[analysed.domain_N == d].sum(0) for d in (0, 1)], 1)
   np.testing.assert_allclose(found["domain_share_FD"], mass / mass.sum(1, keepdims=True), rtol=1e-5)
   token_N = analysed.token_N
+
+  def top_rows(i):
+    """The rows of a feature's 20 top activations: the first largest one of each context."""
+    row_C = 10 * np.arange(40) + dense_NF[:, i].reshape(40, 10).argmax(1)
+    return row_C[np.argsort(-dense_NF[row_C, i], kind="stable")][:20]
   for i in range(6):
     sizes = np.cumsum([0] + [size for _, size in tables.EXAMPLE_GROUPS])
     acts_EW, tokens_EW = found["example_acts_FEW"][i], found["example_tokens_FEW"][i]
@@ -196,8 +201,21 @@ def test_example_tables_by_brute_force():
     for interval in range(11):
       centre = acts_EW[sizes[interval + 1]:sizes[interval + 2], 4]
       anchor = dense_NF[:, i].max() * (10 - interval) / 11
-      nearest = np.sort(np.abs(dense_NF[dense_NF[:, i] > 0, i] - anchor))[:5]
-      np.testing.assert_allclose(np.sort(np.abs(centre - anchor)), nearest, atol=1e-6)
+      rest_N = np.where(np.isin(np.arange(400), top_rows(i)), 0, dense_NF[:, i])
+      nearest = np.sort(np.abs(rest_N[rest_N > 0] - anchor))[:5]
+      nearest = nearest[nearest <= dense_NF[:, i].max() / 22]
+      there = tokens_EW[sizes[interval + 1]:sizes[interval + 2], 4] >= 0
+      np.testing.assert_allclose(np.sort(np.abs(centre[there] - anchor)), nearest, atol=1e-6)
+    top_domain, value_N = found["domain_share_FD"][i].argmax(), dense_NF[:, i]
+    bin_N = np.minimum((value_N / value_N.max() * 40).astype(int), 39)
+    for h in np.flatnonzero(found["act_counts_FH"][i]):
+      here_N = (value_N > 0) & (bin_N == h)
+      if here_N.sum() == found["act_counts_FH"][i, h]:  # none at an edge
+        assert found["act_domain_share_FH"][i, h] == pytest.approx((analysed.domain_N[here_N] == top_domain).mean())
+    longer_EU = found["longer_tokens_FLU"][i]
+    assert longer_EU.shape == (6, 49) and (longer_EU[:, 20:29] == tokens_EW[:6]).all()
+    assert (longer_EU[0] >= 0).sum() == 10  # its whole context
+    np.testing.assert_array_equal(found["longer_acts_FLU"][i][:, 20:29], acts_EW[:6])
     assert np.all(acts_EW[sizes[12]:, 4] == 0) and np.all(tokens_EW[sizes[12]:, 4] >= 0)
     row = int(np.argmax(dense_NF[:, i]))
     for w in range(9):
@@ -230,8 +248,21 @@ def test_shown_texts_have_all_features_on_each_token():
 def test_examples_that_are_equally_near_are_the_first():
   value_P = np.array([3.0, 1.0, 2.0, 2.0, 4.0, 2.0, 0.5, 8.0, 2.0, 6.0], np.float32)
   assert examples._nearest(value_P, np.sort(value_P), 2.0, 3).tolist() == [2, 3, 5]
+
   row_P, context_P = np.arange(10) * 7, np.array([0, 0, 0, 1, 1, 2, 2, 5, 5, 5])
   assert examples._largest_of_contexts(row_P, value_P, context_P).tolist() == [49, 28, 0, 35]
+
+
+def test_no_example_of_a_feature_comes_twice():
+  rng = np.random.default_rng(0)
+  context_N = np.repeat(np.arange(30), 10).astype(np.int32)
+  analysed = text.AnalysedText(np.zeros(300, np.int32), context_N, context_N.astype(np.int64), np.zeros(300, np.int32))
+  for n in (1, 9, 60):
+    row_P = np.sort(rng.choice(300, n, replace=False))
+    row_E = examples.feature_rows(row_P, rng.exponential(size=n).astype(np.float32), analysed, rng)
+    there = row_E[row_E >= 0]
+    assert len(row_E) == tables.N_EXAMPLES and len(set(there.tolist())) == len(there) >= 20 + min(n, 20) // 2
+    assert not np.isin(row_E[-20:], row_P).any()
 
 
 def test_codes_of_many_features_and_of_none():

@@ -10,7 +10,9 @@ import pytest
 from browser_fixture import find, listed, press, shown, texts, visit, wait, wait_for_feature
 
 from monojax.analysis import tables as feature_tables
+from monojax.analysis.columns import STATUSES
 from monojax.browser.build import build_browser
+from monojax.browser.contents import group_headings
 from monojax.browser.single import feature_html
 from monojax.config import InputError
 from monojax.pipeline.answers import FeaturePage
@@ -54,7 +56,7 @@ def regular(tables):
 
 
 def test_index_lists_each_status_apart(page, tables):
-  driver = page("")
+  driver = page("#/")
   assert find(driver, ".brand").text == "A <b>run</b> & more"
   for name, status in (("regular", feature_tables.REGULAR), ("ultralow", feature_tables.ULTRALOW),
                        ("dead", feature_tables.DEAD), ("faint", feature_tables.FAINT)):
@@ -120,7 +122,7 @@ def test_feature_page_shows_the_tables(page, tables):
   assert values["Fires"] == f"{tables.n_fires_F[i]:,}"
   assert float(values["Max activation"]) == pytest.approx(tables.max_act_F[i], rel=1e-3)
   assert float(values["Encoder bias"].replace("−", "-")) == pytest.approx(tables.encoder_bias_F[i], rel=1e-3)
-  assert texts(driver, ".group h3") == [name for name, _ in feature_tables.EXAMPLE_GROUPS]
+  assert texts(driver, ".group h3") == group_headings()
   tokens = driver.execute_script(
       "return [...document.querySelectorAll('.examples .text')].map((text) => [...text.children]"
       ".map((token) => [token.dataset.token, Number(token.dataset.act),"
@@ -131,7 +133,7 @@ def test_feature_page_shows_the_tables(page, tables):
     assert [token for token, _, _, _ in example] == [
         tables.token_strings[t] for t in tables.example_tokens_FEW[i, e][here_W]]
     assert_rounded([act for _, act, _, _ in example], tables.example_acts_FEW[i, e][here_W])
-    assert {bidi for _, _, bidi, _ in example} == {"isolate"}
+    assert {bidi for _, _, bidi, _ in example} == {"normal"}
     for token, _, _, text in example:
       assert text == AS_SHOWN.get(token, token.replace("\n", "↵"))
 
@@ -183,11 +185,20 @@ def test_activation_is_the_background(page, tables):
     np.testing.assert_allclose(example, 0.92 * acts_W / tables.max_act_F[0], atol=0.01)
 
 
-def test_tokens_run_left_to_right_in_every_script(page, tables):
+def test_tokens_run_as_their_script_is_written(page, tables):
   hebrew = tables.domains.index("hebrew")
   i = int(next(i for i in regular(tables) if tables.domain_share_FD[i].argmax() == hebrew))
   driver = page(f"#/feature/{i}")
   wait_for_feature(driver, i)
+  rows = driver.execute_script(
+      "return [...document.querySelectorAll('.examples .text')].map((text) => [...text.children].map((token) => {"
+      "  const {left, top} = token.getBoundingClientRect();"
+      "  return [left, top, /[\\u05d0-\\u05ea]/.test(token.textContent)];}))")
+  pairs = [(one, two) for row in rows for one, two in zip(row, row[1:], strict=False)
+           if one[2] and two[2] and one[1] == two[1]]
+  assert len(pairs) > 100 and all(two[0] < one[0] for one, two in pairs)
+  driver = page("#/feature/0")  # code
+  wait_for_feature(driver, 0)
   lefts = driver.execute_script(
       "return [...document.querySelectorAll('.examples .text')].map((text) => [...text.children]"
       ".map((token) => token.getBoundingClientRect().left))")
@@ -256,12 +267,33 @@ def test_dead_and_unknown_features_say_so(page):
     assert f"0 to {N_FEATURES - 1}" in find(driver, ".message").text
 
 
+def test_home_says_what_the_run_is_and_where_to_begin(page, tables):
+  driver = page("")
+  assert find(driver, "h1").text == "A <b>run</b> & more" and find(driver, "nav a[aria-current]").text == "Home"
+  assert find(driver, "h1 + p").text == f"{N_FEATURES} features, learned by the recipe paper."
+  assert texts(driver, "main h2") == ["Ten features to begin with", "Map", "In figures", "Densities",
+                                      "Sparsity against fidelity"]
+  assert texts(driver, ".figures dt")[:3] == ["4.4", "71.2 %", "81.0 %"]
+  assert len(driver.find_elements("css selector", ".point.run")) == len(tables.summary["frontier"])
+  for status, name in enumerate(STATUSES):
+    bars = texts(driver, f".chart rect.{name} title")
+    assert sum(int(bar.split(": ")[1]) for bar in bars) == ((tables.status_F == status) & (tables.n_fires_F > 0)).sum()
+  drawn = np.isfinite(tables.label_score_F) & (tables.n_fires_F > 0)
+  assert int(find(driver, "canvas").get_attribute("data-drawn")) == drawn.sum()
+  best = int(texts(driver, "main .plain td.numeric a")[0])
+  assert tables.status_F[best] == feature_tables.REGULAR
+  find(driver, "#home-search").send_keys("שלום\n")
+  wait(driver, lambda: find(driver, "#filter-q").get_property("value") == "שלום")
+  page("")
+  find(driver, f".tiles a[href='#/?status={STATUSES[1]}']").click()
+  ultralow = np.flatnonzero(tables.status_F == feature_tables.ULTRALOW).tolist()
+  wait(driver, lambda: listed(driver) == [ultralow[:100], len(ultralow)])
+
+
 def test_about_page(page, tables):
   driver = page("#/about")
   assert texts(driver, "main h2") == [
-      "Ten features to begin with", "Figures", "Densities", "Kinds of features", "Sparsity against fidelity",
-      "Detectors of a class of text", "Configuration", "Terms"]
-  assert len(driver.find_elements("css selector", ".point.run")) == len(tables.summary["frontier"])
+      "Figures", "Kinds of features", "Detectors of a class of text", "Configuration", "Terms"]
   assert json.loads(texts(driver, "pre")[0]) == tables.summary["config"]
   first = tables.summary["detectors"][0]["feature"]
   find(driver, f".about a[href='#/feature/{first}']").click()
@@ -292,7 +324,7 @@ def test_two_features_stand_side_by_side(page, tables):
 
 def test_points_of_the_map_lead_to_features(page, tables):
   driver = page("#/map")
-  scored = int(np.isfinite(tables.label_score_F[regular(tables)]).sum())
+  scored = int((np.isfinite(tables.label_score_F) & (tables.n_fires_F > 0)).sum())
   wait(driver, lambda: int(find(driver, "canvas").get_attribute("data-drawn")) == scored)
   for value in "12":
     find(driver, f"#map-colour option[value='{value}']").click()

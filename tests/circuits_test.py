@@ -248,6 +248,21 @@ def test_the_strongest_example_is_where_the_tables_say(prefix, expected):
     circuits.strongest_example(tokens, types.SimpleNamespace(has=lambda name: False), 0, 5)
 
 
+def test_the_sources_of_all_features_are_those_of_their_circuits(finished):
+  run = monojax.load(finished[0])
+  tables = run.features
+  features = np.argsort(-tables.max_act_F)[:3].tolist()
+  for feature in features:
+    circuit = run.circuit(feature, n=8)
+    assert tables.source_whole_F[feature] == pytest.approx(circuit.pre_activation, rel=1e-3, abs=1e-3)
+    listed = [(len(circuit.tokens) - 1 - source.position, source.token, source.weight) for source in circuit.sources]
+    ids_S = tables.source_ids_FS[feature][:len(listed)]
+    assert [run._token_strings[i] for i in ids_S] == [token for _, token, _ in listed]
+    assert tables.source_back_FS[feature][:len(listed)].tolist() == [back for back, _, _ in listed]
+    np.testing.assert_allclose(tables.source_weights_FS[feature][:len(listed)], [w for *_, w in listed], atol=1e-3)
+    assert (tables.source_ids_FS[feature][len(listed):] == -1).all()
+
+
 @pytest.mark.slow
 def test_the_circuit_of_a_runs_feature_is_at_its_strongest_example(finished):
   run = monojax.load(finished[0])

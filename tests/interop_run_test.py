@@ -28,6 +28,7 @@ def test_the_command_converts_a_runs_dictionary(finished, tmp_path):
   assert result.returncode == 0, result.stderr[-2000:]
   said = json.loads((tmp_path / "out" / "cfg.json").read_text())
   assert said["metadata"]["hook_name"] == "blocks.0.mlp.hook_post" and said["metadata"]["model_name"] == "toy"
+  assert said["metadata"]["context_size"] == 32 and said["metadata"]["prepend_bos"] is False
   sae = monojax.load(work).sae
   x = np.random.default_rng(0).standard_normal((16, sae.model.wiring.n_inputs)).astype(np.float32)
   np.testing.assert_allclose(interop.read(tmp_path / "out").encode(x), sae.encode(x), atol=1e-5)

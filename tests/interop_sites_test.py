@@ -1,12 +1,15 @@
 """Names of sites in other tools' files, and of these files."""
 
 import dataclasses
+import json
 
+import foreign_saes
 import numpy as np
 import pytest
 from foreign_saes import MAKERS, rows
 
 from monojax import InputError, interop
+from monojax.interop.fitted import fitted
 from monojax.interop.sites import hook_of, layer_of, site_of
 
 
@@ -28,6 +31,36 @@ def test_sites_that_are_given_or_kept(tmp_path):
   np.testing.assert_array_equal(again.encode(rows()), transcoder.encode(rows()))
   with pytest.raises(InputError, match="name the one site of an autoencoder"):
     interop.read(MAKERS["openai"](tmp_path).path, sites=("a", "b"))
+
+
+def test_a_modules_output_is_what_stands_before_the_norm_behind_it(tmp_path):
+  plain = {f"layer.3.{name}": 12 for name in ("mlp.in", "mlp.out", "attn.out", "resid")}
+  gemma = {**plain, "layer.3.mlp.out_raw": 12, "layer.3.attn.out_raw": 12}
+  sae = interop.read(MAKERS["sparsify transcoder"](tmp_path).path)
+  assert fitted(sae, gemma, False).sites == ("layer.3.mlp.in", "layer.3.mlp.out_raw")
+  assert fitted(sae, plain, False).sites == sae.sites == ("layer.3.mlp.in", "layer.3.mlp.out")
+  sites = ("layer.3.mlp.in", "layer.3.mlp.out")
+  named = interop.read(MAKERS["sparsify transcoder"](tmp_path / "named").path, sites=sites)
+  assert fitted(named, gemma, False).sites == named.sites
+  interop.write(named, tmp_path / "own" / "layers.3.mlp", "sparsify")  # what monojax writes names sites
+  assert fitted(interop.read(tmp_path / "own" / "layers.3.mlp"), gemma, False).sites == sites
+  lens = interop.read(MAKERS["sae_lens standard"](tmp_path / "lens").path)
+  assert fitted(lens, gemma, True) is lens
+
+
+@pytest.mark.parametrize("name, pre_bias", [("standard", True), ("standard", False), ("gated", True), ("topk", True)])
+def test_a_dictionary_of_centred_activations_reads_others(name, pre_bias, tmp_path):
+  made = foreign_saes.sae_lens(tmp_path / "sae", name, pre_bias)
+  path = tmp_path / "sae" / "cfg.json"
+  said = json.loads(path.read_text())
+  said["metadata"]["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
+  path.write_text(json.dumps(said))
+  sae = interop.read(tmp_path / "sae")
+  x = rows() + 3
+  centred = fitted(sae, {}, True)
+  np.testing.assert_allclose(centred.encode(x), made.encode(x - x.mean(1, keepdims=True)), atol=2e-5)
+  assert np.abs(sae.encode(x) - centred.encode(x)).max() > 0.1
+  assert fitted(sae, {}, False) is sae  # RMSNorms do not subtract the mean, and so nothing was centred
 
 
 def test_layers_of_transcoders_share_a_folder_if_their_hooks_do(tmp_path):

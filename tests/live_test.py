@@ -18,7 +18,7 @@ from browser_fixture import find, texts, visit, wait
 
 import monojax
 from monojax.activations.kept import Kept
-from monojax.analysis import interventions
+from monojax.analysis import circuits, interventions
 from monojax.browser.build import build_browser
 from monojax.browser.live import Live, weights_script
 from monojax.browser.serve import make_server
@@ -42,11 +42,11 @@ TEXTS = ("def read(path):\n  return 'x'", "", " ", "In the beginning God created
 
 # Loads what the page loads, and runs the model; the names are those of the scripts.
 RUN = """
-const [ids, changes, done] = arguments;
+const [ids, changes, source, done] = arguments;
 Promise.all(["settings", "subject", "encoder", "output"].map(liveFiles.load)).then(([settings, ...weights]) => {
   const model = liveModel(settings, Object.assign({}, ...weights));
   const text = model.read(model.begin(changes), ids);
-  done({features: text.features, losses: model.losses(text)});
+  done({features: text.features, losses: model.losses(text), sources: model.sources(text, ...source)});
 }, (error) => done({error: String(error)}));
 """
 ENCODE = """
@@ -98,7 +98,7 @@ def test_a_runs_page_tokenizes_and_encodes_as_python_does(finished, opened):
     assert strings == [run.tokenizer.token_strings()[i] for i in ids]
   for text in TEXTS[:5]:
     ids = run.token_ids(text)
-    page = driver.execute_async_script(RUN, ids, [])
+    page = driver.execute_async_script(RUN, ids, [], [0, 0])
     assert_alike(run.encode(text).f_TF, dense(page["features"], run.sae.n_features))
     if len(ids) > 1:
       np.testing.assert_allclose(page["losses"], interventions.losses(
@@ -136,14 +136,27 @@ def test_every_form_is_run_and_steered_as_by_jax(form, reads, writes, tmp_path, 
   f_TF[0] = 0  # the first position does not count
   feature = int((f_TF > 0).sum(0).argmax())
   driver = opened(site)
-  page = driver.execute_async_script(RUN, ids, [])
+  page = driver.execute_async_script(RUN, ids, [], [0, 0])
   assert_alike(f_TF, dense(page["features"], 40))
   kept = Kept(first_position=1)
   for value in (0.0, 3.0):
     ours = interventions.losses(subject, sae, np.zeros(widths[-1]), ids, {feature: value}, kept)
-    page = driver.execute_async_script(RUN, ids, [[feature, value]])
+    page = driver.execute_async_script(RUN, ids, [[feature, value]], [0, 0])
     np.testing.assert_allclose(page["losses"], ours["steered"], atol=1e-3)
   assert np.abs(ours["steered"] - ours["clean"]).max() > 0.01
+  position = int(f_TF[1:, feature].argmax()) + 1
+  page = driver.execute_async_script(RUN, ids, [], [position, feature])
+  if reads == "embed":
+    assert page["sources"] is None
+    return
+  circuit = circuits.circuit(subject, sae, ids[:position + 1], feature, names, kept, n_listed=12)
+  weights = {source.position: source.weight for source in circuit.sources}
+  np.testing.assert_allclose(np.sum(page["sources"]["sources"], 1), [weights[t] for t in range(position + 1)],
+                             atol=1e-3)
+  for source in circuit.sources:
+    np.testing.assert_allclose(page["sources"]["sources"][source.position], [*source.by_head, source.past], atol=1e-3)
+  assert page["sources"]["whole"] == pytest.approx(circuit.pre_activation, abs=1e-3)
+  assert max(map(abs, weights.values())) > 0.05
 
 
 def test_a_reader_types_chooses_and_steers(finished, opened):
@@ -162,6 +175,10 @@ def test_a_reader_types_chooses_and_steers(finished, opened):
   listed = [int(text) for text in texts(driver, "#on-token td:first-child")]
   assert listed and set(listed) <= set(np.flatnonzero(f_TF[position + 1] > 0).tolist())
   find(driver, "#on-token button.choose").click()
+  first = max(run.circuit(listed[0], "בראשית <i>x</i> def main", position + 1).sources, key=lambda s: abs(s.weight))
+  wait(driver, lambda: texts(driver, "#comes-from td.numeric"))
+  shown = texts(driver, "#comes-from td.numeric")[0].replace("−", "-")
+  assert float(shown) == pytest.approx(first.weight, abs=0.01)
   wait(driver, lambda: find(driver, "#steer").is_displayed())
   assert f"feature {listed[0]}" in find(driver, "#steer h2").text
   wait(driver, lambda: driver.find_elements("css selector", "#own-tokens [data-effect]"))
@@ -177,6 +194,9 @@ def test_a_reader_types_chooses_and_steers(finished, opened):
   # As long as the context; a last character that is cut off is left out, and its tokens with it.
   assert 25 <= int(find(driver, "#own-status").text.split(" ")[0]) <= 31
   driver = opened(finished[0] / "browser" / "site" / "index.html", f"#/feature/{listed[0]}")
+  find(driver, "#steering #write").click()
+  wait(driver, lambda: find(driver, "#steering [data-written]"))
+  assert all(texts(driver, "#steering .written"))
   find(driver, ".steps a[href^='#/try/']").click()
   ready(driver)
   assert f"feature {listed[0]}" in find(driver, "#steer h2").text
@@ -231,6 +251,9 @@ def test_a_served_page_asks_the_program_behind_it(served, opened):
            for span in driver.find_elements("css selector", "#own-tokens .token")]
   effect_T = run.ablate(text, listed[0]).effect_T
   np.testing.assert_allclose(shown, np.where(np.abs(effect_T) < 0.005, 0, effect_T), atol=1e-4)
+  wait(driver, lambda: texts(driver, "#comes-from td.numeric"))
+  first = max(run.circuit(listed[0], text, position + 1).sources, key=lambda source: abs(source.weight))
+  assert float(texts(driver, "#comes-from td.numeric")[0].replace("−", "-")) == pytest.approx(first.weight, abs=0.01)
   # The largest numbers would be tokens that the subject has room for and the tokenizer does not know.
   driver.execute_script("Math.random = () => 1 - 2 ** -53")
   find(driver, "#write").click()

@@ -79,6 +79,32 @@ def other_tokenizer(folder):
   path.write_text(backend.to_str())
 
 
+def typed(folder):
+  """One tensor in 8-bit floats."""
+  path = folder / "model.safetensors"
+  content = path.read_bytes()
+  n_bytes = int.from_bytes(content[:8], "little")
+  header = json.loads(content[8:8 + n_bytes])
+  header[MISSING]["dtype"] = "F8_E4M3"
+  text = json.dumps(header).encode().ljust(n_bytes)
+  path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + n_bytes:])
+
+
+def longer(folder):
+  """A header that gives one tensor a row more than it has bytes for."""
+  path = folder / "model.safetensors"
+  content = path.read_bytes()
+  n_bytes = int.from_bytes(content[:8], "little")
+  header = json.loads(content[8:8 + n_bytes])
+  header[MISSING]["shape"][0] += 1
+  text = json.dumps(header).encode().ljust(n_bytes)
+  path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + n_bytes:])
+
+
+def index_of(content):
+  return lambda folder: (folder / "model.safetensors.index.json").write_text(content)
+
+
 MISSING, EXTRA = "model.layers.1.mlp.up_proj.weight", "model.layers.3.mlp.up_proj.weight"
 FOLDERS = {  # what is wrong: (how a folder becomes so, what is said)
     "cut short": (cut, "model.safetensors cannot be read: it is cut short: its tensors end at byte"),
@@ -96,6 +122,13 @@ FOLDERS = {  # what is wrong: (how a folder becomes so, what is said)
     "wrong shape": (lambda folder: with_tensors(folder, lambda tensors: tensors.update(
         {MISSING: np.ascontiguousarray(tensors[MISSING].T)})), "layers.1.mlp.up_proj.weight has the shape (64, 48) "
         "instead of (48, 64)"),
+    "8-bit floats": (typed, "layers.1.mlp.up_proj.weight is of the type F8_E4M3, which is not read: F64, F32, F16"),
+    "shape and bytes": (longer, "model.safetensors cannot be read: its header says that "
+                        "model.layers.1.mlp.up_proj.weight has the shape [49, 64]"),
+    "config no object": (lambda folder: (folder / "config.json").write_text("[]"), "config.json cannot be read: it is "
+                         "no JSON object"),
+    "index no object": (index_of("[]"), "model.safetensors.index.json cannot be read: it is no JSON object"),
+    "index of numbers": (index_of('{"weight_map": {"a": 1}}'), "its weight_map does not say which file each tensor is"),
     "unknown kind": (lambda folder: with_config(folder, model_type="mamba"), "its config.json says model_type='mamba', "
                      "which is not supported: known are llama, mistral"),
     "quantised": (lambda folder: with_config(folder, quantization_config={"quant_method": "awq"}),

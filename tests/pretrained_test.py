@@ -189,6 +189,16 @@ def test_sampling_with_a_cache_writes_what_it_writes_without(made, name):
   assert len(written) == 49 and written[:19] == prompt and len(set(written[19:])) > 5
 
 
+@pytest.mark.parametrize("name", ["llama dynamic", "llama longrope"])
+def test_a_text_that_is_written_within_the_original_context_is_not_scaled_beyond_it(made, name):
+  """27 tokens of 32; with a cache there would be room for 48."""
+  _, _, model, params = made(name)
+  subject = LoadedSubject(model, params, 64)
+  prompt = tokens(1, 9)[0].tolist()
+  write = lambda **how: sample(subject, prompt, 18, jax.random.key(3), 0.0, **how)
+  assert model.depends_on_length and write() == write(use_cache=False)
+
+
 def test_an_encoder_does_not_see_padding_and_writes_nothing(made):
   _, _, model, params = made("bert")
   tokens_BT = tokens(2, 12)

@@ -147,6 +147,12 @@ def test_correlations_are_numpys_and_rows_that_do_not_count_are_left_out(text):
   fires_N = f_NF[:, 3] > 0
   assert row["feature"] == 3 and row["neuron"] == 4
   assert row["specificity"] == pytest.approx(is_arabic_N[fires_N].mean()) == 1
+  specific = [f for f in range(7) if f_NF[:, f].any() and f_NF[is_arabic_N, f].sum() >= 0.5 * f_NF[:, f].sum()]
+  together_N = f_NF[:, specific].sum(1)[counts_N].astype(np.float64)
+  arabic = meter.proxies.names.index("Arabic")
+  assert row["n_specific"] == len(specific) >= 1
+  assert row["pearson_together"] == pytest.approx(np.corrcoef(together_N, score_NL[counts_N, arabic])[0, 1], abs=1e-6)
+  assert "n_specific" not in rows["a"]
   assert row["recall"] == pytest.approx(fires_N[is_arabic_N & counts_N].mean()) and row["recall"] < 1
   assert row["tokens"] == (is_arabic_N & counts_N).sum()
   assert sum(bin["tokens"] for bin in row["bins"]) == fires_N.sum()

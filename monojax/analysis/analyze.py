@@ -28,7 +28,9 @@ from monojax.analysis.neighbours import NeuronSums, neighbour_columns
 from monojax.analysis.removal import sizes
 from monojax.analysis.removal_direct import LastRows
 from monojax.analysis.shown_texts import shown_texts
+from monojax.analysis.sources import source_columns
 from monojax.sae.dictionary import SAE
+from monojax.sae.recipes import leading_groups
 from monojax.subjects.subject import LoadedSubject
 from monojax.text.tokens import Tokens
 
@@ -99,6 +101,7 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   used_V[len(token_strings):] = False  # a subject may have room for more tokens than there are
   seen = Seen(subject, sae, codes, text, used_V, config.batch_contexts, kept, last)
   effects, figures = effect_columns(config, seen, columns["example_position_FE"])
+  effects |= source_columns(config, seen, columns["example_position_FE"][:, 0])
   del seen, last  # up to an eighth of the memory
   detector_rows: list[dict] = []
   if classes := detectors.classes_of(config.detectors, domains):
@@ -251,7 +254,8 @@ def density_histogram(density_F: np.ndarray) -> dict[str, list]:
 
 
 def weight_columns(sae: SAE) -> dict[str, np.ndarray]:
-  """The feature columns that are computed from the dictionary's weights alone: biases and largest neurons."""
+  """The feature columns that are computed from the dictionary's weights alone: biases and largest neurons,
+  and the group of features that must reconstruct alone."""
   W_dec_FO, W_enc_MF = sae.direction_FO, np.asarray(sae.params["W_enc_MF"])
   top_FN = np.argsort(-np.abs(W_dec_FO), axis=1, kind="stable")[:, :_LISTED_NEURONS]
   weights_FN = np.take_along_axis(W_dec_FO, top_FN, axis=1)
@@ -260,6 +264,8 @@ def weight_columns(sae: SAE) -> dict[str, np.ndarray]:
       "top_neuron_ids_FN": top_FN.astype(np.int32), "top_neuron_weights_FN": weights_FN,
       "top_neuron_l1_share_FN": np.abs(weights_FN) / np.abs(W_dec_FO).sum(1, keepdims=True),
   }
+  if sae.form is None and (sizes_G := leading_groups(sae.config)):  # nothing is known of other tools' groups
+    columns["group_F"] = 1 + np.searchsorted(sizes_G, np.arange(sae.n_features), side="right").astype(np.int32)
   if sae.model.wiring.autoencodes:
     norm_F = np.linalg.norm(W_enc_MF, axis=0) * np.linalg.norm(W_dec_FO, axis=1)
     columns["encoder_decoder_cosine_F"] = (W_enc_MF * W_dec_FO.T).sum(0) / np.maximum(norm_F, 1e-12)

@@ -149,10 +149,9 @@ def circuit(subject: LoadedSubject, sae: SAE, ids: list[int], feature: int, toke
   activation = float(encode(subject.params, sae.params, padded_1T)[0][last, feature])
   strings = [token_strings[i] for i in ids]
   require(activation > 0, "feature", feature, f"does not fire on the last token, {strings[-1]!r}")
-  layer, site, base = _heads_before(subject.model, sae.reads)
+  layer, site, base = heads_before(subject.model, sae.reads)
   dictionary = wired(sae, kept)
-  found = _sources_of(subject.model, dictionary, site, base)(subject.params, sae.params, padded_1T, last, feature)
-  pre_activation, weight_HT = float(found[0]), np.asarray(found[1], np.float64)[:, :n_tokens]
+  pre_activation, weight_HT = source_weights(subject, sae, padded_1T, last, feature, kept)
   weight_T = weight_HT.sum(0)
   chosen_K = np.argsort(-np.abs(weight_T), kind="stable")[:n_listed]
   without = _without_sources(subject.model, dictionary, base)
@@ -169,7 +168,25 @@ def circuit(subject: LoadedSubject, sae: SAE, ids: list[int], feature: int, toke
                  raised)
 
 
-def _heads_before(subject: Subject, reads: tuple[str, ...]) -> tuple[int | None, str, str]:
+def source_weights(subject: LoadedSubject, sae: SAE, tokens_1T: np.ndarray, position: int, feature: int,
+                   kept: Kept = EVERY) -> tuple[float, np.ndarray]:
+  """(a feature's pre-activation at a position, what it comes from), whether or not the feature fires there.
+
+  Args:
+    subject, sae, feature, kept: as for `circuit`.
+    tokens_1T: token ids of the text; those behind the position change nothing.
+    position: where.
+
+  Returns:
+    The weights are float64 (H + 1, position + 1): by way of each head, and past the heads, from each token.
+  """
+  _, site, base = heads_before(subject.model, sae.reads)
+  found = _sources_of(subject.model, wired(sae, kept), site, base)(subject.params, sae.params, tokens_1T, position,
+                                                                  feature)
+  return float(found[0]), np.asarray(found[1], np.float64)[:, :position + 1]
+
+
+def heads_before(subject: Subject, reads: tuple[str, ...]) -> tuple[int | None, str, str]:
   """(layer, site of its heads, site of the residual stream before it) of the last heads that a dictionary can have
   read; (None, "", "embed") if there are none."""
   order = list(subject.site_widths)

@@ -8,7 +8,8 @@ one row here; `CONTRIBUTING.md`, "A feature column", has a complete example. Col
 feature's page, stand in the order of the rows.
 
 Letters of the axes: F features, H histogram bins, K listed logits, N listed neurons, D domains, E examples of a
-feature, W tokens in an example's window; a digit is an axis of that length.
+feature, W tokens in an example's window, L examples with a longer window, U tokens in it, S tokens that a feature comes
+from; a digit is an axis of that length.
 """
 
 import collections
@@ -43,6 +44,7 @@ class Kind(enum.StrEnum):
   NEURONS = "neurons"                # numbers of neurons (their weights, their shares of the L1 norm)
   NEURON = "neuron"                  # the number of one neuron; -1 is none
   FEATURES = "features"              # numbers of other features (how similar each is), with links to their pages
+  SOURCES = "sources"                # token ids (how many tokens before the feature's they are, their weights)
   EXAMPLES = "examples"              # examples' tokens (activations, domains, documents), at the right of the page
 
 
@@ -50,9 +52,11 @@ ONE_NUMBER = frozenset({Kind.NUMBER, Kind.ACTIVATION, Kind.PERCENT, Kind.LOG_DEN
                         Kind.LABEL})
 CELL_KINDS = ONE_NUMBER | {Kind.SPARKLINE, Kind.TOP_TOKENS, Kind.WEIGHTED_TOKENS, Kind.TOP_DOMAIN, Kind.TOP_SHARE}
 ENTRY_KINDS = (ONE_NUMBER - {Kind.STATUS, Kind.LABEL}) | {Kind.WEIGHTED_TOKENS, Kind.DOMAINS, Kind.ACTIVATION_HISTOGRAM,
-                                              Kind.LOGIT_HISTOGRAM, Kind.NEURONS, Kind.FEATURES, Kind.EXAMPLES}
+                                              Kind.LOGIT_HISTOGRAM, Kind.NEURONS, Kind.FEATURES, Kind.SOURCES,
+                                              Kind.EXAMPLES}
+# How many columns beside its own a kind draws; the others draw none.
 N_BESIDE = {Kind.WEIGHTED_TOKENS: 1, Kind.ACTIVATION_HISTOGRAM: 1, Kind.LOGIT_HISTOGRAM: 1, Kind.NEURONS: 2,
-            Kind.FEATURES: 1, Kind.EXAMPLES: 3}  # how many columns beside its own a kind draws; the others draw none
+            Kind.FEATURES: 1, Kind.SOURCES: 3, Kind.EXAMPLES: 3}
 # What 0, 1, 2 and 3 mean in `status_F`. All but dead features are alive; monojax before 0.2 called faint ones regular.
 STATUSES = ("regular", "ultralow", "dead", "faint")
 RESERVED_KEYS = frozenset({"id", "q", "sort", "dir", "page"})  # what the list's address uses for itself
@@ -187,6 +191,7 @@ _NO_LOGITS = ("the run has no subject, or what the dictionary writes reaches the
               "computation")
 _NO_EFFECTS = ("the run has no subject that predicts tokens, or effects were not measured, by --analysis.effects or "
                "because they would have taken long")
+_NO_SOURCES = _NO_EFFECTS + ", or there is no attention before what the dictionary reads"
 _NO_TOKENS = "the activations come without the tokens on which they were taken"
 
 COLUMNS: tuple[Column, ...] = (
@@ -240,6 +245,15 @@ COLUMNS: tuple[Column, ...] = (
                     help="The feature's part in what all features together add to reconstructions."),),
         entry=Entry("Statistics", "Part of reconstructions", Kind.PERCENT), since="0.2"),
     Column(
+        "group_F", "int32",
+        "The smallest of the nested groups of features that the feature is in: group 1 are the first features, which "
+        "must reconstruct alone, group 2 those that must together with group 1, and so on; the last are all features.",
+        cells=(Cell("Group", Kind.NUMBER, key="group", filterable=True, wide_only=True,
+                    help="The smallest nested group that the feature is in. Each group must reconstruct alone, "
+                         "together with those of smaller numbers, so that the first ones stand for broad classes."),),
+        entry=Entry("Statistics", "Nested group", Kind.NUMBER), since="0.2",
+        absent_where="no group of features was trained to reconstruct alone, or another tool has trained them"),
+    Column(
         "encoder_bias_F", "float32",
         "The encoder's bias of the feature, in units of the subject's activations; the pre-encoder bias, which is "
         "subtracted from the input first, is not part of it.",
@@ -257,6 +271,10 @@ COLUMNS: tuple[Column, ...] = (
                     help="A histogram of the feature's non-zero activations, from 0 to its largest; the counts are "
                          "drawn on a logarithmic scale."),),
         entry=Entry("Activations", "activation", Kind.ACTIVATION_HISTOGRAM), beside=("max_act_F",)),
+    Column(
+        "act_domain_share_FH", "float32",
+        "Of the tokens in each bin of `act_counts_FH`, the share that is of the feature's top domain; 0 where the bin "
+        "is empty.", absent_where="the text has no domain labels", since="0.2"),
     Column(
         "example_tokens_FEW", "int32",
         "The token ids in the window of each example; -1 where the window leaves its context and where there is no "
@@ -281,6 +299,15 @@ COLUMNS: tuple[Column, ...] = (
         "example_position_FE", "int64",
         "The position of the token that each example was chosen for: in the training split of the run's tokens, or, "
         "where activations came with their tokens, in its document; -1 where there is no example.",
+        absent_where=_NO_TOKENS, since="0.2"),
+    Column(
+        "longer_tokens_FLU", "int32",
+        "The token ids in longer windows around the L strongest examples, the first ones of `example_tokens_FEW`; -1 "
+        "where the window leaves its context and where there is no example.",
+        absent_where=_NO_TOKENS, since="0.2", refers_to="token", beside=("longer_acts_FLU",)),
+    Column(
+        "longer_acts_FLU", "float32",
+        "The feature's activation on each token of `longer_tokens_FLU`, in units of the subject's activations.",
         absent_where=_NO_TOKENS, since="0.2"),
     Column(
         "example_effects_FEW", "float32",
@@ -308,6 +335,30 @@ COLUMNS: tuple[Column, ...] = (
         "example_raised_values_FE5", "float32",
         "By how much the logits of `example_raised_ids_FE5` change; the largest rise first.",
         absent_where=_NO_EFFECTS, since="0.2"),
+    Column(
+        "source_ids_FS", "int32",
+        "The ids of the S tokens that contribute most, of either sign, to the feature's pre-activation in its "
+        "strongest example, by way of attention or, its own token, past it; -1 where there are not so many, and for a "
+        "feature whose sources were not computed.",
+        entry=Entry("Where it comes from", "In the strongest example", Kind.SOURCES,
+                    help="What each token contributes to the feature's pre-activation in its strongest example. "
+                         "Attention and the norms' scales are held as they are; through the MLP it is a first-order "
+                         "estimate."),
+        absent_where=_NO_SOURCES, since="0.2",
+        refers_to="token", beside=("source_back_FS", "source_weights_FS", "source_whole_F")),
+    Column(
+        "source_back_FS", "int32",
+        "How many tokens before the feature's own token each of `source_ids_FS` is; 0 is its own.",
+        absent_where=_NO_SOURCES, since="0.2"),
+    Column(
+        "source_weights_FS", "float32",
+        "What each of `source_ids_FS` contributes, in units of the pre-activation.",
+        absent_where=_NO_SOURCES, since="0.2"),
+    Column(
+        "source_whole_F", "float32",
+        "The feature's pre-activation in its strongest example; what the listed tokens do not contribute comes of "
+        "others and of biases. NaN for a feature whose sources were not computed.",
+        absent_where=_NO_SOURCES, since="0.2"),
     Column(
         "logit_counts_FH", "int32",
         "A histogram of the feature's logit weights: the number of tokens of the vocabulary in each of H equal bins "

@@ -218,14 +218,14 @@ class ProxySums:
     """
     product_FL = self.above_FL if above else self.product_FL
     sums = (self.above_L, self.above_L) if above else (self.sum_L, self.square_L)
-    return _correlation(product_FL, (self.sum_F, self.square_F), sums, self.n_rows)
+    return _table_of_correlations(product_FL, (self.sum_F, self.square_F), sums, self.n_rows)
 
   def of_neurons(self) -> np.ndarray:
     """Pearson's correlation of each neuron with each proxy, (M, L), NaN where one of the two does not vary."""
     near_L = np.zeros(len(self.sum_L)) if self._near is None else self._near[1]
     apart_L = self.sum_L - self.n_rows * near_L
     square_L = self.square_L - 2 * near_L * self.sum_L + self.n_rows * near_L**2
-    return _correlation(self.product_ML, (self.sum_M, self.square_M), (apart_L, square_L), self.n_rows)
+    return _table_of_correlations(self.product_ML, (self.sum_M, self.square_M), (apart_L, square_L), self.n_rows)
 
 
 @jax.jit
@@ -240,13 +240,24 @@ def _neuron_sums(x_RM, score_RL, near_M, near_L):
   return counts_R1, apart_RM.sum(0), jnp.square(apart_RM).sum(0), product(apart_RL.T, apart_RM, jnp.float32)
 
 
-def _correlation(product_JL, sums_J, sums_L, n_rows):
-  """Pearson's correlations from sums of products, and from sums and sums of squares."""
+def _table_of_correlations(product_JL, sums_J, sums_L, n_rows):
+  """`correlation` of each of J with each of L."""
+  return correlation(product_JL, [part_J[:, None] for part_J in sums_J], sums_L, n_rows)
+
+
+def correlation(product, sums, other_sums, n_rows):
+  """Pearson's correlations from sums of products, and from sums and sums of squares; NaN where one does not vary.
+
+  Args:
+    product: sums of the products of the one with the other.
+    sums, other_sums: (sums, sums of squares) of either.
+    n_rows: the rows that they are over.
+  """
   n_rows = max(n_rows, 1)
   moments = []
-  for total, square in (sums_J, sums_L):
+  for total, square in (sums, other_sums):
     mean, mean_square = total / n_rows, square / n_rows
     variance = mean_square - mean**2
     moments.append((mean, np.sqrt(np.where(variance > _EQUAL * mean_square, variance, np.nan))))
-  (mean_J, deviation_J), (mean_L, deviation_L) = moments
-  return (product_JL / n_rows - mean_J[:, None] * mean_L[None]) / deviation_J[:, None] / deviation_L[None]
+  (mean, deviation), (other_mean, other_deviation) = moments
+  return (product / n_rows - mean * other_mean) / deviation / other_deviation

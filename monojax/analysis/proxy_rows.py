@@ -10,12 +10,14 @@ import typing
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy import sparse
 
 from monojax.analysis.codes import Codes
-from monojax.analysis.proxies import LEAST_TOKENS, Proxies, ProxySums, make, whole_contexts
+from monojax.analysis.proxies import LEAST_TOKENS, Proxies, ProxySums, correlation, make, whole_contexts
 from monojax.analysis.text import AnalysedText
 
 N_BINS = 10
+_SPECIFIC = 0.5  # a feature is specific to a proxy if at least this share of its activation is where that is above 0
 
 
 class Meter:
@@ -54,8 +56,10 @@ class Meter:
     self.sums.add(score_RL, row_P, feature_P, value_P, x_RM)
 
   def rows(self, codes: Codes) -> list[dict]:
-    """The rows of `rows_of`, with specificity by the activations of all features on the whole text."""
-    return rows_of(self.proxies, self.sums, lambda features: (columns_of(codes, features), self._text))
+    """The rows of `rows_of`, specificity by the activations of all features on the whole text, and `together`."""
+    rows = rows_of(self.proxies, self.sums, lambda features: (columns_of(codes, features), self._text))
+    found = together(self.proxies, self.sums, codes, self._text)
+    return [{**row, **found.get(row["proxy"], {})} for row in rows]
 
 
 def rows_of(proxies: Proxies, sums: ProxySums, firings: typing.Callable[[list[int]], tuple[Codes, AnalysedText]],
@@ -94,6 +98,41 @@ def rows_of(proxies: Proxies, sums: ProxySums, firings: typing.Callable[[list[in
     for row, bins in zip(rows, by_activation(proxies, asked, codes, text), strict=True):
       row["bins"] = bins
   return rows
+
+
+def together(proxies: Proxies, sums: ProxySums, codes: Codes, text: AnalysedText) -> dict[str, dict]:
+  """How well the features that are specific to a class or a script follow it together: the sum of their activations.
+
+  Where this is much better than the best of them alone, the dictionary has split the class among several features. A
+  feature is specific if at least half of its activation is on tokens where the proxy is above 0.
+
+  Args:
+    proxies: what was asked for; domains are left out.
+    sums: over the text.
+    codes: the activations of all features.
+    text: what they are of.
+
+  Returns:
+    {proxy: {"n_specific", how many features are specific; "pearson_together", Pearson's correlation of the sum of their
+    activations with the proxy, None where there are none}}.
+  """
+  asked = [i for i, kind in enumerate(proxies.kinds) if kind != "domain" and sums.above_L[i] > 0]
+  specific_FL = (sums.above_FL >= _SPECIFIC * sums.sum_F[:, None]) & (sums.sum_F > 0)[:, None]
+  features = [np.flatnonzero(specific_FL[:, i]).tolist() for i in asked]
+  shape = (text.n_rows, len(asked))
+  sum_NJ = sparse.csr_matrix(shape)
+  for j, chosen in enumerate(features):
+    of_one = columns_of(codes, chosen) if chosen else None
+    if of_one is not None:
+      column_P = np.full(len(of_one.row_P), j)
+      sum_NJ += sparse.csr_matrix((of_one.value_P.astype(np.float64), (of_one.row_P, column_P)), shape=shape)
+  product_J = np.zeros(len(asked))
+  for start, stop in whole_contexts(text):  # the sum is 0 on rows that do not count
+    product_J += sum_NJ[start:stop].multiply(proxies.scores(text, start, stop)[:, asked]).sum(0).A1
+  square_J = sum_NJ.multiply(sum_NJ).sum(0).A1
+  r_JJ = correlation(product_J, (sum_NJ.sum(0).A1, square_J), (sums.sum_L[asked], sums.square_L[asked]), sums.n_rows)
+  return {proxies.names[i]: {"n_specific": len(chosen), "pearson_together": float(r) if np.isfinite(r) else None}
+          for i, chosen, r in zip(asked, features, r_JJ, strict=True)}
 
 
 def by_activation(proxies: Proxies, asked: Sequence[int], codes: Codes, text: AnalysedText) -> list[list[dict]]:
@@ -142,18 +181,23 @@ def lines(rows: Sequence[Mapping], left_out: Sequence[str] = ()) -> list[str]:
     return ["no proxies: the text has no token of a script, a format or a domain that is known"]
   width = max(len("domain: ") + len(row["proxy"]) for row in rows)
   found = [f"{'proxy':<{width}} {'share':>8} {'feature':>8} {'Pearson':>8} {'specific':>9} {'top bin':>8} "
-           f"{'recall':>7} {'neuron':>7} {'Pearson':>8}"]
+           f"{'recall':>7} {'neuron':>7} {'Pearson':>8} {'together':>9} {'Pearson':>8}"]
   for row in rows:
     name = f"domain: {row['proxy']}" if row["kind"] == "domain" else row["proxy"]
     top = next((bin["share"] for bin in reversed(row["bins"]) if bin["share"] is not None), None)
     neuron = "-" if row["neuron"] is None else row["neuron"]
     found.append(f"{name:<{width}} {row['share']:>8.3%} {row['feature']:>8} {row['pearson']:>8.3f} "
                  f"{row['specificity']:>9.1%} {_percent(top):>8} {row['recall']:>7.1%} {neuron:>7} "
-                 f"{'-' if row['neuron_pearson'] is None else format(row['neuron_pearson'], '.3f'):>8}")
+                 f"{_number(row['neuron_pearson']):>8} {row.get('n_specific', ''):>9} "
+                 f"{_number(row['pearson_together']) if 'n_specific' in row else '':>8}".rstrip())
   if left_out:
     found.append(f"left out, since a sample of the text has fewer than {LEAST_TOKENS} tokens of them: "
                  f"{', '.join(left_out)}")
   return found
+
+
+def _number(value: float | None) -> str:
+  return "-" if value is None else f"{value:.3f}"
 
 
 def _percent(share: float | None) -> str:

@@ -12,6 +12,8 @@ class BrowserConfig:
   live_weights: int = option(20_000_000, "on the page \"Your text\" a reader's own text is run through the subject and "
                              "the dictionary, unless they have more weights than this together (two bytes of the site "
                              "each); the page then shows texts of the run. 0 has nothing run", COUNT_OR_0)
+  texts: tuple[str, ...] = option((), "files of plain text that a reader can choose on the page \"Your text\" (or "
+                                      "\"Texts\"), beside texts of the run")
   title: str = option("", "heading of the site's pages; if it is empty, the name of the run's folder")
 
   def __post_init__(self):

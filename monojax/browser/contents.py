@@ -79,7 +79,7 @@ def index(tables: FeatureTables, described: Iterable[Column], title: str, featur
       "features_per_file": features_per_file,
       "domains": list(tables.domains),
       "statuses": list(feature_columns.STATUSES),
-      "groups": [name for name, _ in feature_tables.EXAMPLE_GROUPS],
+      "groups": group_headings(),
       "cells": [_cell(tables, column, cell, labels, strings) for column in columns for cell in column.cells
                 if cell.kind != Kind.LABEL or tables.labels],
       "entries": [{"name": column.stem, "panel": column.entry.panel, "label": column.entry.label,
@@ -90,6 +90,16 @@ def index(tables: FeatureTables, described: Iterable[Column], title: str, featur
       "map": tables.summary.get("map"),
       "summary": {key: _finite(tables.summary[key]) for key in SUMMARY_KEYS if tables.summary.get(key)},
   }
+
+
+def group_headings() -> list[str]:
+  """What stands above each of `EXAMPLE_GROUPS`: of intervals, the share of the maximum that they are around."""
+  names = [name for name, _ in feature_tables.EXAMPLE_GROUPS]
+  n = len(names) - 2
+  shares = [(n - 1 - i) / n for i in range(n)]
+  return [names[0], *(f"Around {100 * share:.0f} % of the max" for share in shares[:-1]),
+          f"Below {50 / n:.0f} % of the max",
+          names[-1]]
 
 
 def block(tables: FeatureTables, described: Iterable[Column], features: Iterable[int]) -> dict[str, Any]:
@@ -195,10 +205,13 @@ def _feature(tables: FeatureTables, i: int, entries: Sequence[Column], refers_to
   for column in entries:
     if column.entry and column.entry.kind == Kind.EXAMPLES:
       values[column.stem] = _groups(tables, i, column, strings)
+      values["longer"] = _longer(tables, i, strings)
       continue
     if column.entry and column.entry.kind == Kind.DOMAINS:
       values[column.stem] = _domains(getattr(tables, column.name)[i])
       continue
+    if column.name == "act_counts_FH" and tables.has("act_domain_share_FH"):
+      values["act_domain_share"] = rounded(tables.act_domain_share_FH[i], 2)
     for name in (column.name, *column.beside):
       array = getattr(tables, name)[i]
       values[_stem(name)] = strings.places(array) if refers_to.get(name) == "token" else _plain(array)
@@ -225,6 +238,21 @@ def _effects(tables: FeatureTables, i: int, strings: Strings) -> tuple[list[Any]
       ids = ids_E5[e][ids_E5[e] >= 0][:N_CHANGED_TOKENS]
       changes[e] += [strings.places(ids), values[e][:len(ids)]]
   return effects, changes
+
+
+def _longer(tables: FeatureTables, i: int, strings: Strings) -> list[Any]:
+  """[texts, {place of a text: its activation, where that is not 0}] of the longer window of each of the first examples
+  that has one. A text is of a token, or of several that share a character."""
+  if not tables.has("longer_tokens_FLU"):
+    return []
+  found = []
+  for tokens_U, acts_U in zip(tables.longer_tokens_FLU[i], tables.longer_acts_FLU[i], strict=True):
+    there_U = tokens_U >= 0
+    pieces = tables.pieces(tokens_U[there_U])
+    acts = rounded(np.array([acts_U[there_U][piece.start:piece.stop].max() for piece in pieces]), 3)
+    found.append([[strings.place(piece.text) for piece in pieces],
+                  {place: act for place, act in enumerate(acts) if act}])
+  return [one for one in found if one[0]]
 
 
 def _groups(tables: FeatureTables, i: int, column: Column, strings: Strings) -> list[list[list[Any]]]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from monojax.config import InputError, require
 
 _MOST_BYTES = 1 << 20  # of a question
-_MARK = '<meta name="monojax-live" content="served">'  # by which the page knows that there is somebody to ask
+_MARK = '<meta name="monojax-live" content="{}">'  # by which the page knows that there is somebody to ask
 Answers = Mapping[str, Callable[..., dict[str, typing.Any]]]
 
 
@@ -28,7 +28,8 @@ def require_site(site: pathlib.Path) -> None:
           "cannot ask: delete them and run `monojax build_browser`")
 
 
-def make_server(site: pathlib.Path, answers: Answers, port: int) -> http.server.ThreadingHTTPServer:
+def make_server(site: pathlib.Path, answers: Answers, port: int,
+                writes: bool = True) -> http.server.ThreadingHTTPServer:
   """A server on the loopback interface; `serve_forever` runs it, and `server_port` is its port.
 
   Questions are answered one at a time.
@@ -37,12 +38,14 @@ def make_server(site: pathlib.Path, answers: Answers, port: int) -> http.server.
     site: the folder of the site.
     answers: {question: a function whose arguments are the fields of the JSON that is sent}.
     port: the port; 0 takes one that is free.
+    writes: whether the subject can write on, which an encoder cannot.
 
   Raises:
     InputError: there is no site that can ask, or the port is taken.
   """
   require_site(site)
-  handler = functools.partial(_Handler, answers=answers, lock=threading.Lock(), directory=str(site))
+  mark = _MARK.format("writes" if writes else "reads")
+  handler = functools.partial(_Handler, answers=answers, lock=threading.Lock(), mark=mark, directory=str(site))
   try:
     return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
   except OSError as error:
@@ -52,14 +55,14 @@ def make_server(site: pathlib.Path, answers: Answers, port: int) -> http.server.
 class _Handler(http.server.SimpleHTTPRequestHandler):
   """Sends the site's files, and answers questions."""
 
-  def __init__(self, *args, answers: Answers, lock: threading.Lock, **more):
-    self._answers, self._lock = answers, lock
+  def __init__(self, *args, answers: Answers, lock: threading.Lock, mark: str, **more):
+    self._answers, self._lock, self._mark = answers, lock, mark
     super().__init__(*args, **more)
 
   def do_GET(self) -> None:
     if self._is_asked_here() and self.path.partition("?")[0] in ("/", "/index.html"):
       text = pathlib.Path(self.directory, "index.html").read_text("utf-8")
-      self._send(200, text.replace("<head>", f"<head>\n{_MARK}", 1).encode(), "text/html; charset=utf-8")
+      self._send(200, text.replace("<head>", f"<head>\n{self._mark}", 1).encode(), "text/html; charset=utf-8")
     else:
       super().do_GET()
 

@@ -11,7 +11,7 @@ from monojax import hub
 from monojax.config import InputError, require
 from monojax.interop import circuit_tracer, gemma_scope, sae_lens, single_file, sparsify, tensors, torch_formats
 from monojax.interop.names import FORMATS, WRITTEN
-from monojax.interop.plain import Plain, checked, plain_of, sae_of
+from monojax.interop.plain import OF_MODULE, Plain, checked, plain_of, sae_of
 from monojax.sae.dictionary import SAE
 from monojax.sae.recipes import Recipe
 
@@ -62,7 +62,8 @@ def read(path: str | os.PathLike[str], format: str = "auto", k: int | None = Non
   if sites:
     require(len(sites) == (1 if plain.autoencodes else 2), "sites", ",".join(sites),
             "name the one site of an autoencoder" if plain.autoencodes else "name the sites read and written")
-    plain = dataclasses.replace(plain, reads=sites[0], writes=sites[-1])
+    origin = {name: value for name, value in plain.origin.items() if name != OF_MODULE}
+    plain = dataclasses.replace(plain, reads=sites[0], writes=sites[-1], origin=origin)
   return sae_of(plain)
 
 

@@ -18,6 +18,8 @@ from monojax.sae.model import Wiring
 from monojax.training import compute_dtype
 
 ORIGIN = "interop"  # the entry of `SAE.about` that keeps what a file said and monojax has no other place for
+# The entry of that which says that the sites are those of modules' outputs, before any norm behind a module.
+OF_MODULE = "of_module"
 _NEAREST = {"relu": "tm2023", "threshold": "jumprelu", "topk": "topk", "gated": "gated"}
 
 

@@ -155,10 +155,15 @@ def _architecture(plain: Plain) -> str:
   return f"{'jumprelu_' if form.nonlinearity == 'threshold' else ''}{'skip_' if form.skip else ''}transcoder"
 
 
+def metadata_of(origin: Mapping[str, Any]) -> dict[str, Any]:
+  """The metadata that a folder of SAELens had when it was read, as version 6 has it."""
+  kept = origin.get("config", {}) if origin.get("format") == NAME else {}
+  return dict(_upgraded(kept).get("metadata") or {}) if kept else {}
+
+
 def _metadata(plain: Plain, model_name: str) -> dict[str, Any]:
   """The facts that other tools look for; those that a folder of SAELens had when it was read are kept."""
-  kept = plain.origin.get("config", {}) if plain.origin.get("format") == NAME else {}
-  said = dict(_upgraded(kept).get("metadata") or {}) if kept else {}
+  said = metadata_of(plain.origin)
 
   def hook(name: str, site: str) -> str | None:
     return said[name] if said.get(name) and site_of(said[name]) == site else hook_of(site) or None

@@ -52,6 +52,12 @@ def site_of(name: str | None) -> str:
   return name
 
 
+def names_output(name: str) -> bool:
+  """Whether a name is of an attention's or MLP's module, so that what the module gives is meant, before any norm."""
+  found = _LAYER.fullmatch(name)
+  return bool(found and found[2] in ("mlp", "attn", "self_attn", "attention") and found[3] != "input")
+
+
 def hook_of(site: str) -> str:
   """TransformerLens' name of a site; a name that is no site in the table stays as it is."""
   if site == "embed":

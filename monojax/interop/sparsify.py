@@ -11,8 +11,8 @@ import numpy as np
 
 from monojax import files
 from monojax.config import require
-from monojax.interop.plain import Plain, refuse, with_pre_bias, without_norms
-from monojax.interop.sites import layer_of, site_of
+from monojax.interop.plain import OF_MODULE, Plain, refuse, with_pre_bias, without_norms
+from monojax.interop.sites import layer_of, names_output, site_of
 from monojax.interop.tensors import number, read_config, read_safetensors, taken, write_safetensors
 from monojax.sae.form import Form
 
@@ -40,10 +40,11 @@ def read(directory: pathlib.Path) -> Plain:
   form = Form("topk", number(cfg.get("k", 32), "k", path), not transcodes, skip)
   writes = site_of(directory.name) if directory.name.count(".") else ""
   reads = _read_by(writes) if transcodes else writes
-  said = cfg.get(_SITES)
+  said, of_module = cfg.get(_SITES), names_output(directory.name)
   if isinstance(said, list) and len(said) == 2 and all(isinstance(site, str) for site in said):
-    reads, writes = said
-  return Plain(form, params, reads, writes, not transcodes, {"format": NAME, "config": cfg})
+    (reads, writes), of_module = said, False
+  origin = {"format": NAME, "config": cfg, **({OF_MODULE: True} if of_module else {})}
+  return Plain(form, params, reads, writes, not transcodes, origin)
 
 
 def _read_by(writes: str) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 
 from monojax import files
 from monojax.config import InputError, require
-from monojax.interop.plain import Plain
-from monojax.interop.sites import site_of
+from monojax.interop.plain import OF_MODULE, Plain
+from monojax.interop.sites import names_output, site_of
 from monojax.interop.tensors import number, read_torch, taken
 from monojax.sae.form import Form
 
@@ -89,8 +89,10 @@ def _dictionary_learning(state: dict[str, Any], path: pathlib.Path, k: int | Non
                      "monojax reads")
   form, params, settings = readers[kind](state, path, state.get("k", trainer.get("k", k)))
   site = _site(trainer)
-  return Plain(form, params, site, site, origin={"format": "dictionary_learning", "config": config or {}},
-               settings=settings)
+  module = str(trainer.get("submodule_name") or "")
+  of_module = names_output(module) or module.startswith(("mlp", "attn", "attention"))
+  origin = {"format": "dictionary_learning", "config": config or {}, **({OF_MODULE: True} if of_module else {})}
+  return Plain(form, params, site, site, origin=origin, settings=settings)
 
 
 def _class_of(state: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""What a served page "Your text" may ask of a run: its features on a text, the effects of one, and a continuation.
+"""What a served page "Your text" may ask of a run: its features on a text, what one does and comes from, and a
+continuation.
 
 They are the questions that `monojax/browser/static/live_machine.js` asks, and answers of the form that the page
 computes by itself where a subject is small enough. Positions are those of the text's own tokens, without what stands
@@ -10,12 +11,14 @@ import typing
 import numpy as np
 
 from monojax.analysis import interventions
+from monojax.analysis.circuits import source_weights
 from monojax.analysis.fidelity import make_encode
 from monojax.browser.serve import Answers
 from monojax.config import require
 from monojax.pipeline import load
 from monojax.pipeline.loaded import LoadedRun
 from monojax.pipeline.stages.live import sample_texts
+from monojax.pipeline.stages.pages import given_texts
 from monojax.subjects.sample import bucket, sample
 
 
@@ -29,6 +32,9 @@ def live_answers(run: LoadedRun) -> Answers:
   writes = subject.model.output == "logits"
   encode = make_encode(subject.model, sae.model, run.reads, run.kept)
 
+  pages = run._folder.stage(f"{run._place.home}browser")
+  given = given_texts(pages["config"].get("texts") or ()) if pages else []
+
   def padded(ids: list[int]) -> np.ndarray:
     """The ids, filled up if what follows a token does not change what is computed on it."""
     length = min(bucket(len(ids)), run.n_context) if writes else len(ids)
@@ -36,12 +42,12 @@ def live_answers(run: LoadedRun) -> Answers:
 
   def settings() -> dict[str, typing.Any]:
     return {"n_context": run.n_context - first, "writes": writes,
-            "texts": sample_texts(load.open_tokens(run._folder, "val"), run.tokenizer, run.n_context - first)}
+            "texts": given + sample_texts(load.open_tokens(run._folder, "val"), run.tokenizer, run.n_context - first)}
 
   def read(text: str) -> dict[str, typing.Any]:
     require(isinstance(text, str), "text", text, "must be a text")
-    ids = run.token_ids(text)
-    n_all = len(run.tokenizer.encode_batch([text])[0])
+    own = run.tokenizer.encode_batch([text])[0].tolist()
+    ids, n_all = (run._prefix + own)[:run.n_context], len(own)
     if len(ids) == first:
       return {"tokens": [], "features": [], "n_all": 0}
     f_TF = np.asarray(encode(subject.params, sae.params, padded(ids))[0])[first:len(ids)]
@@ -56,6 +62,15 @@ def live_answers(run: LoadedRun) -> Answers:
     found = interventions.losses(subject, sae, run.mean_O, padded(ids)[0].tolist(), {feature: 0.0}, run.kept)
     return {"effects": (found["steered"] - found["clean"])[first - 1:len(ids) - 1].tolist()}
 
+  def sources(text: str, position: int, feature: int) -> dict[str, typing.Any]:
+    require(writes, "feature", feature, "has no circuit: the subject reads in both directions")
+    run._require_feature(feature)
+    ids = padded(run.token_ids(text))
+    require(isinstance(position, int) and 0 <= position + first < ids.shape[1], "position", position,
+            "is none of the text's")
+    whole, weight_HT = source_weights(subject, sae, ids, position + first, feature, run.kept)
+    return {"whole": whole, "sources": [[i - first, *weight_H] for i, weight_H in enumerate(weight_HT.T.tolist())]}
+
   def write(text: str, feature: int, value: float, n_tokens: int, seed: int) -> dict[str, typing.Any]:
     require(writes, "feature", feature, "cannot make the subject write: it predicts no tokens")
     run._require_feature(feature)
@@ -64,4 +79,4 @@ def live_answers(run: LoadedRun) -> Answers:
     plain = sample(subject, ids, n_tokens, jax.random.key(seed))
     steered = interventions.steer(subject, sae, ids, {feature: value}, n_tokens, seed, kept=run.kept)
     return {"texts": [run.tokenizer.decode(found[len(ids):]) for found in (plain, steered)]}
-  return {"settings": settings, "read": read, "effects": effects, "write": write}
+  return {"settings": settings, "read": read, "effects": effects, "sources": sources, "write": write}

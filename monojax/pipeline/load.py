@@ -1,6 +1,7 @@
 """Loading what the stages of a run left in its folder."""
 
 import pathlib
+import re
 import typing
 
 from monojax import config as configs
@@ -133,6 +134,37 @@ def named_sites(run: RunFolder, names: "Iterable[str]", flag: str) -> tuple[str,
   from monojax.subjects.subject import site_of
   widths = open_weights(subject_config(run).weights).architecture.site_widths
   return tuple(site_of(widths, name, flag) for name in names)
+
+
+def told_to_others(path: str | pathlib.Path) -> dict[str, typing.Any]:
+  """What other tools want to know of the run that a path is in, as SAELens calls it; {} where it is in none.
+
+  "model_name" is there if the subject is from a hub, and "dataset_path" if the text is.
+  """
+  from monojax.text.tokens import prefix_of
+  place = pathlib.Path(path).resolve()
+  home = next((folder for folder in (place, *place.parents) if (folder / "run.json").is_file()), None)
+  run = RunFolder(home) if home else None
+  if run is None or not run.stage("subject") or not run.stage("tokens"):
+    return {}
+  settings, text = subject_config(run), run.require_stage("tokens")["config"]
+  names = {"model_name": settings.weights, "dataset_path": next(iter(text.get("paths") or ()), "")}
+  return {"context_size": settings.n_context, "prepend_bos": bool(prefix_of(tokens_meta(run))),
+          **{key: re.split("[@:]", name.removeprefix("hf:"))[0] for key, name in names.items()
+             if name.startswith("hf:")}}
+
+
+def layout_of(run: RunFolder) -> tuple[dict[str, int], bool]:
+  """({site: its width} of the run's subject, whether its norms are LayerNorms); ({}, False) where it has none."""
+  if not run.stage("subject"):
+    return {}, False
+  settings = subject_config(run)
+  if settings.weights:
+    from monojax.subjects.pretrained.weights import open_weights
+    architecture = open_weights(settings.weights).architecture
+    return architecture.site_widths, architecture.norm == "layer"
+  from monojax.subjects.transformer import Transformer
+  return Transformer(settings.model).site_widths, True
 
 
 def is_pretrained(run: RunFolder) -> bool:

@@ -227,12 +227,13 @@ def memory_of(a: "Architecture", n_read: int, n_written: int, n_features: int, i
   return sum(jax.tree.leaves(parts)), STATE_BYTES * (n_read + n_written) * n_features // n_split
 
 
-def of_run(config: RunConfig, n_available: int = 0) -> str:
+def of_run(config: RunConfig, n_available: int = 0, each_site: bool = False) -> str:
   """A table of what a run of a pretrained subject will take on these devices, at rates that are measured here.
 
   Args:
     config: its settings.
     n_available: training tokens that there are, where the text has been prepared already.
+    each_site: whether each further site gets a dictionary, too; they are a row of the table together.
   """
   import numpy as np
 
@@ -244,6 +245,8 @@ def of_run(config: RunConfig, n_available: int = 0) -> str:
   a, sae, rates = weights.architecture, config.sae.resolved(), measured_rates(dtype)
   about = n_available or int(config.tokens.max_bytes * (1 - config.tokens.val_fraction)) // _TEXT_BYTES
   stages = stages_of(config, a, dtype.itemsize, about)
+  if each_site:
+    stages.append(_of_other_sites(config, a, dtype.itemsize, about))
   n_read, n_written = (sum(a.site_widths[site_of(a.site_widths, name)] for name in names)
                        for names in sae.wired(config.activations.site))
   model, state = memory_of(a, n_read, n_written, sae.n_features, dtype.itemsize, config.mesh.model)
@@ -260,6 +263,20 @@ def of_run(config: RunConfig, n_available: int = 0) -> str:
     lines.append("  activations.n_tokens=0 takes all of the text, whose length is not known yet: its time and disk "
                  "are not in this table")
   return "\n".join(lines)
+
+
+def _of_other_sites(config: RunConfig, a: "Architecture", item: int, n_available: int) -> Stage:
+  """What the dictionaries of all further sites need together: training and analysis."""
+  total = Stage("other sites")
+  for site in config.activations.more_sites:
+    sae = dataclasses.replace(config.sae, reads=(site,), writes=(site,))
+    for stage in stages_of(dataclasses.replace(config, sae=sae), a, item, n_available):
+      if stage.name in ("sae", "analysis"):
+        total.operations += stage.operations
+        total.traffic += stage.traffic
+        total.weights += stage.weights
+        total.disk += stage.disk
+  return total
 
 
 def measured_rates(dtype: typing.Any) -> Rates:

@@ -1,4 +1,4 @@
-"""A page that shows a run in progress: which stages are done, and curves of what is being trained.
+"""A page that shows a run in progress: which stages are done, curves of what is being trained, and its newest features.
 
 The page opens from disk. It is written once, and the file beside it with what it shows again and again; the page loads
 that file every few seconds.
@@ -16,6 +16,7 @@ from monojax.browser.build import static_files
 from monojax.browser.scripts import call
 from monojax.config import require
 from monojax.pipeline.folder import OTHERS, STAGES, SWEEPS, RunFolder
+from monojax.pipeline.newest import newest_features
 
 FOLDER = "watch"
 _POINTS = 400  # of a curve at most
@@ -38,29 +39,38 @@ def write_page(run: RunFolder) -> pathlib.Path:
   return run.directory / FOLDER / "index.html"
 
 
-def write_progress(run: RunFolder) -> dict[str, typing.Any]:
+def write_progress(run: RunFolder, before: dict[str, typing.Any] | None = None) -> dict[str, typing.Any]:
   """Writes what the page shows, and returns it; see `progress_of`."""
-  found = progress_of(run)
+  found = progress_of(run, before)
   with files.replacing(run.directory / FOLDER / "progress.js") as file:
     file.write(call("watch.register", found).encode())
   return found
 
 
-def progress_of(run: RunFolder) -> dict[str, typing.Any]:
+def progress_of(run: RunFolder, before: dict[str, typing.Any] | None = None) -> dict[str, typing.Any]:
   """What there is to be seen of a run.
+
+  Args:
+    run: the run's folder.
+    before: what was seen last time, of which is kept what has not changed and would take long.
 
   Returns:
     {"title"; "time"; "stages": [{"name", "state": done, begun or waiting, "seconds" or None}]; "logs": for each
     training whose log is there, those that are going on first, {"name", "step", "n_steps" or None, "curves": {name:
-    [[step, value], ...]}}}.
+    [[step, value], ...]}}}. The newest training of a dictionary has "features", too: see `newest_features`.
   """
   stages = [_stage(run, name) for name in STAGES]
   logs = sorted((path for pattern in ("subject", "sae", "frontier", f"{OTHERS}/*", f"{SWEEPS}/*")
                  for path in run.directory.glob(f"{pattern}/metrics.jsonl")), key=lambda path: -path.stat().st_mtime)
   stages += [_stage(run, name) for path in logs
              if (name := path.parent.relative_to(run.directory).as_posix()) not in STAGES]
-  return {"title": run.directory.resolve().name, "time": time.strftime("%H:%M:%S"), "stages": stages,
-          "logs": [log for path in logs if (log := _log(run, path))]}
+  shown = [log for path in logs if (log := _log(run, path))]
+  last = {log["name"]: log.get("features") for log in (before or {}).get("logs", ())}
+  for log in shown:
+    if log["name"] == "sae" or log["name"].startswith(f"{OTHERS}/"):
+      log["features"] = newest_features(run, log["name"], last.get(log["name"]))
+      break
+  return {"title": run.directory.resolve().name, "time": time.strftime("%H:%M:%S"), "stages": stages, "logs": shown}
 
 
 def _stage(run: RunFolder, name: str) -> dict[str, typing.Any]:

@@ -100,6 +100,13 @@ def make_recipe(config: SAEConfig, wiring: Wiring, dtype: Any, recipe: Recipe | 
   return recipe_of(config.recipe, recipe).build(parts, resolved, wiring, dtype)
 
 
+def leading_groups(config: SAEConfig | Resolved) -> tuple[int, ...]:
+  """The sizes n, rising, of those leading groups whose first n features must also reconstruct alone; () for none."""
+  if config.group_sizes or config.recipe != "matryoshka":
+    return tuple(config.group_sizes)
+  return tuple(config.n_features // n for n in (16, 8, 4, 2) if config.n_features >= n)
+
+
 def _tm2023(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
   """Mean squared error and L1; groups, none by default, add to the published loss."""
   model = parts.dictionary(config, wiring, dtype, parts.nonlinearities.ReLU(), wiring.autoencodes, config.encoder_init)
@@ -155,9 +162,7 @@ def _batchtopk(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) 
 
 def _matryoshka(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
   """Groups of 1/16, 1/16, 1/8, 1/4 and 1/2 of the features, unless the settings say otherwise."""
-  sizes = tuple(config.n_features // n for n in (16, 8, 4, 2) if config.n_features >= n)
-  return _topk_family(parts, config, wiring, dtype, parts.nonlinearities.BatchTopK(config.k),
-                      config.group_sizes or sizes)
+  return _topk_family(parts, config, wiring, dtype, parts.nonlinearities.BatchTopK(config.k), leading_groups(config))
 
 
 def _topk_family(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any, nonlinearity: Nonlinearity,

@@ -60,7 +60,8 @@ class SubjectConfig:
   beta2: float = option(0.99, "decay of AdamW's running mean of squared gradients", PROPER_FRACTION)
   clip_norm: float = option(1.0, "norm, over all parameters, to which larger gradients are scaled down", POSITIVE)
   compute_dtype: str = option("auto", "dtype of the matrix products; auto is bfloat16 on an accelerator and float32 on "
-                                      "a CPU. Weights are always float32", ("auto", "float32", "bfloat16"))
+                                      "a CPU. Weights that are trained here are float32, those of a "
+                                      "pretrained subject of this dtype", ("auto", "float32", "bfloat16"))
   scan_steps: int = option(8, "steps in one call of the compiled function, and between lines of metrics", COUNT)
   checkpoint_every_steps: int = option(400, "steps between checkpoints, from which an interrupted training resumes",
                                        COUNT)

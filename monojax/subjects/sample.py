@@ -44,8 +44,10 @@ def sample(subject: LoadedSubject, prompt: list[int], n_tokens: int, key: jax.Ar
     return list(prompt[:length])
   with_cache = use_cache and logits_of is None and subject.model.new_cache(1, 1) is not None
   if with_cache:
-    n_padded = min(bucket(len(prompt)), subject.n_context)  # so that prompts of similar lengths share what is compiled
-    fill = _make_extend(subject.model, edit_of, temperature, n_padded, bucket(length - len(prompt)))
+    n_padded, n_added = len(prompt), length - len(prompt)
+    if not subject.model.depends_on_length:  # texts of similar lengths share what is compiled
+      n_padded, n_added = min(bucket(n_padded), subject.n_context), bucket(n_added)
+    fill = _make_extend(subject.model, edit_of, temperature, n_padded, n_added)
     prompt_1T = np.asarray([prompt + [prompt[-1]] * (n_padded - len(prompt))], np.int32)
     added = np.asarray(fill(subject.params, prompt_1T, len(prompt), key, given)).tolist()
     return list(prompt) + added[:length - len(prompt)]

@@ -78,6 +78,8 @@ class Subject(collections.abc.Hashable, typing.Protocol):
       rule are whole on every device.
     output: what a forward pass gives beside its sites: "logits" of each next token; or, of an encoder, which predicts
       no tokens, an "embedding" of each context.
+    depends_on_length: whether what is computed on a token depends on how many tokens there is room for, as with some
+      scalings of rotary positions. It must then be just the room that is needed.
   """
 
   @property
@@ -97,6 +99,9 @@ class Subject(collections.abc.Hashable, typing.Protocol):
 
   @property
   def output(self) -> typing.Literal["logits", "embedding"]: ...
+
+  @property
+  def depends_on_length(self) -> bool: ...
 
   def apply(self, variables: dict, tokens_BT: jax.Array, edit: Edit | None = None, *,
             wanted: collections.abc.Collection[str] | None = None) -> tuple[jax.Array, Sites]:

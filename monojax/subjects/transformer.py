@@ -182,6 +182,10 @@ class Transformer(nn.Module):
   def output(self) -> Literal["logits", "embedding"]:
     return "logits"
 
+  @property
+  def depends_on_length(self) -> bool:
+    return False
+
   @nn.nowrap
   def new_cache(self, n_contexts: int, n_positions: int) -> Cache | None:
     return None

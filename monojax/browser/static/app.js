@@ -24,7 +24,7 @@ const app = (() => {
 
   function parseRoute() {
     const {only} = data.index;
-    const hash = only === undefined ? location.hash : `#/feature/${only}`;
+    const hash = only === undefined ? location.hash || "#/home" : `#/feature/${only}`;
     const [, path, slash, argument, text] = /^#?\/?([^/?]*)(\/?)([^?]*)\??(.*)$/s.exec(hash);
     const page = available().find((other) => other.path === path && (other.takesArgument || !slash));
     return {page, path, argument, state: query.parse(text)};
@@ -195,6 +195,7 @@ const app = (() => {
     });
     if (!isEmbedded) document.addEventListener("keydown", onKey);
     main.addEventListener("mouseover", showTooltip);
+    main.addEventListener("focusin", showTooltip);
     main.addEventListener("mouseleave", hideTooltip);
     addEventListener("scroll", hideTooltip, {passive: true});
     addEventListener("hashchange", show);

@@ -61,8 +61,9 @@ const charts = (() => {
     };
   }
 
-  // Bars for the counts between `edges` (one more than counts). `tint` gives a bar's opacity from its middle.
-  function histogram({edges, counts, title, xLabel, yLabel, logarithmic = false, tint = null}) {
+  // Bars for the counts between `edges` (one more than counts). `tint` gives a bar's opacity from its middle; `shares`
+  // has for each bar how much of it is of one kind, which its colour says.
+  function histogram({edges, counts, title, xLabel, yLabel, logarithmic = false, tint = null, shares = null}) {
     const [low, high] = [edges[0], edges[edges.length - 1]];
     const x = scale(low, high, BOX.left, BOX.right);
     const {y, yTicks} = countAxis(Math.max(...counts, 1), logarithmic);
@@ -73,8 +74,29 @@ const charts = (() => {
         class: tint ? "bar heat-bar" : "bar", x: x(edges[i]) + 0.5, y: y(count),
         width: Math.max(x(edges[i + 1]) - x(edges[i]) - 1, 0.5), height: BOX.bottom - y(count),
         "fill-opacity": opacity,
-      }, svg("title", {}, `${dom.number(edges[i])} to ${dom.number(edges[i + 1])}: ${dom.number(count)}`));
+        style: shares ? `fill:color-mix(in srgb, rgb(var(--heat-colour)) ${Math.round(100 * shares[i])}%, var(--bar))` : null,
+      }, svg("title", {}, `${dom.number(edges[i])} to ${dom.number(edges[i + 1])}: ${dom.number(count)}` +
+        (shares ? `, ${dom.percent(shares[i])} of the top domain` : "")));
     });
+    return frame(title, axes(x, y, ticks(low, high), yTicks, {x: xLabel, y: yLabel}), bars);
+  }
+
+  // Bars for the counts of several series {name, counts} between `edges`, on top of one another; the style sheet has a
+  // colour for each name.
+  function stacked({edges, series, title, xLabel, yLabel}) {
+    const [low, high] = [edges[0], edges[edges.length - 1]];
+    const x = scale(low, high, BOX.left, BOX.right);
+    const totals = edges.slice(1).map((_, i) => series.reduce((sum, {counts}) => sum + counts[i], 0));
+    const {y, yTicks} = countAxis(Math.max(...totals, 1), false);
+    const below = totals.map(() => 0);
+    const bars = series.flatMap(({name, counts}) => counts.map((count, i) => {
+      if (!count) return null;
+      const [from, to] = [below[i], below[i] += count];
+      return svg("rect", {
+        class: `bar ${name}`, x: x(edges[i]) + 0.5, y: y(to), width: Math.max(x(edges[i + 1]) - x(edges[i]) - 1, 0.5),
+        height: y(from) - y(to), style: `fill:var(--${name})`,
+      }, svg("title", {}, `${name}, ${dom.number(edges[i])} to ${dom.number(edges[i + 1])}: ${dom.number(count)}`));
+    }));
     return frame(title, axes(x, y, ticks(low, high), yTicks, {x: xLabel, y: yLabel}), bars);
   }
 
@@ -130,5 +152,5 @@ const charts = (() => {
       svg("path", {d: path.join("")}));
   }
 
-  return {histogram, equalEdges, scatter, line, sparkline};
+  return {histogram, stacked, equalEdges, scatter, line, sparkline};
 })();

@@ -8,6 +8,10 @@
 //   read(text)               a promise of {tokens, features, nAll}: the text's tokens as they are shown, {ids, values} of
 //                            the features on each, and how many tokens there would be with more room
 //   effects(feature)         a promise of how much worse, in nats, each token read last is predicted without a feature
+//   sources(position, feature)  a promise of where a feature's pre-activation at a position of the text read last comes
+//                            from: {whole, sources}, the pre-activation, and [position, by way of each head ..., past
+//                            the heads] of each token up to there, a negative position being in front of the text; null
+//                            where that is not known
 //   write(feature, value, n, isWanted, show)  writes on, n tokens at most, as it is and with the feature held, and calls
 //                            show(0 or 1, the continuation) as it goes, as long as isWanted() is true
 const liveMachine = (() => {
@@ -36,6 +40,11 @@ const liveMachine = (() => {
       return without.map((loss, i) => loss - before[i]).slice(prefix.length - 1);
     }
 
+    async function sources(position, feature) {
+      const found = model.sources(text, position + prefix.length, feature);
+      return found && {whole: found.whole, sources: found.sources.map((parts, i) => [i - prefix.length, ...parts])};
+    }
+
     async function write(feature, value, nTokens, isWanted, show) {
       await withOutput();
       const half = (model.nContext >> 1) - prefix.length;  // room for as many tokens as half of a context
@@ -56,7 +65,8 @@ const liveMachine = (() => {
         if (!isWanted()) return;
       }
     }
-    return {texts: settings.texts ?? [], nContext: model.nContext - prefix.length, writes: true, read, effects, write};
+    return {texts: settings.texts ?? [], nContext: model.nContext - prefix.length, writes: true, read, effects,
+            sources, write};
   }
 
   async function stored() {
@@ -91,7 +101,8 @@ const liveMachine = (() => {
       if (isWanted()) continuations.forEach((continuation, which) => show(which, continuation));
     }
     return {texts, nContext, writes, read, write,
-            effects: async (feature) => (await ask("effects", {text, feature})).effects};
+            effects: async (feature) => (await ask("effects", {text, feature})).effects,
+            sources: (position, feature) => ask("sources", {text, position, feature})};
   }
 
   const KINDS = {
@@ -100,8 +111,8 @@ const liveMachine = (() => {
       "there and nowhere else."],
     texts: [stored, "Texts of the run."],
   };
-  const isServed = () => document.querySelector('meta[name="monojax-live"]') !== null;
-  const kind = () => (isServed() ? "served" : data.index.live);
+  const mark = () => document.querySelector('meta[name="monojax-live"]');  // which `monojax serve` adds
+  const kind = () => (mark() ? "served" : data.index.live);
   let opened = null;
 
   function open() {
@@ -115,6 +126,7 @@ const liveMachine = (() => {
   return {
     open,
     isThere: () => Boolean(kind()),
+    canWrite: () => kind() === "model" || (kind() === "served" && mark().content === "writes"),
     title: () => (kind() === "texts" ? "Texts" : "Your text"),
     where: () => KINDS[kind()][1],
   };

@@ -22,6 +22,21 @@ const liveModel = (() => {
     return x.map((value, i) => (value - mean) * scale * gain[i] + bias[i]);
   }
 
+  // The gradient by x of a product y = x W, from that by y.
+  function backwards(gradient, W) {
+    const m = gradient.length;
+    return Float64Array.from({length: W.length / m}, (_, i) => gradient.reduce((sum, value, j) => sum + value * W[i * m + j], 0));
+  }
+
+  // The gradient by x of `layerNorm`, from that by what it gives, with its scale held as it is.
+  function normBackwards(x, gradient, gain, epsilon) {
+    const mean = x.reduce((sum, value) => sum + value, 0) / x.length;
+    const variance = x.reduce((sum, value) => sum + (value - mean) ** 2, 0) / x.length;
+    const scaled = gradient.map((value, i) => value * gain[i] / Math.sqrt(variance + epsilon));
+    const common = scaled.reduce((sum, value) => sum + value, 0) / x.length;
+    return scaled.map((value) => value - common);
+  }
+
   // Rotates one head's query or key, which begins at `from` and is `width` long; numbers i and i + width / 2 together.
   function rotate(row, from, width, position) {
     const half = width / 2;
@@ -76,11 +91,13 @@ const liveModel = (() => {
       return sum;
     }
 
+    // What the heads write side by side, and what share of each is from which position: {mixed, shares}, by head.
     function attention(keys, values, row, position) {
       const mixed = new Float64Array(width);
-      const scores = new Float64Array(position + 1);
+      const shares = Array.from({length: nHeads}, () => new Float64Array(position + 1));
       for (let head = 0; head < nHeads; head++) {
         const from = head * headWidth;
+        const scores = shares[head];
         let largest = -Infinity;
         for (let t = 0; t <= position; t++) {
           let score = 0;
@@ -91,18 +108,20 @@ const liveModel = (() => {
         let total = 0;
         for (let t = 0; t <= position; t++) total += scores[t] = Math.exp(scores[t] - largest);
         for (let t = 0; t <= position; t++) {
-          const share = scores[t] / total;
+          const share = scores[t] /= total;
           for (let i = 0; i < headWidth; i++) mixed[from + i] += share * values[t * width + from + i];
         }
       }
-      return mixed;
+      return {mixed, shares};
     }
 
-    function readOne(text, token) {
+    // Reads one more token. What a layer computes on it goes into `trace`, by layer, if that is given.
+    function readOne(text, token, trace = null) {
       const position = text.tokens.length;
       let change = null;
       const visit = (name, row) => {
         if (name === settings.reads) {
+          if (trace) trace.encoded = Float64Array.from(row);
           const counts = position >= settings.first_position;
           text.features[position] = counts ? encode(row) : {ids: [], values: []};
           change = counts ? added(text.changes, text.features[position]) : null;
@@ -119,12 +138,14 @@ const liveModel = (() => {
         for (let head = 0; head < 2 * nHeads; head++) rotate(qkv, head * headWidth, headWidth, position);
         text.keys[layer].set(qkv.subarray(width, 2 * width), position * width);
         text.values[layer].set(qkv.subarray(2 * width), position * width);
-        const mixed = at("attn.z", attention(text.keys[layer], text.values[layer], qkv, position));
-        const attended = at("attn.out", addProduct(mixed, of("o"), new Float64Array(width)));
+        const {mixed, shares} = attention(text.keys[layer], text.values[layer], qkv, position);
+        const attended = at("attn.out", addProduct(at("attn.z", mixed), of("o"), new Float64Array(width)));
+        const read = x;
         x = x.map((value, i) => value + attended[i]);
         const input = at("mlp.in", layerNorm(x, of("mlp.gain"), of("mlp.bias"), epsilon));
         const pre = addProduct(input, of("in"), Float64Array.from(of("in_bias")));
         const hidden = at("mlp.hidden", pre.map((value) => Math.max(value, 0)));
+        if (trace) trace[layer] = {read, shares, middle: x, pre};
         const output = at("mlp.out", addProduct(hidden, of("out"), Float64Array.from(of("out_bias"))));
         x = at("resid", x.map((value, i) => value + output[i]));
       }
@@ -156,6 +177,48 @@ const liveModel = (() => {
       });
     }
 
+    // Where a feature's pre-activation at a position comes from: {whole, sources}, the pre-activation and for each token
+    // up to there [what each head of the layer that the dictionary reads in has moved from it, ..., what comes past the
+    // heads]. The shares of attention and the scales of norms are held as they are, and what goes through the MLP is
+    // gradient times activation: as `Circuit` of monojax/analysis/circuits.py. Null where the dictionary reads no site
+    // that lies behind a layer's heads.
+    function sources(text, position, feature) {
+      const [, number, site] = settings.reads.match(/^layer\.(\d+)\.(attn\.z|attn\.out|mlp\..*|resid)$/) ?? [];
+      if (!site) return null;
+      const layer = Number(number);
+      const of = (name) => weights[`layer.${layer}.${name}`];
+      const trace = [];
+      // Keys and values of the position are written again, the same as they are.
+      readOne({...text, tokens: text.tokens.slice(0, position), features: [], last: []}, text.tokens[position], trace);
+      const {read, shares, middle, pre} = trace[layer];
+      const nFeatures = weights.bias.length;
+      let gradient = trace.encoded.map((_, i) => weights.encoder[i * nFeatures + feature]);
+      const whole = trace.encoded.reduce((sum, value, i) => sum + value * gradient[i], weights.bias[feature]);
+      let atMiddle = new Float64Array(width);  // the gradient by what the MLP's norm reads
+      if (site === "resid") atMiddle.set(gradient);
+      if (["resid", "mlp.out"].includes(site)) gradient = backwards(gradient, of("out"));
+      if (["resid", "mlp.out", "mlp.hidden"].includes(site)) {
+        gradient = backwards(gradient.map((value, i) => (pre[i] > 0 ? value : 0)), of("in"));
+      }
+      if (site === "resid" || site.startsWith("mlp.")) {
+        const past = normBackwards(middle, gradient, of("mlp.gain"), epsilon);
+        atMiddle = atMiddle.map((value, i) => value + past[i]);
+        gradient = atMiddle;
+      }
+      if (site !== "attn.z") gradient = backwards(gradient, of("o"));
+      // What the norm's bias adds to values is of no token.
+      const fromBias = addProduct(of("attn.bias"), of("qkv"), new Float64Array(3 * width)).subarray(2 * width);
+      const found = Array.from({length: position + 1}, (_, t) => [...shares.map((share, head) => {
+        let value = 0;
+        for (let i = head * headWidth; i < (head + 1) * headWidth; i++) {
+          value += (text.values[layer][t * width + i] - fromBias[i]) * gradient[i];
+        }
+        return share[t] * value;
+      }), 0]);
+      found[position][nHeads] = read.reduce((sum, value, i) => sum + value * atMiddle[i], 0);
+      return {whole, sources: found};
+    }
+
     // A token drawn from the prediction at the last position; `uniform` is a random number from 0 to 1.
     function draw(text, temperature, uniform, nTokens) {
       const row = logits(text, text.tokens.length - 1).slice(0, nTokens);
@@ -169,6 +232,6 @@ const liveModel = (() => {
       return row.length - 1;
     }
 
-    return {begin, read, logits, losses, draw, useOutput: (output) => Object.assign(weights, output), nContext};
+    return {begin, read, logits, losses, sources, draw, useOutput: (output) => Object.assign(weights, output), nContext};
   };
 })();

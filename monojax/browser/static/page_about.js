@@ -1,9 +1,9 @@
 "use strict";
 
-// The page about the run: its figures and what the terms mean. A section whose data is absent is left out.
+// The page about the run: all its figures, and what the terms mean. A section whose data is absent is left out.
 app.page((() => {
   const {element} = dom;
-  const PAPER = {l0: 4.9, recovered: 0.79};  // A/1 of "Towards Monosemanticity"
+  const {section, table} = blocks;
   const TERMS = [
     ["Feature", "A direction in activation space that the sparse autoencoder learned, with an encoder that " +
       "says how strongly it is present. The dictionary is the set of them."],
@@ -25,9 +25,9 @@ app.page((() => {
     ["Explained variance", "The share of the activations' variance that the reconstruction accounts for."],
     ["Logit weights", "The direct effect of a feature on the next token: its decoder direction through the " +
       "output weights, with the median over the vocabulary at zero."],
-    ["Interval 0 to 10", "Examples with activations nearest to 10/11, 9/11, … 0 of the feature's largest. " +
-      "They show whether a feature means the same when it is weaker."],
-    ["Bottom activations", "Examples on which the feature is least active."],
+    ["Around 91 % of the max, 82 %, …", "Examples with activations nearest to 10/11, 9/11, … 0 of the feature's " +
+      "largest. They show whether a feature means the same when it is weaker."],
+    ["Bottom activations", "Tokens drawn at random from those on which the feature does not fire."],
     ["F1", "Of a feature or neuron as a detector of a class of text: the harmonic mean of its precision " +
       "and recall."],
     ["Specificity, recall", "Of a feature and a kind of text: the share of the tokens on which the feature fires " +
@@ -36,60 +36,13 @@ app.page((() => {
       "is not just a neuron."],
   ];
 
-  function section(title, ...content) {
-    return element("section", {class: "panel"}, element("h2", {}, title), ...content);
-  }
-
-  function table(heads, rows) {
-    return element("div", {class: "scroll", tabindex: "0"}, element("table", {class: "plain"},
-      element("thead", {}, element("tr", {}, heads.map(([head, isNumeric]) =>
-        element("th", {scope: "col", class: isNumeric ? "numeric" : null}, head)))),
-      element("tbody", {}, rows.map((row) => element("tr", {}, row.map((content, i) =>
-        element("td", {class: heads[i][1] ? "numeric" : null}, content)))))));
-  }
-
-  function counts() {
-    const status = data.cells.find(({kind}) => kind === "status");
-    const totals = data.index.statuses.map(() => 0);
-    for (const value of status.values) totals[value]++;
-    return element("ul", {class: "tiles"}, data.index.statuses.map((name, i) => element("li", {},
-      dom.link(`#/${query.format({...query.DEFAULTS, [status.key]: name})}`,
-        element("strong", {}, dom.number(totals[i])), ` ${name}`),
-      element("span", {class: "quiet"}, ` ${dom.percent(totals[i] / data.index.n_features)}`))));
-  }
-
   const figureName = (name) => name.replaceAll("/", " / ").replaceAll("_", " ")
     .replace(/\b(l0|l1|ce|mse|sae|f1)\b/g, (term) => term.toUpperCase()).replace(/^n (\w)/, "number of $1");
-
-  // Ten features to begin with: of each domain the one whose label predicts best, of the best of these.
-  function first() {
-    const [domain, score, status] = ["domain", "score", "status"].map((key) => data.cells.find((cell) => cell.key === key));
-    if (!domain || !score) return null;
-    const best = new Map();
-    score.values.forEach((value, id) => {
-      const [where, before] = [domain.values[id], best.get(domain.values[id])];
-      if (value === null || where < 0 || data.index.statuses[status.values[id]] !== "regular") return;
-      if (before === undefined || value > score.values[before]) best.set(where, id);
-    });
-    const ids = [...best.values()].sort((a, b) => score.values[b] - score.values[a]).slice(0, 10);
-    if (!ids.length) return null;
-    return section("Ten features to begin with",
-      element("p", {}, "Of ten kinds of text the feature whose label predicts it best."),
-      table([["Top domain"], ["Label"], ["Score", true], ["Feature", true]], ids.map((id) =>
-        [data.index.domains[domain.values[id]], (data.label(id) || {text: "–"}).text, dom.fixed(score.values[id], 2),
-         dom.link(`#/feature/${id}`, String(id))])));
-  }
 
   function figures(values) {
     return section("Figures", table([["Figure"], ["Value", true]],
       Object.entries(values).map(([name, value]) =>
         [figureName(name), typeof value === "string" ? value : dom.number(value)])));
-  }
-
-  function densities(histogram) {
-    return section("Densities", charts.histogram({
-      edges: histogram.log10_edges, counts: histogram.counts, title: "Histogram of the features' densities",
-      xLabel: "log₁₀ density", yLabel: "features"}));
   }
 
   function statuses(rows) {
@@ -123,31 +76,6 @@ app.page((() => {
           dom.fixed(row.neuron_pearson, 3)])));
   }
 
-  // What a frontier's points differ in, as words: k, or the coefficient of the sparsity penalty.
-  function knobName(rows) {
-    const knobs = [...new Set(rows.map(({knob}) => knob))];
-    return knobs.length === 1 && knobs[0] ? knobs[0].replaceAll("_", " ") : "sparsity";
-  }
-
-  function frontier(rows) {
-    const knob = knobName(rows);
-    const usable = rows.filter((row) => dom.isNumber(row.l0) && dom.isNumber(row.ce_recovered_zero));
-    const points = usable.map((row) => ({
-      kind: "run", x: row.l0, y: 100 * row.ce_recovered_zero, label: dom.number(row.sparsity, 2),
-      name: `${knob} ${dom.number(row.sparsity)}: L0 ${dom.number(row.l0)}, ` +
-        `${dom.percent(row.ce_recovered_zero)} recovered`}));
-    const paper = {kind: "paper", x: PAPER.l0, y: 100 * PAPER.recovered, label: "paper A/1",
-                   name: "Towards Monosemanticity, A/1: L0 4.9, 79 % recovered"};
-    return section("Sparsity against fidelity",
-      element("p", {}, `One point for each ${knob}, which stands beside it; higher and further left is better. The `,
-        "paper's A/1 has L0 4.9 and recovers 79 %, with another model and other text."),
-      charts.scatter({points: [...points, paper], title: "CE recovered against L0",
-                      xLabel: "L0, features per token", yLabel: "CE recovered, %"}),
-      table([[knob.replace(/^\w(?=\w)/, (letter) => letter.toUpperCase()), true], ["L0", true], ["CE recovered", true], ["Explained variance", true]],
-        rows.map((row) => [dom.number(row.sparsity), dom.number(row.l0),
-          dom.percent(row.ce_recovered_zero), dom.number(row.explained_variance)])));
-  }
-
   function configuration(value) {
     return section("Configuration", element("details", {}, element("summary", {}, "Show as JSON"),
       element("pre", {tabindex: "0"}, JSON.stringify(value, null, 2))));
@@ -166,11 +94,9 @@ app.page((() => {
   function show(main) {
     const summary = data.index.summary;
     const part = (name, draw) => (summary[name] ? draw(summary[name]) : null);
-    const panels = [first(), ownLabels(), part("figures", figures), part("density_histogram", densities),
-                    part("statuses", statuses), part("frontier", frontier), part("detectors", detectors),
+    const panels = [ownLabels(), part("figures", figures), part("statuses", statuses), part("detectors", detectors),
                     part("proxies", proxies), part("config", configuration)];
-    main.replaceChildren(element("h1", {}, "About the run"), counts(),
-      element("div", {class: "about"}, panels), terms());
+    main.replaceChildren(element("h1", {}, "About the run"), element("div", {class: "about"}, panels), terms());
     scrollTo(0, 0);
     return "About the run";
   }

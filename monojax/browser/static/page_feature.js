@@ -4,6 +4,8 @@
 // and in which panels is described in the index (data.index.entries).
 app.page((() => {
   const {element} = dom;
+  const PROMPT = "1,2,3,4,5,6,7,8,9,10";  // the paper's
+  const N_WRITTEN = 48;                   // tokens
 
   function heading(id, state) {
     const {order, places} = query.run(state);
@@ -41,6 +43,37 @@ app.page((() => {
       })));
   }
 
+  // A button that lets the subject continue the prompt of Towards Monosemanticity, as it is and with the feature held.
+  function steering(id, {feature, isCurrent}) {
+    if (!liveMachine.canWrite() || !feature.max_act || document.body.dataset.embedded) return null;
+    const written = () => element("p", {class: "written", dir: "auto", "aria-live": "polite"});
+    const [outputs, status] = [[written(), written()], element("span", {class: "quiet", role: "status"})];
+    const headings = ["as it is", `with the feature held at ${dom.fixed(feature.max_act, 2)}, its max`];
+    const boxes = element("div", {hidden: true}, outputs.map((output, i) =>
+      element("div", {}, element("h3", {}, headings[i]), output)));
+    let turn = 0;
+
+    async function write() {
+      const own = ++turn;
+      const isWanted = () => own === turn && isCurrent();
+      status.textContent = "writing";
+      const machine = await liveMachine.open();
+      await machine.read(PROMPT);
+      await machine.write(id, feature.max_act, N_WRITTEN, isWanted, (i, continuation) => {
+        boxes.hidden = false;
+        outputs[i].textContent = continuation;
+      });
+      if (!isWanted()) return;
+      status.textContent = "";
+      boxes.dataset.written = "true";
+    }
+    const begin = () => write().catch((error) => { status.textContent = `The model does not answer: ${error.message}`; });
+    return element("section", {class: "panel", id: "steering"}, element("h2", {}, "What it makes the subject write"),
+      element("p", {class: "controls"}, element("button", {type: "button", id: "write", onclick: begin}, "Write"),
+        status), boxes, element("p", {class: "quiet"}, `Continues the paper's prompt, ${PROMPT}. `,
+        dom.link(`#/try/${id}`, "Any other text, at any strength")));
+  }
+
   async function fill(main, id, {state, isCurrent}) {
     let loaded;
     try {
@@ -55,7 +88,8 @@ app.page((() => {
       .map((entry) => panels.examples(entry, given));
     main.replaceChildren(heading(id, state),
       element("div", {class: examples.length ? "columns" : ""},
-        element("div", {class: examples.length ? "numbers" : "numbers alone"}, panels.numbers(given), elsewhere(id)),
+        element("div", {class: examples.length ? "numbers" : "numbers alone"}, panels.numbers(given), elsewhere(id),
+          steering(id, {...given, isCurrent})),
         examples));
     main.dataset.feature = id;
     scrollTo(0, 0);

@@ -8,6 +8,10 @@ app.page((() => {
   const EXAMPLE = "def read(path):\n  with open(path) as file:\n    return file.read()\n\nIn the beginning God created " +
     "the heaven and the earth.";
   const N_LISTED = 12;        // features of a list
+  const N_SOURCES = 8;        // tokens that a feature comes from
+  const SOURCES_NOTE = "What each token contributes to the feature's pre-activation on the chosen token: by way of " +
+    "attention, and for the token itself past it, too. Attention and the norms' scales are held as they are; through " +
+    "the MLP it is a first-order estimate.";
   const LEAST_EFFECT = 0.005; // nats; smaller effects count as none
   const N_WRITTEN = 60;       // tokens of a continuation
   const PAUSE = 250;          // milliseconds without a change after which effects are computed
@@ -15,7 +19,7 @@ app.page((() => {
   let parts = null;
   let machine = null;         // what runs the model, see live_machine.js, once it is there
   let text = {tokens: [], features: []};  // what it has read
-  let chosen = {token: null, feature: null};
+  let chosen = {token: null, feature: null, all: false};  // `all`: whether all features are listed
   let pause = 0;              // the timer of the effects
   let isReading = false;
   let isStale = false;        // whether the text has changed since the reading began
@@ -32,10 +36,14 @@ app.page((() => {
     return place < 0 ? 0 : text.features[position].values[place];
   }
 
-  function featureTable(caption, listed) {
-    if (!listed.length) return element("p", {class: "quiet"}, "No feature fires.");
-    return element("table", {class: "plain"}, element("caption", {class: "hidden"}, caption),
-      element("tbody", {}, listed.map(([id, value]) => {
+  // The features of a list, the first of them at once and all of them if that is asked for.
+  function featureTable(caption, found) {
+    if (!found.length) return [element("p", {class: "quiet"}, "No feature fires.")];
+    const isWhole = found.length <= N_LISTED || chosen.all;
+    const more = isWhole ? [] : [element("button", {type: "button", class: "all", onclick: () => choose({all: true})},
+      `All ${dom.number(found.length)} features`)];
+    return [element("table", {class: "plain"}, element("caption", {class: "hidden"}, caption),
+      element("tbody", {}, (isWhole ? found : found.slice(0, N_LISTED)).map(([id, value]) => {
         const label = data.label(id);
         return element("tr", {},
           element("td", {class: "numeric"}, dom.link(`#/feature/${id}`, String(id))),
@@ -46,7 +54,7 @@ app.page((() => {
           element("td", {class: "bar-cell", "aria-hidden": "true"},
             element("span", {style: `width:${Math.min(100 * value / (largest(id) || value), 100)}%`})),
           element("td", {class: "numeric"}, dom.fixed(value, 2)));
-      })));
+      }))), ...more];
   }
 
   // An activation as a share of the largest that the feature can reach; 0 for faint features, whose largest is nothing.
@@ -61,7 +69,7 @@ app.page((() => {
     return strongest([...best]);
   }
 
-  const strongest = (pairs) => pairs.sort((a, b) => share(...b) - share(...a) || b[1] - a[1]).slice(0, N_LISTED);
+  const strongest = (pairs) => pairs.sort((a, b) => share(...b) - share(...a) || b[1] - a[1]);
 
   function tokenSpan(token, position, effects) {
     const {ids, values} = text.features[position];
@@ -79,15 +87,26 @@ app.page((() => {
     return token.includes("\n") ? [node, element("br", {})] : [node];
   }
 
+  // What is focused is drawn anew, and is focused again.
   function draw(effects = null) {
+    const {activeElement: active} = document;
+    const box = active && active.closest("#own-tokens, #on-token, #in-text");
+    drawLists(effects);
+    if (!box || active.isConnected) return;
+    const name = box.id === "own-tokens" ? "position" : "feature";
+    const again = box.querySelector(`[data-${name}="${active.dataset[name]}"]`);
+    if (again) again.focus({preventScroll: true});
+  }
+
+  function drawLists(effects) {
     parts.tokens.replaceChildren(...text.tokens.flatMap((token, position) => tokenSpan(token, position, effects)));
     const position = chosen.token;
     parts.onToken.replaceChildren(...(position === null || position >= text.tokens.length
       ? [element("p", {class: "quiet"}, "Choose a token of the text.")]
       : [element("p", {}, "Features on ", dom.token(text.tokens[position], {class: "boxed"})),
-         featureTable("Features on the chosen token", strongest(text.features[position].ids.map((id, i) =>
+         ...featureTable("Features on the chosen token", strongest(text.features[position].ids.map((id, i) =>
            [id, text.features[position].values[i]])))]));
-    parts.inText.replaceChildren(featureTable("Features in the text", inWholeText()));
+    parts.inText.replaceChildren(...featureTable("Features in the text", inWholeText()));
     drawChosen();
   }
 
@@ -115,9 +134,34 @@ app.page((() => {
     chosen = {...chosen, ...changes};
     draw();
     clearTimeout(pause);
-    const {feature} = chosen;
+    parts.comesFrom.replaceChildren();
+    const {feature, token} = chosen;
     if (feature === null || !machine.writes || !text.tokens.length) return;
-    pause = setTimeout(() => drawEffects(feature).catch(tell), PAUSE);
+    pause = setTimeout(() => drawEffects(feature)
+      .then(() => (token !== null && activation(token, feature) > 0 ? drawSources(token, feature) : null))
+      .catch(tell), PAUSE);
+  }
+
+  // The tokens that the chosen feature comes from on the chosen token, by way of attention and past it.
+  async function drawSources(position, feature) {
+    const of = text;
+    const found = await machine.sources(position, feature);
+    if (!found || of !== text || chosen.token !== position || chosen.feature !== feature) return;
+    const sum = (values) => values.reduce((a, b) => a + b, 0);
+    const sources = found.sources.map(([at, ...ways]) => ({at, ways, weight: sum(ways)}))
+      .sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
+    const [listed, others] = [sources.slice(0, N_SOURCES), sources.slice(N_SOURCES)];
+    const row = (head, weight, title = null) => ({head, weight, title});
+    const where = (at) => (at === position ? " itself" : ` ${position - at} before`);
+    const told = (ways) => ways.map((weight, i) => [i === ways.length - 1 ? "past the heads" : `head ${i}`, weight])
+      .filter(([, weight]) => Math.abs(weight) > 0.005).map(([way, weight]) => `${way} ${dom.signed(weight, 2)}`).join(", ");
+    parts.comesFrom.replaceChildren(
+      element("h3", {title: SOURCES_NOTE}, `Where feature ${feature} comes from here`),
+      element("p", {class: "quiet"}, `Of its pre-activation, ${dom.fixed(found.whole, 2)}:`),
+      ...panels.weightBars([...listed.map(({at, ways, weight}) => row(at < 0 ? "in front of the text"
+        : [dom.token(text.tokens[at], {class: "boxed"}), where(at)], weight, told(ways))),
+      ...(others.length ? [row(`${others.length} other tokens`, sum(others.map(({weight}) => weight)))] : []),
+      row("biases, of no token", found.whole - sum(sources.map(({weight}) => weight)))], SOURCES_NOTE));
   }
 
   // Says what went wrong, for instance that the program that has sent the page was stopped.
@@ -187,8 +231,6 @@ app.page((() => {
     event.preventDefault();
     const position = Number(target.dataset.position);
     choose({token: position === chosen.token ? null : position});
-    const again = parts.tokens.querySelector(`[data-position="${position}"]`);
-    if (again) again.focus({preventScroll: true});
   }
 
   function build(main) {
@@ -211,8 +253,9 @@ app.page((() => {
         read().catch(tell);
       }}, element("option", {value: ""}, "or a text of the run")),
       status: element("span", {id: "own-status", class: "quiet", role: "status"}, "loading the model"),
-      tokens: element("div", {id: "own-tokens", class: "text", onclick: onToken, onkeydown: onToken}),
+      tokens: element("div", {id: "own-tokens", class: "text", dir: "auto", onclick: onToken, onkeydown: onToken}),
       onToken: element("div", {id: "on-token"}),
+      comesFrom: element("div", {id: "comes-from"}),
       inText: element("div", {id: "in-text"}),
       steerTitle: element("h2", {}),
       slider: element("input", {type: "range", id: "steer-value", min: "0", "aria-label": "activation of the feature",
@@ -232,7 +275,8 @@ app.page((() => {
           element("section", {class: "panel"}, element("h2", {class: "hidden"}, "The text's tokens"), parts.tokens),
           parts.steer),
         element("div", {class: "numbers"},
-          element("section", {class: "panel"}, element("h2", {}, "On the chosen token"), parts.onToken),
+          element("section", {class: "panel"}, element("h2", {}, "On the chosen token"), parts.onToken,
+            parts.comesFrom),
           element("section", {class: "panel"}, element("h2", {}, "In the whole text"), parts.inText))));
   }
 
@@ -248,7 +292,7 @@ app.page((() => {
 
   function show(main, route) {
     const feature = /^\d{1,9}$/.test(route.argument) ? Number(route.argument) : null;
-    chosen = {token: null, feature: feature !== null && feature < data.index.n_features ? feature : null};
+    chosen = {token: null, all: false, feature: feature !== null && feature < data.index.n_features ? feature : null};
     build(main);
     liveMachine.open().then((opened) => {
       machine = opened;

@@ -7,9 +7,8 @@ const panels = (() => {
   const {element} = dom;
   const SCORE_NOTE = "How well these words predict the feature's activation on text that had no part in their " +
     "choice: the rank correlation, 1 for perfect, 0 for chance.";
-  const ORDER_NOTE = "Tokens stand in the order in which the model reads them, from left to right, each on " +
-    "its own: words of Hebrew or Arabic, which are written from right to left, therefore follow one " +
-    "another from left to right.";
+  const ORDER_NOTE = "Tokens follow one another as the text is written: those of Hebrew or Arabic, for instance, from " +
+    "right to left.";
 
   // Values of the columns beside an entry's own, in the order of the description.
   const beside = (entry, feature) => entry.beside.map((name) => feature[name]);
@@ -47,11 +46,16 @@ const panels = (() => {
     const [largest] = beside(entry, feature);
     const counts = feature[entry.name];
     if (!largest) return null;
-    return charts.histogram({
+    const shares = feature.act_domain_share;
+    const top = feature.domain_share && feature.domain_share.domains[0];
+    const chart = charts.histogram({
       edges: charts.equalEdges(0, largest, counts.length), counts,
       title: "Histogram of the non-zero activations", xLabel: entry.label, yLabel: "tokens, log scale",
-      logarithmic: true, tint: (activation) => 0.2 + 0.8 * activation / largest,
+      logarithmic: true, tint: (activation) => 0.2 + 0.8 * activation / largest, shares,
     });
+    return shares && top !== undefined ? [chart, element("p", {class: "legend"},
+      element("span", {class: "swatch", style: "background:rgb(var(--heat-colour))"}), `of ${data.index.domains[top]}  `,
+      element("span", {class: "swatch", style: "background:var(--bar)"}), "of others")] : chart;
   }
 
   function logitHistogram(entry, {feature}) {
@@ -70,6 +74,30 @@ const panels = (() => {
     const [weights] = beside(entry, feature);
     return element("div", {class: "half"}, table([entry.label, "Weight"], feature[entry.name].map((place, i) =>
       [dom.token(strings[place], {class: "boxed"}), dom.signed(weights[i], 3)])));
+  }
+
+  // The tokens that a feature comes from in its strongest example.
+  function sources(entry, {feature, strings}) {
+    const [back, weights, whole] = beside(entry, feature);
+    const listed = feature[entry.name].map((place, i) => ({place, back: back[i], weight: weights[i]}))
+      .filter(({place}) => place >= 0);
+    if (!listed.length) return null;
+    const rest = whole - listed.reduce((sum, {weight}) => sum + weight, 0);
+    return [element("p", {class: "quiet", title: entry.help}, `${entry.label}, of its pre-activation ${dom.fixed(whole, 2)}:`),
+      ...weightBars([...listed.map(({place, back: n, weight}) => ({
+        head: [dom.token(strings[place], {class: "boxed"}), n ? ` ${n} before` : " itself"], weight})),
+        {head: "others and biases", weight: rest}], entry.help)];
+  }
+
+  // A table of rows {head, weight, title}, with bars; the colour of those below 0 is another.
+  function weightBars(rows, caption) {
+    const most = Math.max(...rows.map(({weight}) => Math.abs(weight)), 1e-9);
+    return [element("table", {class: "plain bars"}, element("caption", {class: "hidden"}, caption),
+      element("tbody", {}, rows.map(({head, weight, title = null}) => element("tr", {title},
+        element("th", {scope: "row"}, head),
+        element("td", {class: `bar-cell${weight < 0 ? " negative" : ""}`, "aria-hidden": "true"},
+          element("span", {style: `width:${(100 * Math.abs(weight) / most).toFixed(1)}%`})),
+        element("td", {class: "numeric"}, dom.signed(weight, 2))))))];
   }
 
   // The largest shares; what the site leaves out of the others is their number and their sum.
@@ -127,16 +155,38 @@ const panels = (() => {
     });
   }
 
-  function example(item, strings, largest) {
+  // The window of an example that is longer, [places of tokens, {place in the window: activation}].
+  function longerText([tokens, acts], strings, largest) {
+    return element("span", {class: "text longer", dir: "auto"}, tokens.map((place, i) => {
+      const activation = acts[i] ?? 0;
+      const heat = largest > 0 ? Math.min(activation / largest, 1) : 0;
+      return dom.token(strings[place], {
+        class: `window${heatClass(heat)}`, style: heat > 0 ? `--heat:${heat.toFixed(3)}` : null,
+        "data-token": strings[place], "data-act": activation, "data-max": largest});
+    }));
+  }
+
+  function example(item, strings, largest, longer) {
     const [document, domain, tokens, acts,,, changed] = item;
     const centre = (tokens.length - 1) / 2;
     const listed = (places, values) => places.map((place, i) => [strings[place], values[i]]);
     const changes = changed ? [listed(changed[0], changed[1]), listed(changed[2], changed[3])] : null;
-    return element("li", {},
-      element("span", {class: "act"}, dom.fixed(acts[centre], 2)),
-      element("span", {class: "text"}, spans(item, strings).map((span) => exampleSpan(span, centre, largest, changes))),
-      element("span", {class: "source", title: document >= 0 ? `document ${document}` : null},
-        domain >= 0 ? data.index.domains[domain] : ""));
+    const text = element("span", {class: "text", dir: "auto"},
+      spans(item, strings).map((span) => exampleSpan(span, centre, largest, changes)));
+    const source = element("span", {class: "source", title: document >= 0 ? `document ${document}` : null},
+      domain >= 0 ? data.index.domains[domain] : "");
+    if (longer) {
+      let other = null;
+      const button = element("button", {type: "button", class: "more", "aria-expanded": "false",
+        title: "More of the text around it", onclick: () => {
+          other ??= longerText(longer, strings, largest);
+          const isShort = text.isConnected;
+          (isShort ? text : other).replaceWith(isShort ? other : text);
+          button.setAttribute("aria-expanded", String(isShort));
+        }}, "more");
+      source.append(" ", button);
+    }
+    return element("li", {}, element("span", {class: "act"}, dom.fixed(acts[centre], 2)), text, source);
   }
 
   const underlined = (name, text) => element("span", {class: `token window ${name}`, style: "--effect:3px"}, text);
@@ -160,7 +210,8 @@ const panels = (() => {
     const groups = feature[entry.name].map((group, i) => (group.length === 0 ? null :
       element("section", {class: "group", "data-group": data.index.groups[i]},
         element("h3", {}, data.index.groups[i]),
-        element("ol", {class: "examples"}, group.map((item) => example(item, strings, largest))))));
+        element("ol", {class: "examples"}, group.map((item, e) =>
+          example(item, strings, largest, i === 0 && feature.longer ? feature.longer[e] : null))))));
     const isEmpty = groups.every((group) => group === null);
     const hasEffects = feature[entry.name].some((group) => group.some((item) => item[5]));
     return element("div", {class: "evidence"}, element("h2", {class: "hidden"}, entry.panel),
@@ -170,7 +221,7 @@ const panels = (() => {
   }
 
   const drawings = {
-    neurons, features, domains, examples, weighted_tokens: weightedTokens,
+    neurons, features, domains, examples, sources, weighted_tokens: weightedTokens,
     activation_histogram: activationHistogram, logit_histogram: logitHistogram,
   };
 
@@ -208,5 +259,5 @@ const panels = (() => {
     });
   }
 
-  return {...drawings, table, numbers, label, effectStyle, heatClass};
+  return {...drawings, table, weightBars, numbers, label, effectStyle, heatClass};
 })();

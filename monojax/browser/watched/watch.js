@@ -24,9 +24,24 @@ const watch = (() => {
           charts.line({points, title: `${curve.replaceAll("_", " ")} of ${name}`, xLabel: "step", yLabel: ""})))));
   }
 
+  // The features of a dictionary by its newest checkpoint.
+  function features({step, rows, silent, densities, examples}) {
+    return element("section", {"data-features": step}, element("h2", {}, `Features after step ${dom.number(step)}`),
+      element("p", {}, `On ${dom.number(rows)} rows of the store; ${dom.number(silent)} features fire on none of them.`),
+      element("div", {class: "curves"},
+        element("figure", {class: "panel"}, element("figcaption", {}, "densities of the others"),
+          charts.histogram({edges: densities.log10_edges, counts: densities.counts, title: "Histogram of densities",
+                            xLabel: "log₁₀ density", yLabel: "features"})),
+        element("figure", {class: "panel"}, element("figcaption", {}, "tokens on which features fire most"),
+          element("table", {class: "plain"}, element("tbody", {}, examples.map(([feature, tokens]) => element("tr", {},
+            element("th", {scope: "row"}, String(feature)),
+            element("td", {}, tokens.map((token) => dom.token(token, {class: "boxed"}))))))))));
+  }
+
   function register({title, time, stages: rows, logs}) {
     document.getElementById("main").replaceChildren(
-      element("h1", {}, title), element("p", {class: "quiet"}, `As of ${time}.`), stages(rows), ...logs.map(training));
+      element("h1", {}, title), element("p", {class: "quiet"}, `As of ${time}.`), stages(rows), ...logs.flatMap((log) =>
+        [training(log), ...(log.features ? [features(log.features)] : [])]));
   }
 
   function load() {

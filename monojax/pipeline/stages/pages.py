@@ -6,7 +6,7 @@ import typing
 import urllib.parse
 
 from monojax import distributed, files
-from monojax.config import require
+from monojax.config import InputError, require
 from monojax.pipeline import load
 from monojax.pipeline.config import RunConfig
 from monojax.pipeline.folder import OWN_DICTIONARY, DictionaryPlace, RunFolder
@@ -74,10 +74,50 @@ def _write_site(run: RunFolder, config: RunConfig, place: DictionaryPlace, site:
     tables.summary["frontier"] = _with_knobs(files.read_json(run.made("frontier", "frontier.json")))
   name = run.directory.resolve().name
   found = live(run, place.name, config.browser.live_weights)
+  texts = given_texts(config.browser.texts)
   if isinstance(found, str):
     print(f"the page \"Your text\" of {place.name} runs no model: {found}", flush=True)
+    if texts:
+      tables.summary["texts"] = _read_by(run, place, texts) + (tables.summary.get("texts") or [])
+  else:
+    found.settings["texts"] = texts + found.settings["texts"]
   build(tables, site, config.browser.title or (f"{name}, {place.name}" if place.home else name),
         config.browser.features_per_file, live=None if isinstance(found, str) else found)
+
+
+def given_texts(paths: typing.Iterable[str]) -> list[tuple[str, str]]:
+  """[(name, text)] of files of plain text.
+
+  Raises:
+    InputError: one of them cannot be read.
+  """
+  found = []
+  for path in map(pathlib.Path, paths):
+    try:
+      found.append((path.stem, path.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+      raise InputError(f"browser.texts={str(path)!r}: cannot be read as text: {error}") from error
+  return found
+
+
+def _read_by(run: RunFolder, place: DictionaryPlace, texts: list[tuple[str, str]]) -> list[dict]:
+  """What `shown_texts` says of pieces of the run's text, of other texts: the features that fire on each token.
+
+  Raises:
+    InputError: the run has no subject that could read them.
+  """
+  loaded = load.load(run.directory, place.name)
+  require(load.activations_config(run).source != "given", "browser.texts", ",".join(name for name, _ in texts),
+          "this run was given its activations and has no subject that could read texts")
+  found = []
+  for name, text in texts:
+    ids, f_TF = loaded.token_ids(text), loaded.encode(text).f_TF
+    first = len(loaded._prefix)
+    on = [f_F.nonzero()[0] for f_F in f_TF[first:]]
+    features = [[at.tolist(), [float(f"{value:.4g}") for value in f_F[at].tolist()]]
+                for at, f_F in zip(on, f_TF[first:], strict=True)]
+    found.append({"name": name, "tokens": ids[first:], "features": features})
+  return found
 
 
 def _tables(run: RunFolder, place: DictionaryPlace) -> "FeatureTables":

@@ -59,6 +59,11 @@ class Rotary:
       require(len(divisors) == n_pairs and all(type(x) in (int, float) and 0 < x < math.inf for x in divisors),
               "config.json: short_factor and long_factor", len(divisors), f"must be {n_pairs} positive numbers each")
 
+  @property
+  def depends_on_length(self) -> bool:
+    """Whether `frequencies` depend on how many positions are read."""
+    return self.scaling == "dynamic" or self.scaling == "longrope" and self.short_divisors != self.long_divisors
+
   def frequencies(self, head_width: int, n_positions: int) -> tuple[np.ndarray, float]:
     """The angle that each pair of dimensions turns by from one position to the next, and a factor on queries and keys.
 

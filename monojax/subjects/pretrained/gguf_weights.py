@@ -167,13 +167,21 @@ def _stored(spec: str, kind: str, name: str, tensor: Any, shape: tuple[int, ...]
 
   def read(start: int, stop: int) -> np.ndarray:
     from gguf.quants import dequantize
-    try:
-      found = dequantize(tensor.data, tensor.tensor_type)
-    except (NotImplementedError, KeyError) as error:
-      raise InputError(f"subject.weights={spec!r}: {name} is of the type {tensor.tensor_type.name}, which the package "
-                       "gguf does not dequantise: give a file of another type") from error
+    found = dequantize(tensor.data, tensor.tensor_type)
     return change(np.asarray(found, np.float32).reshape(shape))[start:stop]
-  return StoredTensor(shape[::-1] if turned else shape, read, by_rows=False)
+  return StoredTensor(shape[::-1] if turned else shape, read, by_rows=False,
+                      fault=_fault(tensor))
+
+
+def _fault(tensor: Any) -> str:
+  """Why a tensor cannot be read; "" where it can, by its first row."""
+  from gguf.quants import dequantize
+  try:
+    dequantize(tensor.data[:1], tensor.tensor_type)
+  except (NotImplementedError, KeyError):
+    return (f"is of the type {tensor.tensor_type.name}, which the package gguf does not dequantise: give a file of "
+            "another type")
+  return ""
 
 
 def _change(kind: str, name: str, config: dict) -> Callable[[np.ndarray], np.ndarray]:

@@ -124,6 +124,11 @@ class PretrainedTransformer(nn.Module):
     return "logits" if self.architecture.causal else "embedding"
 
   @property
+  def depends_on_length(self) -> bool:
+    a = self.architecture
+    return not a.learned_positions and any(r.depends_on_length for r in (a.rotary, a.local_rotary))
+
+  @property
   def site_widths(self) -> dict[str, int]:
     return self.architecture.site_widths
 

@@ -54,6 +54,7 @@ class StoredTensor:
     dtype: the tensor's own type, where `read_into` is given.
     place: (file, byte) at which it begins, so that tensors can be read in the order of the file, in which a disk is
       quickest.
+    fault: why it cannot be read; "" where it can.
   """
   shape: tuple[int, ...]
   read: Callable[[int, int], np.ndarray]
@@ -61,6 +62,7 @@ class StoredTensor:
   read_into: Callable[[int, np.ndarray], None] | None = None
   dtype: np.dtype | None = None
   place: tuple[str, int] = ("", 0)
+  fault: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +140,10 @@ def _place(spec: str) -> pathlib.Path:
 
 def _read_json(spec: str, path: pathlib.Path) -> dict:
   try:
-    return json.loads(path.read_text())
+    found = json.loads(path.read_text())
+    if not isinstance(found, dict):
+      raise ValueError("it is no JSON object")
+    return found
   except FileNotFoundError:
     raise InputError(f"subject.weights={spec!r}: has no {path.name}, which a Hugging Face folder must have") from None
   except (OSError, ValueError) as error:
@@ -148,7 +153,11 @@ def _read_json(spec: str, path: pathlib.Path) -> dict:
 def _open_folder(spec: str, folder: pathlib.Path) -> tuple[dict[str, StoredTensor], dict]:
   """The tensors of all .safetensors files of a folder, and what identifies them."""
   if (folder / _INDEX).exists():
-    names = sorted(set(_read_json(spec, folder / _INDEX).get("weight_map", {}).values()))
+    files_of = _read_json(spec, folder / _INDEX).get("weight_map")
+    if not (isinstance(files_of, dict) and all(isinstance(name, str) for name in files_of.values())):
+      raise InputError(f"subject.weights={spec!r}: {_INDEX} cannot be read: its weight_map does not say which file "
+                       "each tensor is in")
+    names = sorted(set(files_of.values()))
   else:
     names = [_SINGLE] if (folder / _SINGLE).exists() else sorted(path.name for path in folder.glob("*.safetensors"))
   if not names:
@@ -193,14 +202,15 @@ def _stored(path: pathlib.Path, entry: Entry) -> StoredTensor:
           raise InputError(f"{path} has become shorter since it was opened")
 
   def read(start, stop):
-    if entry.kind not in _READ:
-      raise InputError(f"{path} has a tensor of type {entry.kind}, which is not read: {', '.join(_READ)} are")
     found = np.empty((stop - start, *entry.shape[1:]), entry.dtype)
     read_into(start, found)
     return found
-  native = entry.kind in _READ and entry.dtype.isnative
-  return StoredTensor(entry.shape, read, True, read_into if native else None, entry.dtype if native else None,
-                      (str(path), entry.offset))
+  place = str(path), entry.offset
+  if entry.kind not in _READ:
+    return StoredTensor(entry.shape, read, place=place, fault=f"is of the type {entry.kind}, which is not read: "
+                        f"{', '.join(_READ)} are")
+  native = entry.dtype.isnative
+  return StoredTensor(entry.shape, read, True, read_into if native else None, entry.dtype if native else None, place)
 
 
 def _contiguous(array: np.ndarray) -> Iterator[memoryview]:
@@ -228,6 +238,9 @@ def _require_complete(weights: Weights) -> None:
       more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
       raise InputError(f"subject.weights={weights.spec!r}: {problem}{', '.join(names[:_LISTED])}{more}: the files are "
                        f"not a whole model of the family {a.family}")
+  for name in needed:
+    if fault := weights.tensors[name].fault:
+      raise InputError(f"subject.weights={weights.spec!r}: {name} {fault}")
 
 
 def layers_for(a: Architecture, sites: Collection[str] | None) -> int:
