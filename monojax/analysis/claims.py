@@ -17,6 +17,7 @@ from monojax.analysis.tables import DEAD, EXAMPLE_GROUPS, ULTRALOW, FeatureTable
 _TOP = EXAMPLE_GROUPS[0][1]  # examples of the strongest group
 _DENSE = 0.01                # features that fire on more of the tokens are called dense
 _PROXIES = (("Arabic", 0.74), ("DNA", 0.80), ("base64", 0.38), ("Hebrew", 0.55))
+_SPECIFICITY = {"Arabic": 0.81}  # of the tokens on which the feature fires, those that are of the kind
 
 # The results of commands that some figures are read from, {name: record}; see `Claim.source`.
 Records = Mapping[str, Mapping[str, typing.Any]]
@@ -33,6 +34,7 @@ class Claim:
     value: the dictionary's, None where it is not defined or was not measured.
     source: what it is read from: "analysis", or the name of the command that has to be run for it.
     percent: whether it is a share.
+    interval: the ends of its 95 % interval, where the command that measures it tells one.
   """
   section: str
   name: str
@@ -40,6 +42,7 @@ class Claim:
   value: float | None
   source: str = "analysis"
   percent: bool = False
+  interval: tuple[float, float] | None = None
 
 
 def claims(tables: FeatureTables, figures: Mapping[str, typing.Any], direction_FO: np.ndarray,
@@ -139,39 +142,53 @@ def _proxies(tables: FeatureTables) -> list[Claim]:
   for name, published in _PROXIES:
     row = rows.get(name, {})
     found += [Claim(section, f"{name}: correlation with its proxy", published, row.get("pearson")),
-              Claim(section, f"{name}: that of the best neuron", None, row.get("neuron_pearson"))]
+              Claim(section, f"{name}: that of the best neuron", None, row.get("neuron_pearson")),
+              Claim(section, f"{name}: that of all features specific to it, together", None,
+                    row.get("pearson_together")),
+              Claim(section, f"{name}: tokens of the kind, of those on which the feature fires",
+                    _SPECIFICITY.get(name), row.get("specificity"), percent=True)]
   return found
 
 
 def _universality(records: Records) -> list[Claim]:
   figures = records.get("universality", {}).get("figures", {})
-  return [Claim("The same features in a second subject", f"best correlation of {what}, median", published,
-                figures.get(f"{name}/median_a"), "universality")
-          for what, published, name in (("features", 0.72, "correlation"), ("neurons", 0.46, "correlation_neurons"),
-                                        ("random directions", None, "correlation_random"))]
+  section = "The same features in a second subject"
+  found = [Claim(section, f"best correlation of {what}, median", published, figures.get(f"{name}/median_a"),
+                 "universality")
+           for what, published, name in (("features", 0.72, "correlation"), ("neurons", 0.46, "correlation_neurons"),
+                                         ("random directions", None, "correlation_random"))]
+  for what, name in (("logit weights", "logit_similarity"), ("attributions", "attribution_similarity")):
+    found += [Claim(section, f"{what} of matched features: correlation, median", None, figures.get(f"{name}/median"),
+                    "universality"),
+              Claim(section, f"{what}: how that goes with the correlation of activations (Pearson)", None,
+                    figures.get(f"{name}/correlation_with_activation"), "universality")]
+  return found
 
 
 def _labels(records: Records) -> list[Claim]:
   found = []
   groups = records.get("explain", {}).get("groups", {})
   control = records.get("control", {}).get("groups", {}).get("features", {})
-  of = lambda group, name: (group.get(name) or [None])[0]
   section = "Labels"
+
+  def of(title: str, published: float | None, group: Mapping, name: str, command: str) -> Claim:
+    median, *ends = group.get(name) or [None]
+    return Claim(section, title, published, median, command, interval=tuple(ends) if len(ends) == 2 else None)
   for title, group, logits, command in (
       ("features", groups.get("features", {}), 0.74, "explain"),
       ("neurons", groups.get("neurons", {}), 0.53, "explain"),
       ("random directions", groups.get("random", {}), None, "explain"),
       ("features with random weights", control, 0.50, "control")):
-    found += [Claim(section, f"{title}: score (Spearman), median", None, of(group, "score"), command),
-              Claim(section, f"{title}: score, not of a single token", None, of(group, "score_others"), command),
-              Claim(section, f"{title}: right in the logits test, median", logits, of(group, "logits"), command)]
+    found += [of(f"{title}: score (Spearman), median", None, group, "score", command),
+              of(f"{title}: score, not of a single token", None, group, "score_others", command),
+              of(f"{title}: right in the logits test, median", logits, group, "logits", command)]
   return found
 
 
 def _automata(records: Records) -> list[Claim]:
   figures = records.get("automata", {}).get("figures", {})
   found = []
-  for n in (1, 2, 3):
+  for n in (1, 2, 3, 4):
     features = "feature that leads to itself" if n == 1 else f"loop of {n} features"
     for control, ending in (("", ""), (", weights shuffled", "_shuffled")):
       found.append(Claim("Automata", f"strongest {features}{control}", None, figures.get(f"best_{n}{ending}"),

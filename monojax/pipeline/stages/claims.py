@@ -63,12 +63,19 @@ def of_dictionary(loaded: "LoadedRun", control: str = "") -> "list[Claim]":
   explained = lambda of_run: _explained(of_run, loaded.dictionary)
   records = {"explain": explained(run), "control": explained(RunFolder(control)) if control else {},
              "automata": files.read_record(home / "automata" / "automata.json") or {}}
-  for path in sorted(home.glob("comparisons/*/comparison.json")):
-    found = files.read_record(path) or {}
-    another_run = found["b"]["run"] not in (None, found["a"]["run"])
-    if another_run and "correlation_neurons/median_a" in found["figures"]:  # its subject has other neurons
-      records["universality"] = found
+  comparisons = [files.read_record(path) or {} for path in sorted(home.glob("comparisons/*/comparison.json"))]
+  if seeds := [found for found in comparisons if _is_of_seeds(found)]:
+    records["universality"] = seeds[0]
   return analysis.claims(loaded.features, figures, loaded.sae.direction_FO, records)
+
+
+def _is_of_seeds(found: dict) -> bool:
+  """Whether a comparison is with a subject of another seed: one of another run, whose weights were not shuffled."""
+  other = found["b"]["run"]
+  if other in (None, found["a"]["run"]) or "correlation_neurons/median_a" not in found["figures"]:
+    return False  # a subject of other neurons has their correlations
+  there = RunFolder(other)
+  return not (there.stage("subject") and load.subject_config(there).shuffled_of)
 
 
 def _explained(run: RunFolder, dictionary: str) -> dict:
@@ -80,7 +87,8 @@ def _explained(run: RunFolder, dictionary: str) -> dict:
 
 def _print(names: list[str], found: "list[list[Claim]]") -> None:
   label_width = max(len(claim.name) for claim in found[0]) + 2
-  width = max(11, *(len(name) + 2 for name in names))
+  cells = [_shown(claim.value, claim.percent, claim.interval) for row in found for claim in row]
+  width = max(11, *(len(text) + 2 for text in (*names, *cells)))
   line = lambda label, cells: print(f"{label:<{label_width}}" + "".join(f"{cell:>{width}}" for cell in cells))
   missing: set[str] = set()
   section = ""
@@ -90,14 +98,16 @@ def _print(names: list[str], found: "list[list[Claim]]") -> None:
       print()
       line(section, ["the paper", *names])
     line(f"  {row[0].name}", [_shown(row[0].published, row[0].percent),
-                              *(_shown(claim.value, claim.percent) for claim in row)])
+                              *(_shown(claim.value, claim.percent, claim.interval) for claim in row)])
     missing |= {claim.source for claim in row if claim.value is None and claim.source != "analysis"}
   if missing:
     print("\nFigures that are missing come from commands that were not run: "
           f"{', '.join(_COMMANDS[name] for name in sorted(missing))}.")
 
 
-def _shown(value: float | None, percent: bool) -> str:
+def _shown(value: float | None, percent: bool, interval: tuple[float, float] | None = None) -> str:
   if value is None:
     return "-"
+  if interval:
+    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
   return f"{value:.1%}" if percent else f"{value:.2e}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
