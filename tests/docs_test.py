@@ -17,6 +17,7 @@ import sys
 import traceback
 
 import pytest
+import warm_scripts
 from tiny_run import ENVIRONMENT
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -90,9 +91,7 @@ def run_page(page, directory):
 
   What a page trains without saying for how long is trained for a few steps.
   """
-  environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu"}
-  result = subprocess.run([sys.executable, __file__, str(page), "--quick"], cwd=directory, capture_output=True,
-                          text=True, env=environment, timeout=600)
+  result = warm_scripts.run([__file__, str(page), "--quick"], ENVIRONMENT, 600, directory)
   assert result.returncode == 0, result.stderr[-3000:]
 
 

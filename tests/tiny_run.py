@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
+import warm_scripts
 
 from monojax import checkpoint, files
 from monojax.pipeline import folder
@@ -35,7 +35,8 @@ def tiny(*fields):
 
 
 # conftest.py names a folder for compiled programs, which later calls take from there.
-ENVIRONMENT = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+ENVIRONMENT = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "cpu",
+               "MPLBACKEND": "Agg", "PYTHONPATH": str(EXPERIMENTS.parent)}
 
 
 def command(script, workdir, *flags):
@@ -43,8 +44,7 @@ def command(script, workdir, *flags):
 
 
 def run(script, workdir, *flags, timeout=300):
-  return subprocess.run(command(script, workdir, *flags), capture_output=True, text=True, timeout=timeout,
-                        env=ENVIRONMENT)
+  return warm_scripts.run(command(script, workdir, *flags)[1:], ENVIRONMENT, timeout)
 
 
 def contents(workdir):
