@@ -247,10 +247,14 @@ def test_an_analysis_has_effects_unless_it_is_told_otherwise():
   assert tables.summary["figures"]["features_with_effects"] == fires_F.sum()
   without = analyze.analyze(dataclasses.replace(config, effects="none"), subject, sae, tokens, val, strings)
   missing = {name for name in tables.columns if not without.has(name)}
-  assert missing == {"example_effects_FEW", *(f"example_{side}_{kind}_FE5" for side in ("lowered", "raised")
-                                              for kind in ("ids", "values"))}
+  assert missing == {"source_ids_FS", "source_back_FS", "source_weights_FS", "source_whole_F", "example_effects_FEW",
+                     *(f"example_{side}_{kind}_FE5" for side in ("lowered", "raised")
+                       for kind in ("ids", "values"))}
   for name in without.columns:
     np.testing.assert_array_equal(without.columns[name], tables.columns[name])
+  split = analyze.analyze(config, subject, sae, tokens, val, strings, mesh=meshes.make_mesh())  # eight
+  for name, array in tables.columns.items():
+    np.testing.assert_allclose(split.columns[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_logit_weights_are_what_small_perturbations_do():

@@ -9,9 +9,12 @@ Letters: N rows, F features, M width read, O width written, J columns, V vocabul
 import dataclasses
 import typing
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
+from monojax import mesh as meshes
 from monojax.activations.kept import EVERY, Kept
 from monojax.activations.store import ActivationStore
 from monojax.analysis import detectors, labels, proxy_rows, scripts, tables
@@ -54,7 +57,7 @@ class _Detecting:
 
 
 def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_tokens: Tokens, val_tokens: Tokens,
-            token_strings: list[str], kept: Kept = EVERY) -> tables.FeatureTables:
+            token_strings: list[str], kept: Kept = EVERY, mesh: Mesh | None = None) -> tables.FeatureTables:
   """Everything there is to say about a dictionary of a subject.
 
   Args:
@@ -64,6 +67,7 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
     train_tokens, val_tokens: the run's tokens of either split.
     token_strings: a string for each token id.
     kept: the positions that count: no feature fires on others, and densities are shares of those that count.
+    mesh: the devices, of all processes, over whose axis "data" the contexts of a batch are split; by default one.
 
   Returns:
     `FeatureTables`, whose `summary` holds `figures` (flat numbers), `density_histogram` (`log10_edges`, `counts`),
@@ -72,11 +76,10 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
     `labels` (`explanations.summary` of all labels) and `n_tokens`.
   """
   direct = direct_path(subject, sae) if config.effects != "none" else None
-  encode_both = make_encode(subject.model, sae.model, sae.reads, kept, direct[0].scale_site if direct else "")
-  encode = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)
-  detecting = _detecting(config, subject, sae, encode_both, train_tokens)
+  encode = _make_encoding(subject, sae, kept, direct[0].scale_site if direct else "", mesh)
+  batch_contexts = contexts_at_once(config, sae.n_features, subject.n_context, mesh.shape["data"] if mesh else 1)
+  detecting = _detecting(config, subject, encode, train_tokens, batch_contexts)
   n_neurons = sae.model.wiring.n_inputs
-  batch_contexts = contexts_at_once(config, sae.n_features, subject.n_context)
   neuron_sums = NeuronSums(sae.n_features, n_neurons)
   values, domains = scripts.bytes_of(token_strings, train_tokens), list(train_tokens.domains)
   meter_of = lambda text: proxy_rows.Meter(text, values, domains, sae.n_features, n_neurons)
@@ -118,9 +121,22 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   return _with_words(config, found, codes, text, values, meter)
 
 
-def contexts_at_once(config: AnalysisConfig, n_features: int, n_context: int) -> int:
-  """How many contexts are encoded in one pass: as many as `config` says, or fewer if there are many features."""
-  return max(1, min(config.batch_contexts, _MOST_CODES // (n_features * n_context)))
+def contexts_at_once(config: AnalysisConfig, n_features: int, n_context: int, n_devices: int = 1) -> int:
+  """How many contexts are encoded in one pass: as many as `config` says, or fewer if there are many features; in any
+  case a multiple of the devices that they are split over."""
+  most = min(config.batch_contexts, _MOST_CODES // (n_features * n_context))
+  return max(1, most // n_devices) * n_devices
+
+
+def _make_encoding(subject: LoadedSubject, sae: SAE, kept: Kept, beside: str,
+                   mesh: Mesh | None) -> typing.Callable[[np.ndarray], tuple]:
+  """The function tokens_BT -> what `make_encode` gives, whose contexts are split over the devices of a mesh."""
+  encode = make_encode(subject.model, sae.model, sae.reads, kept, beside)
+  if mesh is None or mesh.size == 1:
+    return lambda tokens_BT: encode(subject.params, sae.params, tokens_BT)
+  params = subject.placed(mesh).params
+  sae_params = jax.tree.map(lambda leaf: meshes.on_mesh(np.asarray(leaf), mesh, PartitionSpec()), sae.params)
+  return lambda tokens_BT: encode(params, sae_params, meshes.on_mesh(tokens_BT, mesh, PartitionSpec("data")))
 
 
 def _watching(sae: SAE, neuron_sums: NeuronSums, meter: proxy_rows.Meter, last: LastRows | None = None) -> Watch:
@@ -133,17 +149,17 @@ def _watching(sae: SAE, neuron_sums: NeuronSums, meter: proxy_rows.Meter, last: 
   return watch
 
 
-def _detecting(config, subject, sae, encode_both, tokens) -> _Detecting:
+def _detecting(config, subject, encode, tokens, batch_contexts) -> _Detecting:
   """Looks at one batch of random contexts: how many activations there are on a token, and whether some are negative."""
-  chosen_C = tokens.choose(subject.n_context, config.batch_contexts * subject.n_context, config.seed)
-  tokens_BT = tokens.context(np.resize(chosen_C, config.batch_contexts), subject.n_context)
-  f_NF, x_NM = (np.asarray(part) for part in encode_both(subject.params, sae.params, tokens_BT)[:2])
+  chosen_C = tokens.choose(subject.n_context, batch_contexts * subject.n_context, config.seed)
+  tokens_BT = tokens.context(np.resize(chosen_C, batch_contexts), subject.n_context)
+  f_NF, x_NM = meshes.to_host(encode(tokens_BT)[:2])
   count = lambda x_NJ: float((x_NJ != 0).sum() / len(x_NJ))
   per_token = count(f_NF), count(x_NM)
   signed = bool((x_NM < 0).any())
 
   def both(tokens_BT):
-    f_NF, x_NM = encode_both(subject.params, sae.params, tokens_BT)[:2]
+    f_NF, x_NM = encode(tokens_BT)[:2]
     return jnp.concatenate([f_NF, detectors.both_signs(x_NM) if signed else x_NM], axis=1)
   return _Detecting(both, x_NM.shape[1] if signed else None, per_token)
 

@@ -5,8 +5,10 @@ import itertools
 import mmap
 import typing
 
+import jax
 import numpy as np
 
+from monojax import mesh as meshes
 from monojax import metrics
 from monojax.host_memory import total_bytes
 
@@ -91,7 +93,10 @@ def collect(encode: typing.Callable[[typing.Any], typing.Any],
 
   def keep(n_used, encoded):
     nonlocal start, gathered
-    f_NF = np.asarray(encoded[0] if watch else encoded)[:n_used]
+    encoded = encoded if watch else (encoded,)
+    if any(isinstance(part, jax.Array) and not part.is_fully_addressable for part in encoded):
+      encoded = meshes.to_host(encoded)  # parts of it are on devices of other processes
+    f_NF = np.asarray(encoded[0])[:n_used]
     n_features = f_NF.shape[1]
     gathered = gathered if start else _Gathered(n_features)
     entry_P = np.flatnonzero(f_NF != 0)  # NumPy finds what is true of bools four times as fast as what is not 0

@@ -11,6 +11,7 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from monojax import checkpoint
 from monojax import config as configs
@@ -178,7 +179,11 @@ class LoadedSubject:
   def placed(self, mesh: jax.sharding.Mesh) -> "LoadedSubject":
     """The same subject with its parameters on the devices of a mesh, split over them or whole on each."""
     where = meshes.shardings(self.params, mesh, self.model.sharding_rules)
-    return dataclasses.replace(self, params=jax.device_put(self.params, where))
+    if jax.process_count() == 1:
+      return dataclasses.replace(self, params=jax.device_put(self.params, where))
+    # Each process has all of it, and its devices take their parts.
+    return dataclasses.replace(self, params=jax.tree.map(
+        lambda leaf, place: meshes.on_mesh(np.asarray(leaf), mesh, place.spec), self.params, where))
 
 
 def unembedded(model: Subject, params: dict, u_BTD: jax.Array) -> jax.Array:

@@ -39,11 +39,13 @@ def analyze(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTIONARY)
 def _measured(run, config, dictionary):
   """The dictionary's `FeatureTables`, from the run's text; of given activations, from the rows and their tokens."""
   from monojax.analysis import analyze as analysis
+  from monojax.mesh import make_mesh
   sae, harvested = load.load_sae(run, dictionary), load.activations_config(run)
   if harvested.source != "given":
     tokenizer = load.load_tokenizer(run)
     tables = analysis.analyze(config.analysis, load.whole_subject(run, config), sae, load.open_tokens(run, "train"),
-                              load.open_tokens(run, "val"), tokenizer.token_strings(), load.kept_of(run))
+                              load.open_tokens(run, "val"), tokenizer.token_strings(), load.kept_of(run),
+                              make_mesh(config.mesh))
     return dataclasses.replace(tables, token_bytes=tokenizer.partial_tokens())
   from monojax.activations.given import open_given
   from monojax.activations.store import ActivationStore
