@@ -1,6 +1,7 @@
 """Effects of removing features against brute force: a pass of the subject for each feature, changed by hand."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from monojax.analysis.codes import collect
 from monojax.analysis.config import AnalysisConfig
 from monojax.analysis.examples import example_tables
 from monojax.analysis.fidelity import make_encode
+from monojax.analysis.progress import Progress
 from monojax.sae.config import SAEConfig
 from monojax.sae.dictionary import SAE
 from monojax.sae.model import Dictionary, Wiring
@@ -255,6 +257,44 @@ def test_an_analysis_has_effects_unless_it_is_told_otherwise():
   split = analyze.analyze(config, subject, sae, tokens, val, strings, mesh=meshes.make_mesh())  # eight
   for name, array in tables.columns.items():
     np.testing.assert_allclose(split.columns[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_an_analysis_that_was_interrupted_goes_on(tmp_path, monkeypatch):
+  subject, tokens = transformer(1), fake_tokens(31)
+  sae = dictionary(subject, LAYER(0))
+  config = AnalysisConfig(n_tokens=300, batch_contexts=4, min_token_count=0, detectors=(), n_share_tokens=0)
+  strings = [str(i) for i in range(29)]
+  run = lambda **how: analyze.analyze(config, subject, sae, tokens, dataclasses.replace(tokens, split="val"), strings,
+                                      **how)
+  whole = run()
+  encoded = []
+  original = Progress.add
+  monkeypatch.setattr(Progress.__init__, "__defaults__", (0.0,))  # every batch is kept
+
+  def stopping(self, arrays, n_rows):
+    original(self, arrays, n_rows)
+    encoded.append(self.n_batches)
+    if len(encoded) == 3:
+      raise KeyboardInterrupt
+  monkeypatch.setattr(Progress, "add", stopping)
+  with pytest.raises(KeyboardInterrupt):
+    run(partial=tmp_path / "partial", identity="x")
+  kept = sorted(path.name for path in (tmp_path / "partial").iterdir())
+  assert kept == ["00000.npy", "00001.npy", "00002.npy", "state.npz"]
+  for spoilt in (None, "00001.npy", "state.npz"):  # what is damaged is collected anew
+    folder = shutil.copytree(tmp_path / "partial", tmp_path / f"partial {spoilt}")
+    if spoilt:
+      content = (folder / spoilt).read_bytes()
+      (folder / spoilt).write_bytes(content[:-5] + bytes(5))
+    encoded[:] = [0] * 3
+    found = run(partial=folder, identity="x")
+    assert encoded[3] == (1 if spoilt else 4) and not folder.exists()
+    for name, array in whole.columns.items():
+      np.testing.assert_array_equal(found.columns[name], array, err_msg=name)
+    assert found.summary == whole.summary
+  encoded[:] = [0] * 3
+  run(partial=tmp_path / "partial", identity="other")
+  assert encoded[3] == 1
 
 
 def test_logit_weights_are_what_small_perturbations_do():

@@ -7,6 +7,7 @@ Letters: N rows, F features, M width read, O width written, J columns, V vocabul
 """
 
 import dataclasses
+import pathlib
 import typing
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from monojax import files
 from monojax import mesh as meshes
 from monojax.activations.kept import EVERY, Kept
 from monojax.activations.store import ActivationStore
@@ -28,6 +30,7 @@ from monojax.analysis.explanations import summary as label_summary
 from monojax.analysis.fidelity import make_encode
 from monojax.analysis.logits import logit_weights, path_of, typical_scale, used_tokens
 from monojax.analysis.neighbours import NeuronSums, neighbour_columns
+from monojax.analysis.progress import Progress
 from monojax.analysis.removal import sizes
 from monojax.analysis.removal_direct import LastRows
 from monojax.analysis.shown_texts import shown_texts
@@ -57,7 +60,8 @@ class _Detecting:
 
 
 def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_tokens: Tokens, val_tokens: Tokens,
-            token_strings: list[str], kept: Kept = EVERY, mesh: Mesh | None = None) -> tables.FeatureTables:
+            token_strings: list[str], kept: Kept = EVERY, mesh: Mesh | None = None,
+            partial: pathlib.Path | None = None, identity: str = "") -> tables.FeatureTables:
   """Everything there is to say about a dictionary of a subject.
 
   Args:
@@ -68,6 +72,9 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
     token_strings: a string for each token id.
     kept: the positions that count: no feature fires on others, and densities are shares of those that count.
     mesh: the devices, of all processes, over whose axis "data" the contexts of a batch are split; by default one.
+    partial: a folder where what has been collected of the features is kept now and again, so that an analysis that was
+      interrupted goes on from there; it is removed in the end. By default nothing is kept.
+    identity: of all else that the analysis is made of; what was kept of another one is not used.
 
   Returns:
     `FeatureTables`, whose `summary` holds `figures` (flat numbers), `density_histogram` (`log10_edges`, `counts`),
@@ -89,8 +96,14 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
     batches = texts.batches(tokens, chosen_C, subject.n_context, batch_contexts)
     text = texts.of_contexts(tokens, chosen_C, subject.n_context, kept)
     meter = meter_of(text) if meter_of else None
+    progress = None
+    if meter and partial:
+      summed = {"neurons": neuron_sums, "meter": meter, "proxies": meter.sums}
+      progress = Progress(partial, f"{identity} {batch_contexts}", summed)
+      if progress.n_batches:
+        last = None  # what it would hold of the first batches is computed anew where it is needed
     watch = _watching(sae, neuron_sums, meter, last) if meter else None
-    codes = collect(function, batches, text.n_rows, description, watch=watch)
+    codes = collect(function, batches, text.n_rows, description, watch=watch, progress=progress)
     return dataclasses.replace(codes, n_rows=len(text.counted_N)), text, meter
 
   available = train_tokens.n_tokens
@@ -98,6 +111,7 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   n_rows = train_tokens.contexts(subject.n_context, n_tokens) * subject.n_context
   last = last_rows(subject, sae, n_rows) if direct else None
   codes, text, meter = measured(encode, train_tokens, n_tokens, "features", meter_of, last)
+  last = last if last and last.is_whole else None
   columns = example_tables(codes, text, len(domains), config.seed)
   columns |= neighbour_columns(sae.direction_FO, codes, text.counted_N, neuron_sums)
   used_V = used_tokens(train_tokens, subject.model.n_vocab, config.min_token_count)
@@ -118,7 +132,10 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   columns |= effects | weight_columns(sae) | logit_columns(config, subject, sae, used_V, val_tokens, kept)
   losses_of = lambda status_F: statuses.loss_share(config, subject, sae, status_F, val_tokens, kept)
   found = _tables(config, sae, columns, codes, detector_rows, token_strings, domains, losses_of, figures)
-  return _with_words(config, found, codes, text, values, meter)
+  found = _with_words(config, found, codes, text, values, meter)
+  if partial:
+    files.remove(partial)
+  return found
 
 
 def contexts_at_once(config: AnalysisConfig, n_features: int, n_context: int, n_devices: int = 1) -> int:

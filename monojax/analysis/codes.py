@@ -18,6 +18,9 @@ _RANGES = 16     # of features, whose entries are joined one after the other
 _SLAB = 1 << 22  # numbers that memory is asked for at a time
 Watch = typing.Callable[..., None]
 
+if typing.TYPE_CHECKING:
+  from monojax.analysis.progress import Progress
+
 
 @dataclasses.dataclass(frozen=True)
 class Codes:
@@ -73,7 +76,8 @@ class Codes:
 
 def collect(encode: typing.Callable[[typing.Any], typing.Any],
             batches: typing.Iterable[tuple[typing.Any, int]], n_rows: int, description: str,
-            rank_N: np.ndarray | None = None, watch: Watch | None = None) -> Codes:
+            rank_N: np.ndarray | None = None, watch: Watch | None = None,
+            progress: "Progress | None" = None) -> Codes:
   """Encodes batches and keeps the activations that are not zero.
 
   Args:
@@ -85,11 +89,17 @@ def collect(encode: typing.Callable[[typing.Any], typing.Any],
     rank_N: the number that each row gets; by default rows are numbered in the order in which they come.
     watch: is called for each batch with the rows in the batch, the numbers and the activations of the features that
       fire there, and with the further arrays.
+    progress: where batches are kept on the disk; those that are there already are not encoded again.
 
   Returns:
     `Codes`, 8 bytes for each non-zero activation, and while they are put together hardly more.
   """
   start, gathered = 0, _Gathered(0)
+  if progress and progress.n_batches:
+    start = progress.n_rows
+    for n_features, *arrays in progress.restored():
+      gathered = gathered if gathered.n_features else _Gathered(int(n_features[0]))
+      gathered.add(_Part.of_integers(arrays))
 
   def keep(n_used, encoded):
     nonlocal start, gathered
@@ -98,19 +108,23 @@ def collect(encode: typing.Callable[[typing.Any], typing.Any],
       encoded = meshes.to_host(encoded)  # parts of it are on devices of other processes
     f_NF = np.asarray(encoded[0])[:n_used]
     n_features = f_NF.shape[1]
-    gathered = gathered if start else _Gathered(n_features)
+    gathered = gathered if gathered.n_features else _Gathered(n_features)
     entry_P = np.flatnonzero(f_NF != 0)  # NumPy finds what is true of bools four times as fast as what is not 0
     row_P, feature_P = np.divmod(entry_P, n_features)
     value_P = f_NF.reshape(-1)[entry_P].astype(np.float32)
-    gathered.add(_Part.of(row_P + start, feature_P, value_P, n_features))
+    part = _Part.of(row_P + start, feature_P, value_P, n_features)
+    gathered.add(part)
     if watch:
-      watch(row_P, feature_P, value_P, *(part[:n_used] for part in encoded[1:]))
+      watch(row_P, feature_P, value_P, *(array[:n_used] for array in encoded[1:]))
     start += n_used
+    if progress:
+      progress.add([np.array([n_features], np.int32), *part.integers()], start)
     bar.update(n_used)
 
   pending = None  # one batch is computed while the entries of the one before are kept
-  with metrics.progress(n_rows, "tokens", description, scale=True) as bar:
-    for batch, n_used in batches:
+  done = progress.n_batches if progress else 0
+  with metrics.progress(n_rows, "tokens", description, scale=True, initial=start) as bar:
+    for batch, n_used in itertools.islice(batches, done, None):
       coming = n_used, encode(batch)
       if pending:
         keep(*pending)
@@ -143,6 +157,16 @@ class _Part(typing.NamedTuple):
     feature_J = np.flatnonzero(count_F).astype(np.int32)
     return cls(feature_J, count_F[feature_J].astype(np.int32), row_P[order_P].astype(np.int32), value_P[order_P])
 
+  def integers(self) -> list[np.ndarray]:
+    """The four arrays as int32, floats by their bits."""
+    return [self.feature_J, self.count_J, self.row_P, self.value_P.view(np.int32)]
+
+  @classmethod
+  def of_integers(cls, arrays: list[np.ndarray]) -> "_Part":
+    """The entries of which `integers` gave these."""
+    feature_J, count_J, row_P, value_P = arrays
+    return cls(feature_J, count_J, row_P, value_P.view(np.float32))
+
   def between(self, start: int, stop: int) -> "_Part":
     """The entries of the features from `start` to `stop` - 1."""
     first, end = np.searchsorted(self.feature_J, [start, stop])
@@ -166,7 +190,7 @@ class _Range:
 
   def add(self, part: _Part) -> None:
     """Copies the entries of one more batch."""
-    numbers = np.concatenate([part.feature_J, part.count_J, part.row_P, part.value_P.view(np.int32)])
+    numbers = np.concatenate(part.integers())
     if not self._slabs or self._used + len(numbers) > len(self._slabs[-1]):
       self._slabs.append(np.frombuffer(mmap.mmap(-1, 4 * max(len(numbers), _SLAB)), np.int32))
       self._used = 0
@@ -186,6 +210,7 @@ class _Gathered:
   """The entries of all batches so far, apart for ranges of features, which are joined one after the other."""
 
   def __init__(self, n_features: int):
+    self.n_features = n_features
     self._total_F = np.zeros(n_features, np.int64)
     bounds = np.linspace(0, n_features, min(_RANGES, n_features) + 1).astype(int).tolist()
     self._ranges = {bound: _Range() for bound in itertools.pairwise(bounds)}

@@ -154,6 +154,7 @@ class NeuronSums:
   From the neurons of the first batch their mean is taken, and is subtracted from all. Otherwise float32 would lose the
   digits of neurons that vary little around a large mean. Memory: 4 F M bytes, as much as the encoder.
   """
+  STATE = ("n_rows", "_near_M", "_sum_M", "_square_M", "_product_FM")
 
   def __init__(self, n_features: int, n_neurons: int):
     self.n_rows = 0

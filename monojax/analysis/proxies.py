@@ -164,6 +164,8 @@ class ProxySums:
 
   Memory: 24 bytes for each feature and proxy, 8 for each neuron and proxy.
   """
+  STATE = ("n_rows", "sum_F", "square_F", "fires_F", "product_FL", "above_FL", "fires_FL", "sum_L", "square_L",
+           "above_L", "sum_M", "square_M", "product_ML", "_near_M", "_near_L")
 
   def __init__(self, n_features: int, n_neurons: int, n_proxies: int):
     self.n_rows = 0
@@ -173,7 +175,8 @@ class ProxySums:
     self.sum_L, self.square_L, self.above_L = (np.zeros(n_proxies) for _ in range(3))
     self.sum_M, self.square_M = np.zeros(n_neurons), np.zeros(n_neurons)
     self.product_ML = np.zeros((n_neurons, n_proxies))
-    self._near: tuple[np.ndarray, np.ndarray] | None = None
+    self._near_M: np.ndarray | None = None
+    self._near_L: np.ndarray | None = None
 
   def add(self, score_RL: np.ndarray, row_P: np.ndarray, feature_P: np.ndarray, value_P: np.ndarray,
           x_RM: jax.Array | np.ndarray) -> None:
@@ -184,10 +187,10 @@ class ProxySums:
       row_P, feature_P, value_P: the rows, numbers and activations of the features that fire.
       x_RM: the neurons. Rows of nothing but zeros do not count: `make_encode` writes them where a position does not.
     """
-    if self._near is None:  # what is subtracted, so that float32 holds the digits of neurons that vary little
+    if self._near_M is None or self._near_L is None:  # so that float32 holds the digits of neurons that vary little
       x_RM = np.asarray(x_RM, np.float32)
-      self._near = x_RM.mean(0), score_RL.mean(0)
-    of_neurons = _neuron_sums(x_RM, score_RL.astype(np.float32), self._near[0], self._near[1].astype(np.float32))
+      self._near_M, self._near_L = x_RM.mean(0), score_RL.mean(0)
+    of_neurons = _neuron_sums(x_RM, score_RL.astype(np.float32), self._near_M, self._near_L.astype(np.float32))
     counts_R1, *sums = (np.asarray(part) for part in jax.device_get(of_neurons))
     n_counted = int(counts_R1.sum())
     self.sum_M += sums[0]
@@ -222,7 +225,7 @@ class ProxySums:
 
   def of_neurons(self) -> np.ndarray:
     """Pearson's correlation of each neuron with each proxy, (M, L), NaN where one of the two does not vary."""
-    near_L = np.zeros(len(self.sum_L)) if self._near is None else self._near[1]
+    near_L = np.zeros(len(self.sum_L)) if self._near_L is None else self._near_L
     apart_L = self.sum_L - self.n_rows * near_L
     square_L = self.square_L - 2 * near_L * self.sum_L + self.n_rows * near_L**2
     return _table_of_correlations(self.product_ML, (self.sum_M, self.square_M), (apart_L, square_L), self.n_rows)

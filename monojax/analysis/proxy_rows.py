@@ -27,6 +27,7 @@ class Meter:
     proxies: what is asked for.
     sums: over the batches so far.
   """
+  STATE = ("_start",)
 
   def __init__(self, text: AnalysedText, values: Sequence[bytes], domains: Sequence[str], n_features: int,
                n_neurons: int, rank_N: np.ndarray | None = None, proxies: Proxies | None = None):

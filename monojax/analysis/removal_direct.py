@@ -43,6 +43,11 @@ class LastRows:
     self.x_ND[rows], self.size_N[rows] = np.asarray(x_RD), size_R
     self._n_rows = rows.stop
 
+  @property
+  def is_whole(self) -> bool:
+    """Whether all rows have come."""
+    return self._n_rows == len(self.x_ND)
+
   def parts(self, row_J: np.ndarray) -> Parts:
     """(residual stream (R, D), sizes (R,)) of some rows, part by part."""
     for first in range(0, len(row_J), 1 << 13):

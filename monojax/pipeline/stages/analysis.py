@@ -2,10 +2,13 @@
 
 import dataclasses
 
+from monojax import distributed
 from monojax.config import InputError
 from monojax.pipeline import load
 from monojax.pipeline.config import RunConfig
 from monojax.pipeline.folder import OWN_DICTIONARY, RunFolder
+
+PARTIAL = "partial"  # in the stage's folder: what an analysis has collected so far
 
 
 def analyze(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTIONARY) -> dict:
@@ -25,7 +28,7 @@ def analyze(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTIONARY)
 
   def work(directory, identity):
     from monojax.analysis import proxy_rows
-    tables = _measured(run, config, place.name)
+    tables = _measured(run, config, place.name, directory, identity)
     stages = [stage for stage in ("tokens", "subject", "activations", place.stage) if run.stage(stage)]
     tables.summary["config"] = {stage: run.require_stage(stage)["config"] for stage in stages}
     tables.save(directory)
@@ -36,7 +39,7 @@ def analyze(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTIONARY)
   return run.execute(f"{place.home}analysis", config.analysis, work, (place.stage,))
 
 
-def _measured(run, config, dictionary):
+def _measured(run, config, dictionary, directory, identity):
   """The dictionary's `FeatureTables`, from the run's text; of given activations, from the rows and their tokens."""
   from monojax.analysis import analyze as analysis
   from monojax.mesh import make_mesh
@@ -45,7 +48,7 @@ def _measured(run, config, dictionary):
     tokenizer = load.load_tokenizer(run)
     tables = analysis.analyze(config.analysis, load.whole_subject(run, config), sae, load.open_tokens(run, "train"),
                               load.open_tokens(run, "val"), tokenizer.token_strings(), load.kept_of(run),
-                              make_mesh(config.mesh))
+                              make_mesh(config.mesh), None if distributed.in_job() else directory / PARTIAL, identity)
     return dataclasses.replace(tables, token_bytes=tokenizer.partial_tokens())
   from monojax.activations.given import open_given
   from monojax.activations.store import ActivationStore
