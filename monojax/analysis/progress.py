@@ -26,8 +26,8 @@ class Stateful(typing.Protocol):
 class Progress:
   """The batches of `codes.collect` so far: their firings, and the sums of whatever watches them.
 
-  Every now and then the firings since the last time are written to a new file, and then the sums, whose file says how
-  many such files there are and has their checksums. It is put in place as a whole, so that what is there is of one moment.
+  Every now and then the firings since the last time are written to a new file, and then the sums, whose file has the
+  checksums of all such files. It is put in place as a whole, so that what is there is of one moment.
 
   Attributes:
     n_batches, n_rows: how many batches have been collected, and their rows.
