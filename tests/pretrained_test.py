@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pretrained_numpy
 import pytest
 from jax.sharding import PartitionSpec as P
 from pretrained_models import BERT, CONFIGS, LLAMA
+from safetensors.numpy import save_file
 
 from monojax import mesh as meshes
 from monojax.subjects.pretrained.model import param_shapes
@@ -63,6 +65,49 @@ def test_outputs_and_every_site_equal_numpy(made, name):
   for site, value in expected_sites.items():
     assert sites[site].shape == (1, T, model.site_widths[site])
     close(sites[site][0], value, site)
+
+
+def in_a_wrapper(config, tensors):
+  """As in the folders of Gemma 3's models that also see."""
+  wrapped = {name.replace("model.", "language_model.model.", 1): value for name, value in tensors.items()}
+  return ({"model_type": "gemma3", "text_config": config, "vision_config": {"hidden_size": 8}},
+          {**wrapped, "vision_tower.embeddings.weight": np.zeros((3, 3), np.float32)})
+
+
+def with_new_keys(config, tensors):
+  kept = {key: value for key, value in config.items() if key not in ("rotary_pct", "rotary_emb_base")}
+  rope = {"rope_type": "default", "rope_theta": 10000, "partial_rotary_factor": 0.25}
+  return {**kept, "rope_parameters": rope}, tensors
+
+
+def with_old_names(config, tensors):
+  old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+  renamed = {}
+  for name, value in tensors.items():
+    end = next((end for end in old if name.endswith(end)), None)
+    renamed[name.removesuffix(end) + old[end] if end else name] = value
+  return config, renamed
+
+
+def with_buffers(config, tensors):
+  """With what older versions of transformers saved besides."""
+  at = {"gpt2": "transformer.h.0.attn.", "gpt_neox": "gpt_neox.layers.0.attention."}[config["model_type"]]
+  buffers = {at + "bias": np.ones((1, 1, 8, 8), np.float32), at + "masked_bias": np.zeros((), np.float32)}
+  if config["model_type"] == "gpt_neox":
+    buffers[at + "rotary_emb.inv_freq"] = np.zeros(2, np.float32)
+  return config, {**tensors, **buffers}
+
+
+@pytest.mark.parametrize("name, form", [("gemma3", in_a_wrapper), ("neox", with_new_keys), ("bert", with_old_names),
+                                        ("gpt2", with_buffers), ("neox", with_buffers)])
+def test_the_same_model_in_another_form(made, name, form, tmp_path):
+  _, tensors, model, params = made(name)
+  config, changed = form(CONFIGS[name], tensors)
+  save_file(changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  other, other_params = load_params(open_weights(str(tmp_path)), np.float32)
+  assert other == model
+  jax.tree.map(np.testing.assert_array_equal, other_params, params)
 
 
 # Meshes.
@@ -193,7 +238,7 @@ def test_sampling_with_a_cache_writes_what_it_writes_without(made, name):
 def test_a_text_that_is_written_within_the_original_context_is_not_scaled_beyond_it(made, name):
   """27 tokens of 32; with a cache there would be room for 48."""
   _, _, model, params = made(name)
-  subject = LoadedSubject(model, params, 64)
+  subject = LoadedSubject(model, params, 32)
   prompt = tokens(1, 9)[0].tolist()
   write = lambda **how: sample(subject, prompt, 18, jax.random.key(3), 0.0, **how)
   assert model.depends_on_length and write() == write(use_cache=False)
