@@ -166,8 +166,11 @@ def _define_watch() -> None:
 def _watch() -> None:
   import time
 
+  import jax
+
   from monojax.browser.config import WatchConfig
   from monojax.pipeline import watch
+  jax.config.update("jax_platforms", "cpu")  # an accelerator is the run's, which is going on
   run, config = cli.study_run_and_config(WatchConfig(), lambda _: None, "run")
   page, found = watch.write_page(run), None
   print(f"Open {page} in a browser. Ctrl-C ends this.", flush=True)
@@ -224,7 +227,9 @@ def _convert_sae() -> None:
   require(values.target, "--target", values.target, "name the folder to write")
   from monojax.pipeline.load import told_to_others
   sae, told = _read_source(), told_to_others(values.source)
-  interop.write(sae, values.target, values.format, values.model_name or told.pop("model_name", ""), told)
+  name = told.pop("model_name", "")
+  # What another tool's files said of a dictionary that a run has taken in is true of it still.
+  interop.write(sae, values.target, values.format, values.model_name or name, {} if sae.about.get("interop") else told)
   print(f"{values.target}: {sae.n_features:,} features as {values.format}")
 
 

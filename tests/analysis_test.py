@@ -61,8 +61,9 @@ def test_activations_are_counted_token_by_token(pair):
   subject, sae = pair
   tokens = fake_tokens()
   encode_both = fidelity.make_encode(subject.model, sae.model, (SITE,))
-  f_NF, x_NM = encode_both(subject.params, sae.params, tokens.context(tokens.choose(10, 80, 5), 10))
-  found = analyze._detecting(AnalysisConfig(batch_contexts=8, seed=5), subject, sae, encode_both, tokens)
+  encode = lambda tokens_BT: encode_both(subject.params, sae.params, tokens_BT)
+  f_NF, x_NM = encode(tokens.context(tokens.choose(10, 80, 5), 10))
+  found = analyze._detecting(AnalysisConfig(seed=5), subject, encode, tokens, 8)
   expected = [(np.asarray(x_NJ) != 0).sum(1).mean() for x_NJ in (f_NF, x_NM)]
   np.testing.assert_allclose(found.per_token, expected, rtol=1e-6)
   assert found.n_neurons is None  # of a ReLU layer
@@ -203,7 +204,7 @@ def test_example_tables_by_brute_force():
       anchor = dense_NF[:, i].max() * (10 - interval) / 11
       rest_N = np.where(np.isin(np.arange(400), top_rows(i)), 0, dense_NF[:, i])
       nearest = np.sort(np.abs(rest_N[rest_N > 0] - anchor))[:5]
-      nearest = nearest[nearest <= dense_NF[:, i].max() / 22]
+      nearest = nearest[nearest < dense_NF[:, i].max() / 22]
       there = tokens_EW[sizes[interval + 1]:sizes[interval + 2], 4] >= 0
       np.testing.assert_allclose(np.sort(np.abs(centre[there] - anchor)), nearest, atol=1e-6)
     top_domain, value_N = found["domain_share_FD"][i].argmax(), dense_NF[:, i]
@@ -259,7 +260,8 @@ def test_no_example_of_a_feature_comes_twice():
   analysed = text.AnalysedText(np.zeros(300, np.int32), context_N, context_N.astype(np.int64), np.zeros(300, np.int32))
   for n in (1, 9, 60):
     row_P = np.sort(rng.choice(300, n, replace=False))
-    row_E = examples.feature_rows(row_P, rng.exponential(size=n).astype(np.float32), analysed, rng)
+    value_P = rng.choice(np.arange(0.5, 11.5, 0.5), n).astype(np.float32)  # many half way between intervals
+    row_E = examples.feature_rows(row_P, value_P, analysed, rng)
     there = row_E[row_E >= 0]
     assert len(row_E) == tables.N_EXAMPLES and len(set(there.tolist())) == len(there) >= 20 + min(n, 20) // 2
     assert not np.isin(row_E[-20:], row_P).any()

@@ -13,7 +13,7 @@ import monojax
 from monojax import InputError
 from monojax import mesh as meshes
 from monojax.activations.kept import EVERY, Kept
-from monojax.analysis import analyze, effects, interventions, logits, removal, removal_direct, text
+from monojax.analysis import analyze, effects, interventions, logits, progress, removal, removal_direct, text
 from monojax.analysis.codes import collect
 from monojax.analysis.config import AnalysisConfig
 from monojax.analysis.examples import example_tables
@@ -270,6 +270,7 @@ def test_an_analysis_that_was_interrupted_goes_on(tmp_path, monkeypatch):
   encoded = []
   original = Progress.add
   monkeypatch.setattr(Progress.__init__, "__defaults__", (0.0,))  # every batch is kept
+  monkeypatch.setattr(progress, "_PATIENCE", 0)
 
   def stopping(self, arrays, n_rows):
     original(self, arrays, n_rows)

@@ -130,7 +130,7 @@ def test_correlations_are_numpys_and_rows_that_do_not_count_are_left_out(text):
   counts_N = np.arange(600) % 24 > 0
   f_NF[~counts_N], x_NM[~counts_N] = 0, 0
   text = dataclasses.replace(text, counts_N=counts_N)
-  meter = proxy_rows.Meter(text, VALUES, ["a", "b", "c"], 7, 5)
+  meter = proxy_rows.Meter(text, VALUES, ["a", "b", "base64"], 7, 5)
   for start in range(0, 600, 96):
     part = slice(start, start + 96)
     row_P, feature_P = np.nonzero(f_NF[part])
@@ -142,7 +142,7 @@ def test_correlations_are_numpys_and_rows_that_do_not_count_are_left_out(text):
   np.testing.assert_allclose(meter.sums.of_features(), both[:7, 12:12 + n], atol=1e-6)
   np.testing.assert_allclose(meter.sums.of_features(above=True), both[:7, 12 + n:], atol=1e-6)
   np.testing.assert_allclose(meter.sums.of_neurons(), both[7:12, 12:12 + n], atol=1e-4)
-  rows = {row["proxy"]: row for row in meter.rows(codes_of(f_NF))}
+  rows = {row["proxy"]: row for row in reversed(meter.rows(codes_of(f_NF)))}  # of equal names the first, the class
   row, is_arabic_N = rows["Arabic"], score_NL[:, meter.proxies.names.index("Arabic")] > 0
   fires_N = f_NF[:, 3] > 0
   assert row["feature"] == 3 and row["neuron"] == 4
@@ -153,6 +153,8 @@ def test_correlations_are_numpys_and_rows_that_do_not_count_are_left_out(text):
   assert row["n_specific"] == len(specific) >= 1
   assert row["pearson_together"] == pytest.approx(np.corrcoef(together_N, score_NL[counts_N, arabic])[0, 1], abs=1e-6)
   assert "n_specific" not in rows["a"]
+  domain = next(row for row in meter.rows(codes_of(f_NF)) if row["kind"] == "domain" and row["proxy"] == "base64")
+  assert "n_specific" not in domain  # a domain of a class's name is a domain
   assert row["recall"] == pytest.approx(fires_N[is_arabic_N & counts_N].mean()) and row["recall"] < 1
   assert row["tokens"] == (is_arabic_N & counts_N).sum()
   assert sum(bin["tokens"] for bin in row["bins"]) == fires_N.sum()

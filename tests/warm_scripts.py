@@ -39,14 +39,13 @@ def run(words: list[str], environment: dict[str, str], timeout: float,
   """
   global _server
   if _server is None or _server.poll() is not None:
-    _server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    _server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
                                env=environment)
     atexit.register(_server.stdin.close)
   with tempfile.TemporaryDirectory() as folder:
     out, err = pathlib.Path(folder, "out"), pathlib.Path(folder, "err")
     asked = {"words": words, "cwd": str(cwd or os.getcwd()), "out": str(out), "err": str(err)}
-    _server.stdin.write(json.dumps(asked) + "\n")
-    _server.stdin.flush()
+    _server.stdin.write(json.dumps(asked).encode() + b"\n")
     pid, ends = int(_server.stdout.readline()), time.monotonic() + timeout
     while not select.select([_server.stdout], [], [], 1)[0]:
       if time.monotonic() > ends:
@@ -71,6 +70,8 @@ def _become(asked: dict) -> None:
     runpy.run_path(sys.argv[0], run_name="__main__")
   except SystemExit as ending:
     code = ending.code if isinstance(ending.code, int) else 0 if ending.code is None else 1
+    if not isinstance(ending.code, int | None):
+      print(ending.code, file=sys.stderr)
   except BaseException:
     traceback.print_exc()
     code = 1

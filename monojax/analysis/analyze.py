@@ -99,7 +99,7 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
     progress = None
     if meter and partial:
       summed = {"neurons": neuron_sums, "meter": meter, "proxies": meter.sums}
-      progress = Progress(partial, f"{identity} {batch_contexts}", summed)
+      progress = Progress(partial, f"{identity} {batch_contexts} {files.digest(chosen_C)}", summed)
       if progress.n_batches:
         last = None  # what it would hold of the first batches is computed anew where it is needed
     watch = _watching(sae, neuron_sums, meter, last) if meter else None

@@ -143,7 +143,8 @@ def circuit(subject: LoadedSubject, sae: SAE, ids: list[int], feature: int, toke
   require(subject.model.output == "logits", "subject", "an encoder", "reads texts in both directions and predicts no "
           "tokens: a feature in it has no circuit from earlier tokens to later ones")
   n_tokens, last = len(ids), len(ids) - 1
-  padded_1T = np.zeros((1, max(n_tokens, min(bucket(n_tokens), subject.n_context))), np.int32)
+  room = n_tokens if subject.model.depends_on_length else min(bucket(n_tokens), subject.n_context)
+  padded_1T = np.zeros((1, max(n_tokens, room)), np.int32)
   padded_1T[0, :n_tokens] = ids  # nothing that stands behind the last token changes what is computed there
   encode = make_encode(subject.model, sae.model, sae.reads, kept)
   activation = float(encode(subject.params, sae.params, padded_1T)[0][last, feature])

@@ -39,10 +39,12 @@ class AnalysisConfig:
                                        "weights are divided by", COUNT)
   min_token_count: int = option(10, "tokens seen less often in training text get no logit weights", NOT_NEGATIVE)
   effects: str = option("auto", "for which features the examples tell what removing the feature does to the "
-                                "predictions: all, none, or auto, which takes those that carry most of the "
-                                "reconstructions, as many as effect_teraflops allows", ("auto", "all", "none"))
-  effect_teraflops: float = option(3.0, "with effects=auto, the arithmetic that effects may take, in 10^12 operations; "
-                                        "two cores do about 3 a minute", NOT_NEGATIVE)
+                                "predictions, and the strongest one where the feature comes from: all, none, or "
+                                "auto, which takes those that carry most of the reconstructions, as many as "
+                                "effect_teraflops allows", ("auto", "all", "none"))
+  effect_teraflops: float = option(3.0, "with effects=auto, the arithmetic that effects may take, and again that "
+                                        "finding where features come from may take, in 10^12 operations; two cores do "
+                                        "about 3 a minute", NOT_NEGATIVE)
   n_label_tokens: int = option(500_000, "of the tokens that examples are taken on, so many are used for labels, half "
                                         "to choose and half to score them; 0 = features get no labels", NOT_NEGATIVE)
   batch_contexts: int = option(64, "contexts in one forward pass", COUNT)

@@ -41,7 +41,8 @@ def feature_rows(row_P: np.ndarray, value_P: np.ndarray, text: AnalysedText, rng
     else:
       anchor = rising_P[-1] * (_INTERVALS - 1 - int(name.split()[1])) / _INTERVALS
       near_P = _nearest(value_P, rising_P, anchor, size + len(chosen[0]))
-      near_P = near_P[np.abs(value_P[near_P] - anchor) <= rising_P[-1] / _INTERVALS / 2]
+      half = rising_P[-1] / _INTERVALS / 2  # an activation half way between two intervals is of the stronger one
+      near_P = near_P[(value_P[near_P] >= anchor - half) & (value_P[near_P] < anchor + half)]
       picked = row_P[np.sort(near_P[~np.isin(row_P[near_P], chosen[0])][:size])]
     chosen.append(np.pad(picked.astype(np.int64), (0, size - len(picked)), constant_values=-1))
   return np.concatenate(chosen)

@@ -4,6 +4,7 @@ Letters: P firings, J features of a batch.
 """
 
 import collections.abc
+import math
 import pathlib
 import time
 import typing
@@ -15,6 +16,8 @@ from monojax import files
 from monojax.config import InputError
 
 _STATE = "state.npz"
+_PATIENCE = 20  # times as long as it took last, so that a large state is kept less often
+_FORMAT = 1     # of the files; of another one nothing is taken up
 Arrays = dict[str, np.ndarray]
 
 
@@ -41,13 +44,13 @@ class Progress:
       folder: is made when something is kept, and removed by `remove`.
       identity: of the settings and inputs of the collection.
       sums: {name: what adds up batches}, which gets the values that were kept.
-      every_seconds: how often something is kept.
+      every_seconds: how often something is kept at most.
     """
     self.n_batches, self.n_rows = 0, 0
     self._sums_of_files: list[int] = []
-    self._folder, self._identity, self._sums, self._every = folder, identity, sums, every_seconds
+    self._folder, self._identity, self._sums, self._every = folder, f"{_FORMAT} {identity}", sums, every_seconds
     self._new: list[np.ndarray] = []
-    self._kept_at = time.monotonic()
+    self._kept_at, self._took = time.monotonic(), 0.0
     self._restore()
 
   def restored(self) -> collections.abc.Iterator[list[np.ndarray]]:
@@ -70,8 +73,17 @@ class Progress:
     """
     self._new.append(np.concatenate([np.array([len(arrays), *map(len, arrays)], np.int32), *arrays]))
     self.n_batches, self.n_rows = self.n_batches + 1, n_rows
-    if time.monotonic() - self._kept_at >= self._every:
+    if time.monotonic() - self._kept_at < max(self._every, _PATIENCE * self._took):
+      return
+    began = time.monotonic()
+    try:
       self._keep()
+    except OSError as error:  # such as a full disk
+      print(f"what has been analysed so far is not kept: {error}", flush=True)
+      self._every = math.inf
+      self.remove()
+    self._kept_at = time.monotonic()
+    self._took = self._kept_at - began
 
   def remove(self) -> None:
     """Removes what was kept."""
@@ -93,7 +105,6 @@ class Progress:
       values = {f"{name}.{field}": getattr(sums, field) for field in sums.STATE}
       state |= {key: np.asarray(value) for key, value in values.items() if value is not None}
     files.write_npz(self._folder / _STATE, state)
-    self._kept_at = time.monotonic()
 
   def _restore(self) -> None:
     try:

@@ -10,7 +10,6 @@ import typing
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import sparse
 
 from monojax.analysis.codes import Codes
 from monojax.analysis.proxies import LEAST_TOKENS, Proxies, ProxySums, correlation, make, whole_contexts
@@ -60,7 +59,7 @@ class Meter:
     """The rows of `rows_of`, specificity by the activations of all features on the whole text, and `together`."""
     rows = rows_of(self.proxies, self.sums, lambda features: (columns_of(codes, features), self._text))
     found = together(self.proxies, self.sums, codes, self._text)
-    return [{**row, **found.get(row["proxy"], {})} for row in rows]
+    return [row if row["kind"] == "domain" else {**row, **found[row["proxy"]]} for row in rows]
 
 
 def rows_of(proxies: Proxies, sums: ProxySums, firings: typing.Callable[[list[int]], tuple[Codes, AnalysedText]],
@@ -117,23 +116,28 @@ def together(proxies: Proxies, sums: ProxySums, codes: Codes, text: AnalysedText
     {proxy: {"n_specific", how many features are specific; "pearson_together", Pearson's correlation of the sum of their
     activations with the proxy, None where there are none}}.
   """
-  asked = [i for i, kind in enumerate(proxies.kinds) if kind != "domain" and sums.above_L[i] > 0]
-  specific_FL = (sums.above_FL >= _SPECIFIC * sums.sum_F[:, None]) & (sums.sum_F > 0)[:, None]
-  features = [np.flatnonzero(specific_FL[:, i]).tolist() for i in asked]
-  shape = (text.n_rows, len(asked))
-  sum_NJ = sparse.csr_matrix(shape)
-  for j, chosen in enumerate(features):
-    of_one = columns_of(codes, chosen) if chosen else None
-    if of_one is not None:
-      column_P = np.full(len(of_one.row_P), j)
-      sum_NJ += sparse.csr_matrix((of_one.value_P.astype(np.float64), (of_one.row_P, column_P)), shape=shape)
-  product_J = np.zeros(len(asked))
+  found = {}
+  for i, kind in enumerate(proxies.kinds):
+    if kind == "domain" or not sums.above_L[i]:
+      continue
+    chosen = np.flatnonzero((sums.above_FL[:, i] >= _SPECIFIC * sums.sum_F) & (sums.sum_F > 0)).tolist()
+    sum_N = np.zeros(text.n_rows, np.float32)
+    for feature in chosen:
+      row_P, value_P = codes.feature(feature)
+      sum_N[row_P] += value_P  # no row comes twice
+    found[i] = chosen, sum_N
+  if not found:
+    return {}
+  product_J = np.zeros(len(found))
   for start, stop in whole_contexts(text):  # the sum is 0 on rows that do not count
-    product_J += sum_NJ[start:stop].multiply(proxies.scores(text, start, stop)[:, asked]).sum(0).A1
-  square_J = sum_NJ.multiply(sum_NJ).sum(0).A1
-  r_JJ = correlation(product_J, (sum_NJ.sum(0).A1, square_J), (sums.sum_L[asked], sums.square_L[asked]), sums.n_rows)
+    score_RL = proxies.scores(text, start, stop)
+    product_J += [sum_N[start:stop].astype(np.float64) @ score_RL[:, i] for i, (_, sum_N) in found.items()]
+  asked = list(found)
+  moments = [(sum_N.sum(dtype=np.float64), np.square(sum_N, dtype=np.float64).sum()) for _, sum_N in found.values()]
+  sum_J, square_J = np.array(moments).T
+  r_J = correlation(product_J, (sum_J, square_J), (sums.sum_L[asked], sums.square_L[asked]), sums.n_rows)
   return {proxies.names[i]: {"n_specific": len(chosen), "pearson_together": float(r) if np.isfinite(r) else None}
-          for i, chosen, r in zip(asked, features, r_JJ, strict=True)}
+          for (i, (chosen, _)), r in zip(found.items(), r_J, strict=True)}
 
 
 def by_activation(proxies: Proxies, asked: Sequence[int], codes: Codes, text: AnalysedText) -> list[list[dict]]:

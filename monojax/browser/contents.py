@@ -25,7 +25,7 @@ EFFECT_COLUMNS = ("example_effects_FEW", "example_lowered_ids_FE5", "example_low
 N_CHANGED_TOKENS = 3    # tokens whose logits a removal lowers most, and raises most, that an example lists
 SMALLEST_EFFECT = 0.005  # nats; what changes the loss by less is shown as no effect
 N_LISTED_DOMAINS = 20   # domains that a feature's page lists; the others are summed up
-SUMMARY_KEYS = ("figures", "density_histogram", "statuses", "detectors", "proxies", "frontier", "config")
+SUMMARY_KEYS = ("figures", "statuses", "detectors", "proxies", "frontier", "config")
 
 
 class Strings:

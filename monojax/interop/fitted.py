@@ -45,7 +45,7 @@ def _was_centred(origin: Mapping[str, Any]) -> bool:
   """Whether a file of SAELens says that its subject's writing weights were centred."""
   if origin.get("format") != sae_lens.NAME:
     return False
-  return bool(sae_lens.metadata_of(origin).get("model_from_pretrained_kwargs", {}).get("center_writing_weights"))
+  return bool((sae_lens.metadata_of(origin).get("model_from_pretrained_kwargs") or {}).get("center_writing_weights"))
 
 
 def _reading_centred(sae: SAE) -> dict:
@@ -59,4 +59,7 @@ def _reading_centred(sae: SAE) -> dict:
     changed["b_enc_F"] = np.asarray(sae.params["b_enc_F"], np.float64) + shift_F
     if "b_mag_F" in sae.params:
       changed["b_mag_F"] = np.asarray(sae.params["b_mag_F"]) + np.exp(np.asarray(sae.params["r_F"])) * shift_F
+  if "W_skip_MO" in sae.params:
+    skip_MO = np.asarray(sae.params["W_skip_MO"], np.float64)
+    changed["W_skip_MO"] = skip_MO - skip_MO.mean(0, keepdims=True)
   return {**sae.params, **{name: jnp.asarray(value, jnp.float32) for name, value in changed.items()}}

@@ -12,7 +12,7 @@ from monojax.sae.config import SAEConfig
 
 _UNTRAINED = ("tokens", "activations", "analysis", "browser")  # stages that train nothing and log no metrics
 _MAY_DIFFER = 0.01  # the share of tokens that a tokenizer may have changed and still be that of a model
-_ON_ONE_DEVICE = ("tokens", "analysis", "browser")  # stages that take no mesh
+_ON_ANY_DEVICES = ("tokens", "analysis", "browser")  # stages that do with one device where there are not more
 
 
 def look_ahead(run: RunFolder, config: RunConfig, stages: Iterable[str]) -> None:
@@ -39,7 +39,7 @@ def look_ahead(run: RunFolder, config: RunConfig, stages: Iterable[str]) -> None
   if "activations" in todo and config.activations.url:
     from monojax.activations.folder import Folder
     Folder(config.activations.url).reach(to_write=config.activations.source == "store")
-  if todo.difference(_ON_ONE_DEVICE):
+  if todo.difference(_ON_ANY_DEVICES):
     _require_batches_divide(config, todo)
 
 
@@ -113,5 +113,5 @@ def _require_batches_divide(config: RunConfig, todo: set[str]) -> None:
   if "activations" in todo and config.activations.source == "store":
     from monojax.activations.harvest import mesh_of
     mesh_of(config.activations, mesh, bool(config.subject.weights))
-  if todo.difference((*_ON_ONE_DEVICE, "subject", "activations")):
+  if todo.difference((*_ON_ANY_DEVICES, "subject", "activations")):
     meshes.require_divides(mesh, "data", config.sae.batch_rows, "sae.batch_rows")

@@ -14,12 +14,23 @@ from monojax.analysis import interventions
 from monojax.analysis.circuits import source_weights
 from monojax.analysis.fidelity import make_encode
 from monojax.browser.serve import Answers
-from monojax.config import require
+from monojax.config import InputError, require
 from monojax.pipeline import load
 from monojax.pipeline.loaded import LoadedRun
 from monojax.pipeline.stages.live import sample_texts
 from monojax.pipeline.stages.pages import given_texts
 from monojax.subjects.sample import bucket, sample
+
+
+def _still_there(paths: typing.Iterable[str]) -> list[tuple[str, str]]:
+  """The texts that pages were made with, of files that can still be read."""
+  found = []
+  for path in paths:
+    try:
+      found += given_texts([path])
+    except InputError as error:
+      print(f"{error}; it is left out", flush=True)
+  return found
 
 
 def live_answers(run: LoadedRun) -> Answers:
@@ -33,11 +44,11 @@ def live_answers(run: LoadedRun) -> Answers:
   encode = make_encode(subject.model, sae.model, run.reads, run.kept)
 
   pages = run._folder.stage(f"{run._place.home}browser")
-  given = given_texts(pages["config"].get("texts") or ()) if pages else []
+  given = _still_there(pages["config"].get("texts") or ()) if pages else []
 
   def padded(ids: list[int]) -> np.ndarray:
     """The ids, filled up if what follows a token does not change what is computed on it."""
-    length = min(bucket(len(ids)), run.n_context) if writes else len(ids)
+    length = min(bucket(len(ids)), run.n_context) if writes and not subject.model.depends_on_length else len(ids)
     return np.asarray([ids + ids[-1:] * (length - len(ids))], np.int32)
 
   def settings() -> dict[str, typing.Any]:

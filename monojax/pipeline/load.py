@@ -5,7 +5,7 @@ import re
 import typing
 
 from monojax import config as configs
-from monojax import files
+from monojax import files, hub
 from monojax.activations.config import HarvestConfig
 from monojax.config import require
 from monojax.pipeline.folder import OWN_DICTIONARY, RunFolder
@@ -142,6 +142,8 @@ def told_to_others(path: str | pathlib.Path) -> dict[str, typing.Any]:
   "model_name" is there if the subject is from a hub, and "dataset_path" if the text is.
   """
   from monojax.text.tokens import prefix_of
+  if hub.is_hub(path):
+    return {}
   place = pathlib.Path(path).resolve()
   home = next((folder for folder in (place, *place.parents) if (folder / "run.json").is_file()), None)
   run = RunFolder(home) if home else None

@@ -196,6 +196,7 @@ const app = (() => {
     if (!isEmbedded) document.addEventListener("keydown", onKey);
     main.addEventListener("mouseover", showTooltip);
     main.addEventListener("focusin", showTooltip);
+    main.addEventListener("focusout", hideTooltip);
     main.addEventListener("mouseleave", hideTooltip);
     addEventListener("scroll", hideTooltip, {passive: true});
     addEventListener("hashchange", show);

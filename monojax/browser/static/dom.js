@@ -84,7 +84,8 @@ const dom = (() => {
     return nodes;
   }
 
-  // A token, kept apart from its neighbours' writing direction. Spaces stay spaces (CSS draws the dot).
+  // A token. By itself it is kept apart from what stands beside it, and within a text it takes part in the text's
+  // direction (style.css). Spaces stay spaces (CSS draws the dot).
   function token(text, attributes = {}) {
     const extra = attributes.class ? ` ${attributes.class}` : "";
     return element("span", {...attributes, class: `token${extra}`}, pieces(text));

@@ -2,7 +2,7 @@
 
 // A map: each feature a point, by density and score or, where the run has a map, by UMAP of the directions. A click on
 // a point opens the feature. build(state) gives its parts, {controls, note, canvas, legend}, of the features that a
-// state of the list lets through, and where it asks for the status that is asked for at first, of those of any status.
+// state of the list lets through. Where that is of the status that the list shows at first, features of all are drawn.
 const featureMap = (() => {
   const {element} = dom;
   const [WIDTH, HEIGHT, MARGIN] = [900, 600, 46];
@@ -77,7 +77,7 @@ const featureMap = (() => {
     const dyes = colourings();
     const drawn = {space: 0, dye: 0, x: null, y: null};
     const canvas = element("canvas", {width: WIDTH, height: HEIGHT, tabindex: "0", role: "img",
-      "aria-label": "Map of the features: each is a point that leads to its page. The list has the same features."});
+      "aria-label": "Map of the features: each is a point that leads to its page. The list leads to them by key."});
     const note = element("p", {class: "quiet", id: "map-note", role: "status"});
     const legend = element("p", {class: "legend", id: "map-legend"});
     const {places} = query.run(anyStatus(state));
@@ -113,7 +113,7 @@ const featureMap = (() => {
       }
       legend.replaceChildren(...named.flatMap(([text, colour]) =>
         [element("span", {class: "swatch", style: `background:${colour}`}), `${text}  `]));
-      note.textContent = `${dom.number(count)} features of the list. Move over a point to read its label; a click opens it.`;
+      note.textContent = `${dom.number(count)} features. Move over a point to read its label; a click opens it.`;
       canvas.dataset.drawn = count;
     }
 

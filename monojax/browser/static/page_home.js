@@ -6,11 +6,12 @@ app.page((() => {
   const {section, table} = blocks;
   const PAPER = {l0: 4.9, recovered: 0.79};  // A/1 of "Towards Monosemanticity"
   const BINS = 4;  // of densities, for each power of ten
+  const share = (value) => `${dom.fixed(100 * value, 1)} %`;
   // [figure, how it is shown, what it means]
   const FIGURES = [
     ["l0", (value) => dom.fixed(value, 1), "features fire on a token, on average (L0)"],
-    ["explained_variance", dom.percent, "of the variance of the activations is in what the features reconstruct"],
-    ["ce_recovered_zero", dom.percent, "of what these activations do for the model's predictions survives when the " +
+    ["explained_variance", share, "of the variance of the activations is in what the features reconstruct"],
+    ["ce_recovered_zero", share, "of what these activations do for the model's predictions survives when the " +
       "reconstruction takes their place (cross-entropy recovered)"],
     ["label_score_median", (value) => dom.fixed(value, 2), "is the median label's score: how well it predicts on new " +
       "text where its feature fires, from 0, chance, to 1"],

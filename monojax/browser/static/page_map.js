@@ -1,6 +1,6 @@
 "use strict";
 
-// The map of the features that the list shows (map.js).
+// The map of the features that the list's filters let through (map.js).
 app.page({
   path: "map", nav: "Map", order: 5, keepsList: true, isAvailable: featureMap.isThere,
   show(main, route) {

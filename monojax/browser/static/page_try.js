@@ -40,7 +40,7 @@ app.page((() => {
   function featureTable(caption, found) {
     if (!found.length) return [element("p", {class: "quiet"}, "No feature fires.")];
     const isWhole = found.length <= N_LISTED || chosen.all;
-    const more = isWhole ? [] : [element("button", {type: "button", class: "all", onclick: () => choose({all: true})},
+    const more = isWhole ? [] : [element("button", {type: "button", class: "all", "data-feature": "all", onclick: () => choose({all: true})},
       `All ${dom.number(found.length)} features`)];
     return [element("table", {class: "plain"}, element("caption", {class: "hidden"}, caption),
       element("tbody", {}, (isWhole ? found : found.slice(0, N_LISTED)).map(([id, value]) => {
@@ -137,16 +137,22 @@ app.page((() => {
     parts.comesFrom.replaceChildren();
     const {feature, token} = chosen;
     if (feature === null || !machine.writes || !text.tokens.length) return;
-    pause = setTimeout(() => drawEffects(feature)
-      .then(() => (token !== null && activation(token, feature) > 0 ? drawSources(token, feature) : null))
-      .catch(tell), PAUSE);
+    const of = text;
+    const isWanted = () => of === text && token === chosen.token && feature === chosen.feature && parts.tokens.isConnected;
+    pause = setTimeout(async () => {
+      try {
+        await drawEffects(feature, isWanted);
+        if (isWanted() && token !== null && activation(token, feature) > 0) await drawSources(token, feature, isWanted);
+      } catch (error) {
+        tell(error);
+      }
+    }, PAUSE);
   }
 
   // The tokens that the chosen feature comes from on the chosen token, by way of attention and past it.
-  async function drawSources(position, feature) {
-    const of = text;
+  async function drawSources(position, feature, isWanted) {
     const found = await machine.sources(position, feature);
-    if (!found || of !== text || chosen.token !== position || chosen.feature !== feature) return;
+    if (!found || !isWanted()) return;
     const sum = (values) => values.reduce((a, b) => a + b, 0);
     const sources = found.sources.map(([at, ...ways]) => ({at, ways, weight: sum(ways)}))
       .sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
@@ -169,11 +175,10 @@ app.page((() => {
     parts.status.textContent = `The model does not answer: ${error.message}`;
   }
 
-  async function drawEffects(feature) {
-    const of = text;
+  async function drawEffects(feature, isWanted) {
     const losses = await machine.effects(feature);
     const effects = losses.map((loss) => (Math.abs(loss) < LEAST_EFFECT ? 0 : loss));
-    if (feature === chosen.feature && of === text && parts.tokens.isConnected) draw(effects);
+    if (isWanted()) draw(effects);
   }
 
   // Reads what is typed. While one text is being read, only the newest of those that follow is kept.

@@ -252,7 +252,7 @@ const panels = (() => {
     return [...byPanel].map(([title, entries]) => {
       const isLine = ({kind}) => Boolean(kinds[kind] && kinds[kind].line);
       const content = [statistics(entries.filter(isLine), given.feature),
-        ...entries.filter((entry) => !isLine(entry)).map((entry) => drawings[entry.kind](entry, given))];
+        ...entries.filter((entry) => !isLine(entry)).map((entry) => drawings[entry.kind](entry, given))].flat();
       if (content.every((node) => node === null)) return null;
       return element("section", {class: "panel"}, element("h2", {}, title),
         element("div", {class: "content"}, content));

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from monojax import distributed
+from monojax import distributed, files
 from monojax.config import InputError
 from monojax.pipeline import load
 from monojax.pipeline.config import RunConfig
@@ -29,6 +29,8 @@ def analyze(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTIONARY)
   def work(directory, identity):
     from monojax.analysis import proxy_rows
     tables = _measured(run, config, place.name, directory, identity)
+    if distributed.is_first():
+      files.remove(directory / PARTIAL)  # also where it was begun by one process and ended by several
     stages = [stage for stage in ("tokens", "subject", "activations", place.stage) if run.stage(stage)]
     tables.summary["config"] = {stage: run.require_stage(stage)["config"] for stage in stages}
     tables.save(directory)
@@ -39,16 +41,24 @@ def analyze(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTIONARY)
   return run.execute(f"{place.home}analysis", config.analysis, work, (place.stage,))
 
 
+def _mesh(config):
+  """The devices that the run's settings ask for; None, which stands for one, where there are not so many here."""
+  from monojax.mesh import make_mesh
+  try:
+    return make_mesh(config.mesh)
+  except InputError:  # it was trained on a larger machine
+    return None
+
+
 def _measured(run, config, dictionary, directory, identity):
   """The dictionary's `FeatureTables`, from the run's text; of given activations, from the rows and their tokens."""
   from monojax.analysis import analyze as analysis
-  from monojax.mesh import make_mesh
   sae, harvested = load.load_sae(run, dictionary), load.activations_config(run)
   if harvested.source != "given":
     tokenizer = load.load_tokenizer(run)
     tables = analysis.analyze(config.analysis, load.whole_subject(run, config), sae, load.open_tokens(run, "train"),
                               load.open_tokens(run, "val"), tokenizer.token_strings(), load.kept_of(run),
-                              make_mesh(config.mesh), None if distributed.in_job() else directory / PARTIAL, identity)
+                              _mesh(config), None if distributed.in_job() else directory / PARTIAL, identity)
     return dataclasses.replace(tables, token_bytes=tokenizer.partial_tokens())
   from monojax.activations.given import open_given
   from monojax.activations.store import ActivationStore

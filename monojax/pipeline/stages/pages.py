@@ -38,11 +38,13 @@ def build_browser(run: RunFolder, config: RunConfig, dictionary: str = OWN_DICTI
   place = run.dictionary(dictionary)
   map_of_features = places(run, place.name)
   given = {"map": configs.fingerprint(map_of_features)} if map_of_features else {}
+  if texts := given_texts(config.browser.texts):
+    given["texts"] = configs.fingerprint(texts)
 
   def work(directory, identity):
     _write_site(run, config, place, directory / "site")
     return {}
-  # Pages are made again, where other settings are asked for or the run has a new map.
+  # Pages are made again, where other settings are asked for, or the run has a new map, or a text has changed.
   return run.execute(f"{place.home}browser", config.browser, work, (f"{place.home}analysis",), alone=True, extends=True,
                      given=given)
 
