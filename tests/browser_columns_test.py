@@ -15,7 +15,7 @@ N_FEATURES = 60
 SPREAD = Column("spread_F", "float32", "The entropy of the shares of the domains, in nats.",
                  cells=(Cell("Spread", Kind.NUMBER, filterable=True),),
                  entry=Entry("Statistics", "Spread", Kind.NUMBER), absent_where="the text has no domain labels")
-VISITED = ("#/?status=all", "#/feature/0", "#/feature/1", "#/about")
+VISITED = ("", "#/?status=all", "#/feature/0", "#/feature/1", "#/about")
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_a_new_page_is_one_file(tables, tmp_path, visit):
     app.page({path: "never", nav: "Never", isAvailable: () => false, show: () => "Never"});""")
   site = build_browser(tables, tmp_path / "site", "a site", pages=[page])
   driver = visit(site, "#/")
-  assert texts(driver, "#pages a") == ["Features", "Map", "Domains", "About the run"]
+  assert texts(driver, "#pages a") == ["Home", "Features", "Map", "Domains", "About the run"]
   find(driver, "#pages a[href='#/domains']").click()
   wait(driver, lambda: texts(driver, "main li") == tables.domains)
   assert driver.title == "Domains – a site"
@@ -140,7 +140,8 @@ LACKING = {
     "logits": (("logit", "top_logit", "bottom_logit"), {}, "Logit weights"),
     "domains": (("domain",), {}, "Domains"),
     "examples": (("example",), {}, None),
-    "everything": (("logit", "top_logit", "bottom_logit", "domain", "example", "encoder_decoder"),
+    "sources": (("source",), {}, "Where it comes from"),
+    "everything": (("logit", "top_logit", "bottom_logit", "domain", "example", "longer", "source", "encoder_decoder"),
                    {"token_strings": [], "summary": {}}, "Domains"),
 }
 
@@ -162,7 +163,8 @@ def test_an_analysis_that_lacks_columns_gives_whole_pages(tables, tmp_path, visi
   assert listed(driver)[1] == N_FEATURES
   assert not {"undefined", "null", "NaN"} & set(texts(driver, "#features td"))
   placeholder = {"logits": "label, token or domain", "domains": "label, token or logit",
-                 "examples": "label, logit or domain", "everything": "label "}[case]
+                 "examples": "label, logit or domain", "sources": "label, token, logit or domain",
+                 "everything": "label "}[case]
   assert find(driver, "#filter-q").get_attribute("placeholder").startswith(placeholder)
   find(driver, "#filter-q").send_keys("17")
   wait(driver, lambda: 17 in listed(driver)[0] and listed(driver)[1] < N_FEATURES)

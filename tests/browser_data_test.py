@@ -199,7 +199,7 @@ def test_same_tables_give_the_same_bytes(site, tables, tmp_path):
 def test_columns_that_no_page_shows_are_not_in_the_data(tables, site, tmp_path):
   shown = [column for column in COLUMNS if column.entry or column.cells]
   named = {column.name for column in shown} | {name for column in shown for name in column.beside}
-  unseen = [column.name for column in COLUMNS if column.name not in named | set(contents.EFFECT_COLUMNS)]
+  unseen = [column.name for column in COLUMNS if column.name not in named | set(contents.EXTRA_COLUMNS)]
   assert "example_position_FE" in unseen
   build_browser(browser_fixture.without(tables, *unseen), tmp_path / "site", "A <b>run</b> & more")
   assert files_of(tmp_path / "site") == files_of(site)
@@ -242,7 +242,7 @@ def test_names_what_contradicts_itself(tables, tmp_path):
 
 
 def test_what_an_analysis_lacks_is_left_out(tables, tmp_path):
-  removed = ("domain", "example", "top_logit", "bottom_logit", "logit", "encoder_decoder")
+  removed = ("domain", "example", "longer", "source", "top_logit", "bottom_logit", "logit", "encoder_decoder")
   bare = browser_fixture.without(tables, *removed, token_strings=[], domains=[], summary={})
   unlabelled = dataclasses.replace(tables, domains=[], columns={
       **tables.columns, "domain_share_FD": np.zeros((N_FEATURES, 0), np.float32),
@@ -252,7 +252,8 @@ def test_what_an_analysis_lacks_is_left_out(tables, tmp_path):
       ("bare", bare, keys_of(column for column in COLUMNS if not column.name.startswith(removed)),
        {"Statistics", "Activations", "Largest neurons", *NEIGHBOURS}),
       ("unlabelled", unlabelled, keys_of(COLUMNS) - {"domain", "share"},
-       {"Statistics", "Activations", "Examples", "Logit weights", "Largest neurons", *NEIGHBOURS})):
+       {"Statistics", "Activations", "Examples", "Where it comes from", "Logit weights", "Largest neurons",
+        *NEIGHBOURS})):
     _, (index,) = arguments(build_browser(given, tmp_path / name, "x").parent / "data" / "index.js")
     assert set(listed_values(index)) == keys
     assert {entry["panel"] for entry in index["entries"]} == panels

@@ -135,7 +135,7 @@ def test_the_frontier_names_what_its_points_differ_in(driver, tmp_path):
     rows = [{**row, "knob": knobs[i % len(knobs)]} for i, row in enumerate(tables.summary["frontier"])]
     rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
     changed = without(tables, summary={**tables.summary, "frontier": rows})
-    visit(driver, build_browser(changed, tmp_path / heading, "x").as_uri() + "#/about")
+    visit(driver, build_browser(changed, tmp_path / heading, "x").as_uri())
     assert heading in texts(driver, "main th")
     assert texts(driver, ".point.run title")[0].startswith(f"{shown}:")
     assert "L1 coefficient" not in find(driver, "main").text

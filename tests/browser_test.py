@@ -118,6 +118,18 @@ def test_feature_page_shows_the_tables(page, tables):
   find(driver, f"tr[data-id='{i}'] a").click()
   wait_for_feature(driver, i)
   assert find(driver, "h1").text == f"Feature {i}"
+  assert not [text for text in texts(driver, "main") if "[object" in text]
+  panels = {panel.find_element("css selector", "h2").get_attribute("textContent"): panel
+            for panel in driver.find_elements("css selector", ".numbers .panel")}
+  assert panels["Activations"].find_elements("css selector", "svg.chart")
+  (sources,) = panels["Where it comes from"].find_elements("css selector", "table.bars")
+  rows = [row.text for row in sources.find_elements("css selector", "tr")]
+  there = tables.source_ids_FS[i] >= 0
+  assert len(rows) == there.sum() + 1 and f"{tables.source_back_FS[i][0]} before" in rows[0]
+  find(driver, ".examples button.more").click()
+  assert len(driver.find_elements("css selector", ".examples .longer .token")) == (
+      tables.longer_tokens_FLU[i, 0] >= 0).sum()
+  find(driver, ".examples button.more").click()
   values = dict(zip(texts(driver, ".statistics dt"), texts(driver, ".statistics dd"), strict=True))
   assert values["Fires"] == f"{tables.n_fires_F[i]:,}"
   assert float(values["Max activation"]) == pytest.approx(tables.max_act_F[i], rel=1e-3)
@@ -192,8 +204,12 @@ def test_tokens_run_as_their_script_is_written(page, tables):
   wait_for_feature(driver, i)
   rows = driver.execute_script(
       "return [...document.querySelectorAll('.examples .text')].map((text) => [...text.children].map((token) => {"
-      "  const {left, top} = token.getBoundingClientRect();"
-      "  return [left, top, /[\\u05d0-\\u05ea]/.test(token.textContent)];}))")
+      "  const letters = [...token.childNodes].find((node) => /[\\u05d0-\\u05ea]/.test(node.textContent));"
+      "  if (!letters) return [0, 0, false];"
+      "  const range = document.createRange();"
+      "  range.selectNode(letters);"
+      "  const {left, top} = range.getBoundingClientRect();"
+      "  return [left, top, true];}))")
   pairs = [(one, two) for row in rows for one, two in zip(row, row[1:], strict=False)
            if one[2] and two[2] and one[1] == two[1]]
   assert len(pairs) > 100 and all(two[0] < one[0] for one, two in pairs)
@@ -201,8 +217,9 @@ def test_tokens_run_as_their_script_is_written(page, tables):
   wait_for_feature(driver, 0)
   lefts = driver.execute_script(
       "return [...document.querySelectorAll('.examples .text')].map((text) => [...text.children]"
-      ".map((token) => token.getBoundingClientRect().left))")
-  assert all(np.all(np.diff(row) >= 0) for row in lefts)
+      ".map((token) => token.getClientRects()[0]).map(({top, left}) => [top, left]))")
+  assert all(two[0] > one[0] + 5 or two[1] >= one[1]  # line by line, of a token in two lines where it begins
+             for row in lefts for one, two in zip(row, row[1:], strict=False))
 
 
 def test_hostile_tokens_are_text(page, tables):

@@ -22,6 +22,8 @@ N_LISTED_TOKENS = 8     # distinct top activating tokens that a search looks at
 # What examples show besides, where an analysis has it.
 EFFECT_COLUMNS = ("example_effects_FEW", "example_lowered_ids_FE5", "example_lowered_values_FE5",
                   "example_raised_ids_FE5", "example_raised_values_FE5")
+# What the drawings of columns show besides those columns, where an analysis has it.
+EXTRA_COLUMNS = (*EFFECT_COLUMNS, "longer_tokens_FLU", "longer_acts_FLU", "act_domain_share_FH")
 N_CHANGED_TOKENS = 3    # tokens whose logits a removal lowers most, and raises most, that an example lists
 SMALLEST_EFFECT = 0.005  # nats; what changes the loss by less is shown as no effect
 N_LISTED_DOMAINS = 20   # domains that a feature's page lists; the others are summed up
@@ -210,7 +212,7 @@ def _feature(tables: FeatureTables, i: int, entries: Sequence[Column], refers_to
     if column.entry and column.entry.kind == Kind.DOMAINS:
       values[column.stem] = _domains(getattr(tables, column.name)[i])
       continue
-    if column.name == "act_counts_FH" and tables.has("act_domain_share_FH"):
+    if column.name == "act_counts_FH" and tables.has("act_domain_share_FH") and tables.domains:
       values["act_domain_share"] = rounded(tables.act_domain_share_FH[i], 2)
     for name in (column.name, *column.beside):
       array = getattr(tables, name)[i]
