@@ -4,8 +4,8 @@
   python experiments/bench_browser.py --workdir=runs/demo --n_features=4096,131072
 
 For each number of features a site is built from the run's tables, repeated as often as needed, in a temporary folder.
-Prints its size, how long its first page takes to be painted and to show the list, and the median over some features of
-the time until a feature's page stands there. Of the run's own site it prints how long *Your text* takes for a text that
+Prints its size, how long its first page takes to be painted, how long the list takes, opened anew, and the median over
+some features of the time until a feature's page stands there. Of the run's own site it prints how long *Your text* takes for a text that
 fills the model's context, and for one more letter at its end. Needs Chromium with its driver, and pip install selenium.
 """
 
@@ -83,11 +83,15 @@ def _repeated(tables, n):
 
 
 def _opened(driver, page):
-  """(milliseconds to the first paint, and until the page's scripts have run)."""
+  """(milliseconds to the first paint of the home page, and until the scripts of the list's page have run)."""
   driver.get("about:blank")
   driver.get(page.as_uri())
+  driver.find_element("css selector", "main canvas")
+  painted, _ = driver.execute_script(_PAINTED)
+  driver.get("about:blank")
+  driver.get(page.as_uri() + "#/")
   driver.find_element("css selector", "#features tbody tr")
-  return driver.execute_script(_PAINTED)
+  return painted, driver.execute_script(_PAINTED)[1]
 
 
 def _own_text(driver, run):

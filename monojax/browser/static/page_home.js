@@ -64,20 +64,22 @@ app.page((() => {
     }}, field, element("button", {}, "Find features"));
   }
 
-  // Ten features to begin with: of each domain the one whose label predicts best, of the best of these.
+  // Ten features to begin with: of each domain the one that is most of its text and whose label predicts best.
   function first() {
-    const [domain, score, status] = ["domain", "score", "status"].map((key) => data.cells.find((cell) => cell.key === key));
-    if (!domain || !score) return null;
+    const [domain, of, score, status] = ["domain", "share", "score", "status"].map((key) =>
+      data.cells.find((cell) => cell.key === key));
+    if (!domain || !of || !score) return null;
+    const worth = (id) => score.values[id] * of.values[id];
     const best = new Map();
     score.values.forEach((value, id) => {
       const [where, before] = [domain.values[id], best.get(domain.values[id])];
       if (value === null || where < 0 || data.index.statuses[status.values[id]] !== "regular") return;
-      if (before === undefined || value > score.values[before]) best.set(where, id);
+      if (before === undefined || worth(id) > worth(before)) best.set(where, id);
     });
-    const ids = [...best.values()].sort((a, b) => score.values[b] - score.values[a]).slice(0, 10);
+    const ids = [...best.values()].sort((a, b) => worth(b) - worth(a)).slice(0, 10);
     if (!ids.length) return null;
     return section("Ten features to begin with",
-      element("p", {}, "Of ten kinds of text the feature whose label predicts it best."),
+      element("p", {}, "Of ten kinds of text the feature that fires most on it alone and whose label predicts it best."),
       table([["Top domain"], ["Label"], ["Score", true], ["Feature", true]], ids.map((id) =>
         [data.index.domains[domain.values[id]], (data.label(id) || {text: "–"}).text, dom.fixed(score.values[id], 2),
          dom.link(`#/feature/${id}`, String(id))])));
