@@ -5,8 +5,9 @@
 
 For each number of features a site is built from the run's tables, repeated as often as needed, in a temporary folder.
 Prints its size, how long its first page takes to be painted, how long the list takes, opened anew, and the median over
-some features of the time until a feature's page stands there. Of the run's own site it prints how long *Your text* takes for a text that
-fills the model's context, and for one more letter at its end. Needs Chromium with its driver, and pip install selenium.
+some features of the time until a feature's page stands there. Of the run's own site it prints how long *Your text*
+takes for a text that fills the model's context, and for one more letter at its end. Needs Chromium with its driver, and
+pip install selenium.
 """
 
 import pathlib
