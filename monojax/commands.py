@@ -239,12 +239,15 @@ def _define_adopt_sae() -> None:
 
 
 def _adopt_sae() -> None:
+  from monojax.interop.fitted import fitted
+  from monojax.pipeline.load import layout_of
   from monojax.pipeline.settings import stage_of_name
   from monojax.pipeline.stages import adopt_sae, write_comparison
   require(flags.FLAGS.name, "--name", flags.FLAGS.name, "say what it is called in the run")
   stage_of_name(flags.FLAGS.name, "--name")
   run, config = cli.run_and_config()
-  cli.print_figures(adopt_sae(run, config, flags.FLAGS.name, _read_source(), flags.FLAGS.source)["figures"])
+  sae = fitted(_read_source(), *layout_of(run))
+  cli.print_figures(adopt_sae(run, config, flags.FLAGS.name, sae, flags.FLAGS.source)["figures"])
   write_comparison(run)
 
 

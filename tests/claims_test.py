@@ -87,6 +87,9 @@ def test_what_other_commands_left_is_beside_it(workdir, tmp_path, capsys):
   assert value(theirs, "features: score (Spearman), median") == 0.6
   assert value(mine, "features with random weights: score (Spearman), median") == 0.6
   assert value(theirs, "best correlation of neurons, median") is None and "0.600 (0.500 to 0.700)" in printed
+  assert "`universality` (another seed)" in printed and "0.790" not in printed and "79.0%" in printed
+  rows = json.loads((workdir / "claims" / "claims.json").read_text())
+  assert len(rows) == len(mine) and {str(workdir), str(other), "published"} <= set(rows[0])
   shuffled = shutil.copytree(workdir, tmp_path / "shuffled")
   record = files.read_record(shuffled / "subject" / "stage.json")
   files.write_record(shuffled / "subject" / "stage.json",
@@ -96,6 +99,3 @@ def test_what_other_commands_left_is_beside_it(workdir, tmp_path, capsys):
                       "figures": {name: 0.01 for name in figures}})
   (again,) = stages.claims(RunFolder(workdir), ClaimsConfig())
   assert value(again, "best correlation of features, median") == 0.61  # not that with random weights
-  assert "`universality` (another seed)" in printed and "0.790" not in printed and "79.0%" in printed
-  rows = json.loads((workdir / "claims" / "claims.json").read_text())
-  assert len(rows) == len(mine) and {str(workdir), str(other), "published"} <= set(rows[0])

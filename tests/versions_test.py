@@ -64,7 +64,8 @@ def test_the_analysis_made_again_is_the_same(old):
   assert set(after) >= set(before)
   for name, column in before.items():
     if name.startswith("example_"):  # two places whose activations differ by rounding may change places
-      assert np.isclose(after[name], column, rtol=1e-4, atol=1e-5).mean() > 0.99, name
+      top = slice(20)  # the others are chosen in another way since 0.2, without repeats
+      assert np.isclose(after[name][:, top], column[:, top], rtol=1e-4, atol=1e-5).mean() > 0.99, name
     elif name == "act_counts_FH":  # an activation that differs by rounding may fall on the other side of an edge
       np.testing.assert_array_equal(after[name].sum(1), column.sum(1), err_msg=name)
       assert np.abs(np.cumsum(after[name] - column, axis=1)).max() <= 1

@@ -165,8 +165,10 @@ def layout_of(run: RunFolder) -> tuple[dict[str, int], bool]:
     from monojax.subjects.pretrained.weights import open_weights
     architecture = open_weights(settings.weights).architecture
     return architecture.site_widths, architecture.norm == "layer"
-  from monojax.subjects.transformer import Transformer
-  return Transformer(settings.model).site_widths, True
+  subject = load_subject(run)
+  widths = subject.model.site_widths
+  path = subject.model.logit_path(subject.params, next(site for site in reversed(widths) if site.endswith("resid")))
+  return widths, path is not None and path.norm == "layer"
 
 
 def is_pretrained(run: RunFolder) -> bool:

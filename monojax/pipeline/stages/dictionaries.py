@@ -83,8 +83,6 @@ def adopt_sae(run: RunFolder, config: RunConfig, name: str, sae: "SAE", origin: 
   Raises:
     InputError: the dictionary does not name its sites, or the run's are of other widths.
   """
-  from monojax.interop.fitted import fitted
-  sae = fitted(sae, *load.layout_of(run))
   require(sae.sites, "--sites", "", f"{origin} does not say which sites it reads and writes: name them, such as "
           "layer.3.resid")
   settings = dataclasses.replace(sae.config, reads=sae.reads, writes=sae.writes, val_tokens=config.sae.val_tokens)
