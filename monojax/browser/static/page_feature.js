@@ -86,10 +86,11 @@ app.page((() => {
     const given = {id, ...loaded};
     const examples = data.index.entries.filter(({kind}) => kind === "examples")
       .map((entry) => panels.examples(entry, given));
+    const [first, ...others] = panels.numbers(given).filter(Boolean);
     main.replaceChildren(heading(id, state),
       element("div", {class: examples.length ? "columns" : ""},
-        element("div", {class: examples.length ? "numbers" : "numbers alone"}, panels.numbers(given), elsewhere(id),
-          steering(id, {...given, isCurrent})),
+        element("div", {class: examples.length ? "numbers" : "numbers alone"}, first, steering(id, {...given, isCurrent}),
+          others, elsewhere(id)),
         examples));
     main.dataset.feature = id;
     scrollTo(0, 0);

@@ -5,6 +5,7 @@ app.page((() => {
   const {element} = dom;
   const {section, table} = blocks;
   const PAPER = {l0: 4.9, recovered: 0.79};  // A/1 of "Towards Monosemanticity"
+  const LEAST = 0.5;  // of the label's score, and of the share of the top domain, of features to begin with
   const BINS = 4;  // of densities, for each power of ten
   const share = (value) => `${dom.fixed(100 * value, 1)} %`;
   // [figure, how it is shown, what it means]
@@ -64,22 +65,25 @@ app.page((() => {
     }}, field, element("button", {}, "Find features"));
   }
 
-  // Ten features to begin with: of each domain the one that is most of its text and whose label predicts best.
+  // Ten features to begin with, of different domains: of those that are mostly of one domain and whose labels predict
+  // them, for each domain the one that does most for reconstructions; then those of which both is most so.
   function first() {
-    const [domain, of, score, status] = ["domain", "share", "score", "status"].map((key) =>
+    const [domain, of, score, status, part] = ["domain", "share", "score", "status", "part"].map((key) =>
       data.cells.find((cell) => cell.key === key));
     if (!domain || !of || !score) return null;
     const worth = (id) => score.values[id] * of.values[id];
+    const does = (id) => (part ? part.values[id] : worth(id));
     const best = new Map();
     score.values.forEach((value, id) => {
       const [where, before] = [domain.values[id], best.get(domain.values[id])];
-      if (value === null || where < 0 || data.index.statuses[status.values[id]] !== "regular") return;
-      if (before === undefined || worth(id) > worth(before)) best.set(where, id);
+      if (where < 0 || data.index.statuses[status.values[id]] !== "regular") return;
+      if (value === null || value < LEAST || of.values[id] < LEAST) return;
+      if (before === undefined || does(id) > does(before)) best.set(where, id);
     });
     const ids = [...best.values()].sort((a, b) => worth(b) - worth(a)).slice(0, 10);
     if (!ids.length) return null;
     return section("Ten features to begin with",
-      element("p", {}, "Of ten kinds of text the feature that fires most on it alone and whose label predicts it best."),
+      element("p", {}, "Of different kinds of text a feature that is mostly of that kind, whose label predicts it, and which does most."),
       table([["Top domain"], ["Label"], ["Score", true], ["Feature", true]], ids.map((id) =>
         [data.index.domains[domain.values[id]], (data.label(id) || {text: "–"}).text, dom.fixed(score.values[id], 2),
          dom.link(`#/feature/${id}`, String(id))])));
