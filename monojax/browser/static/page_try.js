@@ -81,7 +81,7 @@ app.page((() => {
     const node = dom.token(token, {
       class: `window${panels.heatClass(heat)}${effectClass}` + (position === chosen.token ? " centre" : ""),
       style: [heat > 0 ? `--heat:${heat.toFixed(3)}` : null, effectWidth].filter(Boolean).join(";") || null,
-      role: "button", tabindex: "0", "data-position": position, "data-token": token, "data-act": value,
+      role: "button", tabindex: "0", "aria-label": dom.visible(token), "data-position": position, "data-token": token, "data-act": value,
       "data-max": feature === null ? 0 : largest(feature), "data-effect": effects ? effects[position] : null,
     });
     return token.includes("\n") ? [node, element("br", {})] : [node];
