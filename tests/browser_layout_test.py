@@ -38,8 +38,8 @@ def test_no_page_is_wider_than_the_screen(driver, sites, width):
                          {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False})
   for site in sites:
     visit(driver, site.as_uri())
-    for route in ("#/home", "#/?status=all", "#/?status=dead", "#/map", "#/about", "#/nothing", f"#/feature/{LONG}",
-                  *(f"#/feature/{i}" for i in range(N_FEATURES))):
+    for route in ("#/home", "#/?status=all", "#/?status=dead", "#/map", "#/compare/0", "#/about", "#/nothing",
+                  f"#/feature/{LONG}", *(f"#/feature/{i}" for i in range(N_FEATURES))):
       driver.execute_script("location.hash = arguments[0]", route)
       if route.startswith("#/feature/") and LONG not in route:
         wait_for_feature(driver, route.rpartition("/")[2])
