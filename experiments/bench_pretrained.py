@@ -60,8 +60,13 @@ def write_folder(file, folder):
   """Writes the model of a .gguf file as a Hugging Face folder, in float32."""
   import torch
   import transformers
-  model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-  model.save_pretrained(folder)
+  read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+  config = read.config
+  if hasattr(config, "quantization_config"):
+    del config.quantization_config  # transformers refuses to write a model that it read from such a file
+  plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+  plain.load_state_dict(read.state_dict())
+  plain.save_pretrained(folder)
 
 
 def measure(folder):
