@@ -113,7 +113,7 @@ class Progress:
         return
       sums = state["files"].tolist()
       whole = all(zlib.crc32(np.load(self._file(number)).data) == one for number, one in enumerate(sums))
-    except (InputError, OSError, ValueError):  # there is nothing, or what is there is damaged
+    except (InputError, KeyError, OSError, ValueError):  # there is nothing, or what is there is damaged
       return
     if not whole:
       return

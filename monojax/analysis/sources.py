@@ -31,10 +31,14 @@ def source_columns(config: AnalysisConfig, seen: "Seen", position_F: np.ndarray)
   """The feature columns of sources; `monojax.analysis.columns` says what each is.
 
   Args:
-    config: effects of none of the features have no sources of any, either; otherwise those that carry most of the
-      reconstructions have, as many as `config.effect_teraflops` allow.
+    config: its `effects` also says which features get sources: all, none, or with "auto" those that carry most of the
+      reconstructions, as many as `effect_teraflops` allows.
     seen: the text and its features.
     position_F: the positions of the features' strongest examples in the text, -1 for none.
+
+  Returns:
+    {column: array with a row for each feature}; nothing where no features get sources, where the subject is an encoder,
+    and where no attention stands before the dictionary.
   """
   subject, sae = seen.subject, seen.sae
   layer, _, base = heads_before(subject.model, sae.reads)

@@ -43,8 +43,6 @@ def fitted(sae: SAE, site_widths: Mapping[str, int], has_layer_norms: bool) -> S
 
 def _was_centred(origin: Mapping[str, Any]) -> bool:
   """Whether a file of SAELens says that its subject's writing weights were centred."""
-  if origin.get("format") != sae_lens.NAME:
-    return False
   return bool((sae_lens.metadata_of(origin).get("model_from_pretrained_kwargs") or {}).get("center_writing_weights"))
 
 

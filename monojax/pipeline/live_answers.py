@@ -42,7 +42,6 @@ def live_answers(run: LoadedRun) -> Answers:
   subject, sae, first = run._subject, run.sae, len(run._prefix)
   writes = subject.model.output == "logits"
   encode = make_encode(subject.model, sae.model, run.reads, run.kept)
-
   pages = run._folder.stage(f"{run._place.home}browser")
   given = _still_there(pages["config"].get("texts") or ()) if pages else []
 
@@ -76,10 +75,10 @@ def live_answers(run: LoadedRun) -> Answers:
   def sources(text: str, position: int, feature: int) -> dict[str, typing.Any]:
     require(writes, "feature", feature, "has no circuit: the subject reads in both directions")
     run._require_feature(feature)
-    ids = padded(run.token_ids(text))
-    require(isinstance(position, int) and 0 <= position + first < ids.shape[1], "position", position,
+    ids = run.token_ids(text)
+    require(isinstance(position, int) and 0 <= position < len(ids) - first, "position", position,
             "is none of the text's")
-    whole, weight_HT = source_weights(subject, sae, ids, position + first, feature, run.kept)
+    whole, weight_HT = source_weights(subject, sae, padded(ids), position + first, feature, run.kept)
     return {"whole": whole, "sources": [[i - first, *weight_H] for i, weight_H in enumerate(weight_HT.T.tolist())]}
 
   def write(text: str, feature: int, value: float, n_tokens: int, seed: int) -> dict[str, typing.Any]:

@@ -169,8 +169,7 @@ def _stored(spec: str, kind: str, name: str, tensor: Any, shape: tuple[int, ...]
     from gguf.quants import dequantize
     found = dequantize(tensor.data, tensor.tensor_type)
     return change(np.asarray(found, np.float32).reshape(shape))[start:stop]
-  return StoredTensor(shape[::-1] if turned else shape, read, by_rows=False,
-                      fault=_fault(tensor))
+  return StoredTensor(shape[::-1] if turned else shape, read, by_rows=False, fault=_fault(tensor))
 
 
 def _fault(tensor: Any) -> str:
