@@ -287,6 +287,8 @@ def test_a_server_answers_its_own_page_alone_and_says_what_is_wrong(served):
   for question, body, status in (("read", "[1", 400), ("read", "[]", 400), ("read", '{"text": 3}', 400),
                                  ("read", "{}", 400), ("none", "{}", 404),
                                  ("effects", '{"text": "x", "feature": 9999}', 400),
+                                 ("sources", '{"text": "x", "feature": 1, "position": 3}', 400),
+                                 ("sources", '{"text": "x", "feature": 1, "position": -1}', 400),
                                  ("write", '{"text": "x", "feature": 1, "value": 1, "n_tokens": 5.5, "seed": 0}', 400),
                                  ("breaks", "{}", 500), ("infinite", "{}", 400)):
     found = asked(address, question, body)
