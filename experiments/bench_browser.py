@@ -6,8 +6,8 @@
 For each number of features a site is built from the run's tables, repeated as often as needed, in a temporary folder.
 Prints its size, how long its first page takes to be painted, how long the list takes, opened anew, and the median over
 some features of the time until a feature's page stands there. Of the run's own site it prints how long *Your text*
-takes for a text that fills the model's context, and for one more letter at its end. Needs Chromium with its driver, and
-pip install selenium.
+takes for a text that fills the model's context, and for one more letter at its end; and, over the texts that the page
+offers, how far its features are from those of jax. Needs Chromium with its driver, and pip install selenium.
 """
 
 import pathlib
@@ -47,6 +47,15 @@ const observer = new MutationObserver(() => {
 observer.observe(tokens, {childList: true});
 field.value = text;
 field.dispatchEvent(new Event("input"));
+"""
+_FEATURES = """
+const done = arguments[0];
+Promise.all(["settings", "subject", "encoder"].map(liveFiles.load)).then(([settings, ...weights]) => {
+  const machine = liveModel(settings, Object.assign({}, ...weights));
+  done(settings.texts.map(([, text]) => text));
+  const plain = ({ids, values}) => [[...ids], [...values]];
+  window.featuresOf = (ids) => machine.read(machine.begin([]), ids).features.map(plain);
+});
 """
 _PAINTED = """
 const [navigation] = performance.getEntriesByType("navigation");
@@ -116,6 +125,15 @@ def _own_text(driver, run):
     letter.append(driver.execute_async_script(_TYPE, text + "x")[0])
   print(f"Your text, {n_tokens} tokens: {statistics.median(whole):,.0f} ms; one more letter: "
         f"{statistics.median(letter):,.0f} ms")
+  n_tokens, furthest, others = 0, 0.0, 0
+  for text in driver.execute_async_script(_FEATURES):
+    ids, ours_TF = loaded.token_ids(text), loaded.encode(text).f_TF
+    page_TF, found = np.zeros_like(ours_TF), driver.execute_script("return featuresOf(arguments[0])", ids)
+    for row_F, (fired, values) in zip(page_TF, found, strict=True):
+      row_F[fired] = values
+    n_tokens, furthest = n_tokens + len(ids), max(furthest, float(abs(page_TF - ours_TF).max()))
+    others += int((((page_TF > 0) != (ours_TF > 0)) & (np.maximum(page_TF, ours_TF) > 0.01)).sum())
+  print(f"its features on {n_tokens:,} tokens: within {furthest:.1e} of jax's; {others} above .01 fire in one alone")
 
 
 def _chromium(folder):
