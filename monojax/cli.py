@@ -16,6 +16,7 @@ from absl import app, flags, logging
 import monojax
 from monojax import config as configs
 from monojax import ending
+from monojax.compiled import keep_compiled_programs
 from monojax.config import InputError
 from monojax.host_memory import keep_freed_memory
 
@@ -227,6 +228,7 @@ def run(main: typing.Callable[[], None], keep_memory: typing.Callable[[], bool] 
     # What fails in a thread of a library is logged there and raised here: it is said once.
     logging.set_verbosity(logging.FATAL)
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    keep_compiled_programs()
     if keep_memory():
       keep_freed_memory()
     _join_job()

@@ -314,7 +314,7 @@ def test_damaged_and_unknown_files_are_one_line_each(tmp_path):
   save_file({**tensors, "activation_function.threshold": -tensors["activation_function.threshold"]}, made.path)
   refused(made.path, "threshold below 0, where features would be negative")
   save_file({"W_enc_0": tensors["W_enc"], "b_enc_0": tensors["b_enc"]}, tmp_path / "W_enc_0.safetensors")
-  refused(tmp_path / "W_enc_0.safetensors", "part of a cross-layer transcoder")
+  refused(tmp_path / "W_enc_0.safetensors", "part of a cross-layer transcoder: name its folder")
   foreign.torch_save([np.zeros(2, np.float32)], tmp_path / "list.pt")
   refused(tmp_path / "list.pt", "holds no state dict")
   foreign.torch_save({"weight": np.zeros(2, np.float32)}, tmp_path / "other.pt")

@@ -13,7 +13,7 @@ from monojax import mesh as meshes
 from monojax.config import InputError
 from monojax.sae.config import SAEConfig
 from monojax.sae.model import Wiring
-from monojax.sae.objectives import Given
+from monojax.sae.objectives import Given, random_chunks
 from monojax.sae.recipes import RECIPES, Recipe, make_recipe
 from monojax.sae.step import make_step
 
@@ -27,8 +27,13 @@ SETTINGS = {
     "matryoshka": {"k": K, "aux_k": 40, "group_sizes": (4, 12)},
     "jumprelu": {"sparsity_coefficient": 0.3, "bandwidth": 0.6, "threshold": 0.4},
     "jan2025": {"sparsity_coefficient": 0.5, "bandwidth": 0.8, "threshold": 0.5, "pull_coefficient": 0.02},
+    "gemmascope2": {"k": K, "bandwidth": 0.6, "threshold": 0.4, "l0_coefficient": 0.3, "group_sizes": (4, 12),
+                    "group_weights": (0.5, 2.0)},
+    "ortsae": {"k": K, "aux_k": 3, "cosine_coefficient": 0.4, "cosine_chunk": 12, "cosine_every_steps": 7},
+    "panneal": {"sparsity_coefficient": 0.3, "p_end": 0.2, "n_steps": 10},
 }
 SCALE = 0.7  # of the penalty, as in a warm-up
+STEP = 7
 DEAD_F = np.isin(np.arange(F), (3, 8, 9, 20, 31))
 
 
@@ -54,7 +59,7 @@ def graded(recipe, params, x_BW, sparse=False):
     h_BF = recipe.model.apply({"params": params}, x_BM, method="pre_activations")
     *code, fits = recipe.model.nonlinearity.narrow(h_BF, params, recipe.slots)
     assert fits
-  given = Given(x_BM=x_BM, y_BO=y_BO, step=np.int32(7), penalty=SCALE * recipe.peaks["penalty"], dead_F=DEAD_F,
+  given = Given(x_BM=x_BM, y_BO=y_BO, step=np.int32(STEP), penalty=SCALE * recipe.peaks["penalty"], dead_F=DEAD_F,
                 model=recipe.model, mesh=None)
   return jax.jit(jax.value_and_grad(recipe.objective, has_aux=True))(params, given, code)
 
@@ -197,6 +202,34 @@ def batchtopk(r, s):
   r.auxk(e)
 
 
+def ortsae(r, s):
+  batchtopk(r, s)
+  W = r.p["W_dec_FO"]
+  norm = np.linalg.norm(W, axis=1, keepdims=True)
+  unit = W / norm
+  g_unit, weight = np.zeros_like(W), s["cosine_coefficient"] * s["cosine_every_steps"] / F
+  chunks = [[i for i in chunk if i < F] for chunk in np.asarray(random_chunks(STEP, F, s["cosine_chunk"]))]
+  assert [len(chunk) for chunk in chunks] == [11, 11, 10]
+  assert sorted(sum(chunks, [])) == list(range(F)) != sum(chunks, [])
+  for chunk in chunks:
+    for i in chunk:
+      c, j = max((unit[i] @ unit[j], j) for j in chunk if j != i)
+      if c > 0:
+        r.loss += weight * c ** 2
+        g_unit[i] += 2 * weight * c * unit[j]
+        g_unit[j] += 2 * weight * c * unit[i]
+  r.g["W_dec_FO"] += (g_unit - (g_unit * unit).sum(1, keepdims=True) * unit) / norm
+
+
+def panneal(r, s):
+  f, c, small = np.maximum(r.h, 0), SCALE * s["sparsity_coefficient"], 1e-3
+  g_f, _ = r.reconstruct(f, summed_square)
+  power = 1 - 0.8 * (STEP / s["n_steps"] - 0.1) / 0.9
+  scale = f.sum() / ((f + small) ** power - small ** power).sum()
+  r.loss += c * f.sum() / B
+  r.g_h += (g_f + c * scale * power * (f + small) ** (power - 1) / B) * (r.h > 0)
+
+
 def jumprelu(r, s):
   theta, width, c = np.exp(r.p["log_threshold_F"]), s["bandwidth"], SCALE * s["sparsity_coefficient"]
   on = r.h > theta
@@ -206,6 +239,18 @@ def jumprelu(r, s):
   assert band.sum() > 50
   g_theta = (-theta / width * band * g_f).sum(0) - (band / width).sum(0) * c / B
   r.g["log_threshold_F"] += theta * g_theta
+  r.g_h += g_f * on
+
+
+def gemmascope2(r, s):
+  theta, width, c = np.exp(r.p["log_threshold_F"]), s["bandwidth"], s["l0_coefficient"]
+  on = r.h > theta
+  g_f, _ = r.reconstruct(r.h * on, summed_square, (*s["group_sizes"], F), (*s["group_weights"], 1.0))
+  apart = on.sum(1) - s["k"]
+  r.loss += c * 2 / s["k"] * np.square(apart).mean()
+  band = np.abs((r.h - theta) / width) < 0.5
+  g_on = np.broadcast_to(c * 4 / s["k"] * apart[:, None] / B, band.shape)
+  r.g["log_threshold_F"] += theta * ((-theta / width * band * g_f).sum(0) - (band / width * g_on).sum(0))
   r.g_h += g_f * on
 
 
@@ -231,7 +276,8 @@ def jan2025(r, s):
 
 
 BY_HAND = {"tm2023": tm2023, "apr2024": apr2024, "gated": gated, "topk": topk, "batchtopk": batchtopk,
-           "matryoshka": batchtopk, "jumprelu": jumprelu, "jan2025": jan2025}
+           "matryoshka": batchtopk, "jumprelu": jumprelu, "jan2025": jan2025, "gemmascope2": gemmascope2,
+           "ortsae": ortsae, "panneal": panneal}
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])

@@ -1,4 +1,4 @@
-"""circuit-tracer's transcoders: `layer_{l}.safetensors` for each layer, and `config.yaml`, which names their hooks.
+"""circuit-tracer's transcoders of single layers: `layer_{l}.safetensors`, and `config.yaml`, which names their hooks.
 
 Letters: M width read, O width written, F features.
 """
@@ -18,7 +18,7 @@ from monojax.interop.tensors import read_safetensors, taken, write_safetensors
 from monojax.sae.form import Form
 
 NAME, CONFIG, THRESHOLD = "circuit_tracer", "config.yaml", "activation_function.threshold"
-_HOOKS = ("feature_input_hook", "feature_output_hook")
+HOOKS = ("feature_input_hook", "feature_output_hook")
 
 
 def read(path: pathlib.Path) -> Plain:
@@ -32,9 +32,8 @@ def read(path: pathlib.Path) -> Plain:
   params = {"W_enc_MF": np.ascontiguousarray(arrays["W_enc"].T), "b_enc_F": arrays["b_enc"],
             "W_dec_FO": arrays["W_dec"], "b_dec_O": arrays["b_dec"]}
   if THRESHOLD in arrays:
-    params["threshold_F"] = np.broadcast_to(arrays[THRESHOLD], arrays["b_enc"].shape).copy()
-    require((params["threshold_F"] >= 0).all(), str(path), float(params["threshold_F"].min()),
-            "is a threshold below 0, where features would be negative: monojax's are not")
+    threshold_F = np.broadcast_to(arrays[THRESHOLD], arrays["b_enc"].shape)
+    params["threshold_F"] = without_negative(threshold_F, path).copy()
   if "W_skip" in arrays:
     params["W_skip_MO"] = np.ascontiguousarray(arrays["W_skip"].T)
   reads, writes = _sites(path)
@@ -42,18 +41,29 @@ def read(path: pathlib.Path) -> Plain:
   return Plain(form, params, reads, writes, False, {"format": NAME})
 
 
+def without_negative(threshold_F: np.ndarray, path: pathlib.Path) -> np.ndarray:
+  """The thresholds of a file.
+
+  Raises:
+    InputError: some are below 0, where circuit-tracer's features would be negative.
+  """
+  require((threshold_F >= 0).all(), str(path), float(threshold_F.min()),
+          "is a threshold below 0, where features would be negative: monojax's are not")
+  return threshold_F
+
+
 def _sites(path: pathlib.Path) -> tuple[str, str]:
   """(site read, site written) by the number in the file's name and the hooks in the folder's configuration."""
   layer = re.search(r"(\d+)$", path.stem)
   config = path.parent / CONFIG
-  said = _entries(config) if config.exists() else {}
-  if layer is None or not all(said.get(name) for name in _HOOKS):
+  said = entries(config) if config.exists() else {}
+  if layer is None or not all(said.get(name) for name in HOOKS):
     return "", ""
-  reads, writes = (site_of(f"blocks.{int(layer[1])}.{said[name]}") for name in _HOOKS)
+  reads, writes = (site_of(f"blocks.{int(layer[1])}.{said[name]}") for name in HOOKS)
   return reads, writes
 
 
-def _entries(path: pathlib.Path) -> dict[str, str]:
+def entries(path: pathlib.Path) -> dict[str, str]:
   """The lines "name: value" of a YAML file, without quotes; other lines are left out."""
   found = re.findall(r"^([A-Za-z_]+):[ \t]*(\S.*?)[ \t]*$", path.read_text("utf-8", errors="replace"), re.M)
   return {name: value.strip("'\"") for name, value in found}
@@ -82,9 +92,9 @@ def write(plain: Plain, directory: pathlib.Path, model_name: str, metadata: Mapp
           "layer.3.mlp.in,layer.3.mlp.out")
   hooks = [hook_of(site).removeprefix(f"blocks.{layer}.") for site in (plain.reads, plain.writes)]
   config = directory / CONFIG
-  said = _entries(config) if config.exists() else {}
-  if said and [said.get(name) for name in _HOOKS] != hooks:
-    raise InputError(f"{config} is of transcoders from {said.get(_HOOKS[0])} to {said.get(_HOOKS[1])}, and this one is "
+  said = entries(config) if config.exists() else {}
+  if said and [said.get(name) for name in HOOKS] != hooks:
+    raise InputError(f"{config} is of transcoders from {said.get(HOOKS[0])} to {said.get(HOOKS[1])}, and this one is "
                      f"from {hooks[0]} to {hooks[1]}: choose another folder")
   params = plain.params
   tensors = {"W_enc": params["W_enc_MF"].T, "W_dec": params["W_dec_FO"], "b_enc": params["b_enc_F"],
@@ -95,7 +105,7 @@ def write(plain: Plain, directory: pathlib.Path, model_name: str, metadata: Mapp
     tensors["W_skip"] = params["W_skip_MO"].T
   write_safetensors(directory / f"layer_{layer}.safetensors", tensors)
   if not said:
-    lines = {"model_name": model_name or "unknown", "model_kind": "transcoder_set", **dict(zip(_HOOKS, hooks,
+    lines = {"model_name": model_name or "unknown", "model_kind": "transcoder_set", **dict(zip(HOOKS, hooks,
                                                                                               strict=True))}
     with files.replacing(config) as file:
       file.write("".join(f'{name}: "{value}"\n' for name, value in lines.items()).encode())

@@ -9,7 +9,16 @@ from typing import Any
 
 from monojax import hub
 from monojax.config import InputError, require
-from monojax.interop import circuit_tracer, gemma_scope, sae_lens, single_file, sparsify, tensors, torch_formats
+from monojax.interop import (
+  circuit_tracer,
+  cross_layer,
+  gemma_scope,
+  sae_lens,
+  single_file,
+  sparsify,
+  tensors,
+  torch_formats,
+)
 from monojax.interop.names import FORMATS, WRITTEN
 from monojax.interop.plain import OF_MODULE, Plain, checked, plain_of, sae_of
 from monojax.sae.dictionary import SAE
@@ -22,7 +31,7 @@ _WRITERS: dict[str, Callable[..., None]] = {
 # Files by which a folder is recognised, with the format; in this order.
 _MARKS = ((single_file.FILE, single_file.NAME), (sae_lens.WEIGHTS, sae_lens.NAME), (sparsify.WEIGHTS, sparsify.NAME),
           (gemma_scope.FIRST, gemma_scope.NAME), (gemma_scope.SECOND, gemma_scope.NAME),
-          ("ae.pt", "dictionary_learning"))
+          ("ae.pt", "dictionary_learning"), (cross_layer.FIRST, circuit_tracer.NAME))
 _SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 _OF_A_RUN = ("dictionary", "sae/dictionary")  # where the dictionary is in a stage's folder, and in a run's
 
@@ -52,8 +61,9 @@ def read(path: str | os.PathLike[str], format: str = "auto", k: int | None = Non
   if not place.exists():
     raise InputError(f"source={str(path)!r}: there is no such file or folder")
   place, format = _recognised(place, format)
-  if format in (MONOJAX, single_file.NAME):
-    sae = (SAE.load(place, recipe=recipe) if format == MONOJAX
+  of_layers = format == circuit_tracer.NAME and (place / cross_layer.FIRST).is_file()
+  if format in (MONOJAX, single_file.NAME) or of_layers:
+    sae = (cross_layer.read(place) if of_layers else SAE.load(place, recipe=recipe) if format == MONOJAX
            else single_file.read(_file(place, single_file.FILE), recipe))
     n_sites = len(sae.model.wiring.widths)
     require(len(sites) in (0, n_sites), "sites", ",".join(sites), f"this dictionary is of {n_sites}")
@@ -90,6 +100,8 @@ def write(sae: SAE, path: str | os.PathLike[str], format: str, model_name: str =
     sae.save(directory)
   elif format == single_file.NAME:
     single_file.write(sae, directory)
+  elif format == circuit_tracer.NAME and len(sae.model.wiring.reads) > 1:
+    cross_layer.write(sae, directory, model_name, metadata or {})
   else:
     _WRITERS[format](plain_of(sae, format), directory, model_name, metadata or {})
 
@@ -146,8 +158,7 @@ def _format_of_file(path: pathlib.Path) -> str:
   if "w_enc" in found:
     return gemma_scope.NAME
   if any(re.fullmatch(r"W_(enc|dec)_\d+", name) for name in found):
-    raise InputError(f"source={str(path)!r}: is a part of a cross-layer transcoder, which writes several layers: "
-                     "monojax reads dictionaries that write one site")
+    raise InputError(f"source={str(path)!r}: is a part of a cross-layer transcoder: name its folder")
   if "W_enc" in found and "W_dec" in found and found["W_enc"] == found["W_dec"]:
     return circuit_tracer.NAME
   raise InputError(f"source={str(path)!r}: has the tensors {', '.join(sorted(found)[:8])}, which are of no format that "

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from monojax import checkpoint
 from monojax import config as configs
 from monojax import mesh as meshes
-from monojax.config import InputError
+from monojax.config import InputError, require
 from monojax.sae import form
 from monojax.sae.config import SAEConfig
 from monojax.sae.finish import training_params
@@ -145,7 +145,11 @@ def start_params(config: SAEConfig, recipe: MadeRecipe, state: TrainState, own: 
     print(f"sae.start_from: the directions there have norms from {norm_F.min():.3g} to {norm_F.max():.3g}. "
           f"{config.recipe} keeps them equal, so that other features of a row are among the largest at first",
           flush=True)
-  return placed_like(training_params(recipe, finished, state.params, state.counters["scale_W"]), state.params)
+  params = training_params(recipe, finished, state.params, state.counters["scale_W"])
+  within = recipe.model.within(params)
+  require(all(bool((within[name] == value).all()) for name, value in params.items()), "sae.start_from",
+          config.start_from, "has features that read or write sites which those of a dictionary with sae.causal do not")
+  return placed_like(params, state.params)
 
 
 def placed_like(params: Params, existing: Params) -> Params:

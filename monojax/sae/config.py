@@ -20,7 +20,7 @@ from monojax.config import (
   require,
   require_rules,
 )
-from monojax.sae.recipes import RECIPES, Recipe, recipe_of
+from monojax.sae.recipes import RECIPES, Recipe, leading_groups, recipe_of
 
 # What settings that are None take where the recipe's publication does not say. "penalty_warmup" is a part of the steps.
 _DEFAULT = {"sparsity_coefficient": 0.0, "learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "adam_epsilon": 1e-8,
@@ -57,6 +57,9 @@ class SAEConfig:
   writes: tuple[str, ...] = option((), "sites that are reconstructed, by default those that are read: one makes an "
                                        "autoencoder, several make a crosscoder. Others than are read make a transcoder")
   skip: bool = option(False, "also map the input to the output by a matrix of its own (skip transcoders)")
+  causal: bool = option(False, "each feature reads only one of the sites read, and writes the site with the same "
+                               "number and those after it. From the inputs of MLPs to their outputs, layer by layer, "
+                               "this is a cross-layer transcoder; of the same sites, a weakly causal crosscoder")
   start_from: str = option("", "folder of a finished dictionary whose parameters are the start, instead of random "
                                "ones; or another tool's, or one on the Hugging Face hub (hf:NAME/FOLDER)")
   seed: int = option(0, "seed of the initial weights, of the order of the rows and of resampling", SEED)
@@ -95,6 +98,8 @@ class SAEConfig:
                                             "alone (Matryoshka), which keeps broad features from splitting. The recipe "
                                             "matryoshka has sizes of its own if none are named", COUNT)
   group_weight: float = option(1.0, "weight of each group's loss beside the whole dictionary's", NOT_NEGATIVE)
+  group_weights: tuple[float, ...] = option((), "a weight for each group in its place. Balance Matryoshka (arXiv "
+                                                "2505.11756) gives smaller groups smaller ones", NOT_NEGATIVE)
   orthogonality_coefficient: float = option(
       0.0, "weight of a penalty on directions that overlap: the squared products of different features' directions; 0 "
       "drops it", NOT_NEGATIVE)
@@ -120,6 +125,14 @@ class SAEConfig:
   multi_k_coefficient: float = only(
       "multi_k_coefficient", 0.0, "weight of a second loss, with four times as many features kept, so that the "
       "dictionary also works with more than k; Multi-TopK takes 1/8, 0 drops it", NOT_NEGATIVE)
+
+  l0_coefficient: float = only(
+      "l0_coefficient", 1.0, "weight of the penalty on a row's distance from k features", POSITIVE)
+  p_end: float = only("p_end", 0.2, "the power of the penalty at the end of training; it is 1 at the start", POSITIVE)
+  cosine_coefficient: float = only(
+      "cosine_coefficient", 0.25, "weight of the penalty on each feature's largest cosine with another one", POSITIVE)
+  cosine_chunk: int = only("cosine_chunk", 8192, "features that are compared with each other", COUNT)
+  cosine_every_steps: int = only("cosine_every_steps", 5, "steps from one such comparison to the next", COUNT)
 
   # Resampling: dead features are given new directions, those of rows that are reconstructed badly.
   resample_every_steps: int = option(0, "steps between resamplings of dead features; 0 for none. The publication of "
@@ -156,6 +169,9 @@ class SAEConfig:
     require(all(n < self.n_features for n in self.group_sizes)
             and list(self.group_sizes) == sorted(set(self.group_sizes)), "sae.group_sizes",
             ",".join(map(str, self.group_sizes)), "must rise between 0 and sae.n_features")
+    n_groups = len(leading_groups(self))
+    require(len(self.group_weights) in (0, n_groups), "sae.group_weights", ",".join(map(str, self.group_weights)),
+            f"needs one for each of the groups, of which there are {n_groups}")
     if "." not in self.recipe:  # a recipe of one's own is checked where its record is given
       self._require_fits(recipe_of(self.recipe))
 

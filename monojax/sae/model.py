@@ -10,11 +10,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from monojax.linear import matmul
-from monojax.sae.nonlinearity import Nonlinearity, ReLU
+from monojax.sae.nonlinearity import Nonlinearity, Params, ReLU
 from monojax.sae.sparse.code import Places, decode
 
 # Where a dictionary's parameters (and their optimiser moments and counters) live on the mesh.
@@ -111,6 +112,9 @@ class Dictionary(nn.Module):
     rows: what is done to each row by itself before it is encoded, and undone in the reconstruction: "" for nothing,
       "standardised" for (x - mean) / (standard deviation + 1e-5), "rescaled" for x sqrt(M) / |x|. b_dec is then in
       the units of such rows.
+    causal: whether each feature belongs to one of the sites read, which is all that it reads, and writes the site with
+      the same number and those after it: cross-layer transcoders, and weakly causal crosscoders. The first F / L
+      features, of L sites, are those of the first site, and so on. The other weights are 0.
   """
   wiring: Wiring
   n_features: int
@@ -121,19 +125,33 @@ class Dictionary(nn.Module):
   dtype: Any = jnp.float32
   by_norm: bool = False
   rows: str = ""
+  causal: bool = False
 
   def setup(self) -> None:
     m, o, f = self.wiring.n_inputs, self.wiring.n_outputs, self.n_features
-    self.W_dec_FO = self.param("W_dec_FO", lambda key: unit_rows(kaiming_uniform(key, (f, o), f)))
+    within = lambda name, value: self.within({name: value})[name]
+    self.W_dec_FO = self.param(
+        "W_dec_FO", lambda key: unit_rows(within("W_dec_FO", kaiming_uniform(key, (f, o), f))))
     transpose = self.encoder_init == "decoder_transpose" and self.wiring.autoencodes
-    self.W_enc_MF = self.param(
-        "W_enc_MF", lambda key: self.W_dec_FO.T if transpose else kaiming_uniform(key, (m, f), m))
+    self.W_enc_MF = self.param("W_enc_MF", lambda key: within(
+        "W_enc_MF", self.W_dec_FO.T if transpose else kaiming_uniform(key, (m, f), m)))
     self.b_enc_F = self.param("b_enc_F", nn.initializers.zeros, (f,))
     self.b_dec_O = self.param("b_dec_O", nn.initializers.zeros, (o,))
     for name, value in {**self.nonlinearity.per_feature(f), **self.nonlinearity.overall()}.items():
       setattr(self, name, self.param(name, lambda key, value=value: value))
     if self.skip:
       self.W_skip_MO = self.param("W_skip_MO", nn.initializers.zeros, (m, o))
+
+  def within(self, params: Params) -> Params:
+    """The parameters with 0 for the weights that a `causal` dictionary does not have."""
+    if not self.causal:
+      return params
+    n_sites = len(self.wiring.reads)
+    site_M, site_O = (jnp.repeat(jnp.arange(n_sites), np.array([self.wiring.widths[i] for i in sites]))
+                      for sites in (self.wiring.reads, self.wiring.writes))
+    site_F = jnp.arange(self.n_features) // (self.n_features // n_sites)
+    has = {"W_enc_MF": site_M[:, None] == site_F[None], "W_dec_FO": site_F[:, None] <= site_O[None]}
+    return {name: jnp.where(has[name], value, 0.0) if name in has else value for name, value in params.items()}
 
   def centred(self, x_BM: jax.Array) -> jax.Array:
     """What the encoder multiplies, shape (B, M): x - b_dec, through which b_dec gets no gradient, or x."""

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from monojax.linear import matmul
 from monojax.sae.model import Dictionary
 from monojax.sae.nonlinearity import JumpReLU, Params, TopK
-from monojax.sae.sparse.code import Places, at, decode, pre_activations_at
+from monojax.sae.sparse.code import Places, at, decode, pre_activations_at, row_sums
 from monojax.sae.sparse.select import top_k
 from monojax.variance import spread
 
@@ -71,17 +71,17 @@ Objective = Callable[..., tuple[jax.Array, Pass]]
 
 
 def make_objective(error: Error, terms: Sequence[Term], group_sizes: Sequence[int] = (),
-                   group_weight: float = 1.0) -> Objective:
+                   group_weights: Sequence[float] = ()) -> Objective:
   """The function that a step differentiates.
 
   With `group_sizes`, the first n features must also do as a dictionary of their own, for each n: the error
-  of that part's reconstruction is added, `group_weight` times (Matryoshka, arXiv 2503.17547).
+  of that part's reconstruction is added, times the group's weight (Matryoshka, arXiv 2503.17547).
 
   Args:
     error: (y_BO, e_BO) -> the scalar that stands for a reconstruction's error e.
     terms: functions of a `Pass`, each a scalar to add.
     group_sizes: sizes of leading groups of features, rising.
-    group_weight: weight of each group's error.
+    group_weights: the weight of each group's error.
 
   Returns:
     objective: (params, `Given`, code=None) -> (loss, `Pass`), where `code` is None for a dense code, or
@@ -102,7 +102,7 @@ def make_objective(error: Error, terms: Sequence[Term], group_sizes: Sequence[in
     passed = Pass(**vars(given), params=params, places=places, h=h, f=f, norm_F=decoder_norms(model, params),
                   error_BO=parts[-1] - y_BO)
     loss = error(y_BO, passed.error_BO) + sum(term(passed) for term in terms)
-    loss += group_weight * sum(error(y_BO, part - y_BO) for part in parts[:-1])
+    loss += sum(weight * error(y_BO, part - y_BO) for weight, part in zip(group_weights, parts[:-1], strict=True))
     return loss, passed
   return objective
 
@@ -119,7 +119,10 @@ def group_reconstructions(model: Dictionary, params: Params, f: jax.Array, place
 
 
 def decoder_norms(model: Dictionary, params: Params) -> jax.Array:
-  """The L2 norm of each feature's direction, summed over the sites it writes to, shape (F,)."""
+  """The L2 norm of each feature's direction, shape (F,): summed over the sites it writes to, or, in a `causal`
+  dictionary, of all of them side by side (Circuit Tracing, Anthropic, March 2025)."""
+  if model.causal:
+    return jnp.linalg.norm(params["W_dec_FO"], axis=1)
   return sum(jnp.linalg.norm(params["W_dec_FO"][:, first:last], axis=1)
              for first, last in model.wiring.written())
 
@@ -166,6 +169,35 @@ def l0(nonlinearity: JumpReLU) -> Term:
   def term(p: Pass) -> jax.Array:
     active = nonlinearity.active(jax.lax.stop_gradient(p.h), p.params, p.places)
     return p.penalty / p.x_BM.shape[0] * active.sum()
+  return term
+
+
+def squared_l0(nonlinearity: JumpReLU, coefficient: float, target: float) -> Term:
+  """coefficient * (2 / target) * (l0 - target)^2, mean over rows: l0 features fire on a row, and `target` are to.
+
+  Its gradient by l0 is 4 coefficient (l0 / target - 1), so that it raises a row's l0 where that is too low. Only
+  thresholds feel it. The scale is that of SAELens, for dictionaries such as those of Gemma Scope 2.
+  """
+  def term(p: Pass) -> jax.Array:
+    active = nonlinearity.active(jax.lax.stop_gradient(p.h), p.params, p.places)
+    return coefficient * 2 / target * jnp.square(row_sums(active, p.places) - target).mean()
+  return term
+
+
+def annealed_lp(p_end: float, n_steps: int, epsilon: float = 1e-3) -> Term:
+  """penalty * sum of (f + epsilon)^p - epsilon^p, where p falls from 1 to `p_end` (p-annealing, arXiv 2408.00113).
+
+  p is 1 over the first tenth of the steps, and falls linearly over the others. With p below 1 the penalty presses less
+  on large features than on small ones. In each step it is multiplied by what makes its value that of the L1 penalty,
+  so that it counts the same throughout; the publication does this at ten updates. `epsilon`, which the publication has
+  not, bounds the slope at 0.
+  """
+  def term(p: Pass) -> jax.Array:
+    progress = jnp.clip((p.step / n_steps - 0.1) / 0.9, 0.0, 1.0)
+    power = 1 - (1 - p_end) * progress
+    l1, lp = p.f.sum(), ((p.f + epsilon) ** power - epsilon ** power).sum()
+    scale = jax.lax.stop_gradient(jnp.where(lp > 0, l1 / jnp.where(lp > 0, lp, 1.0), 1.0))
+    return p.penalty / p.x_BM.shape[0] * scale * lp
   return term
 
 
@@ -287,3 +319,38 @@ def orthogonality(coefficient: float) -> Term:
     gram_OO = jnp.matmul(W_FO.T, W_FO, precision=jax.lax.Precision.HIGHEST)
     return coefficient * (jnp.square(gram_OO).sum() - jnp.square(jnp.square(W_FO).sum(1)).sum())
   return term
+
+
+def largest_cosines(coefficient: float, chunk: int, every_steps: int) -> Term:
+  """coefficient * the mean over features of max(0, c)^2, c the largest cosine with another feature of its chunk.
+
+  After OrtSAE (arXiv 2509.22033): features are put into chunks at random, anew at each step, so that the cost is linear
+  in their number. The penalty is computed at every so many steps, and counts that many times there.
+  """
+  def penalty(W_FO: jax.Array, step: jax.Array) -> jax.Array:
+    unit_FO = W_FO / jnp.linalg.norm(W_FO, axis=1, keepdims=True)
+
+    @jax.checkpoint
+    def of_chunk(feature_C: jax.Array) -> jax.Array:
+      unit_CO = unit_FO.at[feature_C].get(mode="fill", fill_value=0.0)
+      cosine_CC = jnp.matmul(unit_CO, unit_CO.T, precision=jax.lax.Precision.HIGHEST)
+      others_CC = jnp.where(jnp.eye(len(feature_C), dtype=bool), 0.0, cosine_CC)
+      return jnp.square(jax.nn.relu(others_CC.max(1))).sum()
+    return jax.lax.map(of_chunk, random_chunks(step, len(W_FO), chunk)).sum() / len(W_FO)
+
+  def term(p: Pass) -> jax.Array:
+    value = jax.lax.cond(p.step % every_steps == 0, penalty, lambda W_FO, step: jnp.zeros(()), p.params["W_dec_FO"],
+                         p.step)
+    return coefficient * every_steps * value
+  return term
+
+
+def random_chunks(step: jax.Array, n_features: int, chunk: int) -> jax.Array:
+  """The features in a random order, in as few equal chunks of at most `chunk` as hold them, shape (N, C) int32.
+
+  Places that are left over hold `n_features`. The order is another at each step.
+  """
+  n_chunks = -(-n_features // chunk)
+  size = -(-n_features // n_chunks)
+  order_F = jax.random.permutation(jax.random.key(step), n_features)
+  return jnp.pad(order_F, (0, n_chunks * size - n_features), constant_values=n_features).reshape(n_chunks, size)

@@ -58,8 +58,9 @@ class MadeRecipe:
 
 def dictionary(config: Resolved, wiring: Wiring, dtype: Any, nonlinearity: nonlinearities.Nonlinearity, pre_bias: bool,
                encoder_init: str) -> Dictionary:
-  """A recipe's model, with the size and the skip that the settings ask for; see `Dictionary`."""
-  return Dictionary(wiring, config.n_features, nonlinearity, pre_bias, config.skip, encoder_init, dtype)
+  """A recipe's model, with the size, the skip and the order of sites that the settings ask for; see `Dictionary`."""
+  return Dictionary(wiring, config.n_features, nonlinearity, pre_bias, config.skip, encoder_init, dtype,
+                    causal=config.causal)
 
 
 def compose(config: Resolved, model: Dictionary, *, error: objectives.Error, terms: Sequence[objectives.Term],
@@ -97,8 +98,8 @@ def compose(config: Resolved, model: Dictionary, *, error: objectives.Error, ter
                      if config.orthogonality_coefficient else [])]
   group_sizes = config.group_sizes if group_sizes is None else group_sizes
   return MadeRecipe(
-      model=model, objective=objectives.make_objective(error, terms, group_sizes, config.group_weight),
-      error=error, row_loss=row_loss, tx=optimiser(config, unit_decoder), start=begin,
+      model=model, objective=objectives.make_objective(error, terms, group_sizes, weights_of(config, group_sizes)),
+      error=error, row_loss=row_loss, tx=optimiser(config, unit_decoder, model.within), start=begin,
       constrain=with_unit_decoder if unit_decoder else (lambda params: params),
       penalty_scale=linear_warmup(config.penalty_warmup_steps),
       peaks={"penalty": config.sparsity_coefficient, "learning_rate": config.learning_rate}, normalised=normalised,
@@ -106,21 +107,31 @@ def compose(config: Resolved, model: Dictionary, *, error: objectives.Error, ter
       kl_coefficient=config.kl_coefficient)
 
 
-def optimiser(config: Resolved, unit_decoder: bool) -> optax.GradientTransformation:
-  """Clipping, the removal of the decoder's parallel gradient, Adam and the learning rate's schedule."""
-  steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+def optimiser(config: Resolved, unit_decoder: bool,
+              within: Callable[[Params], Params] = lambda gradients: gradients) -> optax.GradientTransformation:
+  """Clipping, the removal of the decoder's parallel gradient, Adam and the learning rate's schedule.
+
+  `within` puts 0 where the gradients are of weights that the dictionary does not have, which then stay 0.
+  """
+  steps = [optax.stateless(lambda gradients, params: within(gradients))] if config.causal else []
+  steps += [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
   steps += [remove_parallel_gradient()] if unit_decoder else []
   return optax.chain(*steps, optax.scale_by_adam(config.beta1, config.beta2, config.adam_epsilon),
                      optax.scale_by_learning_rate(learning_rate_schedule(config)))
 
 
+def weights_of(config: Resolved, group_sizes: Sequence[int]) -> tuple[float, ...]:
+  """The weight of each leading group's error."""
+  return config.group_weights or (config.group_weight,) * len(group_sizes)
+
+
 def group_weights(config: Resolved) -> jax.Array | None:
-  """How often each feature's L1 counts: once, and `group_weight` times more for each group it is in."""
+  """How often each feature's L1 counts: once, and its group's weight more for each group that it is in."""
   if not config.group_sizes:
     return None
   number_F = jnp.arange(config.n_features)
-  n_groups_F = jnp.stack([(number_F < n).astype(jnp.float32) for n in config.group_sizes]).sum(0)
-  return 1.0 + config.group_weight * n_groups_F
+  weighted = zip(weights_of(config, config.group_sizes), config.group_sizes, strict=True)
+  return 1.0 + jnp.stack([weight * (number_F < n).astype(jnp.float32) for weight, n in weighted]).sum(0)
 
 
 def linear_warmup(n_steps: int) -> Callable[[jax.Array], jax.Array]:

@@ -97,12 +97,19 @@ def make_recipe(config: SAEConfig, wiring: Wiring, dtype: Any, recipe: Recipe | 
   resolved = config.resolved(recipe)
   require(not (config.skip and set(wiring.reads) & set(wiring.writes)), "sae.skip", True,
           "needs a dictionary that writes only what it does not read (a transcoder): others would only copy")
+  if resolved.causal:
+    n_sites = len(wiring.reads)
+    require(n_sites == len(wiring.writes) > 1, "sae.causal", True,
+            "needs several sites that are read, and as many that are written, in the order of the layers")
+    require(not resolved.skip, "sae.skip", True, "cannot be with sae.causal")
+    require(resolved.n_features % n_sites == 0, "sae.n_features", resolved.n_features,
+            f"must be a multiple of the {n_sites} sites that are read: with sae.causal each has as many features")
   return recipe_of(config.recipe, recipe).build(parts, resolved, wiring, dtype)
 
 
 def leading_groups(config: SAEConfig | Resolved) -> tuple[int, ...]:
   """The sizes n, rising, of those leading groups whose first n features must also reconstruct alone; () for none."""
-  if config.group_sizes or config.recipe != "matryoshka":
+  if config.group_sizes or config.recipe not in ("matryoshka", "gemmascope2"):
     return tuple(config.group_sizes)
   return tuple(config.n_features // n for n in (16, 8, 4, 2) if config.n_features >= n)
 
@@ -119,7 +126,7 @@ def _apr2024(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) ->
   """L1 of features times decoder norms, free decoder norms, no bias subtracted before the encoder."""
   model = parts.dictionary(config, wiring, dtype, parts.nonlinearities.ReLU(), False, "decoder_transpose")
   return parts.compose(config, model, error=parts.objectives.summed_square, terms=[parts.objectives.l1_of_norms],
-                       start=parts.starts.small_directions(wiring), normalised=True)
+                       start=parts.starts.small_directions(model), normalised=True)
 
 
 def _gated(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
@@ -144,7 +151,7 @@ def _jan2025(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) ->
   model = parts.dictionary(config, wiring, dtype, jump, False, "kaiming")
   terms = [parts.objectives.tanh_of_norms(4.0), parts.objectives.pre_activation_pull(config.pull_coefficient)]
   return parts.compose(config, model, error=parts.objectives.summed_square, terms=terms, normalised=True,
-                       start=parts.starts.at_density(wiring, config.n_features, config.threshold))
+                       start=parts.starts.at_density(model, config.threshold))
 
 
 def _topk(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
@@ -163,6 +170,29 @@ def _batchtopk(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) 
 def _matryoshka(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
   """Groups of 1/16, 1/16, 1/8, 1/4 and 1/2 of the features, unless the settings say otherwise."""
   return _topk_family(parts, config, wiring, dtype, parts.nonlinearities.BatchTopK(config.k), leading_groups(config))
+
+
+def _ortsae(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
+  """BatchTopK and a penalty on each feature's largest cosine with another one."""
+  cosines = parts.objectives.largest_cosines(config.cosine_coefficient, config.cosine_chunk, config.cosine_every_steps)
+  return _topk_family(parts, config, wiring, dtype, parts.nonlinearities.BatchTopK(config.k), config.group_sizes,
+                      [cosines])
+
+
+def _panneal(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
+  """ReLU and a penalty on a power of the features that falls from 1."""
+  model = parts.dictionary(config, wiring, dtype, parts.nonlinearities.ReLU(), wiring.autoencodes, config.encoder_init)
+  return parts.compose(config, model, error=parts.objectives.summed_square, unit_decoder=True, normalised=True,
+                       terms=[parts.objectives.annealed_lp(config.p_end, config.n_steps)])
+
+
+def _gemmascope2(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
+  """JumpReLU whose leading groups must also reconstruct alone, and a penalty on the distance from k features a row."""
+  jump = parts.nonlinearities.JumpReLU(math.log(config.threshold), config.bandwidth)
+  model = parts.dictionary(config, wiring, dtype, jump, wiring.autoencodes, config.encoder_init)
+  return parts.compose(config, model, error=parts.objectives.summed_square, unit_decoder=True, normalised=True,
+                       terms=[parts.objectives.squared_l0(jump, config.l0_coefficient, config.k)],
+                       group_sizes=leading_groups(config))
 
 
 def _topk_family(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any, nonlinearity: Nonlinearity,
@@ -244,5 +274,30 @@ _ALL = (
                    "penalty_warmup": 1.0, "threshold": 1.10517, "bandwidth": 2.0},
         quick={"sparsity_coefficient": 0.5, "learning_rate": 3e-3, "pull_coefficient": 1e-3},
         uses=("threshold", "bandwidth", "pull_coefficient")),
+    Recipe(
+        "gemmascope2",
+        "JumpReLU whose leading groups of features must also reconstruct alone, drawn to k features on each row (after "
+        "Gemma Scope 2, December 2025, whose weights are not all published)",
+        _gemmascope2, "k", (6, 12, 24, 48),
+        published={"learning_rate": 7e-5, "beta1": 0.0, "threshold": 1e-2, "bandwidth": 5e-2},
+        quick={"k": 12, "learning_rate": 5e-3, "beta1": 0.9, "threshold": 1.0, "bandwidth": 1.0,
+               "encoder_init": "decoder_transpose"},
+        uses=("threshold", "bandwidth", "encoder_init", "l0_coefficient")),
+    Recipe(
+        "ortsae",
+        "BatchTopK with a penalty on each feature's largest cosine with another, against features that are parts or "
+        "doubles of others (after OrtSAE, arXiv 2509.22033)",
+        _ortsae, "k", (6, 12, 24, 48),
+        published={"learning_rate": 3e-4, "beta2": 0.99},
+        quick={"k": 12, "learning_rate": 3e-3},
+        uses=("aux_coefficient", "aux_k", "cosine_coefficient", "cosine_chunk", "cosine_every_steps")),
+    Recipe(
+        "panneal",
+        "ReLU features with a penalty on a power of them that falls from 1, which presses less on large ones "
+        "(p-annealing, arXiv 2408.00113)",
+        _panneal, "sparsity_coefficient", (0.5, 1.0, 2.0, 4.0),
+        published={"sparsity_coefficient": 0.1, "learning_rate": 1e-3},
+        quick={"sparsity_coefficient": 1.0, "learning_rate": 4e-3, "encoder_init": "decoder_transpose"},
+        uses=("encoder_init", "p_end")),
 )
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}

@@ -75,7 +75,10 @@ def resample(state: TrainState, candidate_FW: jax.Array, recipe: MadeRecipe, win
   Returns:
     (state, number of features resampled).
   """
-  written_FO, read_FM = recipe.model.wiring.targets(candidate_FW), recipe.model.wiring.inputs(candidate_FW)
+  model = recipe.model
+  candidates = model.within({"W_dec_FO": model.wiring.targets(candidate_FW),
+                             "W_enc_MF": model.wiring.inputs(candidate_FW).T})
+  written_FO, read_FM = candidates["W_dec_FO"], candidates["W_enc_MF"].T
   dead_F = state.step - state.counters["last_fired_F"] >= window_steps
   dead_F &= (jnp.linalg.norm(written_FO, axis=1) > 0) & (jnp.linalg.norm(read_FM, axis=1) > 0)
   W_enc_MF = state.params["W_enc_MF"]
@@ -85,7 +88,7 @@ def resample(state: TrainState, candidate_FW: jax.Array, recipe: MadeRecipe, win
   mean_norm = jnp.where(n_alive > 0, jnp.sum(jnp.where(dead_F, 0.0, norm_F)) / jnp.maximum(n_alive, 1),
                         norm_F.mean())
   fresh = {"W_dec_FO": unit_rows(written_FO), "W_enc_MF": encoder_scale * mean_norm * unit_rows(read_FM).T,
-           "b_enc_F": jnp.zeros_like(norm_F), **recipe.model.nonlinearity.per_feature(len(dead_F))}
+           "b_enc_F": jnp.zeros_like(norm_F), **model.nonlinearity.per_feature(len(dead_F))}
   dead = {name: {"W_dec_FO": dead_F[:, None], "W_enc_MF": dead_F[None]}.get(name, dead_F) for name in fresh}
   remade = lambda params: {**params, **{name: jnp.where(dead[name], fresh[name], params[name]) for name in fresh}}
 

@@ -6,36 +6,39 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from monojax.sae.model import Wiring, kaiming_uniform, unit_rows
+from monojax.sae.model import Dictionary, Wiring, kaiming_uniform, unit_rows
 from monojax.sae.nonlinearity import Params
 
 # (key, initial parameters, sample of what is read x_NM, of what is written y_NO) -> parameters to start from
 Start = Callable[[jax.Array, Params, jax.Array, jax.Array], Params]
 
 
-def small_directions(wiring: Wiring, norm: float = 0.1) -> Start:
+def small_directions(model: Dictionary, norm: float = 0.1) -> Start:
   """Random directions of a small norm, with the encoder as their transpose (Anthropic, April 2024)."""
   def start(key: jax.Array, params: Params, x_NM: jax.Array, y_NO: jax.Array) -> Params:
     W_dec_FO = norm * unit_rows(params["W_dec_FO"])
-    return {**params, "W_dec_FO": W_dec_FO, "W_enc_MF": transposed_or(params["W_enc_MF"], W_dec_FO, wiring)}
+    W_enc_MF = transposed_or(params["W_enc_MF"], W_dec_FO, model.wiring)
+    return model.within({**params, "W_dec_FO": W_dec_FO, "W_enc_MF": W_enc_MF})
   return start
 
 
-def at_density(wiring: Wiring, n_features: int, threshold: float) -> Start:
+def at_density(model: Dictionary, threshold: float) -> Start:
   """Encoder biases with which each feature fires on a fraction 10,000 / F of the sample (Anthropic, January 2025).
 
   That fraction is a tenth at most, for dictionaries too small for the published rule.
   """
-  m, f = wiring.n_inputs, n_features
+  wiring = model.wiring
+  m, f = wiring.n_inputs, model.n_features
 
   def start(key: jax.Array, params: Params, x_NM: jax.Array, y_NO: jax.Array) -> Params:
     decoder_key, encoder_key = jax.random.split(key)
     W_dec_FO = kaiming_uniform(decoder_key, params["W_dec_FO"].shape, m)
     W_enc_MF = (m / f * W_dec_FO.T if wiring.autoencodes
                 else kaiming_uniform(encoder_key, params["W_enc_MF"].shape, f))
-    level_F = jax.lax.map(lambda w_M: jnp.quantile(x_NM[:8192] @ w_M, 1 - min(10_000 / f, 0.1)), W_enc_MF.T,
-                          batch_size=256)
-    return {**params, "W_dec_FO": W_dec_FO, "W_enc_MF": W_enc_MF, "b_enc_F": threshold - level_F}
+    params = model.within({**params, "W_dec_FO": W_dec_FO, "W_enc_MF": W_enc_MF})
+    level_F = jax.lax.map(lambda w_M: jnp.quantile(x_NM[:8192] @ w_M, 1 - min(10_000 / f, 0.1)),
+                          params["W_enc_MF"].T, batch_size=256)
+    return {**params, "b_enc_F": threshold - level_F}
   return start
 
 

@@ -5,6 +5,7 @@ N rows of one chunk.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -35,9 +36,17 @@ def next_token_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 def divergence(clean: jax.Array, changed: jax.Array) -> jax.Array:
   """KL(clean || changed) in nats of the distributions with these logits (..., V), of shape (...)."""
+  return divergences(clean, {"": changed})[""]
+
+
+def divergences(clean: jax.Array, changed: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """`divergence` of each of several changed distributions from the same one, by name."""
   # `logsumexp` and not `log_softmax`: `next_token_loss` of the same logits has it, too, and it is computed once.
-  log_p, log_q = (logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True) for logits in (clean, changed))
-  return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+  log_total = jax.nn.logsumexp(clean, axis=-1, keepdims=True)
+  # The barrier keeps XLA from computing the exponentials anew for each of them.
+  p = jax.lax.optimization_barrier(jnp.exp(clean - log_total)) if len(changed) > 1 else jnp.exp(clean - log_total)
+  apart = {name: jax.nn.logsumexp(logits, axis=-1, keepdims=True) - log_total for name, logits in changed.items()}
+  return {name: (p * (clean - logits + apart[name])).sum(-1) for name, logits in changed.items()}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from monojax.subjects.loss import MAX_LOGITS, chunk_positions, divergence, next_token_loss
+from monojax.subjects.loss import MAX_LOGITS, chunk_positions, divergence, divergences, next_token_loss
 from monojax.subjects.subject import LAST, Subject, unembedded
 
 # Positions of a device in one pass through the subject. A pass holds what its gradient needs, of every layer above the
@@ -158,8 +158,7 @@ def scores_by_position(model: Subject, params: dict, last: collections.abc.Mappi
     logits = {name: unembedded(model, params, u_BLD) for name, u_BLD in last.items()}
     found = {f"ce/{name}": next_token_loss(of_BLV, targets_BL) for name, of_BLV in logits.items()}
     if "clean" in logits:
-      clean_BLV = logits.pop("clean")
-      found |= {f"kl/{name}": divergence(clean_BLV, of_BLV) for name, of_BLV in logits.items()}
+      found |= {f"kl/{name}": kl_BL for name, kl_BL in divergences(logits.pop("clean"), logits).items()}
     return found
   found = jax.lax.map(chunk, jax.tree.map(lambda x: _cut(x, length), (dict(last), targets_BT)))
   return {name: jnp.moveaxis(of_CBL, 0, 1).reshape(n_contexts, -1)[:, :n_positions] for name, of_CBL in found.items()}

@@ -117,6 +117,13 @@ def count_F(mask: jax.Array, places: Places | None, n_features: int) -> jax.Arra
   return jnp.zeros((n_features,), jnp.int32).at[places.index_VK].add(mask.astype(jnp.int32), mode="drop")
 
 
+def row_sums(v: jax.Array, places: Places | None) -> jax.Array:
+  """The sum of values beside a code over each row of the batch, shape (B,)."""
+  if places is None:
+    return v.sum(1)
+  return jnp.zeros((places.n_rows,), v.dtype).at[places.row_V].add(v.sum(1))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def sparse_decode(f_VK: jax.Array, places: Places, W_FO: jax.Array, ends: tuple[int, ...]) -> tuple[jax.Array, ...]:
   """`decode` of a sparse code: the sum over each row's entries of f W[feature]; f is 0 in empty places."""
