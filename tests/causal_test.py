@@ -1,12 +1,16 @@
 """Dictionaries whose features belong to one site and write it and later ones: cross-layer transcoders."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_run import run, tiny
 
+import monojax
+from monojax import interop
 from monojax import mesh as meshes
 from monojax.config import InputError
 from monojax.sae import finish
@@ -131,3 +135,29 @@ def test_weights_that_are_not_there_stay_0_and_a_mesh_gives_the_same(name, shape
 def test_what_has_no_order_of_layers_is_refused(wiring, settings, message):
   with pytest.raises(InputError, match=message):
     made("batchtopk", wiring, k=4, **settings)
+
+
+@pytest.mark.slow
+def test_a_cross_layer_transcoder_from_text_to_circuit_tracers_files(tmp_path):
+  """The commands of docs/how-to/transcoders.md, in small."""
+  workdir = tmp_path / "run"
+  sites = lambda name: ",".join(f"layer.{layer}.mlp.{name}" for layer in range(3))
+  steps = [("prepare_text", *tiny("tokens")),
+           ("train_subject", *tiny("subject"), "--subject.model.n_layers=3"),
+           ("harvest", *tiny("activations"), "--activations.site=layer.0.mlp.in",
+            f"--activations.more_sites={sites('in').partition(',')[2]},{sites('out')}"),
+           ("train_sae", *tiny("sae"), "--name=clt", "--sae.recipe=jan2025", "--sae.causal", "--sae.n_features=96",
+            "--sae.resample_every_steps=0", f"--sae.reads={sites('in')}", f"--sae.writes={sites('out')}"),
+           ("analyze", "--dictionary=clt", *tiny("analysis")), ("build_browser", "--dictionary=clt")]
+  for script, *flags in steps:
+    done = run(script, workdir, *flags)
+    assert done.returncode == 0, (script, done.stdout[-2000:], done.stderr[-2000:])
+  figures = json.loads((workdir / "dictionaries" / "clt" / "stage.json").read_text())["figures"]
+  assert 0.1 < figures["sae/explained_variance"] < 1 and figures["sae/l0"] > 0, figures
+  loaded = monojax.load(workdir, "clt")
+  interop.write(loaded.sae, tmp_path / "clt", "circuit_tracer")
+  again = interop.read(tmp_path / "clt")
+  assert again.sites == loaded.sae.sites
+  x = np.random.default_rng(0).normal(size=(20, 96)).astype(np.float32)
+  np.testing.assert_allclose(again.encode(x), loaded.sae.encode(x), atol=1e-5)
+

@@ -12,7 +12,7 @@ from monojax.analysis import claims
 from monojax.analysis.config import ClaimsConfig
 from monojax.analysis.tables import DEAD, REGULAR, ULTRALOW
 from monojax.pipeline import stages
-from monojax.pipeline.folder import RunFolder
+from monojax.pipeline.folder import OWN_DICTIONARY, RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -97,5 +97,6 @@ def test_what_other_commands_left_is_beside_it(workdir, tmp_path, capsys):
   files.write_record(workdir / "comparisons" / "another.sae" / "comparison.json",
                      {"a": {"run": str(workdir)}, "b": {"run": str(shuffled)},
                       "figures": {name: 0.01 for name in figures}})
-  (again,) = stages.claims(RunFolder(workdir), ClaimsConfig())
+  again, named = stages.claims(RunFolder(workdir), ClaimsConfig(others=(OWN_DICTIONARY,)))
+  assert named == again and OWN_DICTIONARY in json.loads((workdir / "claims" / "claims.json").read_text())[0]
   assert value(again, "best correlation of features, median") == 0.61  # not that with random weights

@@ -18,28 +18,30 @@ _COMMANDS = {"universality": "`universality` (another seed)", "explain": "`expla
 
 
 def claims(run: RunFolder, config: ClaimsConfig, dictionary: str = OWN_DICTIONARY) -> "list[list[Claim]]":
-  """Prints the paper's figures beside those of a dictionary, and of the same one in further runs.
+  """Prints the paper's figures beside those of a dictionary, of others of its run, and of the same one in further runs.
 
   In the folder `claims` of the dictionary's home are then `claims.csv` and `.json`, a row for each figure.
 
   Args:
     run: the run's folder.
-    config: the further runs, and the run of the control.
+    config: the other dictionaries, the further runs, and the run of the control.
     dictionary: the name of the dictionary, the same in all runs.
 
   Returns:
-    The figures of each run.
+    The figures of each dictionary.
 
   Raises:
     InputError: there is no such dictionary, or it is not analysed.
   """
   from monojax.activations.owner import owned
-  runs = [run, *map(RunFolder, config.runs)]
-  found = [of_dictionary(load.load(one.directory, dictionary), config.control) for one in runs]
-  _print([one.directory.name for one in runs], found)
+  columns = {str(run.directory): (run, dictionary), **{name: (run, name) for name in config.others},
+             **{folder: (RunFolder(folder), dictionary) for folder in config.runs}}
+  found = [of_dictionary(load.load(one.directory, name), config.control) for one, name in columns.values()]
+  first = dictionary if config.others else run.directory.name
+  _print([first, *config.others, *(RunFolder(folder).directory.name for folder in config.runs)], found)
   home = run.directory / f"{run.dictionary(dictionary).home}{FOLDER}"
   rows = [{"section": row[0].section, "name": row[0].name, "source": row[0].source, "published": row[0].published,
-           **{str(one.directory): claim.value for one, claim in zip(runs, row, strict=True)}}
+           **{column: claim.value for column, claim in zip(columns, row, strict=True)}}
           for row in zip(*found, strict=True)]
   with owned(home):
     files.write_table(home / "claims", rows)
