@@ -114,7 +114,8 @@ class FidelityConfig:
 @dataclasses.dataclass(frozen=True)
 class ClaimsConfig:
   """Which runs stand beside the paper."""
-  others: tuple[str, ...] = option((), "further dictionaries of the run, by their names, whose figures get a column each")
+  others: tuple[str, ...] = option((), "further dictionaries of the run, by their names, whose figures get a column "
+                                       "each")
   runs: tuple[str, ...] = option((), "folders of further runs, for instance of other seeds, whose figures get a column "
                                      "each")
   control: str = option("", "the folder of a run whose subject has random weights (subject.shuffled_of), of which "
