@@ -152,6 +152,26 @@ def test_a_one_layer_subject_agrees_with_brute_force(how, monkeypatch):
   assert figures == {"features_with_effects": (np.diff(seen.codes.start_F) > 0).sum()}
 
 
+def test_the_rise_of_the_mean_loss_is_told_by_the_examples():
+  """Effects that follow from activations by a rule: their mean over all tokens is found from the examples' alone."""
+  subject, tokens = transformer(1), fake_tokens(31)
+  sae = dictionary(subject, LAYER(0))
+  seen, columns = seen_by(subject, sae, tokens)
+  effect = lambda act: 0.3 * act - 0.1 * act ** 2
+  n_rows = len(seen.text.counted_N)
+  expected_F = [effect(seen.codes.feature(i)[1]).sum() / n_rows for i in range(F)]
+  effects_FEW = np.zeros(columns["example_acts_FEW"].shape, np.float32)
+  effects_FEW[:, :, 5] = effect(columns["example_acts_FEW"][:, :, 4])
+  columns["example_effects_FEW"] = effects_FEW
+  found_F = effects.loss_rises(columns, n_rows)
+  assert np.ptp(expected_F) > 0.01
+  np.testing.assert_allclose(found_F, expected_F, atol=0.03 * np.abs(expected_F).max())
+  silent = {**columns, "max_act_F": np.append(0, columns["max_act_F"][1:])}
+  effects_FEW[1] = np.nan
+  changed_F = effects.loss_rises(silent, n_rows)
+  assert changed_F[0] == 0 and np.isnan(changed_F[1]) and (changed_F[2:] == found_F[2:]).all()
+
+
 @pytest.mark.parametrize("name, site, is_direct", [
     ("gemma2", "layer.1.mlp.out", True), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
         ("gpt2", "layer.1.mlp.hidden", True), ("neox", "layer.1.attn.out", True), ("llama", "layer.0.resid", False),

@@ -88,10 +88,11 @@ def test_the_loss_share_of_each_kind(faithful):
   expected = {name: (none - loss(status_F == code)) / (none - everything)
               for name, code in (("regular", REGULAR), ("faint", FAINT))}
   config = AnalysisConfig(n_share_tokens=500)
-  found = status.loss_share(config, subject, sae, status_F, tokens)
+  found, whole = status.loss_share(config, subject, sae, status_F, tokens)
+  assert whole == pytest.approx(none - everything, rel=1e-3)
   assert none > everything and set(found) == set(expected)
   np.testing.assert_allclose([found[name] for name in expected], list(expected.values()), rtol=2e-3)
-  assert status.loss_share(AnalysisConfig(n_share_tokens=0), subject, sae, status_F, tokens) == {}
+  assert status.loss_share(AnalysisConfig(n_share_tokens=0), subject, sae, status_F, tokens) == ({}, None)
 
 
 def test_a_whole_analysis_says_what_each_kind_carries(faithful):
@@ -109,3 +110,5 @@ def test_a_whole_analysis_says_what_each_kind_carries(faithful):
     assert figures[f"{name}_ce_share"] == rows[name]["ce_share"]
     assert rows[name]["encoder_bias"] == np.median(tables.encoder_bias_F[tables.status_F == code])
   assert figures["faint_fraction"] == rows["faint"]["features"] / 40
+  of_neurons_F, of_faint_F = np.abs(tables.ce_share_F[:24]), np.abs(tables.ce_share_F[24:])
+  assert of_neurons_F.mean() > 5 * of_faint_F.mean() > 0

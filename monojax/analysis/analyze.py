@@ -24,7 +24,7 @@ from monojax.analysis import status as statuses
 from monojax.analysis import text as texts
 from monojax.analysis.codes import Codes, Watch, collect, tokens_that_fit
 from monojax.analysis.config import AnalysisConfig
-from monojax.analysis.effects import Seen, direct_path, effect_columns, last_rows
+from monojax.analysis.effects import Seen, direct_path, effect_columns, last_rows, loss_rises
 from monojax.analysis.examples import example_tables
 from monojax.analysis.explanations import summary as label_summary
 from monojax.analysis.fidelity import make_encode
@@ -223,14 +223,17 @@ def analyze_rows(config: AnalysisConfig, sae: SAE, store: ActivationStore) -> ta
 
 
 def _tables(config, sae, columns, codes, detector_rows, token_strings, domains,
-            losses_of=lambda status_F: {}, more=None) -> tables.FeatureTables:
+            losses_of=lambda status_F: ({}, None), more=None) -> tables.FeatureTables:
   """The tables of an analysis, with its status column and its summary.
 
   `losses_of` is `loss_share` of the subject; `more` are figures besides those that are found here.
   """
   density_F, direction_FO = columns["density_F"], sae.direction_FO
   status_F, variance_F = statuses.status_of(codes, direction_FO, config), statuses.variance_share(codes, direction_FO)
-  status_rows = statuses.table(columns, status_F, variance_F, losses_of(status_F))
+  shares, recovered = losses_of(status_F)
+  status_rows = statuses.table(columns, status_F, variance_F, shares)
+  if recovered and "example_effects_FEW" in columns:
+    columns = {**columns, "ce_share_F": loss_rises(columns, codes.n_rows) / np.float32(recovered)}
   figures = {**density_figures(status_F, density_F), "analysed_tokens": codes.n_rows, **(more or {})}
   figures |= {f"{row['status']}_{share}": row[share] for row in status_rows if row["status"] != "dead"
               for share in ("variance_share", "ce_share") if row[share] is not None}

@@ -245,6 +245,15 @@ COLUMNS: tuple[Column, ...] = (
                     help="The feature's part in what all features together add to reconstructions."),),
         entry=Entry("Statistics", "Part of reconstructions", Kind.PERCENT), since="0.2"),
     Column(
+        "ce_share_F", "float32",
+        "What the feature alone does for the predictions: by how much the mean loss of the next token would rise "
+        "without it, estimated from the effects in its examples, as a share of what all features together recover. "
+        "Such shares need not add up to 1. NaN for a feature whose effects were not measured.",
+        cells=(Cell("Recovers", Kind.PERCENT, key="recovers", filterable=True, wide_only=True,
+                    help="By how much the mean loss would rise without this feature, as a share of what all features "
+                         "together recover; estimated from its examples."),),
+        entry=Entry("Statistics", "Recovers of the loss", Kind.PERCENT), since="0.2", absent_where=_NO_EFFECTS),
+    Column(
         "group_F", "int32",
         "The smallest of the nested groups of features that the feature is in: group 1 are the first features, which "
         "must reconstruct alone, group 2 those that must together with group 1, and so on; the last are all features.",

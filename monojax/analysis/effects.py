@@ -24,6 +24,7 @@ from monojax.analysis.logits import path_of
 from monojax.analysis.removal import N_LISTED, Asked, Effects, again
 from monojax.analysis.removal_direct import LastRows, computed_parts, directly
 from monojax.analysis.status import variance_share
+from monojax.analysis.tables import EXAMPLE_GROUPS
 from monojax.analysis.text import AnalysedText
 from monojax.host_memory import total_bytes
 from monojax.sae.dictionary import SAE
@@ -31,6 +32,8 @@ from monojax.subjects.subject import LoadedSubject, LogitPath
 
 _LEAST_SHARE = 0.01  # of the features that fire: effects of fewer are not worth the time, unless they are asked for
 LISTS = ("lowered", "raised")
+_N_INTERVALS = len(EXAMPLE_GROUPS) - 2
+_FIRING = slice(-EXAMPLE_GROUPS[-1][1])  # the examples on which a feature fires
 
 
 def direct_path(subject: LoadedSubject, sae: SAE) -> tuple[LogitPath, slice] | None:
@@ -189,6 +192,37 @@ def effect_columns(config: AnalysisConfig, seen: Seen, position_FE: np.ndarray) 
       columns[f"example_{name}_ids_FE5"][i, there_E] = getattr(own, f"{name}_ids_P5")[place_E]
       columns[f"example_{name}_values_FE5"][i, there_E] = getattr(own, f"{name}_values_P5")[place_E]
   return columns, {"features_with_effects": len(chosen)}
+
+
+def loss_rises(columns: dict[str, np.ndarray], n_rows: int) -> np.ndarray:
+  """How much the mean loss of the next token over the text would rise without each feature, in nats, (F,) float32.
+
+  It is an estimate from the examples, which are chosen by their activation alone: the mean effect of those near each
+  eleventh of the largest activation stands for all tokens with such activations, of which the histogram tells the
+  number; in between effects are interpolated, from 0 for an activation of 0. What a feature does for tokens beyond the
+  next one, by way of later layers, is not in it. NaN for a feature whose effects were not measured, 0 for one that does
+  not fire.
+
+  Args:
+    columns: the feature columns, those of effects among them.
+    n_rows: tokens of the text.
+  """
+  counts_FH, largest_F = columns["act_counts_FH"], columns["max_act_F"]
+  found_F = np.zeros(len(largest_F), np.float32)
+  for i in np.flatnonzero(largest_F > 0).tolist():
+    act_E, effect_E = (columns[name][i][_FIRING, at] for name, at in (
+        ("example_acts_FEW", SIDE), ("example_effects_FEW", SIDE + 1)))
+    known_E = (columns["example_tokens_FEW"][i][_FIRING, SIDE + 1] >= 0) & (act_E > 0)
+    act_E, effect_E = act_E[known_E], effect_E[known_E].astype(np.float64)
+    if not len(act_E) or not np.isfinite(effect_E).all():
+      found_F[i] = np.nan
+      continue
+    _, place_E = np.unique(np.round(act_E / largest_F[i] * _N_INTERVALS), return_inverse=True)
+    mean = lambda values_E: np.bincount(place_E, values_E) / np.bincount(place_E)  # noqa: B023
+    middle_H = (np.arange(counts_FH.shape[1]) + 0.5) / counts_FH.shape[1] * largest_F[i]
+    levels_of = lambda values_E: np.append(0.0, mean(values_E))  # noqa: B023
+    found_F[i] = counts_FH[i] @ np.interp(middle_H, levels_of(act_E), levels_of(effect_E)) / n_rows
+  return found_F
 
 
 def _joined(parts: list[Asked]) -> Asked:

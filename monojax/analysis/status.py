@@ -85,7 +85,7 @@ def variance_share(codes: Codes, direction_FO: np.ndarray) -> np.ndarray:
 
 
 def loss_share(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, status_F: np.ndarray, tokens: Tokens,
-               kept: Kept = EVERY) -> dict[str, float]:
+               kept: Kept = EVERY) -> tuple[dict[str, float], float | None]:
   """The part of each kind of features in what all do for the subject's predictions, by the name of the status.
 
   The share of a kind is (CE_none - CE_kind) / (CE_none - CE_all): CE_kind is the cross-entropy of the subject with the
@@ -100,18 +100,20 @@ def loss_share(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, status_
     kept: the positions that count.
 
   Returns:
-    {name: share} of the kinds that are there but for dead features; empty where the subject predicts no tokens, where
-    `config.n_share_tokens` is 0, and where features do not lower the cross-entropy.
+    ({name: share} of the kinds that are there but for dead features, CE_none - CE_all in nats a token); empty and None
+    where the subject predicts no tokens, where `config.n_share_tokens` is 0, and where features do not lower the
+    cross-entropy.
   """
   if subject.model.output != "logits" or not config.n_share_tokens:
-    return {}
+    return {}, None
   there = [status for status in range(len(STATUSES)) if status != DEAD and (status_F == status).any()]
   keep_JF = np.stack([status_F < 0, status_F >= 0, *(status_F == status for status in there)])
   none, everything, *kinds = spliced_losses(subject, sae, keep_JF, tokens, config.n_share_tokens, kept=kept)
   if none <= everything:
-    return {}
-  return {STATUSES[status]: float((none - kind) / (none - everything))
-          for status, kind in zip(there, kinds, strict=True)}
+    return {}, None
+  shares = {STATUSES[status]: float((none - kind) / (none - everything))
+            for status, kind in zip(there, kinds, strict=True)}
+  return shares, float(none - everything)
 
 
 def table(columns: dict[str, np.ndarray], status_F: np.ndarray, variance_F: np.ndarray,
