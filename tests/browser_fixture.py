@@ -84,8 +84,9 @@ def make_tables(n_features, seed=0):
   columns |= _other_columns(rng, columns, len(domains))
   labels = [f"the tokens of {domains[home]}; <img src=x onerror=alert({i})>" if fired else ""
             for i, (home, fired) in enumerate(zip(home_F, fired_F, strict=True))]
+  others = [[["the next <b>best</b>", 0.41], ["numbers", 0.2]] if fired else [] for fired in fired_F]
   return feature_tables.FeatureTables(columns, token_strings, domains, _summary(rng, n_fires_F / n_tokens),
-                                      labels=labels)
+                                      labels=labels, other_labels=others)
 
 
 def _other_columns(rng, columns, n_domains):

@@ -163,6 +163,7 @@ def test_labels_are_listed_found_and_lead_a_page(page, tables):
   driver = page(f"#/feature/{falling[0]}")
   wait_for_feature(driver, falling[0])
   shown_label = find(driver, ".heading .feature-label").text
+  assert find(driver, ".heading .other-labels").text == "Next best: the next <b>best</b> (0.41) · numbers (0.20)"
   assert shown_label.startswith(tables.labels[falling[0]]) and "<img src=x" in shown_label
   assert shown_label.endswith(f"score {rounded[falling[0]]:.2f}")
   assert not driver.find_elements("css selector", "main img")

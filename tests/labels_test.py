@@ -174,6 +174,26 @@ def test_examples_are_of_every_level_and_of_the_same_tokens_elsewhere(text):
   assert (weights == 1).sum() == 4
 
 
+def test_the_next_best_labels_are_those_of_other_families(text):
+  """A feature of one token of one domain: the label has both, the next best are scored on the same held-out text."""
+  half_N = sampling.halves(text, 0)
+  f_N = (text.token_N == THE) * np.where(text.domain_N == 0, 1.0, 0.2)
+  codes, sampler = codes_of([f_N]), Sampler(text, half_N, STRINGS)
+  rules = labels.Rules(codes, sampler, VALUES, DOMAINS, 0)
+  (found,) = explanations.label(codes, sampler, rules, rules, [0], 0)
+  assert 1 <= len(found.others) <= labels.N_OTHERS
+  assert all(other and other != found.text for other, _ in found.others)
+  assert len({other for other, _ in found.others}) == len(found.others)
+  assert all(-1 <= score <= found.score + 0.05 for _, score in found.others)
+  row_P, value_P = codes.feature(0)
+  falling, rng = sampler.falling(row_P, value_P), np.random.default_rng([0, 0, CHOOSING])
+  shown = sampler.examples(*sampler.draw(row_P, falling, rules.amounts, CHOOSING, rng), row_P, value_P)
+  told = rules.explain(0, shown)
+  used = {one.family for one in (told.rule.first, told.rule.second) if one}
+  assert all(other.rule.first.family not in used and other.rule.second is None for other in told.others)
+  assert [other.text for other in told.others] == [other for other, _ in found.others]
+
+
 def test_plausible_tokens_follow_where_the_rule_predicts_much(text):
   """By a loop: the mean prediction before each token, over the half that labels are chosen on."""
   rng = np.random.default_rng(4)

@@ -257,13 +257,15 @@ def _with_words(config: AnalysisConfig, found: tables.FeatureTables, codes: Code
   labelled = labels.label_all(codes, text, found.token_strings, values, found.domains, alive, config.seed,
                               config.n_label_tokens)
   label_F, score_F = [""] * found.n_features, np.full(found.n_features, np.nan, np.float32)
+  others_F: list[list] = [[] for _ in label_F]
   for one in labelled:
     label_F[one.feature], score_F[one.feature] = one.text, one.score
+    others_F[one.feature] = [list(other) for other in one.others]
   told = label_summary(labelled, config.seed)
   medians = {f"label_{name}_median": told[name][0] for name in ("score", "score_others") if told[name]}
   summary |= {"labels": told, "figures": {**summary["figures"], "labels_scored": told["scored"], **medians}}
   return dataclasses.replace(found, columns={**found.columns, "label_score_F": score_F}, summary=summary,
-                             labels=label_F)
+                             labels=label_F, other_labels=others_F)
 
 
 def density_figures(status_F: np.ndarray, density_F: np.ndarray) -> dict[str, float | int]:

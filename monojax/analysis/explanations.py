@@ -37,9 +37,11 @@ class Explanation:
   Attributes:
     text: in words.
     rule: what the explainer's own simulator predicts by, if not by the words alone.
+    others: the explanations that were next best, the best of them first, if the explainer tells them.
   """
   text: str
   rule: typing.Any = None
+  others: tuple["Explanation", ...] = ()
 
 
 class Explainer(typing.Protocol):
@@ -92,6 +94,7 @@ class Label:
       was not asked.
     single_token: whether all of its top examples have one and the same token in the middle.
     unreadable: whether an answer could not be used.
+    others: (text, score) of the explanations that were next best.
   """
   feature: int
   text: str
@@ -101,6 +104,7 @@ class Label:
   single_token: bool
   logits: float = float("nan")
   unreadable: bool = False
+  others: tuple[tuple[str, float], ...] = ()
 
 
 def correlations(predicted_KJ: np.ndarray, true_J: np.ndarray) -> np.ndarray:
@@ -201,15 +205,19 @@ def _labelled(feature, row_P, value_P, sampler, explainer, simulator, seed, righ
     return told
   scored = drawn(SIMULATED, SCORING)
   place_J = sampler.counted(scored)
+  predicted = lambda told: np.asarray(simulator.simulate(told, scored.hidden())).reshape(-1)[place_J]
   try:
-    predicted_J = np.asarray(simulator.simulate(explanation, scored.hidden())).reshape(-1)[place_J]
+    predicted_J = predicted(explanation)
+    other_KJ = [predicted(other) for other in explanation.others]
     share = right(feature, explanation) if right else float("nan")
   except Unreadable:
     return dataclasses.replace(told, unreadable=True)
   assert scored.act_EW is not None
   true_J = scored.act_EW.reshape(-1)[place_J]
   weight_J = np.repeat(scored.weight_E, scored.act_EW.shape[1])[place_J]
-  return dataclasses.replace(told, score=float(rank_correlations(predicted_J[None], true_J)[0]),
+  score, *other_scores = rank_correlations(np.stack([predicted_J, *other_KJ]), true_J).tolist()
+  others = tuple((other.text, found) for other, found in zip(explanation.others, other_scores, strict=True))
+  return dataclasses.replace(told, score=score, others=others,
                              pearson=float(correlations(predicted_J[None], true_J)[0]),
                              weighted=weighted_rank_correlation(predicted_J, true_J, weight_J), logits=share)
 

@@ -28,6 +28,7 @@ from monojax.analysis.sampling import CHOOSING, Amounts, Examples, Sampler, halv
 from monojax.analysis.text import AnalysedText
 
 N_LISTED = 10         # categories of a rule at most
+N_OTHERS = 2          # rules of other families that are told beside a label
 _SHORTER = (1, 2, 3, 4, 6)  # numbers of categories that are tried in its place
 _LEAST_LOSS = 0.01    # of the score, for a shorter rule to be worse
 _FITTED = 0.6         # share of the contexts of the half on which rules are fitted before they are compared
@@ -129,13 +130,17 @@ class Rules:
     row_J, true_J = examples.row_EW.reshape(-1)[place_J], examples.act_EW.reshape(-1)[place_J]
     apart_J = ~self._fits_N[row_J]
     if (true_J[apart_J] > 0).sum() >= _LEAST_FIRING and fits_P.sum() >= _LEAST_FIRING:
-      rule, n = self._chosen(row_P[fits_P], value_P[fits_P], True, row_J[apart_J], true_J[apart_J])
+      chosen = self._chosen(row_P[fits_P], value_P[fits_P], True, row_J[apart_J], true_J[apart_J])
     else:  # too rare a feature for two parts
-      rule, n = self._chosen(row_P, value_P, False, row_J, true_J)
-    first = self._fit(rule.first.family, row_P, value_P, False).cut(n)
-    second = self._fit(rule.second.family, row_P, value_P, False).cut(n) if rule.second else None
-    rule = Rule(first, rule.how, second) if second and len(second.category_K) else Rule(first)
-    return Explanation(self._words(rule), rule)
+      chosen = self._chosen(row_P, value_P, False, row_J, true_J)
+
+    def fitted_again(rule: Rule, n: int) -> Explanation:
+      first = self._fit(rule.first.family, row_P, value_P, False).cut(n)
+      second = self._fit(rule.second.family, row_P, value_P, False).cut(n) if rule.second else None
+      rule = Rule(first, rule.how, second) if second and len(second.category_K) else Rule(first)
+      return Explanation(self._words(rule), rule)
+    best, *others = (fitted_again(rule, n) for rule, n in chosen)
+    return dataclasses.replace(best, others=tuple(other for other in others if other.text))
 
   def simulate(self, explanation: Explanation, examples: Examples) -> np.ndarray:
     """What the rule of an explanation predicts."""
@@ -188,27 +193,34 @@ class Rules:
     place_J = np.minimum(np.searchsorted(fitted.category_K, id_J), len(fitted.category_K) - 1)
     return np.where(fitted.category_K[place_J] == id_J, fitted.level_K[place_J], 0.0)
 
-  def _chosen(self, row_P, value_P, for_comparison, row_J, true_J) -> tuple[Rule, int]:
-    """(the rule that predicts the true activations of some rows best, how many categories of each family it needs)."""
-    rule, best = self._best(row_P, value_P, for_comparison, row_J, true_J)
-    score_S = rank_correlations(np.stack([self._combined(rule.cut(n), row_J) for n in _SHORTER]), true_J)
-    enough = np.flatnonzero(score_S > best - _LEAST_LOSS)
-    return rule, _SHORTER[enough[0]] if len(enough) else N_LISTED
+  def _chosen(self, row_P, value_P, for_comparison, row_J, true_J) -> list[tuple[Rule, int]]:
+    """(the rule that predicts the true activations of some rows best, how many categories of each family it needs), and
+    the same for the best rules of other families."""
+    found = []
+    for rule, best in self._best(row_P, value_P, for_comparison, row_J, true_J):
+      score_S = rank_correlations(np.stack([self._combined(rule.cut(n), row_J) for n in _SHORTER]), true_J)
+      enough = np.flatnonzero(score_S > best - _LEAST_LOSS)
+      found.append((rule, _SHORTER[enough[0]] if len(enough) else N_LISTED))
+    return found
 
-  def _best(self, row_P, value_P, for_comparison, row_J, true_J) -> tuple[Rule, float]:
-    """(the rule that predicts some rows best, the simplest of equally good ones; its score there)."""
+  def _best(self, row_P, value_P, for_comparison, row_J, true_J) -> list[tuple[Rule, float]]:
+    """(the rule that predicts some rows best, the simplest of equally good ones; its score there), and then the rules
+    of families that it does not have, the best first."""
     fitted = [self._fit(family, row_P, value_P, for_comparison) for family in range(len(self.families))]
     predicted_SJ = np.stack([self._predicted(one, row_J) for one in fitted])
     score_S = rank_correlations(predicted_SJ, true_J)
     best = int(score_S.argmax())
-    alone = Rule(fitted[best]), float(score_S[best])
+    found = Rule(fitted[best]), float(score_S[best])
     pairs = [Rule(fitted[best], how, fitted[other]) for other in range(len(fitted))
              if other != best and predicted_SJ[other].any() for how in _COMBINED]
-    if not pairs:
-      return alone
-    score = rank_correlations(np.stack([self._combined(rule, row_J) for rule in pairs]), true_J)
-    at = int(score.argmax())
-    return alone if score[at] < score_S[best] + _LEAST_GAIN else (pairs[at], float(score[at]))
+    if pairs:
+      score = rank_correlations(np.stack([self._combined(rule, row_J) for rule in pairs]), true_J)
+      at = int(score.argmax())
+      if score[at] >= score_S[best] + _LEAST_GAIN:
+        found = pairs[at], float(score[at])
+    in_it = {one.family for one in (found[0].first, found[0].second) if one}
+    others = [i for i in np.argsort(-score_S, kind="stable").tolist() if i not in in_it and score_S[i] > 0]
+    return [found, *((Rule(fitted[i]), float(score_S[i])) for i in others[:N_OTHERS])]
 
   def _words(self, rule: Rule) -> str:
     """A rule in words: its categories, those with the largest activations first."""

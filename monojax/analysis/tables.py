@@ -22,7 +22,7 @@ EXAMPLE_GROUPS = (("Top activations", 20),
 N_EXAMPLES = sum(size for _, size in EXAMPLE_GROUPS)
 
 # What `features.json` can hold.
-_FIELDS = {"token_strings", "domains", "summary", "token_bytes", "labels"}
+_FIELDS = {"token_strings", "domains", "summary", "token_bytes", "labels", "other_labels"}
 REGULAR, ULTRALOW, DEAD, FAINT = 0, 1, 2, 3  # the values of `status_F`; `columns.STATUSES` has their names
 
 
@@ -44,6 +44,7 @@ class FeatureTables:
       analyses that monojax before 0.2 made; they are then read from `token_strings`, see `partial_tokens`.
     labels: what each feature fires on, in words, "" where no words were found; `label_score_F` says how well they
       predict. Empty where the analysis has no labels.
+    other_labels: for each feature the labels that were next best, as [text, score]; empty where there are none.
 
   Raises:
     InputError: a column that every analysis has is missing, one has another type than `COLUMNS` says, one lacks a
@@ -55,14 +56,16 @@ class FeatureTables:
   summary: dict
   token_bytes: dict[int, bytes] | None = None
   labels: list[str] = dataclasses.field(default_factory=list)
+  other_labels: list[list[list]] = dataclasses.field(default_factory=list)
 
   def __post_init__(self) -> None:
     _check_described(self.columns)
     _check_axes(self.columns, len(self.domains))
     require(isinstance(self.labels, list) and all(isinstance(text, str) for text in self.labels), "labels",
             type(self.labels).__name__, "must be a list of strings")
-    require(len(self.labels) in (0, self.n_features), "labels", len(self.labels),
-            f"must be none, or one for each of the {self.n_features} features")
+    for name, found in (("labels", self.labels), ("other_labels", self.other_labels)):
+      require(len(found) in (0, self.n_features), name, len(found),
+              f"must be none, or one for each of the {self.n_features} features")
 
   def __getattr__(self, name: str) -> np.ndarray:
     if name.startswith("__") or name == "columns":  # as when a copy asks an object that has no fields yet
@@ -105,6 +108,8 @@ class FeatureTables:
       fields["token_bytes"] = {str(token): value.hex() for token, value in self.token_bytes.items()}
     if self.labels:
       fields["labels"] = self.labels
+    if self.other_labels:
+      fields["other_labels"] = self.other_labels
     files.write_record(directory / "features.json", fields)
 
   @classmethod
@@ -128,7 +133,8 @@ class FeatureTables:
                       f"{', '.join(unknown)}; " + ("they are kept as they are" if kind == "columns" else
                                                    "they are left out"), stacklevel=2)
     return cls(columns, fields.get("token_strings", []), fields.get("domains", []), fields.get("summary", {}),
-               _token_bytes(directory, fields.get("token_bytes")), fields.get("labels", []))
+               _token_bytes(directory, fields.get("token_bytes")), fields.get("labels", []),
+               fields.get("other_labels", []))
 
 
 def _token_bytes(directory: pathlib.Path, written: typing.Any) -> dict[int, bytes] | None:

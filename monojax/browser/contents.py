@@ -204,6 +204,8 @@ def _feature(tables: FeatureTables, i: int, entries: Sequence[Column], refers_to
              strings: Strings) -> dict[str, Any]:
   """Feature i's entries by the names of their columns, each with the columns beside it."""
   values: dict[str, Any] = {"id": i}
+  if tables.other_labels:
+    values["other_labels"] = [[strings.place(text), _finite(score)] for text, score in tables.other_labels[i]]
   for column in entries:
     if column.entry and column.entry.kind == Kind.EXAMPLES:
       values[column.stem] = _groups(tables, i, column, strings)

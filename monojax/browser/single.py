@@ -52,7 +52,7 @@ def _index(tables: FeatureTables, feature: int, title: str, described: Sequence[
   ids = ids[ids >= 0]
   columns = {name: array[ids] if axes_of(name)[:1] == ("F",) else array for name, array in tables.columns.items()}
   some = dataclasses.replace(tables, columns=columns, summary={},
-                             labels=[tables.labels[i] for i in ids] if tables.labels else [])
+                             labels=[tables.labels[i] for i in ids] if tables.labels else [], other_labels=[])
   index = contents.index(some, described, title, tables.n_features)
   by_id = lambda values: dict(zip(map(str, ids.tolist()), values, strict=True))
   for cell in index["cells"]:

@@ -74,10 +74,12 @@ class Ablated(typing.NamedTuple):
 class FeatureLabel(typing.NamedTuple):
   """What a feature fires on, in words, and how well these predict its activation on other text.
 
-  `score` is Spearman's correlation of predicted and true activations; NaN where the feature fires too rarely.
+  `score` is Spearman's correlation of predicted and true activations; NaN where the feature fires too rarely. `others`
+  are the labels that were next best, each with its score.
   """
   text: str
   score: float
+  others: tuple[tuple[str, float], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

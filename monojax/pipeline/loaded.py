@@ -251,7 +251,9 @@ class LoadedRun:
     """
     self._require_feature(feature)
     if not by and self.features.labels:
-      return FeatureLabel(self.features.labels[feature], float(self.features.label_score_F[feature]))
+      others = self.features.other_labels[feature] if self.features.other_labels else []
+      return FeatureLabel(self.features.labels[feature], float(self.features.label_score_F[feature]),
+                          tuple((text, score) for text, score in others))
     from monojax.pipeline.stages.explanations import RULES, read_labels
     rows = read_labels(self._folder, self.dictionary, by or RULES)
     row = next((row for row in rows if row["feature"] == feature), None)

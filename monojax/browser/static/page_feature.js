@@ -7,7 +7,8 @@ app.page((() => {
   const PROMPT = "1,2,3,4,5,6,7,8,9,10";  // the paper's
   const N_WRITTEN = 48;                   // tokens
 
-  function heading(id, state) {
+  function heading(given, state) {
+    const {id} = given;
     const {order, places} = query.run(state);
     const place = places[id];
     const status = data.status(id);
@@ -27,7 +28,8 @@ app.page((() => {
         step(1, "Next ›", "Next feature of the list (j or →)"),
         element("button", {type: "button", title: "A random feature of the list (r)",
                            onclick: () => app.random()}, "Random")),
-      panels.label(id), document.body.dataset.embedded ? null : notes.field(id));
+      panels.label(id), panels.otherLabels(given),
+      document.body.dataset.embedded ? null : notes.field(id));
   }
 
   // The feature of each other dictionary beside this site whose direction is most like this feature's.
@@ -87,7 +89,7 @@ app.page((() => {
     const examples = data.index.entries.filter(({kind}) => kind === "examples")
       .map((entry) => panels.examples(entry, given));
     const [first, ...others] = panels.numbers(given).filter(Boolean);
-    main.replaceChildren(heading(id, state),
+    main.replaceChildren(heading(given, state),
       element("div", {class: examples.length ? "columns" : ""},
         element("div", {class: examples.length ? "numbers" : "numbers alone"}, first, steering(id, {...given, isCurrent}),
           others, elsewhere(id)),

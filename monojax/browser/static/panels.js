@@ -233,6 +233,13 @@ const panels = (() => {
         ? "  fires too rarely for a score" : `  score ${dom.fixed(found.score, 2)}`));
   }
 
+  // The labels that were next best, each with its score; null where there are none.
+  function otherLabels({feature, strings}) {
+    const others = feature.other_labels ?? [];
+    return others.length ? element("p", {class: "quiet other-labels", title: SCORE_NOTE}, "Next best: ",
+      others.map(([place, score]) => `${strings[place]} (${dom.fixed(score, 2)})`).join(" · ")) : null;
+  }
+
   // The entries whose values are single numbers, as a list of names and values.
   function statistics(entries, feature) {
     if (!entries.length) return null;
@@ -259,5 +266,5 @@ const panels = (() => {
     });
   }
 
-  return {...drawings, table, weightBars, numbers, label, effectStyle, heatClass};
+  return {...drawings, table, weightBars, numbers, label, otherLabels, effectStyle, heatClass};
 })();
