@@ -44,7 +44,7 @@ def test_the_analysis_of_a_run_has_labels_and_their_scores(finished):
   assert told["scored"] == len(scored) and told["score"][0] == pytest.approx(np.median(scored), abs=1e-6)
   assert tables.summary["figures"]["label_score_median"] == told["score"][0] > 0.2
   feature = int(np.nanargmax(tables.label_score_F))
-  assert run.label(feature) == (tables.labels[feature], tables.label_score_F[feature])
+  assert run.label(feature)[:2] == (tables.labels[feature], tables.label_score_F[feature])
   with pytest.raises(InputError, match="the features 0 to 63"):
     run.label(64)
 
@@ -74,7 +74,7 @@ def test_the_command_compares_with_neurons_and_random_directions(workdir):
     assert f"{median:.3f} [{low:.3f}, {high:.3f}]" in result.stdout
   loaded = monojax.load(workdir)
   row = next(row for row in rows if row["score"] is not None)
-  assert loaded.label(row["feature"], by="rules") == (row["label"], row["score"])
+  assert loaded.label(row["feature"], by="rules")[:2] == (row["label"], row["score"])
   unlabelled = next(i for i in range(64) if i not in {row["feature"] for row in rows})
   assert loaded.label(unlabelled, by="rules").text == "" and np.isnan(loaded.label(unlabelled, by="rules").score)
   with pytest.raises(InputError, match="by='gpt': the dictionary has no such labels .there are rules"):

@@ -96,7 +96,7 @@ The next tokens that it makes more probable, by the weights on the way from the 
 What the analysis says of it in words, with a score between 0 and 1 that was taken on text that had no part in the
 choice of the words; then the features whose directions are nearest, and those that fire together with it:"""),
     ("code", """\
-print(*run.label(dna))
+print(*run.label(dna)[:2])
 for name in ("nearest", "together"):
   values = getattr(tables, {"nearest": "nearest_cosines_F10", "together": "together_correlations_F10"}[name])[dna]
   for other, value in list(zip(getattr(tables, f"{name}_ids_F10")[dna], values, strict=True))[:3]:
