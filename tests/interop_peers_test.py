@@ -59,7 +59,8 @@ def randomised(module, seed=0):
 
 
 RECIPES = [("tm2023", {}), ("apr2024", {}), ("gated", {}), ("topk", {"k": K}), ("batchtopk", {"k": K}),
-           ("matryoshka", {"k": K}), ("jumprelu", {"threshold": 0.5}), ("jan2025", {})]
+           ("matryoshka", {"k": K}), ("jumprelu", {"threshold": 0.5}), ("jan2025", {}), ("gemmascope2", {"k": K}),
+           ("ortsae", {"k": K}), ("panneal", {})]
 
 
 def opened_by_sae_lens(path):

@@ -26,8 +26,8 @@ SETTINGS = {
     "jan2025": {"sparsity_coefficient": 1.2},
     "gemmascope2": {"k": 8, "learning_rate": 5e-3, "beta1": 0.9, "threshold": 0.3, "bandwidth": 0.3,
                     "n_features": 1024, "group_sizes": (512,)},
-    "ortsae": {"k": 8, "dead_window_steps": 100},
-    "panneal": {"sparsity_coefficient": 2.0, "learning_rate": 5e-3},
+    "ortsae": {"k": 8, "dead_window_steps": 100, "cosine_coefficient": 0.03},
+    "panneal": {"sparsity_coefficient": 2.0, "learning_rate": 5e-3, "n_features": 1024},
 }
 
 

@@ -27,7 +27,7 @@ SETTINGS = {
     "matryoshka": {"k": K, "aux_k": 40, "group_sizes": (4, 12)},
     "jumprelu": {"sparsity_coefficient": 0.3, "bandwidth": 0.6, "threshold": 0.4},
     "jan2025": {"sparsity_coefficient": 0.5, "bandwidth": 0.8, "threshold": 0.5, "pull_coefficient": 0.02},
-    "gemmascope2": {"k": K, "bandwidth": 0.6, "threshold": 0.4, "l0_coefficient": 0.3, "group_sizes": (4, 12),
+    "gemmascope2": {"k": K, "bandwidth": 0.6, "threshold": 0.4, "l0_coefficient": 0.03, "group_sizes": (4, 12),
                     "group_weights": (0.5, 2.0)},
     "ortsae": {"k": K, "aux_k": 3, "cosine_coefficient": 0.4, "cosine_chunk": 12, "cosine_every_steps": 7},
     "panneal": {"sparsity_coefficient": 0.3, "p_end": 0.2, "n_steps": 10},
@@ -243,7 +243,7 @@ def jumprelu(r, s):
 
 
 def gemmascope2(r, s):
-  theta, width, c = np.exp(r.p["log_threshold_F"]), s["bandwidth"], s["l0_coefficient"]
+  theta, width, c = np.exp(r.p["log_threshold_F"]), s["bandwidth"], s["l0_coefficient"] * M
   on = r.h > theta
   g_f, _ = r.reconstruct(r.h * on, summed_square, (*s["group_sizes"], F), (*s["group_weights"], 1.0))
   apart = on.sum(1) - s["k"]

@@ -127,7 +127,8 @@ class SAEConfig:
       "dictionary also works with more than k; Multi-TopK takes 1/8, 0 drops it", NOT_NEGATIVE)
 
   l0_coefficient: float = only(
-      "l0_coefficient", 1.0, "weight of the penalty on a row's distance from k features", POSITIVE)
+      "l0_coefficient", 0.1, "weight of the penalty on a row's distance from k features, for each number written",
+      POSITIVE)
   p_end: float = only("p_end", 0.2, "the power of the penalty at the end of training; it is 1 at the start", POSITIVE)
   cosine_coefficient: float = only(
       "cosine_coefficient", 0.25, "weight of the penalty on each feature's largest cosine with another one", POSITIVE)

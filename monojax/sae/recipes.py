@@ -190,8 +190,9 @@ def _gemmascope2(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any
   """JumpReLU whose leading groups must also reconstruct alone, and a penalty on the distance from k features a row."""
   jump = parts.nonlinearities.JumpReLU(math.log(config.threshold), config.bandwidth)
   model = parts.dictionary(config, wiring, dtype, jump, wiring.autoencodes, config.encoder_init)
+  coefficient = config.l0_coefficient * wiring.n_outputs  # the error is a sum over as many numbers
   return parts.compose(config, model, error=parts.objectives.summed_square, unit_decoder=True, normalised=True,
-                       terms=[parts.objectives.squared_l0(jump, config.l0_coefficient, config.k)],
+                       terms=[parts.objectives.squared_l0(jump, coefficient, config.k)],
                        group_sizes=leading_groups(config))
 
 
