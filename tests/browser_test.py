@@ -363,6 +363,25 @@ def test_points_of_the_map_lead_to_features(page, tables):
   wait_for_feature(driver, int(named[1]))
 
 
+def test_arrow_keys_go_from_point_to_point_of_the_map(page):
+  from selenium.webdriver.common.keys import Keys
+  driver = page("#/map")
+  canvas = find(driver, "canvas")
+  canvas.send_keys(Keys.ENTER)  # nothing is chosen yet
+  note = lambda: find(driver, "#map-note").text
+  assert "arrow keys" in note()
+  visited = []
+  for key in (Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_UP):
+    canvas.send_keys(key)
+    visited.append(int(re.match(r"Feature (\d+)", note())[1]))
+  density, score = (driver.execute_script(
+      f"return data.cells.find(({{key}}) => key === '{key}').values") for key in ("density", "score"))
+  x, y = [[values[i] for i in visited] for values in (density, score)]
+  assert x[0] < x[1] < x[2] and y[3] > y[2] and "#/map" in driver.current_url
+  canvas.send_keys(Keys.ENTER)
+  wait_for_feature(driver, visited[-1])
+
+
 def test_a_feature_alone_is_one_file(driver, tables, tmp_path):
   driver.get_log("browser")
   page = FeaturePage(feature_html(tables, np.int64(0), "A <b>run</b> & more"))

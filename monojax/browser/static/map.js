@@ -1,7 +1,7 @@
 "use strict";
 
 // A map: each feature a point, by density and score or, where the run has a map, by UMAP of the directions. A click on
-// a point opens the feature. build(state) gives its parts, {controls, note, canvas, legend}, of the features that a
+// a point opens the feature; arrow keys and Enter do so, too. build(state) gives its parts, {controls, note, canvas, legend}, of the features that a
 // state of the list lets through. Where that is of the status that the list shows at first, features of all are drawn.
 const featureMap = (() => {
   const {element} = dom;
@@ -11,6 +11,7 @@ const featureMap = (() => {
   // Of colours that are told apart by the colour-blind (Okabe and Ito); further domains are grey.
   const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b8860b", "#7a5195"];
   const OTHER = "#9a9a9a";
+  const KEYS = [["ArrowLeft", -1, 0], ["ArrowRight", 1, 0], ["ArrowUp", 0, -1], ["ArrowDown", 0, 1]];
 
   const cell = (key) => data.cells.find((column) => column.key === key);
   const valuesOf = (key, transform = (value) => value) => {
@@ -75,9 +76,9 @@ const featureMap = (() => {
   function build(state) {
     const spaces = layouts();
     const dyes = colourings();
-    const drawn = {space: 0, dye: 0, x: null, y: null};
-    const canvas = element("canvas", {width: WIDTH, height: HEIGHT, tabindex: "0", role: "img",
-      "aria-label": "Map of the features: each is a point that leads to its page. The list leads to them by key."});
+    const drawn = {space: 0, dye: 0, x: null, y: null, at: null};  // at: the feature that keys have come to
+    const canvas = element("canvas", {width: WIDTH, height: HEIGHT, tabindex: "0", role: "application",
+      "aria-label": "Map of the features. Arrow keys go from point to point, Enter opens the feature."});
     const note = element("p", {class: "quiet", id: "map-note", role: "status"});
     const legend = element("p", {class: "legend", id: "map-legend"});
     const {places} = query.run(anyStatus(state));
@@ -100,6 +101,13 @@ const featureMap = (() => {
         context.fillRect(drawn.x[id] - size / 2, drawn.y[id] - size / 2, size, size);
         count++;
       }
+      if (drawn.at !== null) {
+        context.strokeStyle = style.getPropertyValue("--text");
+        context.lineWidth = 2;
+        context.beginPath();
+        context.arc(drawn.x[drawn.at], drawn.y[drawn.at], 9, 0, 2 * Math.PI);
+        context.stroke();
+      }
       context.fillStyle = style.getPropertyValue("--quiet");
       context.font = "12px system-ui, sans-serif";
       if (labels) {
@@ -113,35 +121,62 @@ const featureMap = (() => {
       }
       legend.replaceChildren(...named.flatMap(([text, colour]) =>
         [element("span", {class: "swatch", style: `background:${colour}`}), `${text}  `]));
-      note.textContent = `${dom.number(count)} features. Move over a point to read its label; a click opens it.`;
+      note.textContent = `${dom.number(count)} features. Move to a point, also by arrow keys, to read its label; a click or Enter opens it.`;
       canvas.dataset.drawn = count;
     }
 
-    // The listed feature that is nearest to an event's place, or null.
-    function nearest(event) {
-      const box = canvas.getBoundingClientRect();
-      const [px, py] = [(event.clientX - box.left) * WIDTH / box.width, (event.clientY - box.top) * HEIGHT / box.height];
-      let [best, least] = [null, REACH ** 2];
+    // The listed feature that is nearest to a place, of those within reach that lie where isThere(dx, dy) says; or null.
+    function nearest(px, py, reach, isThere = () => true) {
+      let [best, least] = [null, reach ** 2];
       for (let id = 0; id < data.index.n_features; id++) {
-        const distance = (drawn.x[id] - px) ** 2 + (drawn.y[id] - py) ** 2;
-        if (distance < least && isListed(id)) [best, least] = [id, distance];
+        const [dx, dy] = [drawn.x[id] - px, drawn.y[id] - py];
+        const distance = dx ** 2 + dy ** 2;
+        if (distance < least && isListed(id) && isThere(dx, dy)) [best, least] = [id, distance];
       }
       return best;
     }
 
-    function describe(event) {
-      const id = nearest(event);
-      canvas.style.cursor = id === null ? "default" : "pointer";
-      if (id === null) return;
+    // That of an event's place.
+    function under(event) {
+      const box = canvas.getBoundingClientRect();
+      return nearest((event.clientX - box.left) * WIDTH / box.width, (event.clientY - box.top) * HEIGHT / box.height, REACH);
+    }
+
+    function tell(id) {
       const label = data.label(id);
       note.textContent = `Feature ${id}${label ? `: ${label.text}` : ""}`;
+    }
+
+    function describe(event) {
+      const id = under(event);
+      canvas.style.cursor = id === null ? "default" : "pointer";
+      if (id !== null) tell(id);
+    }
+
+    // An arrow key goes to the nearest point in its quarter of the plane, at first to the one in the middle.
+    function onKey(event) {
+      const [, ux, uy] = KEYS.find(([key]) => key === event.key) ?? [];
+      if (event.key === "Enter" && drawn.at !== null) app.openFeature(drawn.at);
+      if (ux === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
+      event.preventDefault();
+      event.stopPropagation();
+      const id = drawn.at === null ? nearest(WIDTH / 2, HEIGHT / 2, Infinity)
+        : nearest(drawn.x[drawn.at], drawn.y[drawn.at], Infinity, (dx, dy) => {
+          const along = dx * ux + dy * uy;
+          return along > 0 && along >= Math.abs(dx * uy) + Math.abs(dy * ux);
+        });
+      if (id === null) return;
+      drawn.at = id;
+      draw();
+      tell(id);
     }
     const choice = (name, options, change) => element("label", {}, `${name} `, element("select", {
       id: `map-${name}`, onchange: (event) => { change(Number(event.target.value)); draw(); },
     }, options.map((option, i) => element("option", {value: String(i)}, option.name))));
     canvas.addEventListener("mousemove", describe);
+    canvas.addEventListener("keydown", onKey);
     canvas.addEventListener("click", (event) => {
-      const id = nearest(event);
+      const id = under(event);
       if (id !== null) app.openFeature(id);
     });
     const controls = element("p", {class: "controls"}, choice("place", spaces, (i) => { drawn.space = i; }),
