@@ -52,8 +52,8 @@ def test_another_recipe_leaves_the_presets_own_behind():
   assert preset("paper", "apr2024").sae.resolved().learning_rate == 5e-5
   for recipe in RECIPES:
     assert all(preset(name, recipe).sae.recipe == recipe for name in PRESETS)
-  assert preset("small", "topk").frontier.sparsities == (6, 9, 24)  # half, 3/4 and twice its k
-  assert preset("small", "apr2024").frontier.sparsities == (2.0, 3.0, 8.0)
+  assert preset("small", "batchtopk").frontier.sparsities == (6, 24, 48)  # half, twice and four times its k
+  assert preset("small", "apr2024").frontier.sparsities == (2.0, 8.0, 16.0)
 
 
 @pytest.mark.parametrize("settings, field", [
