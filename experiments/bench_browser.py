@@ -89,7 +89,9 @@ def _repeated(tables, n):
   from monojax.analysis.columns import axes_of
   which = np.arange(n) % tables.n_features
   columns = {name: array[which] if axes_of(name)[:1] == ("F",) else array for name, array in tables.columns.items()}
-  return dataclasses.replace(tables, columns=columns, labels=[tables.labels[i] for i in which] if tables.labels else [])
+  of_which = lambda words_F: [words_F[i] for i in which] if words_F else []
+  return dataclasses.replace(tables, columns=columns, labels=of_which(tables.labels),
+                             other_labels=of_which(tables.other_labels))
 
 
 def _opened(driver, page):

@@ -164,7 +164,8 @@ def labelled(tables, n_features, n_domains):
   columns = {name: array[:n_features] for name, array in tables.columns.items() if not name.startswith("example")}
   columns |= {column.name: columns[column.name] % n_features for column in COLUMNS if column.refers_to == "feature"}
   return dataclasses.replace(tables, domains=[f"domain_{i:05d}" for i in range(n_domains)],
-                             columns={**columns, "domain_share_FD": share_FD}, labels=tables.labels[:n_features])
+                             columns={**columns, "domain_share_FD": share_FD}, labels=tables.labels[:n_features],
+                             other_labels=tables.other_labels[:n_features])
 
 
 def test_the_size_of_a_site_grows_with_labels_and_with_features_but_not_with_their_product(tmp_path):
