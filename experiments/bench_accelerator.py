@@ -20,6 +20,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 from absl import flags
@@ -80,7 +81,7 @@ def main():
   for name in chosen:
     cli.configs.require(name in PARTS, "--parts", name, f"choose from {', '.join(PARTS)}")
   end = time.monotonic() + 60 * _MINUTES.value
-  found = {}
+  found = files.read_json(out / "figures.json") or {}  # those of parts that were run before stay
   for name in chosen:
     left = end - time.monotonic()
     if left < _LEAST_SECONDS:
@@ -97,8 +98,14 @@ def main():
 
 def _run(name, out, left):
   """The figures of a part, from a process that may take so many seconds."""
+  with tempfile.TemporaryDirectory(dir=out) as scratch:  # where a part that is stopped may leave something
+    return _run_in(scratch, name, out, left)
+
+
+def _run_in(scratch, name, out, left):
   part, figures = PARTS[name], out / f"{name}.json"
-  command = ([str(HERE / f"{part.script}.py"), *(part.toy if _TOY.value else part.flags), f"--out={figures}"]
+  more = [f"--directory={scratch}"] if part.script == "bench_store" else []
+  command = ([str(HERE / f"{part.script}.py"), *(part.toy if _TOY.value else part.flags), *more, f"--out={figures}"]
              if part.script else [__file__, f"--one={name}", f"--one_out={figures}", f"--out={out}",
                                   *(["--toy"] if _TOY.value else [])])
   start = time.monotonic()

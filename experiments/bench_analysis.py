@@ -19,6 +19,7 @@ SAELens and SAEDashboard:
   pip install --no-deps sae-dashboard==0.8.0
 """
 
+import os
 import resource
 import sys
 import tempfile
@@ -38,6 +39,7 @@ _PEER_FEATURES = flags.DEFINE_integer("peer_features", 40, "features that it mea
 
 
 def main():
+  os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # the times include compilation, however often this is run
   import monojax
   from monojax.pipeline import load
   from monojax.pipeline.folder import RunFolder

@@ -11,7 +11,7 @@ import platform
 import sys
 import time
 
-_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+_VARIABLE, _LEAST = "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 # A program that compiles sooner is not worth a file. jax's own default, a second, leaves out most of a CPU's.
 _MIN_SECONDS = 0.1
 _KEPT_DAYS = 30
@@ -20,19 +20,24 @@ _KEPT_DAYS = 30
 def keep_compiled_programs() -> None:
   """Has jax keep what it compiles in `folder()`, and deletes there what is older than 30 days.
 
-  Call this before jax is imported. It does nothing where the variable JAX_COMPILATION_CACHE_DIR names another folder,
-  and where no folder can be made. JAX_ENABLE_COMPILATION_CACHE=0 switches the cache off.
+  Call this before anything is compiled. It does nothing where the variable JAX_COMPILATION_CACHE_DIR names another
+  folder, and where no folder can be made. JAX_ENABLE_COMPILATION_CACHE=0 switches the cache off.
   """
-  if _VARIABLE in os.environ or "jax" in sys.modules:
-    return
   where = folder()
+  if _VARIABLE in os.environ or not where.is_absolute():
+    return
   try:
     where.mkdir(parents=True, exist_ok=True)
     _forget_old(where)
   except OSError:  # no home, or one that cannot be written: programs are compiled each time
     return
+  # jax reads these variables when it is imported, and processes that this one starts inherit them.
   os.environ[_VARIABLE] = str(where)
-  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(_MIN_SECONDS))
+  os.environ.setdefault(_LEAST, str(_MIN_SECONDS))
+  if "jax" in sys.modules:
+    import jax
+    jax.config.update(_VARIABLE.lower(), os.environ[_VARIABLE])
+    jax.config.update(_LEAST.lower(), float(os.environ[_LEAST]))
 
 
 def folder() -> pathlib.Path:

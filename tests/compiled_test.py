@@ -5,13 +5,16 @@ import subprocess
 import sys
 import time
 
+from tiny_run import EXPERIMENTS, command, tiny
+
 from monojax import compiled
 
 PROGRAM = """
 import sys
+if "early" in sys.argv:
+  import jax
 from monojax import compiled
 compiled.keep_compiled_programs()
-assert "jax" not in sys.modules
 import jax, jax.numpy as jnp
 from jax import monitoring
 found = []
@@ -21,17 +24,19 @@ print(sum("cache_hits" in event for event in found))
 """
 
 
-def in_a_process(cache, **more):
+def in_a_process(cache, *arguments, **more):
   environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
   environment |= {"XDG_CACHE_HOME": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                   "JAX_PLATFORMS": "cpu", **more}
-  done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+  done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], env=environment, capture_output=True, text=True,
+                        check=True)
   return int(done.stdout)
 
 
 def test_the_next_process_does_not_compile_again(tmp_path):
   assert in_a_process(tmp_path) == 0
   assert in_a_process(tmp_path) > 0
+  assert in_a_process(tmp_path, "early") > 0  # jax was imported before
   (kept,) = (tmp_path / "monojax" / "compiled").iterdir()
   n_kept = len(list(kept.iterdir()))
   assert n_kept > 0
@@ -40,6 +45,17 @@ def test_the_next_process_does_not_compile_again(tmp_path):
   assert list((tmp_path / "named").iterdir()) and not (tmp_path / "no").exists()
   (tmp_path / "file").write_text("a cache that is no folder")
   assert in_a_process(tmp_path / "file") == 0
+
+
+def test_commands_keep_what_they_compile(tmp_path):
+  environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+  environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu",
+                  "PYTHONPATH": str(EXPERIMENTS.parent),
+                  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+  for script, *flags in (("prepare_text", *tiny("tokens")), ("train_subject", *tiny("subject"))):
+    subprocess.run(command(script, tmp_path / "run", *flags), env=environment, capture_output=True, check=True)
+  (kept,) = (tmp_path / "cache" / "monojax" / "compiled").iterdir()
+  assert [path for path in kept.iterdir() if "scan_steps" in path.name]
 
 
 def test_what_is_old_is_deleted(tmp_path, monkeypatch):

@@ -80,6 +80,10 @@ def test_a_trained_one_is_written(tmp_path):
   crosscoder = SAE(SAEConfig(recipe="batchtopk", n_features=L * C, k=4), model, params, sites)
   with pytest.raises(InputError, match="sae.causal"):
     interop.write(crosscoder, tmp_path / "none", "circuit_tracer")
+  (tmp_path / "full").mkdir()
+  (tmp_path / "full" / "W_enc_3.safetensors").touch()
+  with pytest.raises(InputError, match="of another dictionary"):
+    interop.write(sae, tmp_path / "full", "circuit_tracer")
   swapped = SAE(config, model, params, (sites[1], sites[0], *sites[2:]))
   with pytest.raises(InputError, match="the same site of every layer"):
     interop.write(swapped, tmp_path / "none", "circuit_tracer")
@@ -93,10 +97,15 @@ def damaged(change, tmp_path):
 
 @pytest.mark.parametrize("change, message", [
     (lambda d: (d / "W_dec_1.safetensors").unlink(), "W_dec_1"),
+    (lambda d: save_file({"W_skip_0": np.zeros(3, np.float32), **load_file(d / "W_enc_0.safetensors")},
+                         d / "W_enc_0.safetensors"), "has W_skip_0, which"),
+    (lambda d: save_file({**load_file(d / "W_enc_1.safetensors"), "threshold_1": np.zeros(3, np.float32)},
+                         d / "W_enc_1.safetensors"), "threshold_1 of shape"),
+    (lambda d: save_file({"W_enc_3": np.zeros((C, M), np.float32)}, d / "W_enc_3.safetensors"), "is there besides"),
     (lambda d: save_file({"W_dec_1": np.zeros((C, 1, M), np.float32)}, d / "W_dec_1.safetensors"), "1 of 3 needs"),
     (lambda d: (d / "W_enc_2.safetensors").write_bytes(b"short"), "damaged"),
     (lambda d: save_file({"W_enc_0": np.zeros(3, np.float32)}, d / "W_enc_0.safetensors"), "no matrix W_enc_0"),
-    (lambda d: (d / "W_enc_1.safetensors").unlink(), "W_enc_1|W_dec_0")])
+    (lambda d: (d / "W_enc_1.safetensors").unlink(), "W_enc_1.safetensors is missing")])
 def test_damaged_folders_are_one_line(change, message, tmp_path):
   with pytest.raises(InputError, match=message):
     interop.read(damaged(change, tmp_path))

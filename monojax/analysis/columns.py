@@ -252,7 +252,8 @@ COLUMNS: tuple[Column, ...] = (
         cells=(Cell("Recovers", Kind.PERCENT, key="recovers", filterable=True, wide_only=True,
                     help="By how much the mean loss would rise without this feature, as a share of what all features "
                          "together recover; estimated from its examples."),),
-        entry=Entry("Statistics", "Recovers of the loss", Kind.PERCENT), since="0.2", absent_where=_NO_EFFECTS),
+        entry=Entry("Statistics", "Recovers of the loss", Kind.PERCENT), since="0.2",
+        absent_where=_NO_EFFECTS + ", or what all features recover was not (--analysis.n_share_tokens=0)"),
     Column(
         "group_F", "int32",
         "The smallest of the nested groups of features that the feature is in: group 1 are the first features, which "

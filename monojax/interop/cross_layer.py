@@ -10,7 +10,7 @@ Letters: L layers, M width of a layer, C features of a layer, F = L * C.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -37,11 +37,11 @@ def read(directory: pathlib.Path) -> SAE:
   Raises:
     InputError: a file is missing or damaged, the layers are not alike, or all of it does not fit into memory.
   """
-  n_layers = len(list(directory.glob("W_enc_*.safetensors")))
   shape = header(directory / FIRST)[0].get("W_enc_0", ())
   if len(shape) != 2:
     raise InputError(f"{directory / FIRST}: has no matrix W_enc_0")
   each, width = shape
+  n_layers = _n_layers(directory)
   n_features = each * n_layers
   n_bytes = 8 * n_features * width * n_layers
   require(n_bytes < host_memory.total_bytes(), "source", str(directory), f"of {n_layers} layers of {each} features "
@@ -57,9 +57,10 @@ def read(directory: pathlib.Path) -> SAE:
     own, columns = slice(each * i, each * (i + 1)), slice(width * i, width * (i + 1))
     encoder, decoder = directory / f"W_enc_{i}.safetensors", directory / f"W_dec_{i}.safetensors"
     names = [f"W_enc_{i}", f"b_enc_{i}", f"b_dec_{i}", *([f"threshold_{i}"] if jumps else [])]
-    found = taken(read_safetensors(encoder)[0], encoder, names)
-    written = taken(read_safetensors(decoder)[0], decoder, [f"W_dec_{i}"])[f"W_dec_{i}"]
-    wanted = {f"W_enc_{i}": (each, width), f"b_enc_{i}": (each,), f"b_dec_{i}": (width,)}
+    found = _only(encoder, names)
+    written = _only(decoder, [f"W_dec_{i}"])[f"W_dec_{i}"]
+    wanted = {f"W_enc_{i}": (each, width), f"b_enc_{i}": (each,), f"b_dec_{i}": (width,),
+              **({f"threshold_{i}": (each,)} if jumps else {})}
     for name, its_shape in wanted.items():
       require(found[name].shape == its_shape, "source", str(encoder),
               f"has {name} of shape {found[name].shape}, beside other layers' of shape {its_shape}")
@@ -73,6 +74,37 @@ def read(directory: pathlib.Path) -> SAE:
   for name, value in params.items():
     require(np.isfinite(value).all(), "source", str(directory), f"holds numbers that are not finite in {name}")
   return _sae(directory, Form("threshold" if jumps else "relu"), params, n_layers, width)
+
+
+def _n_layers(directory: pathlib.Path) -> int:
+  """How many layers the first decoder writes to.
+
+  Raises:
+    InputError: there is no such decoder, or the folder has encoders of other layers.
+  """
+  first = directory / "W_dec_0.safetensors"
+  require(first.is_file(), "source", str(directory), "has no W_dec_0.safetensors, the decoders of layer 0")
+  shape = header(first)[0].get("W_dec_0", ())
+  require(len(shape) == 3, "source", str(first), "has no array W_dec_0 of three axes")
+  there = {path.name for path in directory.glob("W_enc_*.safetensors")}
+  wanted = {f"W_enc_{i}.safetensors" for i in range(shape[1])}
+  require(there == wanted, "source", str(directory), f"W_dec_0 writes to {shape[1]} layers, and of their encoders "
+          f"{', '.join(sorted(wanted - there)) or 'none'} is missing, {', '.join(sorted(there - wanted)) or 'none'} "
+          "is there besides")
+  return shape[1]
+
+
+def _only(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+  """The tensors of a file.
+
+  Raises:
+    InputError: some are missing, or there are others, which monojax's cross-layer transcoders have not.
+  """
+  require(path.is_file(), "source", str(path), "is missing")
+  found, _ = read_safetensors(path)
+  others = sorted(set(found) - set(names))
+  require(not others, "source", str(path), f"has {', '.join(others)}, which monojax's cross-layer transcoders have not")
+  return taken(found, path, list(names))
 
 
 def _sae(directory: pathlib.Path, form: Form, params: dict[str, np.ndarray], n_layers: int, width: int) -> SAE:
@@ -105,6 +137,11 @@ def write(sae: SAE, directory: pathlib.Path, model_name: str, metadata: Mapping[
   if len(widths) > 1:
     raise refuse(NAME, f"sites of different widths ({', '.join(map(str, sorted(widths)))})", "safetensors or monojax")
   hooks = [_hook(sites) for sites in (sae.reads, sae.writes)]
+  there = sorted(path.name for path in directory.glob("*.safetensors")) if directory.is_dir() else []
+  replaced = {f"W_{kind}_{i}.safetensors" for kind in ("enc", "dec") for i in range(n_layers)}
+  others = [name for name in there if name not in replaced]
+  require(not others, "target", str(directory), f"holds {', '.join(others[:3])} of another dictionary: choose another "
+          "folder")
   width, each = widths.pop(), sae.n_features // n_layers
   params = {name: np.asarray(value, np.float32) for name, value in sae.params.items()}
   threshold_F = np.asarray(thresholds(sae.model, sae.params)) if form.nonlinearity == "threshold" else None

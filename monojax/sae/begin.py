@@ -146,9 +146,10 @@ def start_params(config: SAEConfig, recipe: MadeRecipe, state: TrainState, own: 
           f"{config.recipe} keeps them equal, so that other features of a row are among the largest at first",
           flush=True)
   params = training_params(recipe, finished, state.params, state.counters["scale_W"])
-  within = recipe.model.within(params)
-  require(all(bool((within[name] == value).all()) for name, value in params.items()), "sae.start_from",
-          config.start_from, "has features that read or write sites which those of a dictionary with sae.causal do not")
+  if recipe.model.causal:
+    within = recipe.model.within(params)
+    require(all(bool((within[name] == value).all()) for name, value in params.items()), "sae.start_from",
+            config.start_from, "has features that read or write sites which those of this dictionary (sae.causal) do not")
   return placed_like(params, state.params)
 
 

@@ -24,7 +24,7 @@ def kept_params(recipe: MadeRecipe, state: TrainState) -> Params:
 def finished_params(recipe: MadeRecipe, state: TrainState) -> Params:
   """The parameters that work on activations as they are.
 
-  The kept weights, with the data's scale folded in and every direction at unit norm, summed over the sites written.
+  The kept weights, with the data's scale folded in and every direction at unit norm (`decoder_norms`).
   What the dictionary computes does not change: in the TopK family, whose choice depends on the features' norms, all are
   divided by the mean norm instead.
 

@@ -4,6 +4,7 @@ import typing
 
 from monojax import files
 from monojax.analysis.config import ClaimsConfig
+from monojax.config import require
 from monojax.pipeline import load
 from monojax.pipeline.folder import OWN_DICTIONARY, RunFolder
 
@@ -34,14 +35,18 @@ def claims(run: RunFolder, config: ClaimsConfig, dictionary: str = OWN_DICTIONAR
     InputError: there is no such dictionary, or it is not analysed.
   """
   from monojax.activations.owner import owned
-  columns = {str(run.directory): (run, dictionary), **{name: (run, name) for name in config.others},
-             **{folder: (RunFolder(folder), dictionary) for folder in config.runs}}
-  found = [of_dictionary(load.load(one.directory, name), config.control) for one, name in columns.values()]
-  first = dictionary if config.others else run.directory.name
-  _print([first, *config.others, *(RunFolder(folder).directory.name for folder in config.runs)], found)
+  own = run.directory.resolve()
+  columns = [(str(run.directory), dictionary if config.others else own.name, run, dictionary)]
+  columns += [(name, name, run, name) for name in config.others]
+  columns += [(folder, one.directory.resolve().name, one, dictionary)
+              for folder, one in zip(config.runs, map(RunFolder, config.runs), strict=True)]
+  keys, headings, *_ = zip(*columns, strict=True)
+  require(len(set(keys)) == len(keys), "--others, --runs", ", ".join(keys[1:]), "must be different ones")
+  found = [of_dictionary(load.load(one.directory, name), config.control) for _, _, one, name in columns]
+  _print(list(headings), found)
   home = run.directory / f"{run.dictionary(dictionary).home}{FOLDER}"
   rows = [{"section": row[0].section, "name": row[0].name, "source": row[0].source, "published": row[0].published,
-           **{column: claim.value for column, claim in zip(columns, row, strict=True)}}
+           **{key: claim.value for key, claim in zip(keys, row, strict=True)}}
           for row in zip(*found, strict=True)]
   with owned(home):
     files.write_table(home / "claims", rows)
