@@ -149,7 +149,7 @@ def start_params(config: SAEConfig, recipe: MadeRecipe, state: TrainState, own: 
   if recipe.model.causal:
     within = recipe.model.within(params)
     require(all(bool((within[name] == value).all()) for name, value in params.items()), "sae.start_from",
-            config.start_from, "has features that read or write sites which those of this dictionary (sae.causal) do not")
+            config.start_from, "has features that read or write sites which those here (sae.causal) do not")
   return placed_like(params, state.params)
 
 
