@@ -11,6 +11,7 @@ from monojax import files
 from monojax.analysis import claims
 from monojax.analysis.config import ClaimsConfig
 from monojax.analysis.tables import DEAD, REGULAR, ULTRALOW
+from monojax.config import InputError
 from monojax.pipeline import stages
 from monojax.pipeline.folder import OWN_DICTIONARY, RunFolder
 
@@ -99,4 +100,6 @@ def test_what_other_commands_left_is_beside_it(workdir, tmp_path, capsys):
                       "figures": {name: 0.01 for name in figures}})
   again, named = stages.claims(RunFolder(workdir), ClaimsConfig(others=(OWN_DICTIONARY,)))
   assert named == again and OWN_DICTIONARY in json.loads((workdir / "claims" / "claims.json").read_text())[0]
+  with pytest.raises(InputError, match="must be different ones"):
+    stages.claims(RunFolder(workdir), ClaimsConfig(others=(OWN_DICTIONARY, OWN_DICTIONARY)))
   assert value(again, "best correlation of features, median") == 0.61  # not that with random weights

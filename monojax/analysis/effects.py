@@ -213,16 +213,20 @@ def loss_rises(columns: dict[str, np.ndarray], n_rows: int) -> np.ndarray:
     act_E, effect_E = (columns[name][i][_FIRING, at] for name, at in (
         ("example_acts_FEW", SIDE), ("example_effects_FEW", SIDE + 1)))
     known_E = (columns["example_tokens_FEW"][i][_FIRING, SIDE + 1] >= 0) & (act_E > 0)
-    act_E, effect_E = act_E[known_E], effect_E[known_E].astype(np.float64)
-    if not len(act_E) or not np.isfinite(effect_E).all():
-      found_F[i] = np.nan
-      continue
-    _, place_E = np.unique(np.round(act_E / largest_F[i] * _N_INTERVALS), return_inverse=True)
-    mean = lambda values_E: np.bincount(place_E, values_E) / np.bincount(place_E)  # noqa: B023
-    middle_H = (np.arange(counts_FH.shape[1]) + 0.5) / counts_FH.shape[1] * largest_F[i]
-    levels_of = lambda values_E: np.append(0.0, mean(values_E))  # noqa: B023
-    found_F[i] = counts_FH[i] @ np.interp(middle_H, levels_of(act_E), levels_of(effect_E)) / n_rows
+    found_F[i] = _summed_effect(counts_FH[i], largest_F[i], act_E[known_E], effect_E[known_E]) / n_rows
   return found_F
+
+
+def _summed_effect(counts_H: np.ndarray, largest: float, act_E: np.ndarray, effect_E: np.ndarray) -> float:
+  """The sum over a feature's firings of their effects, from those of examples with the activations `act_E`; NaN where
+  there are none, or effects are not known. `counts_H` is the histogram of its activations, from 0 to `largest`."""
+  if not len(act_E) or not np.isfinite(effect_E).all():
+    return float("nan")
+  _, place_E = np.unique(np.round(act_E / largest * _N_INTERVALS), return_inverse=True)
+  act_K, effect_K = (np.append(0.0, np.bincount(place_E, values_E) / np.bincount(place_E))
+                     for values_E in (act_E, effect_E))
+  middle_H = (np.arange(len(counts_H)) + 0.5) / len(counts_H) * largest
+  return float(counts_H @ np.interp(middle_H, act_K, effect_K))
 
 
 def _joined(parts: list[Asked]) -> Asked:

@@ -5,7 +5,7 @@ Letters: M width read, O width written, F features.
 
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,11 @@ def write(plain: Plain, directory: pathlib.Path, model_name: str, metadata: Mapp
     tensors["W_skip"] = params["W_skip_MO"].T
   write_safetensors(directory / f"layer_{layer}.safetensors", tensors)
   if not said:
-    lines = {"model_name": model_name or "unknown", "model_kind": "transcoder_set", **dict(zip(HOOKS, hooks,
-                                                                                              strict=True))}
-    with files.replacing(config) as file:
-      file.write("".join(f'{name}: "{value}"\n' for name, value in lines.items()).encode())
+    write_config(config, model_name, "transcoder_set", hooks)
+
+
+def write_config(path: pathlib.Path, model_name: str, kind: str, hooks: Sequence[str]) -> None:
+  """Writes `config.yaml`: the subject's name, the kind of transcoders, and the hooks read and written."""
+  lines = {"model_name": model_name or "unknown", "model_kind": kind, **dict(zip(HOOKS, hooks, strict=True))}
+  with files.replacing(path) as file:
+    file.write("".join(f'{name}: "{value}"\n' for name, value in lines.items()).encode())

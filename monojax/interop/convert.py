@@ -101,7 +101,7 @@ def write(sae: SAE, path: str | os.PathLike[str], format: str, model_name: str =
   elif format == single_file.NAME:
     single_file.write(sae, directory)
   elif format == circuit_tracer.NAME and len(sae.model.wiring.reads) > 1:
-    cross_layer.write(sae, directory, model_name, metadata or {})
+    cross_layer.write(sae, directory, model_name)
   else:
     _WRITERS[format](plain_of(sae, format), directory, model_name, metadata or {})
 

@@ -10,15 +10,14 @@ Letters: L layers, M width of a layer, C features of a layer, F = L * C.
 """
 
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
-from monojax import files, host_memory
+from monojax import host_memory
 from monojax.config import InputError, require
-from monojax.interop.circuit_tracer import CONFIG, HOOKS, NAME, entries, without_negative
+from monojax.interop.circuit_tracer import CONFIG, HOOKS, NAME, entries, without_negative, write_config
 from monojax.interop.plain import ORIGIN, refuse
 from monojax.interop.sites import hook_of, layer_of, site_of
 from monojax.interop.tensors import header, read_safetensors, taken, write_safetensors
@@ -108,6 +107,7 @@ def _only(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _sae(directory: pathlib.Path, form: Form, params: dict[str, np.ndarray], n_layers: int, width: int) -> SAE:
+  """The `SAE` of these parameters, between the sites that the folder's `config.yaml` names."""
   layers = range(n_layers)
   wiring = Wiring((width,) * 2 * n_layers, tuple(layers), tuple(n_layers + i for i in layers))
   n_features = len(params["b_enc_F"])
@@ -121,11 +121,12 @@ def _sae(directory: pathlib.Path, form: Form, params: dict[str, np.ndarray], n_l
   return SAE(config, model, {name: jnp.asarray(value) for name, value in params.items()}, sites, about, form)
 
 
-def write(sae: SAE, directory: pathlib.Path, model_name: str, metadata: Mapping[str, Any]) -> None:
-  """Writes a dictionary that was trained with `causal`.
+def write(sae: SAE, directory: pathlib.Path, model_name: str) -> None:
+  """Writes a dictionary that was trained with `causal`; `model_name` is the subject's, for `config.yaml`.
 
   Raises:
-    InputError: circuit-tracer has nothing that computes the same, or it is not of all layers from 0 on.
+    InputError: circuit-tracer has nothing that computes the same, it is not of all layers from 0 on, or the folder
+      holds files of another dictionary.
   """
   wiring, form = sae.model.wiring, form_of(sae.model)
   n_layers = len(wiring.reads)
@@ -154,10 +155,7 @@ def write(sae: SAE, directory: pathlib.Path, model_name: str, metadata: Mapping[
     write_safetensors(directory / f"W_enc_{i}.safetensors", tensors)
     write_safetensors(directory / f"W_dec_{i}.safetensors", {
         f"W_dec_{i}": params["W_dec_FO"][own, width * i:].reshape(each, n_layers - i, width)})
-  lines = {"model_name": model_name or "unknown", "model_kind": "cross_layer_transcoder",
-           **dict(zip(HOOKS, hooks, strict=True))}
-  with files.replacing(directory / CONFIG) as file:
-    file.write("".join(f'{name}: "{value}"\n' for name, value in lines.items()).encode())
+  write_config(directory / CONFIG, model_name, "cross_layer_transcoder", hooks)
 
 
 def _hook(sites: tuple[str, ...]) -> str:

@@ -65,8 +65,8 @@ class SAEConfig:
   seed: int = option(0, "seed of the initial weights, of the order of the rows and of resampling", SEED)
 
   # How sparse it gets: each recipe has one of these two.
-  k: int = only("k", 32, "features of a row that are kept: exactly for topk, on average over a batch for the others",
-                COUNT)
+  k: int = only("k", 32, "features of a row that are kept: exactly for topk, about for gemmascope2, on average over a "
+                "batch for the others", COUNT)
   sparsity_coefficient: float | None = only(
       "sparsity_coefficient", None, "weight of the recipe's sparsity penalty: the higher, the fewer features fire. Its "
       "scale differs from recipe to recipe", NOT_NEGATIVE)
@@ -95,8 +95,9 @@ class SAEConfig:
 
   # What can be added to a recipe's loss.
   group_sizes: tuple[int, ...] = option((), "sizes n of leading groups: the first n features must also reconstruct "
-                                            "alone (Matryoshka), which keeps broad features from splitting. The recipe "
-                                            "matryoshka has sizes of its own if none are named", COUNT)
+                                            "alone (Matryoshka), which keeps broad features from splitting. The "
+                                            "recipes matryoshka and gemmascope2 have sizes of their own if none are "
+                                            "named", COUNT)
   group_weight: float = option(1.0, "weight of each group's loss beside the whole dictionary's", NOT_NEGATIVE)
   group_weights: tuple[float, ...] = option((), "a weight for each group in its place. Balance Matryoshka (arXiv "
                                                 "2505.11756) gives smaller groups smaller ones", NOT_NEGATIVE)
@@ -125,7 +126,6 @@ class SAEConfig:
   multi_k_coefficient: float = only(
       "multi_k_coefficient", 0.0, "weight of a second loss, with four times as many features kept, so that the "
       "dictionary also works with more than k; Multi-TopK takes 1/8, 0 drops it", NOT_NEGATIVE)
-
   l0_coefficient: float = only(
       "l0_coefficient", 0.1, "weight of the penalty on a row's distance from k features, for each number written",
       POSITIVE)
