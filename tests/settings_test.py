@@ -10,7 +10,7 @@ from tiny_run import EXPERIMENTS
 from monojax.config import InputError
 from monojax.pipeline.config import RunConfig
 from monojax.pipeline.folder import RunFolder
-from monojax.pipeline.presets import DEMO
+from monojax.pipeline.presets import DEMO, PRESETS
 from monojax.pipeline.settings import remember, remembered, with_recipe
 
 
@@ -77,7 +77,7 @@ def help_of(*arguments):
 def test_help_says_which_default_is_in_force_and_who_has_set_it(tmp_path):
   text = help_of()
   assert "(default: 1024, from preset demo)" in text and "(default: 262144)" in text
-  assert "(default: 2600, from preset small)" in help_of("--preset=small")
+  assert f"(default: {PRESETS['small'].sae.n_steps}, from preset small)" in help_of("--preset=small")
   text = help_of("--sae.recipe=jumprelu", "--preset=paper")
   assert "(default: 7e-05, from the recipe jumprelu)" in text
   run = RunFolder(tmp_path)
