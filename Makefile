@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # What is installed is written down last, so that an interrupted install is done again.
 $(VENV)/run.stamp: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable .
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp

@@ -94,14 +94,16 @@ def shardings(tree: Tree, mesh: Mesh | AbstractMesh, rules: Mapping[str, Partiti
   return jax.tree.map_with_path(leaf_sharding, tree)
 
 
-def born_sharded(init: Callable[[], Tree], mesh: Mesh, rules: Mapping[str, PartitionSpec]) -> Tree:
-  """The pytree `init()`, each leaf of which is made in its place on the mesh and never whole on one device.
+def born_sharded(init: Callable[..., Tree], mesh: Mesh, rules: Mapping[str, PartitionSpec], *given: Any) -> Tree:
+  """The pytree `init(*given)`, each leaf of which is made in its place on the mesh and never whole on one device.
 
   Args:
     init: makes the pytree; a function that can be compiled.
     mesh, rules: as for `shardings`.
+    given: arrays that it is made from. An array that `init` had enclosed instead would become a constant of the
+      program, which takes XLA seconds for one of 64 MB, and changes the program with each of its numbers.
   """
-  return jax.jit(init, out_shardings=shardings(jax.eval_shape(init), mesh, rules))()
+  return jax.jit(init, out_shardings=shardings(jax.eval_shape(init, *given), mesh, rules))(*given)
 
 
 def require_divides(mesh: Mesh, axis: str, n_batch: int, field: str = "") -> None:

@@ -14,8 +14,8 @@ from monojax.text.config import TextConfig
 DEMO = RunConfig(
     tokens=TextConfig(vocab_size=8192, val_fraction=0.1),
     subject=SubjectConfig(
-        n_context=128, n_steps=700, batch_contexts=16, learning_rate=4e-3,
-        warmup_steps=50, checkpoint_every_steps=200),
+        n_context=128, n_steps=500, batch_contexts=16, optimizer="muon", learning_rate=8e-3,
+        warmup_steps=50, scan_steps=10, checkpoint_every_steps=200),
     activations=HarvestConfig(),
     # The vocabulary is much larger than the dictionary: with fewer tokens than that, a feature goes to each
     # token, and few to whole scripts and formats.
@@ -23,7 +23,7 @@ DEMO = RunConfig(
         n_features=1024, batch_rows=2048, n_steps=900, learning_rate=4e-3, beta2=0.99, sparsity_coefficient=4.2e-3,
         group_sizes=(16, 32), group_weight=4.0, warmup_steps=50, penalty_warmup_steps=100, decay_fraction=0.2,
         encoder_init="decoder_transpose",
-        resample_every_steps=200, resample_times=3, resample_rows=65_536, checkpoint_every_steps=200,
+        resample_every_steps=200, resample_times=3, resample_rows=65_536, scan_steps=10, checkpoint_every_steps=200,
         val_tokens=65_536),
     analysis=AnalysisConfig(n_tokens=500_000, n_detector_tokens=131_072),
 )

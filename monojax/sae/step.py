@@ -35,7 +35,7 @@ def make_init(recipe: MadeRecipe, mesh: Mesh) -> Init:
   model, wiring = recipe.model, recipe.model.wiring
 
   def init(key: jax.Array, sample_NW: Any) -> TrainState:
-    def make(sample_NW: jax.Array) -> TrainState:
+    def make(key: jax.Array, sample_NW: jax.Array) -> TrainState:
       scale_W = site_scales(sample_NW, wiring.widths) if recipe.normalised else jnp.ones((sum(wiring.widths),))
       x_NW = sample_NW * scale_W[None]
       init_key, start_key = jax.random.split(key)
@@ -47,8 +47,8 @@ def make_init(recipe: MadeRecipe, mesh: Mesh) -> Init:
       if recipe.ema_decay:
         counters["ema"] = jax.tree.map(jnp.zeros_like, params)
       return TrainState(jnp.zeros((), jnp.int32), params, recipe.tx.init(params), counters)
-    sample_NW = jnp.asarray(sample_NW, jnp.float32)
-    return meshes.born_sharded(lambda: make(sample_NW), mesh, SHARDING_RULES)
+    sample_NW = meshes.on_mesh(sample_NW, mesh, P()).astype(jnp.float32)
+    return meshes.born_sharded(make, mesh, SHARDING_RULES, key, sample_NW)
   return init
 
 

@@ -90,13 +90,16 @@ def _forward(u_BTD: jax.Array, W_DV: jax.Array, targets_BT: jax.Array,
     loss, dW_DV = sums
     u_ND, target_N = inputs[0].reshape(-1, width), inputs[1].reshape(-1)
     logits_NV = product(u_ND, W_DV, dtype)
-    log_total_N = jax.nn.logsumexp(logits_NV, axis=-1)
+    largest_N = logits_NV.max(axis=-1)
+    # Written once and read for the sums and for the gradient: exponentials cost more than a pass over memory.
+    exp_NV = jax.lax.optimization_barrier(jnp.exp(logits_NV - largest_N[:, None]))
+    total_N = exp_NV.sum(axis=-1)
     is_target_NV = jax.lax.broadcasted_iota(target_N.dtype, logits_NV.shape, 1) == target_N[:, None]
     weight_N = (target_N >= 0) / n_tokens
-    d_NV = (jnp.exp(logits_NV - log_total_N[:, None]) - is_target_NV) * weight_N[:, None]
+    d_NV = exp_NV * (weight_N / total_N)[:, None] - is_target_NV * weight_N[:, None]
     target_logit_N = jnp.take_along_axis(logits_NV, target_N[:, None], axis=1)[:, 0]
     du_ND = product(d_NV, W_VD, dtype).astype(u_ND.dtype)
-    loss += jnp.sum((log_total_N - target_logit_N) * weight_N)
+    loss += jnp.sum((largest_N + jnp.log(total_N) - target_logit_N) * weight_N)
     u_DN = jax.lax.optimization_barrier(u_ND.T)
     return (loss, dW_DV + product(u_DN, d_NV, dtype)), du_ND.reshape(inputs[0].shape)
 

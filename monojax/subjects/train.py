@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -24,17 +25,34 @@ from monojax.subjects.transformer import SHARDING_RULES, Transformer
 from monojax.text.tokens import Tokens
 from monojax.training import Loop, TrainState, train
 
+# The root mean square that Muon's updates are scaled to, about that of AdamW's (arXiv 2502.16982, section 2.2).
+_RMS_OF_ADAM = 0.2
+
 
 def make_optimizer(config: SubjectConfig) -> optax.GradientTransformation:
-  """AdamW with clipped gradients, decay on matrices only, and a learning rate that rises linearly, then falls."""
+  """AdamW or Muon, with clipped gradients, decay on matrices only, and a rate that rises linearly, then falls.
+
+  With Muon (arXiv 2502.16982), the matrices of attention and MLPs are moved along orthogonalised momentum, and all
+  other parameters by AdamW. Muon's updates are scaled to the size that AdamW's have, so that one rate serves both.
+  """
   warmup = min(config.warmup_steps, config.n_steps // 2)
   schedule = optax.warmup_cosine_decay_schedule(
       0.0, config.learning_rate, warmup, config.n_steps,
       min(config.final_learning_rate, config.learning_rate))
   is_matrix = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
-  return optax.chain(
-      optax.clip_by_global_norm(config.clip_norm),
-      optax.adamw(schedule, b1=0.9, b2=config.beta2, weight_decay=config.weight_decay, mask=is_matrix))
+  tx = optax.adamw(schedule, b1=0.9, b2=config.beta2, weight_decay=config.weight_decay, mask=is_matrix)
+  if config.optimizer == "muon":
+    muon = optax.contrib.muon(schedule, weight_decay=config.weight_decay, consistent_rms=_RMS_OF_ADAM)
+    tx = optax.partition({"muon": muon, "adamw": tx}, _optimizers)
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+
+
+def _optimizers(params: Any) -> Any:
+  """Which optimizer each parameter has with Muon: the layers' matrices Muon, and AdamW the others."""
+  def choose(path, leaf):
+    in_layer = path[0].key.startswith("layer_")
+    return "muon" if in_layer and leaf.ndim == 2 else "adamw"
+  return jax.tree.map_with_path(choose, params)
 
 
 def make_step(model: Transformer, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> tuple:
@@ -51,10 +69,10 @@ def make_step(model: Transformer, tx: optax.GradientTransformation, mesh: jax.sh
       state; metrics are means over the steps.
   """
   def init(key):
-    def make():
+    def make(key):
       params = model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
       return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), {})
-    return meshes.born_sharded(make, mesh, SHARDING_RULES)
+    return meshes.born_sharded(make, mesh, SHARDING_RULES, key)
 
   def one_step(state, tokens_BU):
     loss, gradients = jax.value_and_grad(model.training_loss)(state.params, tokens_BU)
