@@ -20,7 +20,7 @@ DEMO = RunConfig(
     # The vocabulary is much larger than the dictionary: with fewer tokens than that, a feature goes to each
     # token, and few to whole scripts and formats.
     sae=SAEConfig(
-        n_features=1024, batch_rows=2048, n_steps=900, learning_rate=4e-3, beta2=0.99, sparsity_coefficient=4.2e-3,
+        n_features=1024, batch_rows=2048, n_steps=900, learning_rate=4e-3, beta2=0.99, sparsity_coefficient=5e-3,
         group_sizes=(16, 32), group_weight=4.0, warmup_steps=50, penalty_warmup_steps=100, decay_fraction=0.2,
         encoder_init="decoder_transpose",
         resample_every_steps=200, resample_times=3, resample_rows=65_536, scan_steps=10, checkpoint_every_steps=200,
