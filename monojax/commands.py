@@ -10,6 +10,10 @@ from monojax.config import require
 from monojax.evidence_commands import EVIDENCE, define_dictionary
 from monojax.study_commands import STUDIES
 
+# Settings of --sae that the benchmark takes; the others are the recipes' own.
+_BENCHMARKED = ("n_features", "reads", "writes", "batch_rows", "buffer_rows", "n_steps", "warmup_steps", "scan_steps",
+                "checkpoint_every_steps", "val_tokens")
+
 
 def _one_stage(name: str):
   """What a command does that is one stage of a run: the stage, and its figures printed."""
@@ -108,6 +112,18 @@ def _sweep() -> None:
   stages.sweep(run, config)
   stages.write_comparison(run)
   print((run.directory / "sweeps" / "all.csv").read_text(), end="")
+
+
+def _benchmark() -> None:
+  from monojax.pipeline import stages
+  from monojax.pipeline.checks import look_ahead
+  from monojax.pipeline.folder import SWEEPS
+  from monojax.pipeline.settings import remembered
+  from monojax.sae.recipes import RECIPES
+  run, config = cli.run_and_config()
+  recipes = config.benchmark.recipes or tuple(RECIPES)
+  look_ahead(run, config, [f"{SWEEPS}/benchmark-{recipe}" for recipe in recipes])
+  stages.benchmark(run, config, remembered(run).preset)
 
 
 def _analyze() -> None:
@@ -351,6 +367,20 @@ Trains a run's dictionary again at other penalties: sparsity against recovered l
 Writes frontier/frontier.csv and frontier.json. With --frontier.n_steps each starts from the main dictionary and goes on
 for so many steps; by default each is trained from the start, for as long as the main one.
 """, _one_stage("frontier"), ("frontier", "mesh", "metrics")),
+    "benchmark": Command(
+        "all recipes compared on a run's activations", """\
+Trains every recipe at several sparsities, sizes and seeds on a run's activations, and compares the dictionaries.
+
+  {command} --workdir=runs/demo --sae.n_steps=300
+  {command} --workdir=runs/smollm2 --benchmark.recipes=topk,batchtopk,jumprelu --benchmark.seeds=0,1
+
+All of them see the same rows, for as many steps. They are compared at equal L0: by the cross-entropy that they recover
+and the variance that they explain on held-out text; by how well labels of their features predict, and how well their
+best features tell classes of text, both on text that these were not chosen on; and by how many features dictionaries of
+other seeds have, too. Intervals are over seeds. Beside that every recipe is trained on trees of planted features, whose
+truth is known. Leaves points.csv, at_l0.csv and planted.csv (and .json of each) and, with matplotlib, benchmark.png in
+benchmark/, and the dictionaries in sweeps/benchmark-RECIPE. The same command resumes where it was interrupted.
+""", _benchmark, ("benchmark", "sae", "mesh", "metrics"), {"sae": _BENCHMARKED}),
     "sweep": Command(
         "a grid of dictionaries in one pass over the activations", """\
 Trains a grid of dictionaries in one pass over a run's activations, and draws their frontier.

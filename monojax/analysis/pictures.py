@@ -44,6 +44,37 @@ def draw_frontier(points: Sequence[Mapping[str, Any]], path: str | os.PathLike[s
   return _draw(panels, (11, 4.5), "o-", path)
 
 
+def draw_benchmark(points: Sequence[Mapping[str, Any]], scores: Mapping[str, str],
+                   path: str | os.PathLike[str]) -> bool:
+  """Draws scores of dictionaries against L0, with a panel for each score and a line for each recipe.
+
+  A point of a line is the mean over the seeds of one sparsity, of the largest size that there is.
+
+  Args:
+    points: the dictionaries, dicts with recipe, n_features, sparsity, l0 and the scores.
+    scores: {column: the title of its panel}.
+    path: the picture's file, whose ending says the format.
+
+  Returns:
+    Whether the picture was drawn.
+  """
+  largest = max(point["n_features"] for point in points)
+  groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+  for point in points:
+    if point["n_features"] == largest:
+      groups.setdefault((point["recipe"], point["sparsity"]), []).append(point)
+  panels = []
+  for column, title in scores.items():
+    lines: dict[str, list] = {recipe: [] for recipe, _ in groups}
+    for (recipe, _), group in groups.items():
+      values = [point[column] for point in group if point[column] is not None]
+      if values:
+        lines[recipe].append((sum(point["l0"] for point in group) / len(group), sum(values) / len(values)))
+    panels.append({"ylabel": title, "xlabel": "L0 (features a token)", "xscale": "log",
+                   "lines": {recipe: sorted(line) for recipe, line in lines.items()}})
+  return _draw(panels, (15, 9), "o-", path, n_columns=3)
+
+
 def draw_curves(metrics_path: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
   """Draws error, sparsity, explained variance and dead features over the steps of training.
 
@@ -119,8 +150,8 @@ def draw_map(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], n_
 
 
 def _draw(panels: Sequence[Mapping[str, Any]], size: tuple[float, float], style: str,
-          path: str | os.PathLike[str]) -> bool:
-  """Draws panels side by side.
+          path: str | os.PathLike[str], n_columns: int = 0) -> bool:
+  """Draws panels side by side, in rows of `n_columns` where it is given.
 
   Args:
     panels: for each panel "lines", {label: [(x, y)]}; "style", if its lines are drawn otherwise; "colors", {label:
@@ -140,8 +171,11 @@ def _draw(panels: Sequence[Mapping[str, Any]], size: tuple[float, float], style:
   except ImportError:
     return False
   figure = Figure(figsize=size, layout="constrained")  # without pyplot, of which a notebook has its own settings
-  axes = figure.subplots(1, len(panels), squeeze=False)
-  for axis, panel in zip(axes[0], panels, strict=True):
+  n_columns = n_columns or len(panels)
+  axes = figure.subplots(-(-len(panels) // n_columns), n_columns, squeeze=False).reshape(-1)
+  for axis in axes[len(panels):]:
+    axis.set_axis_off()
+  for axis, panel in zip(axes, panels, strict=False):
     for label, points in panel["lines"].items():
       if not points:  # cross-entropy recovered can be undefined
         continue

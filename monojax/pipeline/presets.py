@@ -92,11 +92,26 @@ def preset(name: str, recipe: str | None = None) -> RunConfig:
   config = PRESETS[name]
   if recipe in (None, config.sae.recipe):
     return config
-  record, more = recipe_of(recipe), {}
-  if name != "paper":
-    more = {"decay_fraction": config.sae.decay_fraction, "dead_window_steps": 50, **record.quick}
-  shared = {field: getattr(config.sae, field) for field in SHARED}
-  sae = SAEConfig(recipe=recipe, **shared, **more)
-  kind = round if record.knob == "k" else float
+  sae = dictionary_by(name, recipe, config.sae)
+  kind = round if recipe_of(recipe).knob == "k" else float
   sparsities = tuple(kind(sae.sparsity * value / config.sae.sparsity) for value in config.frontier.sparsities)
   return dataclasses.replace(config, sae=sae, frontier=dataclasses.replace(config.frontier, sparsities=sparsities))
+
+
+def dictionary_by(name: str, recipe: str, base: SAEConfig) -> SAEConfig:
+  """A dictionary by a recipe with nothing added to it, of the size and the steps of `base`.
+
+  Args:
+    name: of the preset: in `paper` the recipe is as published, in the shorter presets it has the quick values of its
+      record.
+    recipe: of the dictionary.
+    base: settings of which those in `SHARED` are taken.
+
+  Raises:
+    InputError: there is no such recipe.
+  """
+  record, more = recipe_of(recipe), {}
+  if name != "paper":
+    more = {"decay_fraction": PRESETS[name].sae.decay_fraction, "dead_window_steps": 50, **record.quick}
+  shared = {field: getattr(base, field) for field in SHARED}
+  return SAEConfig(recipe=recipe, **shared, **more)

@@ -137,7 +137,7 @@ def train_level(run: RunFolder, config: SyntheticStudyConfig, level: float) -> d
   return _train_grid(run, f"level_{level:g}", config, planted, grid_configs(config, level))
 
 
-def train_trees(run: RunFolder, config: SyntheticStudyConfig) -> dict[str, Any]:
+def train_trees(run: RunFolder, config: SyntheticStudyConfig, correlation_rank: int = 0) -> dict[str, Any]:
   """The stage `trees`: trains the grid's recipes and sizes on trees of features.
 
   In a tree a child fires only where its parent does, and never together with a sibling.
@@ -145,6 +145,7 @@ def train_trees(run: RunFolder, config: SyntheticStudyConfig) -> dict[str, Any]:
   Args:
     run: the study's folder.
     config: its settings.
+    correlation_rank: rank of the correlation between features; with 0 trees do not depend on each other.
 
   Returns:
     The stage's record.
@@ -152,7 +153,7 @@ def train_trees(run: RunFolder, config: SyntheticStudyConfig) -> dict[str, Any]:
   n_roots = config.grid_features // 8
   planted = PlantedConfig(5 * n_roots, config.grid_width, frequency="equal", mean_active=0.5 * n_roots,
                           child_probability=0.5, min_strength=0.2, n_roots=n_roots, branching=4, depth=1,
-                          seed=config.planted.seed)
+                          correlation_rank=correlation_rank, seed=config.planted.seed)
   level = float(planted.probabilities().sum())
   return _train_grid(run, "trees", config, planted, grid_configs(config, level, 2 * config.grid_steps))
 
