@@ -31,7 +31,8 @@ def benchmark(run: RunFolder, config: RunConfig, preset: str) -> list[Row]:
 
   In the folder `benchmark` of the run are then `points.csv` and `.json` (a row for each dictionary), `at_l0.csv` and
   `.json` (each recipe and size at equal L0, means over seeds with intervals), `benchmark.png`, and, of planted
-  features, `planted.csv` and `.json`. The dictionaries are in `sweeps/benchmark-RECIPE`. What is there already is not done again.
+  features, `planted.csv` and `.json`. The dictionaries are in `sweeps/benchmark-RECIPE`. What is there already is not
+  done again.
 
   Args:
     run: the run's folder, whose activations are made.
