@@ -106,9 +106,10 @@ def test_edit_changes_what_follows_and_unknown_sites_are_named(subject):
     model.apply({"params": params}, tokens_BT, {"layer.9": lambda x: x})
 
 
-def test_sharded_training_equals_unsharded(monkeypatch):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_sharded_training_equals_unsharded(monkeypatch, optimizer):
   monkeypatch.setattr(loss, "MAX_LOGITS", 8 * 32 * 5)  # three chunks of positions
-  config = SubjectConfig(model=CONFIG, n_context=12, n_steps=10, warmup_steps=2)
+  config = SubjectConfig(model=CONFIG, n_context=12, n_steps=10, warmup_steps=2, optimizer=optimizer)
   tokens_SBU = np.random.default_rng(0).integers(0, 32, (3, 8, 13)).astype(np.int32)
   losses, params = [], []
   for data, width in ((1, 1), (4, 1), (2, 4), (1, 8)):
@@ -120,6 +121,38 @@ def test_sharded_training_equals_unsharded(monkeypatch):
   np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
   for other in params[1:]:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), params[0], other)
+
+
+def numpy_orthogonalised(g_IO):
+  """Five steps of the Newton-Schulz iteration of Muon, from its publication's polynomial."""
+  x = g_IO / np.linalg.norm(g_IO)
+  if len(x) > x.shape[1]:
+    return numpy_orthogonalised(g_IO.T).T
+  for _ in range(5):
+    a = x @ x.T
+    x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+  return x
+
+
+def test_muon_moves_the_matrices_of_layers_and_adamw_all_else(subject):
+  model, params = subject
+  settings = dict(model=CONFIG, n_context=12, n_steps=10, warmup_steps=0, learning_rate=0.02, clip_norm=0.5)
+  tokens_BU = np.random.default_rng(0).integers(0, 32, (8, 13)).astype(np.int32)
+  gradients = jax.jit(jax.grad(model.training_loss))(params, tokens_BU)
+  updates = {}
+  for optimizer in ("adamw", "muon"):
+    tx = train.make_optimizer(SubjectConfig(**settings, optimizer=optimizer))
+    updates[optimizer], _ = tx.update(gradients, tx.init(params), params)
+  moved = set()
+  for layer in ("layer_0", "layer_1"):
+    for name, W in params[layer].items():
+      if W.ndim == 2:
+        moved.add(name)
+        step = 0.2 * np.sqrt(max(W.shape)) * numpy_orthogonalised(np.asarray(gradients[layer][name], np.float64))
+        np.testing.assert_allclose(updates["muon"][layer][name], -0.02 * (step + 0.1 * W), atol=2e-5)
+        updates["adamw"][layer][name] = updates["muon"][layer][name]
+  assert moved == {"W_qkv_DE", "W_o_ED", "W_in_DM", "W_out_MD"}
+  jax.tree.map(np.testing.assert_array_equal, updates["muon"], updates["adamw"])
 
 
 def test_training_learns_a_copied_sequence():

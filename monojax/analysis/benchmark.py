@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from monojax.activations.kept import EVERY, Kept
+from monojax.activations.kept import Kept
 from monojax.analysis import detectors, explanations, matching, sampling, scripts
 from monojax.analysis.chosen_codes import Reader
+from monojax.analysis.codes import Codes
 from monojax.analysis.labels import Rules
 from monojax.sae.dictionary import SAE
 from monojax.subjects.subject import LoadedSubject
@@ -28,12 +29,6 @@ SCORES = {
     "single_token_share": "features of one token",
 }
 _LEAST_FIRES = 10  # tokens that a feature must fire on to count in "shared"
-
-
-class Row(typing.Protocol):
-  """A dictionary's row in a table: its recipe, size, seed, L0 and scores."""
-
-  def __getitem__(self, name: str) -> typing.Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +69,8 @@ class Text:
     return in_half_N, self.sampler.text.domain_N[in_half_N]
 
 
-def score_seeds(text: Text, saes: Sequence[SAE], n_labelled: int, shared: float, batch_contexts: int = 16,
-                kept: Kept = EVERY) -> list[dict[str, typing.Any]]:
+def score_seeds(text: Text, saes: Sequence[SAE], n_labelled: int, shared: float,
+                batch_contexts: int = 16) -> list[dict[str, typing.Any]]:
   """Scores of dictionaries that differ in their seed alone.
 
   Args:
@@ -84,7 +79,6 @@ def score_seeds(text: Text, saes: Sequence[SAE], n_labelled: int, shared: float,
     n_labelled: how many features of each are labelled, at random among those that fire often enough to be scored.
     shared: cosine of two features' directions from which on they count as the same.
     batch_contexts: contexts in one forward pass.
-    kept: the positions that count.
 
   Returns:
     For each dictionary
@@ -97,7 +91,7 @@ def score_seeds(text: Text, saes: Sequence[SAE], n_labelled: int, shared: float,
   """
   found, directions, often = [], [], []
   for sae in saes:
-    reader = Reader(text.subject, sae, text.tokens, kept, batch_contexts)
+    reader = Reader(text.subject, sae, text.tokens, text.kept, batch_contexts)
     codes = reader.codes(text.context_C, lambda f_RF, _: f_RF, f"seed {sae.config.seed}")
     often.append(np.diff(codes.start_F) >= _LEAST_FIRES)
     directions.append(sae.direction_FO)
@@ -109,7 +103,7 @@ def score_seeds(text: Text, saes: Sequence[SAE], n_labelled: int, shared: float,
   return found
 
 
-def _label_scores(text: Text, codes: typing.Any, n_labelled: int) -> dict[str, float | None]:
+def _label_scores(text: Text, codes: Codes, n_labelled: int) -> dict[str, float | None]:
   """The scores of labels of some features, and the share of them that are of a single token."""
   sampler = text.sampler
   rules = Rules(codes, sampler, text.values, list(text.tokens.domains), text.seed)
@@ -125,7 +119,7 @@ def _label_scores(text: Text, codes: typing.Any, n_labelled: int) -> dict[str, f
           "single_token_share": of["single_token_share"]}
 
 
-def detector_f1(text: Text, codes: typing.Any) -> float | None:
+def detector_f1(text: Text, codes: Codes) -> float | None:
   """F1 of the best column as a detector of each class of text, mean over the classes; None where there are none."""
   choose_N, choose_domain = text.domains_of(sampling.CHOOSING)
   test_N, test_domain = text.domains_of(sampling.SCORING)

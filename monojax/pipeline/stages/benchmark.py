@@ -112,7 +112,7 @@ def _scored(run: RunFolder, config: RunConfig, recipe: str, text: "Text", home: 
       print(f"scoring {recipe}, {n_features:,} features, {sparsity:g}", flush=True)
       saes = [load.load_sae(run, f"{stage}/dictionaries/{point['name']}") for point in group]
       scores = score_seeds(text, saes, config.benchmark.n_labelled, config.benchmark.shared,
-                           config.analysis.batch_contexts, text.kept)
+                           config.analysis.batch_contexts)
       kept = {"made_with": wanted, "scores": scores}
       files.write_record(path, kept)
     rows += [{"recipe": recipe, "n_features": n_features, "sparsity": sparsity, "seed": _seed_of(point["name"]),
