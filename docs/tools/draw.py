@@ -5,7 +5,7 @@
 
 Each function below draws one file of docs/pictures/. `browser.png` is a screenshot, made by
 `python tests/browser_fixture.py runs/demo/browser/site docs/pictures/browser.png '#/feature/12'`, and `frontier.png`
-is `sweeps/frontier.png` of the run, made by the commands in docs/results/recipes.md.
+is `sweeps/frontier.png` of the run that the commands in docs/results/recipes.md make.
 """
 
 import argparse

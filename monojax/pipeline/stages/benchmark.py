@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from monojax import config as configs
 from monojax import files
+from monojax.config import require
 from monojax.pipeline import load
 from monojax.pipeline.config import BenchmarkConfig, RunConfig
 from monojax.pipeline.folder import SWEEPS, RunFolder
@@ -41,10 +42,15 @@ def benchmark(run: RunFolder, config: RunConfig, preset: str) -> list[Row]:
 
   Returns:
     The rows of `at_l0`.
+
+  Raises:
+    InputError: the run has no activations yet, or was given them and has no subject.
   """
   from monojax.activations.owner import owned
   from monojax.analysis.benchmark import SCORES
   from monojax.analysis.pictures import draw_benchmark
+  require(load.activations_config(run).source != "given", "--workdir", str(run.directory), "was given its activations "
+          "and has no subject, so that neither fidelity nor labels can be measured; `monojax sweep` trains recipes on them")
   settings = config.benchmark
   recipes = settings.recipes or tuple(RECIPES)
   sizes = settings.n_features or tuple(dict.fromkeys((max(1, config.sae.n_features // 2), config.sae.n_features)))
