@@ -50,7 +50,7 @@ def benchmark(run: RunFolder, config: RunConfig, preset: str) -> list[Row]:
   from monojax.analysis.benchmark import SCORES
   from monojax.analysis.pictures import draw_benchmark
   require(load.activations_config(run).source != "given", "--workdir", str(run.directory), "was given its activations "
-          "and has no subject, so that neither fidelity nor labels can be measured; `monojax sweep` trains recipes on them")
+          "and has no subject, so that fidelity and labels cannot be measured; `monojax sweep` trains on them")
   settings = config.benchmark
   recipes = settings.recipes or tuple(RECIPES)
   sizes = settings.n_features or tuple(dict.fromkeys((max(1, config.sae.n_features // 2), config.sae.n_features)))
