@@ -120,10 +120,10 @@ def _benchmark() -> None:
   from monojax.pipeline.folder import SWEEPS
   from monojax.pipeline.settings import remembered
   from monojax.sae.recipes import RECIPES
-  run, config = cli.run_and_config()
+  run, config = cli.run_and_config(f"{SWEEPS}/benchmark")  # its steps are not those of the run's own dictionary
   recipes = config.benchmark.recipes or tuple(RECIPES)
   look_ahead(run, config, [f"{SWEEPS}/benchmark-{recipe}" for recipe in recipes])
-  stages.benchmark(run, config, remembered(run).preset)
+  stages.benchmark(run, config, remembered(run, flags.FLAGS.preset).preset)
 
 
 def _analyze() -> None:

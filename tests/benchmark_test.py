@@ -116,6 +116,7 @@ def test_the_command_trains_and_scores_and_does_nothing_twice(finished, tmp_path
     assert (row["explained_variance"], row["explained_variance_error"]) == pytest.approx(
         at_l0(points, row["l0"], "explained_variance"))
   assert set(SCORES) <= set(compared[0]) and (workdir / "benchmark" / "benchmark.png").exists()
+  assert not (workdir / "run.json").exists(), "the run's own dictionary would take the benchmark's steps"
   again = run("benchmark", workdir, *flags)
   assert again.returncode == 0 and "scoring" not in again.stdout and "already done" in again.stdout
   assert table("points") == points
