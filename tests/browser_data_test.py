@@ -107,6 +107,18 @@ def test_every_feature_is_in_its_file(site, tables):
   assert seen == list(range(N_FEATURES))
 
 
+def unpacked(packed):
+  """The places that `Strings.packed` has written."""
+  codes = [ord(character) for character in packed]
+  return [(code if code < 0xE000 else code - 0x800) - 257 for code in codes]
+
+
+def test_places_are_packed_into_characters_that_are_text():
+  places = [-1, 0, 1, 0xD800 - 258, 0xD800 - 257, 0xE000, 70_000]
+  packed = contents.Strings([]).packed(places)
+  assert unpacked(packed) == places and packed.encode("utf-8").decode("utf-8") == packed and len(packed) == len(places)
+
+
 def assert_feature(feature, strings, tables):
   """A feature of a data file is what the tables hold of it."""
   i = feature["id"]
@@ -132,7 +144,7 @@ def assert_feature(feature, strings, tables):
     assert [example[0] for example in group] == tables.example_document_FE[i, rows].tolist()
     assert [example[1] for example in group] == tables.example_domain_FE[i, rows].tolist()
     for example, tokens_W in zip(group, tables.example_tokens_FEW[i, rows], strict=True):
-      assert [strings[place] if place >= 0 else None for place in example[2]] == [
+      assert [strings[place] if place >= 0 else None for place in unpacked(example[2])] == [
           tables.token_strings[token] if token >= 0 else None for token in tokens_W]
     if rows:
       assert_rounded([example[3] for example in group], tables.example_acts_FEW[i, rows])

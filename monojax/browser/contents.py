@@ -25,18 +25,24 @@ EFFECT_COLUMNS = ("example_effects_FEW", "example_lowered_ids_FE5", "example_low
 # What the drawings of columns show besides those columns, where an analysis has it.
 EXTRA_COLUMNS = (*EFFECT_COLUMNS, "longer_tokens_FLU", "longer_acts_FLU", "act_domain_share_FH")
 N_CHANGED_TOKENS = 3    # tokens whose logits a removal lowers most, and raises most, that an example lists
+_N_COMMON = 1000  # tokens of a file that have the first places
 SMALLEST_EFFECT = 0.005  # nats; what changes the loss by less is shown as no effect
 N_LISTED_DOMAINS = 20   # domains that a feature's page lists; the others are summed up
 SUMMARY_KEYS = ("figures", "statuses", "detectors", "proxies", "frontier", "config")
 
 
 class Strings:
-  """The strings that one data file needs of tokens, each once; the file names a string by its place among them."""
+  """The strings that one data file needs of tokens, each once; the file names a string by its place among them.
 
-  def __init__(self, token_strings: Sequence[str]):
+  Tokens that are `common`, the most frequent one first, have the first places, whose numbers are short.
+  """
+
+  def __init__(self, token_strings: Sequence[str], common: Iterable[int] = ()):
     self.used: list[str] = []
     self._token_strings = token_strings
     self._places: dict[str, int] = {}
+    for token in common:
+      self.place(token_strings[token])
 
   def place(self, string: str) -> int:
     """Where the string is in `used`."""
@@ -44,6 +50,14 @@ class Strings:
       self._places[string] = len(self.used)
       self.used.append(string)
     return self._places[string]
+
+  def packed(self, places: Iterable[int]) -> str:
+    """Places as one string, with a character for each, which takes half the room: place p is character p + 257.
+
+    A place can be -1. Characters from 0xD800 to 0xDFFF, which are no text, are left out.
+    """
+    codes = (257 + place for place in places)
+    return "".join(chr(code if code < 0xD800 else code + 0x800) for code in codes)
 
   def places(self, token_ids: np.ndarray) -> list[int]:
     """Where the string of each of a vector of token ids is in `used`; -1 for token -1, which is none."""
@@ -106,10 +120,20 @@ def group_headings() -> list[str]:
 
 def block(tables: FeatureTables, described: Iterable[Column], features: Iterable[int]) -> dict[str, Any]:
   """What the pages of the features whose numbers are in `features` show beyond the index."""
-  strings = Strings(tables.token_strings)
+  features = list(features)
+  strings = Strings(tables.token_strings, _common_tokens(tables, features))
   refers_to = {column.name: column.refers_to for column in described}
   entries = [column for column in shown_columns(tables, described) if column.entry]
   return {"features": [_feature(tables, i, entries, refers_to, strings) for i in features], "strings": strings.used}
+
+
+def _common_tokens(tables: FeatureTables, features: list[int]) -> list[int]:
+  """The tokens of some features' examples, up to `_N_COMMON` of them, the most frequent one first."""
+  if not tables.has("example_tokens_FEW"):
+    return []
+  count_V = np.bincount(tables.example_tokens_FEW[features].ravel() + 1)[1:]  # -1 is no token
+  first = np.argsort(-count_V, kind="stable")[:_N_COMMON]
+  return first[count_V[first] > 0].tolist()
 
 
 def _stem(name: str) -> str:
@@ -246,7 +270,7 @@ def _effects(tables: FeatureTables, i: int, strings: Strings) -> tuple[list[Any]
 
 def _longer(tables: FeatureTables, i: int, strings: Strings) -> list[Any]:
   """[texts, {place of a text: its activation, where that is not 0}] of the longer window of each of the first examples
-  that has one. A text is of a token, or of several that share a character."""
+  that has one. A text is of a token, or of several that share a character; they are `Strings.packed`."""
   if not tables.has("longer_tokens_FLU"):
     return []
   found = []
@@ -254,7 +278,7 @@ def _longer(tables: FeatureTables, i: int, strings: Strings) -> list[Any]:
     there_U = tokens_U >= 0
     pieces = tables.pieces(tokens_U[there_U])
     acts = rounded(np.array([acts_U[there_U][piece.start:piece.stop].max() for piece in pieces]), 3)
-    found.append([[strings.place(piece.text) for piece in pieces],
+    found.append([strings.packed(strings.place(piece.text) for piece in pieces),
                   {place: act for place, act in enumerate(acts) if act}])
   return [one for one in found if one[0]]
 
@@ -262,15 +286,15 @@ def _longer(tables: FeatureTables, i: int, strings: Strings) -> list[Any]:
 def _groups(tables: FeatureTables, i: int, column: Column, strings: Strings) -> list[list[list[Any]]]:
   """For each of `EXAMPLE_GROUPS` feature i's examples.
 
-  An example is [document, domain, tokens, activations, joined, effects, changes].
-  The last three are 0 where there is nothing to say, and left out where nothing follows. "Joined" has [first token,
+  An example is [document, domain, tokens, activations, joined, effects, changes]. The tokens are `Strings.packed`. The
+  last three are 0 where there is nothing to say, and left out where nothing follows. "Joined" has [first token,
   number of tokens, their text] for each run of tokens that share a character. "Effects" has a number for each token;
   "changes", of the strongest examples alone, [lowered tokens, by how much, raised tokens, by how much].
   """
   tokens_EW = getattr(tables, column.name)[i]
   acts_EW, domain_E, document_E = (getattr(tables, name)[i] for name in column.beside[:3])
   there_E = tokens_EW[:, tokens_EW.shape[1] // 2] >= 0
-  tokens, acts = [strings.places(tokens_W) for tokens_W in tokens_EW], rounded(acts_EW)
+  tokens, acts = [strings.packed(strings.places(tokens_W)) for tokens_W in tokens_EW], rounded(acts_EW)
   effects, changes = _effects(tables, i, strings)
 
   partial_E = np.isin(tokens_EW, list(tables.partial_tokens)).sum(1)  # two such tokens may share a character

@@ -115,9 +115,18 @@ const panels = (() => {
         nOthers ? row(`${dom.number(nOthers)} others`, others) : null));
   }
 
+  // The places of texts that contents.py has packed into a string, a character for each.
+  function unpacked(packed) {
+    return Array.from(packed, (character) => {
+      const code = character.codePointAt(0);
+      return (code < 0xE000 ? code : code - 0x800) - 257;
+    });
+  }
+
   // What is drawn of an example: [{text, first, parts}], where `parts` are the [text, activation, effect] of the tokens
   // from number `first` on. These are one token, or, as `joined` says, several that share a character.
-  function spans([,, tokens, acts, joined, effects], strings) {
+  function spans([,, packed, acts, joined, effects], strings) {
+    const tokens = unpacked(packed);
     const runs = new Map((joined || []).map(([first, count, place]) => [first, {count, text: strings[place]}]));
     const found = [];
     for (let first = 0; first < tokens.length;) {
@@ -155,9 +164,9 @@ const panels = (() => {
     });
   }
 
-  // The window of an example that is longer, [places of tokens, {place in the window: activation}].
-  function longerText([tokens, acts], strings, largest) {
-    return element("span", {class: "text longer", dir: "auto"}, tokens.map((place, i) => {
+  // The window of an example that is longer, [packed places of texts, {place in the window: activation}].
+  function longerText([packed, acts], strings, largest) {
+    return element("span", {class: "text longer", dir: "auto"}, unpacked(packed).map((place, i) => {
       const activation = acts[i] ?? 0;
       const heat = largest > 0 ? Math.min(activation / largest, 1) : 0;
       return dom.token(strings[place], {
