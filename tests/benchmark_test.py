@@ -10,8 +10,8 @@ from scipy import stats
 from sklearn.metrics import f1_score
 from tiny_run import run
 
-from monojax.analysis.benchmark import SCORES, _shared, at_l0, detector_f1
 from monojax.analysis.codes import Codes
+from monojax.analysis.recipe_scores import SCORES, _shared, at_l0, detector_f1
 from monojax.analysis.sampling import CHOOSING, SCORING
 from monojax.config import InputError
 from monojax.pipeline.config import BenchmarkConfig
