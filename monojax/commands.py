@@ -115,15 +115,15 @@ def _sweep() -> None:
 
 
 def _benchmark() -> None:
-  from monojax.pipeline import stages
   from monojax.pipeline.checks import look_ahead
   from monojax.pipeline.folder import SWEEPS
   from monojax.pipeline.settings import remembered
   from monojax.sae.recipes import RECIPES
+  from monojax.studies.recipes.study import compare_recipes
   run, config = cli.run_and_config(f"{SWEEPS}/benchmark")  # its steps are not those of the run's own dictionary
   recipes = config.benchmark.recipes or tuple(RECIPES)
   look_ahead(run, config, [f"{SWEEPS}/benchmark-{recipe}" for recipe in recipes])
-  stages.benchmark(run, config, remembered(run, flags.FLAGS.preset).preset)
+  compare_recipes(run, config, remembered(run, flags.FLAGS.preset).preset)
 
 
 def _analyze() -> None:

@@ -11,13 +11,13 @@ from sklearn.metrics import f1_score
 from tiny_run import run
 
 from monojax.analysis.codes import Codes
-from monojax.analysis.recipe_scores import SCORES, _shared, at_l0, detector_f1
 from monojax.analysis.sampling import CHOOSING, SCORING
 from monojax.config import InputError
 from monojax.pipeline.config import BenchmarkConfig
 from monojax.pipeline.presets import DEMO
-from monojax.pipeline.stages.benchmark import grid_of
 from monojax.sae.recipes import RECIPES
+from monojax.studies.recipes.scores import SCORES, _shared, at_l0, detector_f1
+from monojax.studies.recipes.study import grid_of
 
 
 def row(seed, l0, value):

@@ -12,7 +12,6 @@ from monojax.pipeline.folder import OTHERS, RunFolder
 from monojax.pipeline.stages.activations import check_store, harvest
 from monojax.pipeline.stages.analysis import analyze
 from monojax.pipeline.stages.automata import automata
-from monojax.pipeline.stages.benchmark import benchmark
 from monojax.pipeline.stages.claims import claims
 from monojax.pipeline.stages.comparison import compare, universality
 from monojax.pipeline.stages.dictionaries import adopt_sae, sweep, train_frontier, train_sae, write_comparison
@@ -47,7 +46,6 @@ def each_site(run: RunFolder, config: RunConfig) -> list[str]:
 IN_ORDER = {"tokens": prepare_text, "subject": train_subject, "activations": harvest, "sae": train_sae,
             "frontier": train_frontier, "analysis": analyze, "browser": build_browser}
 
-__all__ = ["IN_ORDER", "adopt_sae", "analyze", "automata", "benchmark", "build_all", "build_browser", "check_store",
-           "claims", "compare", "each_site", "explain", "fidelity", "harvest", "map_features", "prepare_text",
-           "probe", "steer", "steerability", "sweep", "train_frontier", "train_sae", "train_subject", "universality",
-           "write_comparison"]
+__all__ = ["IN_ORDER", "adopt_sae", "analyze", "automata", "build_all", "build_browser", "check_store", "claims",
+           "compare", "each_site", "explain", "fidelity", "harvest", "map_features", "prepare_text", "probe", "steer",
+           "steerability", "sweep", "train_frontier", "train_sae", "train_subject", "universality", "write_comparison"]

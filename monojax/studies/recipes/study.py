@@ -17,7 +17,7 @@ from monojax.sae.config import SweepConfig
 from monojax.sae.recipes import RECIPES, recipe_of
 
 if typing.TYPE_CHECKING:
-  from monojax.analysis.recipe_scores import Text
+  from monojax.studies.recipes.scores import Text
 
 FOLDER = "benchmark"
 _PROTOCOL = 1  # counted up when scores would come out otherwise with the same settings
@@ -27,7 +27,7 @@ _NAME_WIDTH, _CELL_WIDTH = 14, 16
 Row = dict[str, typing.Any]
 
 
-def benchmark(run: RunFolder, config: RunConfig, preset: str) -> list[Row]:
+def compare_recipes(run: RunFolder, config: RunConfig, preset: str) -> list[Row]:
   """Trains every recipe at several sparsities, sizes and seeds on a run's activations, and scores the dictionaries.
 
   In the folder `benchmark` of the run are then `points.csv` and `.json` (a row for each dictionary), `at_l0.csv` and
@@ -48,7 +48,7 @@ def benchmark(run: RunFolder, config: RunConfig, preset: str) -> list[Row]:
   """
   from monojax.activations.owner import owned
   from monojax.analysis.pictures import draw_benchmark
-  from monojax.analysis.recipe_scores import SCORES
+  from monojax.studies.recipes.scores import SCORES
   require(load.activations_config(run).source != "given", "--workdir", str(run.directory), "was given its activations "
           "and has no subject, so that fidelity and labels cannot be measured; `monojax sweep` trains on them")
   settings = config.benchmark
@@ -91,7 +91,7 @@ def grid_of(config: RunConfig, preset: str, recipe: str, sizes: Sequence[int]) -
 def _text(run: RunFolder, config: RunConfig) -> "Text":
   """What the dictionaries are scored on."""
   from monojax.analysis.chosen_codes import Reader
-  from monojax.analysis.recipe_scores import Text
+  from monojax.studies.recipes.scores import Text
   first = next(name for name in run.dictionaries() if name.startswith(f"{SWEEPS}/{FOLDER}-"))
   reader = Reader(load.load_subject(run), load.load_sae(run, first), load.open_tokens(run, "train"),
                   load.kept_of(run), config.analysis.batch_contexts)
@@ -100,7 +100,7 @@ def _text(run: RunFolder, config: RunConfig) -> "Text":
 
 def _scored(run: RunFolder, config: RunConfig, recipe: str, text: "Text", home: pathlib.Path) -> list[Row]:
   """A row for each dictionary of a recipe: its figures on held-out text, and its scores."""
-  from monojax.analysis.recipe_scores import score_seeds
+  from monojax.studies.recipes.scores import score_seeds
   stage = f"{SWEEPS}/{FOLDER}-{recipe}"
   record = run.require_stage(stage)
   groups: dict[tuple[int, float], list[Row]] = {}
@@ -138,7 +138,7 @@ def compared(points: Sequence[Row], levels: Sequence[float]) -> list[Row]:
 
   A recipe none of whose sparsities come to an L0 on one side of a level has no row for it.
   """
-  from monojax.analysis.recipe_scores import SCORES, at_l0
+  from monojax.studies.recipes.scores import SCORES, at_l0
   rows = []
   for recipe, n_features in dict.fromkeys((point["recipe"], point["n_features"]) for point in points):
     own = [point for point in points if (point["recipe"], point["n_features"]) == (recipe, n_features)]
@@ -154,7 +154,7 @@ def compared(points: Sequence[Row], levels: Sequence[float]) -> list[Row]:
 
 
 def _print(rows: Sequence[Row], settings: BenchmarkConfig) -> None:
-  from monojax.analysis.recipe_scores import SCORES
+  from monojax.studies.recipes.scores import SCORES
   for level in settings.l0:
     for n_features in sorted({row["n_features"] for row in rows}):
       chosen = [row for row in rows if (row["l0"], row["n_features"]) == (level, n_features)]
