@@ -271,7 +271,8 @@ def test_splice_and_ablate_are_what_the_definitions_say(loaded):
 def test_steering_holds_features_at_their_values(loaded):
   """A feature whose direction raises a token above all others makes the subject write that token."""
   tables = loaded.features
-  feature = int(tables.top_logit_values_FK[:, 0].argmax())
+  readable_F = ~np.isin(tables.top_logit_ids_FK[:, 0], list(tables.partial_tokens))  # no bytes of a character
+  feature = int(np.where(readable_F, tables.top_logit_values_FK[:, 0], -np.inf).argmax())
   token = tables.token_strings[int(tables.top_logit_ids_FK[feature, 0])]
   steered = loaded.steer("the", {feature: 1000.0}, n_tokens=8, temperature=0.1)
   assert steered.startswith("the") and token in steered.removeprefix("the")
