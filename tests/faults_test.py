@@ -11,6 +11,7 @@ import pytest
 from tiny_run import ENVIRONMENT, EXPERIMENTS, TINY, command, contents, run, tiny
 
 from monojax.pipeline import folder
+from monojax.pipeline.presets import DEMO
 
 
 def bad_inputs(finished, tmp_path):
@@ -27,7 +28,7 @@ def bad_inputs(finished, tmp_path):
       "unknown flag": (["--sae.n_feature=3", f"--workdir={tmp_path}/e"], "sae.n_feature"),
       "bad value": (["--sae.n_features=-3", f"--workdir={tmp_path}/f"], "sae.n_features=-3"),
       "changed config": ([f"--workdir={workdir}", *TINY, "--subject.learning_rate=0.5"],
-                         "subject.*learning_rate: 0.004 -> 0.5"),
+                         f"subject.*learning_rate: {DEMO.subject.learning_rate} -> 0.5"),
       "vocabulary too big": ([f"--workdir={tmp_path}/g", "--tokens.max_bytes=20000", "--tokens.vocab_size=60000"],
                              "vocab_size"),
       "stray argument": (["demo", f"--workdir={tmp_path}/h"], "demo"),
