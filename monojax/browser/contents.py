@@ -26,6 +26,9 @@ EFFECT_COLUMNS = ("example_effects_FEW", "example_lowered_ids_FE5", "example_low
 EXTRA_COLUMNS = (*EFFECT_COLUMNS, "longer_tokens_FLU", "longer_acts_FLU", "act_domain_share_FH")
 N_CHANGED_TOKENS = 3    # tokens whose logits a removal lowers most, and raises most, that an example lists
 _N_COMMON = 1000  # tokens of a file that have the first places
+# Characters that neither JSON nor HTML writes in another way.
+DIGITS = "".join(chr(code) for code in range(35, 127) if chr(code) not in "\\<")
+BASE = len(DIGITS)
 SMALLEST_EFFECT = 0.005  # nats; what changes the loss by less is shown as no effect
 N_LISTED_DOMAINS = 20   # domains that a feature's page lists; the others are summed up
 SUMMARY_KEYS = ("figures", "statuses", "detectors", "proxies", "frontier", "config")
@@ -52,12 +55,13 @@ class Strings:
     return self._places[string]
 
   def packed(self, places: Iterable[int]) -> str:
-    """Places as one string, with a character for each, which takes half the room: place p is character p + 257.
+    """Places as one string, which takes half the room: p + 1 as two digits of `DIGITS`, or as "!" and three.
 
-    A place can be -1. Characters from 0xD800 to 0xDFFF, which are no text, are left out.
+    A place can be -1.
     """
-    codes = (257 + place for place in places)
-    return "".join(chr(code if code < 0xD800 else code + 0x800) for code in codes)
+    digits = lambda number, n: "".join(DIGITS[number // BASE ** i % BASE] for i in reversed(range(n)))
+    numbers = [place + 1 for place in places]
+    return "".join(digits(number, 2) if number < BASE ** 2 else "!" + digits(number, 3) for number in numbers)
 
   def places(self, token_ids: np.ndarray) -> list[int]:
     """Where the string of each of a vector of token ids is in `used`; -1 for token -1, which is none."""

@@ -115,12 +115,20 @@ const panels = (() => {
         nOthers ? row(`${dom.number(nOthers)} others`, others) : null));
   }
 
-  // The places of texts that contents.py has packed into a string, a character for each.
+  // The places of texts that contents.py has packed into a string (`Strings.packed`).
+  const digits = Array.from({length: 92}, (_, i) => String.fromCharCode(35 + i)).filter((c) => c !== "\\" && c !== "<");
+  const valueOf = new Map(digits.map((digit, i) => [digit, i]));
   function unpacked(packed) {
-    return Array.from(packed, (character) => {
-      const code = character.codePointAt(0);
-      return (code < 0xE000 ? code : code - 0x800) - 257;
-    });
+    const places = [];
+    for (let at = 0; at < packed.length;) {
+      const isLong = packed[at] === "!";
+      const end = at + (isLong ? 4 : 2);
+      let number = 0;
+      for (let i = isLong ? at + 1 : at; i < end; i++) number = number * digits.length + valueOf.get(packed[i]);
+      places.push(number - 1);
+      at = end;
+    }
+    return places;
   }
 
   // What is drawn of an example: [{text, first, parts}], where `parts` are the [text, activation, effect] of the tokens
@@ -176,8 +184,8 @@ const panels = (() => {
   }
 
   function example(item, strings, largest, longer) {
-    const [document, domain, tokens, acts,,, changed] = item;
-    const centre = (tokens.length - 1) / 2;
+    const [document, domain,, acts,,, changed] = item;
+    const centre = (acts.length - 1) / 2;
     const listed = (places, values) => places.map((place, i) => [strings[place], values[i]]);
     const changes = changed ? [listed(changed[0], changed[1]), listed(changed[2], changed[3])] : null;
     const text = element("span", {class: "text", dir: "auto"},
