@@ -25,8 +25,7 @@ EFFECT_COLUMNS = ("example_effects_FEW", "example_lowered_ids_FE5", "example_low
 # What the drawings of columns show besides those columns, where an analysis has it.
 EXTRA_COLUMNS = (*EFFECT_COLUMNS, "longer_tokens_FLU", "longer_acts_FLU", "act_domain_share_FH")
 N_CHANGED_TOKENS = 3    # tokens whose logits a removal lowers most, and raises most, that an example lists
-_N_COMMON = 1000  # tokens of a file that have the first places
-# Characters that neither JSON nor HTML writes in another way.
+# Characters that neither JSON nor `scripts.call` writes in another way.
 DIGITS = "".join(chr(code) for code in range(35, 127) if chr(code) not in "\\<")
 BASE = len(DIGITS)
 SMALLEST_EFFECT = 0.005  # nats; what changes the loss by less is shown as no effect
@@ -35,17 +34,12 @@ SUMMARY_KEYS = ("figures", "statuses", "detectors", "proxies", "frontier", "conf
 
 
 class Strings:
-  """The strings that one data file needs of tokens, each once; the file names a string by its place among them.
+  """The strings that one data file needs of tokens, each once; the file names a string by its place among them."""
 
-  Tokens that are `common`, the most frequent one first, have the first places, whose numbers are short.
-  """
-
-  def __init__(self, token_strings: Sequence[str], common: Iterable[int] = ()):
+  def __init__(self, token_strings: Sequence[str]):
     self.used: list[str] = []
     self._token_strings = token_strings
     self._places: dict[str, int] = {}
-    for token in common:
-      self.place(token_strings[token])
 
   def place(self, string: str) -> int:
     """Where the string is in `used`."""
@@ -124,20 +118,10 @@ def group_headings() -> list[str]:
 
 def block(tables: FeatureTables, described: Iterable[Column], features: Iterable[int]) -> dict[str, Any]:
   """What the pages of the features whose numbers are in `features` show beyond the index."""
-  features = list(features)
-  strings = Strings(tables.token_strings, _common_tokens(tables, features))
+  strings = Strings(tables.token_strings)
   refers_to = {column.name: column.refers_to for column in described}
   entries = [column for column in shown_columns(tables, described) if column.entry]
   return {"features": [_feature(tables, i, entries, refers_to, strings) for i in features], "strings": strings.used}
-
-
-def _common_tokens(tables: FeatureTables, features: list[int]) -> list[int]:
-  """The tokens of some features' examples, up to `_N_COMMON` of them, the most frequent one first."""
-  if not tables.has("example_tokens_FEW"):
-    return []
-  count_V = np.bincount(tables.example_tokens_FEW[features].ravel() + 1)[1:]  # -1 is no token
-  first = np.argsort(-count_V, kind="stable")[:_N_COMMON]
-  return first[count_V[first] > 0].tolist()
 
 
 def _stem(name: str) -> str:
