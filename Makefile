@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test newest slow docs lint clean
 
-# What is installed is written down last, so that an interrupted install is done again.
+# What is installed is written down last, so that an interrupted install is done again. Python compiles modules when they
+# are first imported; to have pip compile all of them takes a quarter of the installation.
 $(VENV)/run.stamp: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable .

@@ -1,6 +1,6 @@
 """Scores by which dictionaries of one site are compared, and their comparison at equal sparsity.
 
-Letters: F features, N rows, C classes of text, S seeds.
+Letters: F features, N rows, C contexts, O width written, R rows of a batch.
 """
 
 import dataclasses
@@ -144,8 +144,7 @@ def _shared(a_FO: np.ndarray, b_FO: np.ndarray, use_a_F: np.ndarray, use_b_F: np
 def at_l0(rows: Sequence[Mapping[str, typing.Any]], l0: float, score: str) -> tuple[float, float | None] | None:
   """A score of one recipe and size at a given number of features a token.
 
-  Of each seed, it is interpolated linearly in the logarithm of L0 between its dictionaries. The interval is that of a
-  mean of few values: Student's t with S - 1 degrees of freedom.
+  Of each seed, it is interpolated linearly in the logarithm of L0 between its dictionaries.
 
   Args:
     rows: the dictionaries, dicts with "seed", "l0" and the score.
@@ -154,9 +153,8 @@ def at_l0(rows: Sequence[Mapping[str, typing.Any]], l0: float, score: str) -> tu
 
   Returns:
     (mean over seeds, half the width of its interval of 95 %, None for one seed); None where a seed has no dictionaries
-    on both sides of `l0`.
+    on both sides of `l0`. See `mean_over_seeds`.
   """
-  from scipy import stats
   values = []
   for seed in sorted({row["seed"] for row in rows}):
     points = sorted((row["l0"], row[score]) for row in rows
@@ -164,7 +162,12 @@ def at_l0(rows: Sequence[Mapping[str, typing.Any]], l0: float, score: str) -> tu
     if not points or not points[0][0] <= l0 <= points[-1][0]:
       return None
     values.append(float(np.interp(math.log(l0), *np.transpose([(math.log(x), y) for x, y in points]))))
+  return mean_over_seeds(values)
+
+
+def mean_over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
+  """(mean, half the width of its interval of 95 % by Student's t, None for one value)."""
+  from scipy import stats
   if len(values) == 1:
     return values[0], None
-  error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-  return float(np.mean(values)), error * float(stats.t.ppf(0.975, len(values) - 1))
+  return float(np.mean(values)), float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))

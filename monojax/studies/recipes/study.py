@@ -176,8 +176,8 @@ def _with_error(value: float | None, error: float | None) -> str:
 def _planted(directory: pathlib.Path, recipes: Sequence[str], settings: BenchmarkConfig) -> list[Row]:
   """Scores of every recipe on trees of correlated planted features, mean over seeds with intervals."""
   import numpy as np
-  from scipy import stats
 
+  from monojax.studies.recipes.scores import mean_over_seeds
   from monojax.studies.synthetic import study
   found: dict[str, list[Mapping[str, typing.Any]]] = {}
   for seed in settings.seeds:
@@ -194,11 +194,7 @@ def _planted(directory: pathlib.Path, recipes: Sequence[str], settings: Benchmar
     row: Row = {"recipe": recipe, "seeds": len(points), "true_l0": points[0]["true_l0"],
                 "l0": float(np.mean([point["l0"] for point in points]))}
     for name, _ in _PLANTED:
-      values = [point[name] for point in points]
-      error = None
-      if len(values) > 1:
-        error = float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
-      row |= {name: float(np.mean(values)), f"{name}_error": error}
+      row[name], row[f"{name}_error"] = mean_over_seeds([point[name] for point in points])
     rows.append(row)
   return rows
 
