@@ -95,6 +95,13 @@ def test_every_recipe_has_the_same_steps_and_nothing_of_the_preset():
     assert all(getattr(members[0], name) == value for name, value in recipe.quick.items() if name != recipe.knob)
 
 
+def test_k_is_never_more_than_the_features_of_the_smallest_dictionary():
+  config = dataclasses.replace(DEMO, sae=dataclasses.replace(DEMO.sae, n_features=256, k=4))
+  assert grid_of(config, "demo", "topk", (16, 256)).sweep.sparsities == (6, 12)
+  with pytest.raises(InputError, match="benchmark.n_features=4.*topk's grid"):
+    grid_of(config, "demo", "topk", (4, 256))
+
+
 def test_the_command_trains_and_scores_and_does_nothing_twice(finished, tmp_path):
   workdir = tmp_path / "run"
   for stage in ("tokens", "subject", "activations"):

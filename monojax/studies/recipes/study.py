@@ -56,8 +56,8 @@ def compare_recipes(run: RunFolder, config: RunConfig, preset: str) -> list[Row]
   sizes = settings.n_features or tuple(dict.fromkeys((max(1, config.sae.n_features // 2), config.sae.n_features)))
   home = run.directory / FOLDER
   points: list[Row] = []
-  for recipe in recipes:
-    sweep(run, grid_of(config, preset, recipe, sizes))
+  for grid in [grid_of(config, preset, recipe, sizes) for recipe in recipes]:  # all are checked before the first
+    sweep(run, grid)
   with owned(home):
     text = _text(run, config)
     for recipe in recipes:
@@ -77,14 +77,22 @@ def compare_recipes(run: RunFolder, config: RunConfig, preset: str) -> list[Row]
 
 
 def grid_of(config: RunConfig, preset: str, recipe: str, sizes: Sequence[int]) -> RunConfig:
-  """The settings of the sweep of one recipe, with nothing added to what its record says."""
+  """The settings of the sweep of one recipe, with nothing added to what its record says.
+
+  Values of k that exceed the smallest of the sizes are left out.
+  """
   base = dictionary_by(preset, recipe, config.sae)
   if recipe == "tm2023":  # its publication resamples, and short runs do so sooner
     base = dataclasses.replace(base, resample_every_steps=max(1, base.n_steps // 3), resample_times=2,
                                resample_rows=65_536)
   base = dataclasses.replace(base, reads=config.sae.reads, writes=config.sae.writes, skip=config.sae.skip)
+  record = recipe_of(recipe)
+  sparsities = [value for value in record.grid if record.knob != "k" or value <= min(sizes)]
+  require(sparsities, "benchmark.n_features", min(sizes), f"is less than every k of {recipe}'s grid, "
+          f"{', '.join(map(str, record.grid))}")
+  base = dataclasses.replace(base, k=min(base.k, *sizes))  # what the sweep replaces, but it is checked before
   return dataclasses.replace(config, sae=base, sweep=SweepConfig(
-      name=f"{FOLDER}-{recipe}", sparsities=recipe_of(recipe).grid, n_features=tuple(sizes),
+      name=f"{FOLDER}-{recipe}", sparsities=tuple(sparsities), n_features=tuple(sizes),
       seeds=config.benchmark.seeds))
 
 
