@@ -121,10 +121,10 @@ def main():
   import jax
   import jax.numpy as jnp
 
-  from monojax.sae.recipes import RECIPES
+  from monojax.sae.recipes import OF_ROWS
   b, m, f = _BATCH.value, _WIDTH.value, _FEATURES.value
   x_BM = jax.nn.relu(jax.random.normal(jax.random.key(0), (b, m)))
-  chosen = _RECIPES.value or (("tm2023", "topk") if _QUICK.value else tuple(RECIPES))
+  chosen = _RECIPES.value or (("tm2023", "topk") if _QUICK.value else OF_ROWS)
   figures = {"shape/batch_rows": b, "shape/width": m, "shape/n_features": f, "shape/active": _ACTIVE.value}
   for dtype_name in _DTYPES.value:
     figures |= measure(x_BM, chosen, dtype_name, jnp.dtype(dtype_name), 5 * 2 * b * m * f / 1e9)

@@ -118,11 +118,9 @@ def _benchmark() -> None:
   from monojax.pipeline.checks import look_ahead
   from monojax.pipeline.folder import SWEEPS
   from monojax.pipeline.settings import remembered
-  from monojax.sae.recipes import RECIPES
-  from monojax.studies.recipes.study import compare_recipes
+  from monojax.studies.recipes.study import compare_recipes, recipes_for
   run, config = cli.run_and_config(f"{SWEEPS}/benchmark")  # its steps are not those of the run's own dictionary
-  recipes = config.benchmark.recipes or tuple(RECIPES)
-  look_ahead(run, config, [f"{SWEEPS}/benchmark-{recipe}" for recipe in recipes])
+  look_ahead(run, config, [f"{SWEEPS}/benchmark-{recipe}" for recipe in recipes_for(run, config)])
   compare_recipes(run, config, remembered(run, flags.FLAGS.preset).preset)
 
 

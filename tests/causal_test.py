@@ -75,7 +75,7 @@ def test_loss_and_gradients_are_those_of_separate_layers(sparse):
     h_BF = model.apply({"params": params}, WIRING.inputs(x_BW), method="pre_activations")
     *code, fits = model.nonlinearity.narrow(h_BF, params, recipe.slots)
     assert fits
-  given = Given(x_BM=WIRING.inputs(x_BW), y_BO=WIRING.targets(x_BW), step=np.int32(0), penalty=0.7,
+  given = Given(x_BM=WIRING.inputs(x_BW), y_BO=WIRING.targets(x_BW), earlier_BM=None, step=np.int32(0), penalty=0.7,
                 dead_F=np.zeros(F, bool), model=model, mesh=None)
   (loss, _), gradients = jax.value_and_grad(recipe.objective, has_aux=True)(params, given, code)
   expected, slopes = jax.value_and_grad(published)(params, x_BW, 0.7, lambda v: v)
@@ -88,7 +88,7 @@ def test_the_tanh_penalty_takes_the_norm_over_all_layers():
   recipe = made("jan2025", sparsity_coefficient=0.5, threshold=1e-9, bandwidth=1e-9, pull_coefficient=0.0)
   params = recipe.model.init(jax.random.key(1), jnp.zeros((1, WIRING.n_inputs)))["params"]
   x_BW = rows(0)
-  given = Given(x_BM=WIRING.inputs(x_BW), y_BO=WIRING.targets(x_BW), step=np.int32(0), penalty=0.5,
+  given = Given(x_BM=WIRING.inputs(x_BW), y_BO=WIRING.targets(x_BW), earlier_BM=None, step=np.int32(0), penalty=0.5,
                 dead_F=np.zeros(F, bool), model=recipe.model, mesh=None)
   loss, _ = recipe.objective(params, given)
   np.testing.assert_allclose(loss, published(params, x_BW, 0.5, lambda v: jnp.tanh(4 * v)), rtol=1e-5)

@@ -152,7 +152,7 @@ def test_the_step_adds_the_rescaled_divergence(subjects, recipe, n_parts, code):
 
   def by_formula(params, x_BW, tokens_CT):
     x_BW = x_BW * scale_W[None]
-    given = Given(x_BM=x_BW, y_BO=x_BW, step=state.step, penalty=made.penalty_scale(state.step) *
+    given = Given(x_BM=x_BW, y_BO=x_BW, earlier_BM=None, step=state.step, penalty=made.penalty_scale(state.step) *
                   config.sparsity_coefficient, dead_F=jnp.zeros(40, bool), model=made.model, mesh=mesh)
     own, passed = made.objective(params, given)
     y_CTO = ((x_BW + passed.error_BO) / scale_W[None]).reshape(*tokens_CT.shape, -1)

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pretrained_models
 import pytest
+from recipes_test import wiring_of
 from tiny_run import EXPERIMENTS, TINY
 
 from monojax import mesh as meshes
 from monojax.sae.config import SAEConfig
-from monojax.sae.model import Wiring
 from monojax.sae.recipes import RECIPES, make_recipe
 from monojax.sae.step import make_step
 from monojax.subjects.pretrained.weights import load_params, open_weights
@@ -84,9 +84,10 @@ def test_every_pretrained_family(name, tmp_path, monkeypatch):
 def test_the_step_of_every_recipe(name, sparse, shape, monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   config = SAEConfig(recipe=name, n_features=1024, batch_rows=256, k=8)
-  recipe = make_recipe(config, Wiring((64,)), jnp.bfloat16)
+  wiring = wiring_of(name, 64)
+  recipe, width = make_recipe(config, wiring, jnp.bfloat16), sum(wiring.widths)
   init, step = make_step(recipe, meshes.make_mesh(meshes.MeshConfig(*shape)), 10, sparse)
-  state = init(jax.random.key(0), np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32))
-  batches = jax.ShapeDtypeStruct((2, 256, 64), jnp.float16)
+  state = init(jax.random.key(0), np.random.default_rng(0).normal(size=(64, width)).astype(np.float32))
+  batches = jax.ShapeDtypeStruct((2, 256, width), jnp.float16)
   program = step.trace(state, batches).lower(lowering_platforms=PLATFORMS).as_text()
   assert "callback" not in program and ("num_partitions = 8" in program) == (shape != (1, 1))

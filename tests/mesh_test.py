@@ -8,6 +8,7 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+from recipes_test import wiring_of
 from tiny_run import ENVIRONMENT, command
 
 from monojax import checkpoint
@@ -22,7 +23,6 @@ from monojax.pipeline.checks import look_ahead
 from monojax.pipeline.config import FrontierConfig, RunConfig
 from monojax.pipeline.folder import RunFolder
 from monojax.sae.config import SAEConfig, SweepConfig
-from monojax.sae.model import Wiring
 from monojax.sae.recipes import RECIPES
 from monojax.sae.sweep import name_of, train_sweep
 from monojax.subjects.config import SubjectConfig, TransformerConfig
@@ -61,16 +61,20 @@ def parameters(workdir):
 class Rows:
   """A source of exponential rows."""
 
+  def __init__(self, width):
+    self.width = width
+
   def batch(self, step):
-    return np.random.default_rng(step).exponential(size=(64, M)).astype(np.float32)
+    return np.random.default_rng(step).exponential(size=(64, self.width)).astype(np.float32)
 
   def sample(self, n_rows, seed):
-    return np.random.default_rng(7).exponential(size=(n_rows, M)).astype(np.float32)
+    return np.random.default_rng(7).exponential(size=(n_rows, self.width)).astype(np.float32)
 
 
 def swept(directory, shape, configs):
+  wiring = wiring_of(configs[0].recipe, M)
   return {name: params for name, (_, _, params) in train_sweep(
-      configs, Rows(), Wiring((M,)), directory, {name_of(config): {} for config in configs},
+      configs, Rows(sum(wiring.widths)), wiring, directory, {name_of(config): {} for config in configs},
       meshes.make_mesh(MeshConfig(*shape)), MetricsConfig()).items()}
 
 

@@ -31,16 +31,22 @@ SETTINGS = {
                     "group_weights": (0.5, 2.0)},
     "ortsae": {"k": K, "aux_k": 3, "cosine_coefficient": 0.4, "cosine_chunk": 12, "cosine_every_steps": 7},
     "panneal": {"sparsity_coefficient": 0.3, "p_end": 0.2, "n_steps": 10},
+    "tsae": {"k": K, "aux_k": 3, "contrast_coefficient": 0.7},
 }
 SCALE = 0.7  # of the penalty, as in a warm-up
 STEP = 7
 DEAD_F = np.isin(np.arange(F), (3, 8, 9, 20, 31))
 
 
+def wiring_of(name, width):
+  """One site, with that of an earlier token where a recipe needs it."""
+  return Wiring((width, width), earlier=(1,)) if RECIPES[name].pairs else Wiring((width,))
+
+
 def example(name, n_slots=0, wiring=None):
   """(recipe, parameters that are no special case, rows)."""
   config = SAEConfig(recipe=name, n_features=F, batch_rows=B, slots=n_slots, **SETTINGS[name])
-  recipe = make_recipe(config, wiring or Wiring((M,)), jnp.float32)
+  recipe = make_recipe(config, wiring or wiring_of(name, M), jnp.float32)
   rng = np.random.default_rng(0)
   x_BW = rng.exponential(size=(B, sum(recipe.model.wiring.widths))).astype(np.float32)
   params = recipe.model.init(jax.random.key(1), jnp.zeros((1, recipe.model.wiring.n_inputs)))["params"]
@@ -59,8 +65,8 @@ def graded(recipe, params, x_BW, sparse=False):
     h_BF = recipe.model.apply({"params": params}, x_BM, method="pre_activations")
     *code, fits = recipe.model.nonlinearity.narrow(h_BF, params, recipe.slots)
     assert fits
-  given = Given(x_BM=x_BM, y_BO=y_BO, step=np.int32(STEP), penalty=SCALE * recipe.peaks["penalty"], dead_F=DEAD_F,
-                model=recipe.model, mesh=None)
+  given = Given(x_BM=x_BM, y_BO=y_BO, earlier_BM=wiring.inputs_earlier(x_BW), step=np.int32(STEP),
+                penalty=SCALE * recipe.peaks["penalty"], dead_F=DEAD_F, model=recipe.model, mesh=None)
   return jax.jit(jax.value_and_grad(recipe.objective, has_aux=True))(params, given, code)
 
 
@@ -70,6 +76,7 @@ class Reference:
   def __init__(self, recipe, params, x_BW, settings):
     wiring = recipe.model.wiring
     self.p = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    self.x_BW = np.asarray(x_BW, np.float64)
     self.x, self.y = (np.asarray(columns, np.float64) for columns in (wiring.inputs(x_BW), wiring.targets(x_BW)))
     self.pre_bias, self.segments = recipe.model.pre_bias, wiring.written()
     self.settings = settings
@@ -221,6 +228,29 @@ def ortsae(r, s):
   r.g["W_dec_FO"] += (g_unit - (g_unit * unit).sum(1, keepdims=True) * unit) / norm
 
 
+def tsae(r, s):
+  """The leading fifth counts .2 and all .8, of half the squared error; earlier tokens are told by the leading ones."""
+  f, n = np.maximum(r.h, 0), F // 5
+  f = np.where(f >= np.sort(f.ravel())[-B * s["k"]], f, 0.0)
+  g_f, e = r.reconstruct(f, summed_square, (n, F), (0.5 * 0.2, 0.5 * 0.8))
+  r.auxk(e)
+  centred = r.x_BW[:, M:] - r.p["b_dec_O"]
+  before = np.maximum(centred @ r.p["W_enc_MF"] + r.p["b_enc_F"], 0)
+  before = np.where(before >= np.sort(before.ravel())[-B * s["k"]], before, 0.0)
+  S = f[:, :n] @ before[:, :n].T
+  by_row, by_column = (np.exp(S) / np.exp(S).sum(axis, keepdims=True) for axis in (1, 0))
+  r.loss -= s["contrast_coefficient"] / 2 * (np.log(np.diag(by_row)) + np.log(np.diag(by_column))).mean()
+  g_S = s["contrast_coefficient"] / 2 / B * (by_row + by_column - 2 * np.eye(B))
+  g_f[:, :n] += g_S @ before[:, :n]
+  r.g_h += g_f * (f > 0)
+  g_before = np.zeros_like(before)
+  g_before[:, :n] = g_S.T @ f[:, :n]
+  g_before *= before > 0
+  r.g["W_enc_MF"] += centred.T @ g_before
+  r.g["b_enc_F"] += g_before.sum(0)
+  r.g["b_dec_O"] -= (g_before @ r.p["W_enc_MF"].T).sum(0)
+
+
 def panneal(r, s):
   f, c, small = np.maximum(r.h, 0), SCALE * s["sparsity_coefficient"], 1e-3
   g_f, _ = r.reconstruct(f, summed_square)
@@ -277,7 +307,7 @@ def jan2025(r, s):
 
 BY_HAND = {"tm2023": tm2023, "apr2024": apr2024, "gated": gated, "topk": topk, "batchtopk": batchtopk,
            "matryoshka": batchtopk, "jumprelu": jumprelu, "jan2025": jan2025, "gemmascope2": gemmascope2,
-           "ortsae": ortsae, "panneal": panneal}
+           "ortsae": ortsae, "panneal": panneal, "tsae": tsae}
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes_test import SCHEDULED
+from recipes_test import SCHEDULED, wiring_of
 
 from monojax import checkpoint
 from monojax import mesh as meshes
@@ -40,11 +40,11 @@ def rows(seed, n=4, width=M):
   return np.random.default_rng(seed).exponential(size=(n, B, width)).astype(np.float32)
 
 
-def trained(name, mesh_shape=(1, 1), n_calls=2, wiring=ONE_SITE, **more):
+def trained(name, mesh_shape=(1, 1), n_calls=2, wiring=None, **more):
   """(recipe, state after some calls of the step, metrics of the last) on the same rows every time."""
   config = config_of(name, **more)
   mesh = meshes.make_mesh(meshes.MeshConfig(*mesh_shape))
-  recipe = make_recipe(config, wiring, jnp.float32)
+  recipe = make_recipe(config, wiring or wiring_of(name, M), jnp.float32)
   width = sum(recipe.model.wiring.widths)
   init, step = make_step(recipe, mesh, config.window_steps, config.code == "sparse", config.accumulate)
   state = init(jax.random.key(0), rows(99, 8, width).reshape(-1, width))
@@ -86,16 +86,16 @@ def test_a_batch_with_too_many_features_is_computed_densely():
 class Source:
   """Exponential rows of some scale, a pure function of the step; optionally fails at one."""
 
-  def __init__(self, fail_at=None):
-    self.fail_at = fail_at
+  def __init__(self, fail_at=None, width=M):
+    self.fail_at, self.width = fail_at, width
 
   def batch(self, step):
     if step == self.fail_at:
       raise KeyboardInterrupt
-    return 3 * rows(step, 1)[0]
+    return 3 * rows(step, 1, self.width)[0]
 
   def sample(self, n_rows, seed):
-    return 3 * rows(1000 + seed, -(-n_rows // B)).reshape(-1, M)[:n_rows]
+    return 3 * rows(1000 + seed, -(-n_rows // B), self.width).reshape(-1, self.width)[:n_rows]
 
 
 @pytest.mark.parametrize("name", recipes_but_slow("topk"))
@@ -103,13 +103,15 @@ def test_resumed_equals_uninterrupted_bit_for_bit(name, tmp_path):
   # Every call scans four steps, so that there is one program to compile.
   config = config_of(name, scan_steps=4, checkpoint_every_steps=8, resample_every_steps=12, resample_rows=64,
                      dead_window_steps=2)
-  fit = lambda directory, source: train_sae(config, source, Wiring((M,)), directory, {},
+  wiring = wiring_of(name, M)
+  Rows = lambda fail_at=None: Source(fail_at, sum(wiring.widths))
+  fit = lambda directory, source: train_sae(config, source, wiring, directory, {},
                                             meshes.make_mesh(meshes.MeshConfig(1, 1)), MetricsConfig())
-  _, expected = fit(tmp_path / "whole", Source())
+  _, expected = fit(tmp_path / "whole", Rows())
   for fail_at in (11, 27):  # before and after resamplings, in the middle of a call
     with pytest.raises(KeyboardInterrupt):
-      fit(tmp_path / "cut", Source(fail_at))
-  _, found = fit(tmp_path / "cut", Source())
+      fit(tmp_path / "cut", Rows(fail_at))
+  _, found = fit(tmp_path / "cut", Rows())
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(expected), jax.device_get(found))
 
 

@@ -72,8 +72,8 @@ def test_first_three_updates_agree_with_numpy(encoder_init):
 def test_loss_reductions_convert_as_published():
   """Mean-MSE with summed L1 is sum-MSE with M times the coefficient, over M."""
   model, x_BM, params, f_BF = biased(1)
-  given = lambda penalty: objectives.Given(x_BM=x_BM, y_BO=x_BM, step=0, penalty=penalty, dead_F=None, model=model,
-                                           mesh=None)
+  given = lambda penalty: objectives.Given(x_BM=x_BM, y_BO=x_BM, earlier_BM=None, step=0, penalty=penalty, dead_F=None,
+                                           model=model, mesh=None)
   mean, _ = objectives.make_objective(objectives.mean_square, [objectives.l1()])(params, given(0.004))
   total, _ = objectives.make_objective(objectives.summed_square, [objectives.l1()])(params, given(0.004 * M))
   np.testing.assert_allclose(mean * M, total, rtol=1e-5)

@@ -127,9 +127,9 @@ def test_the_subject_runs_no_further_than_the_site():
 
   def operations(function):
     return jax.jit(function).lower(params, tokens_BT).compile().cost_analysis()["flops"]
-  kept_BR = jnp.zeros((n_contexts, 3), jnp.int32)
+  place_BR1 = jnp.zeros((n_contexts, 3, 1), jnp.int32)
   whole = operations(lambda params, tokens_BT: model.apply({"params": params}, tokens_BT)[0])
-  first, both = (operations(lambda params, tokens_BT, site=site: sampled(model, params, (site,), tokens_BT, kept_BR))
+  first, both = (operations(lambda params, tokens_BT, site=site: sampled(model, params, (site,), tokens_BT, place_BR1))
                  for site in (SITE, "layer.1.mlp.hidden"))
   n_tokens = n_contexts * T
   assert whole > 2 * n_tokens * d_model * n_vocab > 10 * both

@@ -45,6 +45,8 @@ SOURCES = {
 }
 DTYPES = ("float16", "bfloat16", "float32", "int8")
 COMPRESSIONS = ("none", "zstd")
+# What the name of a site ends with where the activation is that of an earlier token, beside that of the row's own.
+EARLIER = ".earlier"
 _NORM_LIMIT = 10.0  # of pretrained subjects, what dictionary_learning takes, too
 
 
@@ -57,6 +59,10 @@ class HarvestConfig:
                         "gs://BUCKET/PATH; for the source `given`, where the activations are")
   site: str = option("layer.0.mlp.hidden", "the subject's site whose activations are stored and decomposed")
   more_sites: tuple[str, ...] = option((), "further sites that are stored beside it, row by row")
+  earlier: str = option(
+      "previous", "of which token the activations are that a site with .earlier behind its name gives, for instance "
+                  "activations.more_sites=layer.0.mlp.hidden.earlier: previous is the one before the row's own; random "
+                  "is any before it in the same context. The recipe tsae needs such pairs", ("previous", "random"))
   n_tokens: int = option(0, "training tokens to take activations from, in whole contexts chosen at random; 0 takes all",
                          NOT_NEGATIVE)
   tokens_per_context: int = option(0, "tokens of each context that are kept, chosen at random without replacement; 0 "
@@ -91,6 +97,9 @@ class HarvestConfig:
     require(self.site, "activations.site", self.site, "needs the name of a site, for instance layer.0.mlp.hidden")
     require(len({*self.sites}) == len(self.sites) and all(self.sites), "activations.more_sites", self.more_sites,
             "must be names that differ from each other and from activations.site")
+    alone = [site for site in self.sites if site.endswith(EARLIER) and same_token(site) not in self.sites]
+    require(not alone, "activations.more_sites", ",".join(alone),
+            f"needs {', '.join(map(same_token, alone))} beside it: earlier activations are kept beside the row's own")
     require(not self.chunk_rows or self.shard_rows % self.chunk_rows == 0, "activations.shard_rows", self.shard_rows,
             f"must be a multiple of activations.chunk_rows={self.chunk_rows}")
 
@@ -111,3 +120,13 @@ class HarvestConfig:
   def sites(self) -> tuple[str, ...]:
     """All sites that are kept; the first is the one that dictionaries decompose unless they name others."""
     return (self.site, *self.more_sites)
+
+  @property
+  def computed(self) -> tuple[str, ...]:
+    """The subject's own sites among them, each once."""
+    return tuple(dict.fromkeys(map(same_token, self.sites)))
+
+
+def same_token(site: str) -> str:
+  """The name of a site without what says that the activation is that of an earlier token."""
+  return site.removesuffix(EARLIER)

@@ -27,15 +27,11 @@ def open_given(origin: Origin, sites: tuple[str, ...] = ()) -> RowStore | Source
   Raises:
     InputError: there are none, or they are of a kind that cannot be read.
   """
-  if origin.rows is not None:
-    return origin.rows
-  require(origin.config.url, "activations.url", origin.config.url,
+  require(origin.rows is not None or origin.config.url, "activations.url", origin.config.url,
           "say where the activations are: a store, a .npy, .npz or .safetensors file, or a folder of such files. "
           "(Activations that were passed to monojax.train from memory have to be passed again.)")
-  rows = open_rows(origin.config.url)
-  if isinstance(rows, ActivationStore) and sites and sites != rows.sites:
-    rows = ActivationStore.open(origin.config.url, sites=sites)
-  return rows
+  rows = open_rows(origin.config.url) if origin.rows is None else origin.rows
+  return rows.of_sites(sites) if sites and isinstance(rows, ActivationStore) else rows
 
 
 def site_of(rows: RowStore | Source) -> str:

@@ -1,7 +1,7 @@
 """The source `store`: a subject is run over tokens once, and its activations are written to a store.
 
 Letters: B contexts of a batch, T positions of a context, R positions kept of each (or rows of a shard), M width of the
-sites side by side, J rows of one piece.
+sites side by side, J rows of one piece, P places of a row: its own position, and that of an earlier token if asked for.
 """
 
 import typing
@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from monojax import distributed, metrics
 from monojax import mesh as meshes
-from monojax.activations.config import HarvestConfig
+from monojax.activations.config import EARLIER, HarvestConfig, same_token
 from monojax.activations.layout import Layout
 from monojax.activations.origin import Order, Origin, Prepared
 from monojax.activations.owner import owned
@@ -30,7 +30,7 @@ from monojax.text.tokens import Tokens
 def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
   """Fills the run's store, or goes on filling it; see `monojax.activations.origin`."""
   mesh = mesh_of(origin.config, mesh, origin.pretrained)
-  subject = origin.subject(origin.config.sites, mesh)
+  subject = origin.subject(origin.config.computed, mesh)
   tokens = origin.tokens()
   limits, left_out = norm_limits(origin.config, subject, tokens, mesh)
   tell(Visits.of(origin.config, tokens, subject.n_context).left_out, left_out)
@@ -144,8 +144,7 @@ def _shard_pieces(visits, batch_contexts, forward, params, tokens, first, last):
   for start in range(0, len(number_C), batch_contexts):
     number_B = number_C[np.minimum(np.arange(start, start + batch_contexts), len(number_C) - 1)]
     context_B = visits.context(number_B)
-    kept_BR = visits.kept(context_B)
-    acts_BRM, slot_BR = forward(params, tokens.context(context_B, visits.width), kept_BR.astype(np.int32))
+    acts_BRM, slot_BR = forward(params, tokens.context(context_B, visits.width), visits.places(context_B))
     n_used = min(batch_contexts, len(number_C) - start)
     if pending:
       yield _clip(first, last, visits.per_context, *pending)
@@ -168,18 +167,29 @@ def site_widths(model: Subject, sites: tuple[str, ...]) -> dict[str, int]:
   Raises:
     InputError: the subject has no such site; the message lists those it has.
   """
-  return {site: model.site_widths[site_of(model.site_widths, site)] for site in sites}
+  return {site: model.site_widths[site_of(model.site_widths, same_token(site))] for site in sites}
 
 
 def sampled(model: Subject, params: dict, sites: tuple[str, ...], tokens_BT: jax.Array,
-            sampled_BR: jax.Array) -> jax.Array:
+            place_BRP: jax.Array) -> jax.Array:
   """The sites' activations side by side, at some positions of each context, of shape (B, R, M); to be traced.
 
   Under `jit` the subject runs up to the last of the sites and no further, since nothing else is used.
+
+  Args:
+    model, params: the subject.
+    sites: names of sites, of which those of an earlier token end with ".earlier".
+    tokens_BT: contexts.
+    place_BRP: the position of each row, and that of its earlier token where a site needs it.
   """
-  _, found = model.apply({"params": params}, tokens_BT, wanted=sites)
-  acts_BTM = jnp.concatenate([found[site] for site in sites], axis=-1)
-  return jnp.take_along_axis(acts_BTM, sampled_BR[:, :, None], axis=1)
+  wanted = tuple(dict.fromkeys(map(same_token, sites)))
+  _, found = model.apply({"params": params}, tokens_BT, wanted=wanted)
+  if wanted == sites:
+    acts_BTM = jnp.concatenate([found[site] for site in sites], axis=-1)
+    return jnp.take_along_axis(acts_BTM, place_BRP[:, :, :1], axis=1)
+  at = [place_BRP[:, :, 1:] if site.endswith(EARLIER) else place_BRP[:, :, :1] for site in sites]
+  return jnp.concatenate([jnp.take_along_axis(found[same_token(site)], place_BR1, axis=1)
+                          for site, place_BR1 in zip(sites, at, strict=True)], axis=-1)
 
 
 def within(acts_BRM: jax.Array, widths: dict[str, int],
@@ -191,7 +201,7 @@ def within(acts_BRM: jax.Array, widths: dict[str, int],
   Args:
     acts_BRM: rows of contexts, sites side by side.
     widths: {site: width}, in this order.
-    limits: {site: the longest activation}; sites without one have no limit.
+    limits: {site: the longest activation}; sites without one have no limit. It also holds for a site's earlier tokens.
 
   Returns:
     (acts_BRM, slot_BR: which of the rows of its context each is).
@@ -203,7 +213,7 @@ def within(acts_BRM: jax.Array, widths: dict[str, int],
   first, fits_BR = 0, jnp.ones(acts_BRM.shape[:2], bool)
   for site, width in widths.items():
     norm_BR = jnp.linalg.norm(acts_BRM[..., first:first + width].astype(jnp.float32), axis=-1)
-    fits_BR &= norm_BR <= limits.get(site, jnp.inf)
+    fits_BR &= norm_BR <= limits.get(same_token(site), jnp.inf)
     first += width
   # For each row the place of the next one that fits, of the rows twice over: if all but row 1 of four fit, 0 2 2 3.
   place_BJ = jnp.where(jnp.tile(fits_BR, (1, 2)), jnp.arange(2 * n_kept)[None], 2 * n_kept)
@@ -226,11 +236,11 @@ def norm_limits(config: HarvestConfig, subject: LoadedSubject, tokens: Tokens,
   context_B = visits.context(np.minimum(np.arange(n_batch), visits.n - 1))
   forward = make_forward(subject.model, config.sites, jnp.float32, mesh)
   acts_BRM, _ = forward(subject.params, tokens.context(context_B, visits.width),
-                        visits.kept(context_B).astype(np.int32))
+                        visits.places(context_B))
   parts = np.split(meshes.to_host(acts_BRM), np.cumsum(list(widths.values()))[:-1], axis=-1)
   norm_BR = {site: np.linalg.norm(part, axis=-1) for site, part in zip(widths, parts, strict=True)}
-  found = {site: config.norm_limit * float(np.median(norms)) for site, norms in norm_BR.items()}
-  long_BR = np.any([norms > found[site] for site, norms in norm_BR.items()], axis=0)
+  found = {site: config.norm_limit * float(np.median(norm_BR[site])) for site in config.computed}
+  long_BR = np.any([norms > found[same_token(site)] for site, norms in norm_BR.items()], axis=0)
   return found, (f"activations: rows longer than {config.norm_limit:g} times the median are left out; of the first "
                  f"{long_BR.size:,} they are {long_BR.sum():,} (activations.norm_limit)")
 
@@ -243,18 +253,18 @@ def tell(*sentences: str) -> None:
 
 def make_forward(model: Subject, sites: tuple[str, ...], dtype, mesh: jax.sharding.Mesh,
                  limits: dict[str, float] | None = None) -> typing.Callable:
-  """The function (params, tokens_BT, sampled_BR) -> (acts_BRM of the sites side by side in `dtype`, slot_BR).
+  """The function (params, tokens_BT, place_BRP) -> (acts_BRM of the sites side by side in `dtype`, slot_BR).
 
-  `within` says what becomes of rows that are longer than `limits`, and what slot_BR is.
+  `sampled` says what the places are, `within` what becomes of rows that are longer than `limits`, and what slot_BR is.
   """
-  widths = {site: model.site_widths[site] for site in sites}
+  widths = site_widths(model, sites)
 
   @jax.jit
-  def forward(params, tokens_BT, sampled_BR):
-    acts_BRM, slot_BR = within(sampled(model, params, sites, tokens_BT, sampled_BR), widths, limits)
+  def forward(params, tokens_BT, place_BRP):
+    acts_BRM, slot_BR = within(sampled(model, params, sites, tokens_BT, place_BRP), widths, limits)
     return acts_BRM.astype(dtype), slot_BR
 
-  def place(params, tokens_BT, sampled_BR):
-    split = P("data", None)
-    return forward(params, meshes.on_mesh(tokens_BT, mesh, split), meshes.on_mesh(sampled_BR, mesh, split))
-  return place
+  def placed(params, tokens_BT, place_BRP):
+    split = P("data")
+    return forward(params, meshes.on_mesh(tokens_BT, mesh, split), meshes.on_mesh(place_BRP, mesh, split))
+  return placed

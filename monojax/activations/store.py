@@ -225,6 +225,14 @@ class ActivationStore:
         raise store._damaged(index, fault)
     return store
 
+  def of_sites(self, sites: Sequence[str]) -> "ActivationStore":
+    """The same store with other sites to read.
+
+    Raises:
+      InputError: it does not have one of them.
+    """
+    return self if tuple(sites) == self.sites else ActivationStore(self._folder, self.meta, sites)
+
   def statistics(self) -> dict[str, np.ndarray]:
     """{"SITE/mean_M": the mean row, "SITE/sample_RM": up to 1,024 rows from all over the store}.
 

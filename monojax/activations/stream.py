@@ -6,7 +6,7 @@ others.
 
 Letters: B rows of a batch, M width of the sites side by side, L lanes, C contexts of a window in one lane, I forward
 passes that fill a window, T positions of a context, R positions kept of each, W rows of a window in one lane, J rows of
-a batch from one lane.
+a batch from one lane, P places of a row (see `monojax.activations.harvest.sampled`).
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
 def open_source(origin: Origin, sites: tuple[str, ...], order: Order, mesh: jax.sharding.Mesh) -> "Stream":
   """The stream of some sites; see `monojax.activations.origin`."""
   config = dataclasses.replace(origin.config, site=sites[0], more_sites=sites[1:])
-  return Stream(config, origin.subject(config.sites, mesh), origin.tokens(), order, mesh)
+  return Stream(config, origin.subject(config.computed, mesh), origin.tokens(), order, mesh)
 
 
 class Stream:
@@ -141,7 +141,7 @@ class Stream:
       here = np.flatnonzero((place_N >= first) & (place_N < last))
       context_B = visits.context(visit_B[np.minimum(number_B, n_contexts - 1)])
       acts_BRM, _ = self._forward(self._params, self._tokens.context(context_B, visits.width),
-                                  visits.kept(context_B).astype(np.int32))
+                                  visits.places(context_B))
       sampled_NM[here] = meshes.to_host(acts_BRM).reshape(-1, self.width)[place_N[here] - first]
     return sampled_NM
 
@@ -199,8 +199,9 @@ class Stream:
     shape = (self._n_passes, self._n_lanes * self._lane_pass, -1)
     split = P(None, "data")
     tokens_IBT = meshes.on_mesh(self._tokens.context(context_IB, self._visits.width).reshape(shape), self._mesh, split)
-    kept_IBR = meshes.on_mesh(self._visits.kept(context_IB).astype(np.int32).reshape(shape), self._mesh, split)
-    self._buffer = self._fill(self._buffer, self._params, tokens_IBT, kept_IBR)
+    place_BRP = self._visits.places(context_IB)
+    place_IBRP = meshes.on_mesh(place_BRP.reshape(*shape, place_BRP.shape[-1]), self._mesh, split)
+    self._buffer = self._fill(self._buffer, self._params, tokens_IBT, place_IBRP)
     self._held = epoch, window
 
   def _zeros(self, shape):
@@ -214,15 +215,15 @@ def _zeros(shape, dtype, sharding):
 
 def make_fill(model: Subject, sites: tuple[str, ...], dtype, mesh: jax.sharding.Mesh,
               limits: dict[str, float] | None = None) -> typing.Callable:
-  """The compiled function (buffer_LWM, params, tokens_IBT, kept_IBR) -> the buffer, filled; it is donated."""
-  widths = {site: model.site_widths[site] for site in sites}
+  """The compiled function (buffer_LWM, params, tokens_IBT, place_IBRP) -> the buffer, filled; it is donated."""
+  widths = site_widths(model, sites)
 
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=NamedSharding(mesh, P("data")))
-  def fill(buffer_LWM, params, tokens_IBT, kept_IBR):
+  def fill(buffer_LWM, params, tokens_IBT, place_IBRP):
     n_lanes, _, width = buffer_LWM.shape
 
     def one_pass(i, buffer_LWM):
-      acts_BRM, _ = within(sampled(model, params, sites, tokens_IBT[i], kept_IBR[i]), widths, limits)
+      acts_BRM, _ = within(sampled(model, params, sites, tokens_IBT[i], place_IBRP[i]), widths, limits)
       rows_LWM = acts_BRM.astype(dtype).reshape(n_lanes, -1, width)
       return jax.lax.dynamic_update_slice_in_dim(buffer_LWM, rows_LWM, i * rows_LWM.shape[1], 1)
     return jax.lax.fori_loop(0, len(tokens_IBT), one_pass, buffer_LWM)

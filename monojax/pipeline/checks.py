@@ -53,7 +53,7 @@ def _require_pretrained(config: RunConfig) -> None:
   a = open_weights(settings.weights).architecture
   require(settings.n_context <= a.max_context, "subject.n_context", settings.n_context,
           f"this model reads at most {a.max_context:,} tokens at a time")
-  for site in config.activations.sites:
+  for site in config.activations.computed:
     site_of(a.site_widths, site)
   n_bytes = bytes_of(a, compute_dtype(settings.compute_dtype), a.n_layers)
   meshes.require_memory(load.model_mesh(config), n_bytes, "subject.weights",

@@ -6,7 +6,7 @@ import typing
 
 from monojax import config as configs
 from monojax import files, hub
-from monojax.activations.config import HarvestConfig
+from monojax.activations.config import HarvestConfig, same_token
 from monojax.config import require
 from monojax.pipeline.folder import OWN_DICTIONARY, RunFolder
 from monojax.subjects.config import SubjectConfig
@@ -133,7 +133,8 @@ def named_sites(run: RunFolder, names: "Iterable[str]", flag: str) -> tuple[str,
   from monojax.subjects.pretrained.weights import open_weights
   from monojax.subjects.subject import site_of
   widths = open_weights(subject_config(run).weights).architecture.site_widths
-  return tuple(site_of(widths, name, flag) for name in names)
+  named = lambda name: site_of(widths, same_token(name), flag) + name[len(same_token(name)):]
+  return tuple(map(named, names))
 
 
 def told_to_others(path: str | pathlib.Path) -> dict[str, typing.Any]:

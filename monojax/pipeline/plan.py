@@ -7,6 +7,7 @@ import dataclasses
 import time
 import typing
 
+from monojax.activations.config import same_token
 from monojax.pipeline.config import RunConfig
 
 if typing.TYPE_CHECKING:
@@ -149,10 +150,11 @@ def stages_of(config: RunConfig, a: "Architecture", item: int, n_available: int 
   from monojax.subjects.subject import site_of
   harvest, sae, n_context = config.activations, config.sae.resolved(), config.subject.n_context
   resolved = lambda names: [site_of(a.site_widths, name) for name in names]
-  sites = resolved(harvest.sites)
+  sites = resolved(harvest.computed)
   kept, seen = (harvest.tokens_per_context or n_context) / n_context, seen_of(a, n_context)
   to_site, whole = pass_of(a, sites), pass_of(a, None, with_logits=True)
-  widths = {name: a.site_widths[site] for name, site in zip(harvest.sites, sites, strict=True)}
+  width_of = dict(zip(harvest.computed, (a.site_widths[site] for site in sites), strict=True))
+  widths = {name: width_of[same_token(name)] for name in harvest.sites}
   n_read, n_written = (sum(a.site_widths[site] for site in resolved(names)) for names in sae.wired(harvest.site))
   n_limit = n_available or float("inf")
   n_tokens = min(harvest.n_tokens or n_available, n_limit)

@@ -19,7 +19,7 @@ from monojax.sae.finish import training_params
 from monojax.sae.model import Wiring
 from monojax.sae.nonlinearity import Params
 from monojax.sae.parts import MadeRecipe
-from monojax.sae.recipes import Recipe
+from monojax.sae.recipes import Recipe, recipe_of
 from monojax.training import TrainState
 
 # Settings that may differ where training is extended: the steps, what follows from them, and the caller's fingerprint
@@ -91,12 +91,21 @@ def _changes(found: Mapping[str, Any], version: int, wanted: Mapping[str, Any]) 
   old, new = dict(found), configs.to_dict(dict(wanted))
   if "sae" in old:
     old["sae"] = {**configs.to_dict(SAEConfig()), **old["sae"]}
+  if "wiring" in old:
+    old["wiring"] = {"earlier": [], **old["wiring"]}
   return configs.differences(old, {name: value for name, value in new.items() if version > 1 or name in old})
 
 
 def _refuse(directory: pathlib.Path, changes: list[str], remedy: str = "delete it") -> NoReturn:
   raise InputError(f"{directory} was begun with other settings ({'; '.join(changes)}): use another folder, give the "
                    f"old settings, or {remedy}")
+
+
+def require_pairs(config: SAEConfig, wiring: Wiring, recipe: Recipe | None = None) -> None:
+  """Raises `InputError` if a recipe needs each row's earlier token, and batches do not hold it."""
+  require(not recipe_of(config.recipe, recipe).pairs or wiring.earlier, "sae.recipe", config.recipe, "needs, beside "
+          "each row, the activation at an earlier token of its context: the activations must have been made with "
+          "activations.more_sites=SITE.earlier, where SITE is the site that is read")
 
 
 def require_memory(members: Sequence[SAEConfig], wiring: Wiring, mesh: Mesh) -> None:

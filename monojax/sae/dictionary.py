@@ -175,12 +175,13 @@ class SAE:
     """
     require("sae" in kept and "wiring" in kept, "directory", place,
             "holds parameters without a dictionary's configuration")
-    config, wiring = configs.from_dict(SAEConfig, kept["sae"]), configs.from_dict(Wiring, kept["wiring"])
+    config, wiring = configs.from_dict(SAEConfig, kept["sae"]), configs.from_dict(Wiring, kept["wiring"]).in_use()
     form = configs.from_dict(Form, kept["form"]) if "form" in kept else None
     dtype, own = compute_dtype(config.compute_dtype), recipe if recipe and recipe.name == config.recipe else None
     model = (form.model(wiring, config.n_features, dtype) if form else make_recipe(config, wiring, dtype, own).model)
     about = {name: value for name, value in kept.items() if name not in _OWN}
-    return cls(config, model, jax.tree.map(jnp.asarray, params), tuple(kept.get("sites", sites)), about, form)
+    names = tuple(kept.get("sites", sites))[:len(wiring.widths)]
+    return cls(config, model, jax.tree.map(jnp.asarray, params), names, about, form)
 
   def push(self, spec: str, folder: str = "", format: str = "safetensors", private: bool = False,
            figures: dict[str, typing.Any] | None = None, **options: typing.Any) -> str:

@@ -37,10 +37,13 @@ class Wiring:
     widths: the widths of the batch's sites; they add up to the batch's.
     reads: positions in `widths` of the sites that are read.
     writes: positions of the sites that are reconstructed.
+    earlier: for each site that is read the position of the same site at an earlier token, which only training looks at
+      (the recipe `tsae`); () where a batch does not hold them. They are the last ones of `widths`.
   """
   widths: tuple[int, ...]
   reads: tuple[int, ...] = (0,)
   writes: tuple[int, ...] = (0,)
+  earlier: tuple[int, ...] = ()
 
   @property
   def n_inputs(self) -> int:
@@ -64,6 +67,21 @@ class Wiring:
   def targets(self, x: Any) -> Any:
     """The columns that are to be reconstructed, of an array whose last axis holds the sites side by side."""
     return self._columns(x, self.writes)
+
+  def inputs_earlier(self, x: Any) -> Any:
+    """The columns of an earlier token's inputs; None where there are none."""
+    return self._columns(x, self.earlier) if self.earlier else None
+
+  def in_use(self) -> "Wiring":
+    """The wiring of the finished dictionary, which no longer looks at earlier tokens."""
+    return dataclasses.replace(self, widths=self.widths[:len(self.widths) - len(self.earlier)], earlier=())
+
+  def alike(self, scale_W: jax.Array) -> jax.Array:
+    """The scale of each column, that of an earlier token's as for the row's own."""
+    starts = np.cumsum((0, *self.widths))
+    for own, earlier in zip(self.reads, self.earlier, strict=bool(self.earlier)):
+      scale_W = scale_W.at[starts[earlier]:starts[earlier + 1]].set(scale_W[starts[own]:starts[own + 1]])
+    return scale_W
 
   def written(self) -> list[tuple[int, int]]:
     """(first, last) column of each written site among the O outputs."""

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from monojax.linear import matmul
 from monojax.sae.model import Dictionary
 from monojax.sae.nonlinearity import JumpReLU, Params, TopK
-from monojax.sae.sparse.code import Places, at, decode, pre_activations_at, row_sums
+from monojax.sae.sparse.code import Places, at, decode, leading, pre_activations_at, row_sums
 from monojax.sae.sparse.select import top_k
 from monojax.variance import spread
 
@@ -30,6 +30,7 @@ class Given:
 
   Attributes:
     x_BM, y_BO: what is read, and what is to be reconstructed.
+    earlier_BM: what is read of an earlier token of each row's context; None where a batch does not hold it.
     step: int32, the optimiser steps done before this one, for losses that follow a schedule of their own.
     penalty: the sparsity penalty's coefficient, as its schedule has it at this step.
     dead_F: bool, the features that have not fired of late.
@@ -38,6 +39,7 @@ class Given:
   """
   x_BM: jax.Array
   y_BO: jax.Array
+  earlier_BM: jax.Array | None
   step: jax.Array
   penalty: jax.Array
   dead_F: jax.Array
@@ -309,6 +311,27 @@ def multi_topk(coefficient: float, n: int, nonlinearity: TopK) -> Term:
     f = jnp.where(largest, jax.nn.relu(p.h), 0.0)
     y_hat_BO = decode(f, p.places, p.params["W_dec_FO"], p.model.dtype)[0]
     return coefficient * unexplained(p.y_BO, y_hat_BO + p.model.bind({"params": p.params}).offset(p.x_BM) - p.y_BO)
+  return term
+
+
+def contrast(coefficient: float, n_leading: int) -> Term:
+  """coefficient * how badly the leading features tell a row's earlier token from those of other rows.
+
+  With S[i, j] the product of row i's leading features with those of the earlier token of row j, it is the mean of two
+  cross-entropies in which i = j is right: over each row's S[i, :], and over each S[:, j]. Features of the two tokens
+  come from the same encoder, and both learn (after T-SAE, arXiv 2511.05541: products are not divided by lengths or by a
+  temperature, as in its authors' code). Takes memory for B x B numbers.
+  """
+  def term(p: Pass) -> jax.Array:
+    model, nonlinearity = p.model, p.model.nonlinearity
+    h_BF = model.bind({"params": p.params}).pre_activations(p.earlier_BM)
+    keep_BF = nonlinearity.keep(jax.lax.stop_gradient(h_BF), jax.lax.stop_gradient(p.params), None, p.mesh)
+    earlier_BF = nonlinearity.value(h_BF, p.params, None)
+    earlier_BF = earlier_BF if keep_BF is None else jnp.where(keep_BF, earlier_BF, 0.0)
+    S_BB = jnp.matmul(leading(p.f, p.places, n_leading), earlier_BF[:, :n_leading].T,
+                      precision=jax.lax.Precision.HIGHEST)
+    missed = [jax.nn.logsumexp(S_BB, axis=axis) - jnp.diagonal(S_BB) for axis in (0, 1)]
+    return coefficient * (missed[0] + missed[1]).mean() / 2
   return term
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
   from monojax.sae.config import Resolved, SAEConfig
   from monojax.sae.model import Wiring
   from monojax.sae.nonlinearity import Nonlinearity
-  from monojax.sae.objectives import Term
+  from monojax.sae.objectives import Error, Term
   from monojax.sae.parts import MadeRecipe
 
 # (`monojax.sae.parts`, resolved settings, sites read and written, dtype of the matrix products) -> the recipe made
@@ -46,6 +46,8 @@ class Recipe:
     quick: values that a run of some hundred steps needs, where publications take hundreds of thousands: higher
       learning rates, shorter memories, thresholds that start near where they end.
     uses: settings that mean something to this recipe and not to every other.
+    pairs: whether it needs, beside each row, the activation at an earlier token of the row's context; see `earlier` of
+      `monojax.activations.config.HarvestConfig`.
   """
   name: str
   about: str
@@ -55,6 +57,7 @@ class Recipe:
   published: Mapping[str, float]
   quick: Mapping[str, Any]
   uses: tuple[str, ...] = ()
+  pairs: bool = False
 
   def __post_init__(self) -> None:
     require(self.knob in KNOBS, f"{self.name}.knob", self.knob, f"choose one of {', '.join(KNOBS)}")
@@ -109,8 +112,10 @@ def make_recipe(config: SAEConfig, wiring: Wiring, dtype: Any, recipe: Recipe | 
 
 def leading_groups(config: SAEConfig | Resolved) -> tuple[int, ...]:
   """The sizes n, rising, of those leading groups whose first n features must also reconstruct alone; () for none."""
-  if config.group_sizes or config.recipe not in ("matryoshka", "gemmascope2"):
+  if config.group_sizes or config.recipe not in ("matryoshka", "gemmascope2", "tsae"):
     return tuple(config.group_sizes)
+  if config.recipe == "tsae":
+    return (max(1, config.n_features // 5),) if config.n_features > 1 else ()
   return tuple(config.n_features // n for n in (16, 8, 4, 2) if config.n_features >= n)
 
 
@@ -179,6 +184,15 @@ def _ortsae(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> 
                       [cosines])
 
 
+def _tsae(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
+  """Matryoshka of one group, whose features must also tell an earlier token of the context, which training looks at."""
+  objectives, sizes = parts.objectives, leading_groups(config)
+  terms = [objectives.contrast(config.contrast_coefficient, sizes[0])] if wiring.earlier and sizes else []
+  # Half of .8 of the squared error; with its weight of .25 the group's counts as half of .2.
+  return _topk_family(parts, config, wiring, dtype, parts.nonlinearities.BatchTopK(config.k), sizes, terms,
+                      error=lambda y_BO, e_BO: 0.4 * objectives.summed_square(y_BO, e_BO))
+
+
 def _panneal(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
   """ReLU and a penalty on a power of the features that falls from 1."""
   model = parts.dictionary(config, wiring, dtype, parts.nonlinearities.ReLU(), wiring.autoencodes, config.encoder_init)
@@ -197,14 +211,14 @@ def _gemmascope2(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any
 
 
 def _topk_family(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any, nonlinearity: Nonlinearity,
-                 group_sizes: Sequence[int], more_terms: Sequence[Term] = ()) -> MadeRecipe:
+                 group_sizes: Sequence[int], more_terms: Sequence[Term] = (), error: Error | None = None) -> MadeRecipe:
   """Unit directions, a bias subtracted before the encoder, AuxK, the encoder started as the decoder's transpose."""
   model = parts.dictionary(config, wiring, dtype, nonlinearity, wiring.autoencodes, "decoder_transpose")
   require(config.batch_rows > config.accumulate, "sae.accumulate", config.accumulate, "leaves one row to a part, "
           f"and {config.recipe} divides a part's error by the variance of its rows: take fewer parts or more rows")
   aux_k = config.aux_k or parts.starts.default_aux_k(wiring)
   aux = [parts.objectives.auxk(config.aux_coefficient, aux_k)] if config.aux_coefficient else []
-  return parts.compose(config, model, error=parts.objectives.unexplained, terms=[*aux, *more_terms],
+  return parts.compose(config, model, error=error or parts.objectives.unexplained, terms=[*aux, *more_terms],
                        start=parts.starts.scaled_encoder(wiring, config.k), unit_decoder=True, normalised=True,
                        group_sizes=group_sizes)
 
@@ -293,6 +307,14 @@ _ALL = (
         quick={"k": 12, "learning_rate": 3e-3},
         uses=("aux_coefficient", "aux_k", "cosine_coefficient", "cosine_chunk", "cosine_every_steps")),
     Recipe(
+        "tsae",
+        "BatchTopK whose leading fifth of the features must also reconstruct alone, and tell an earlier token of the "
+        "same context from those of others, so that they follow what a text is about (after T-SAE, arXiv 2511.05541)",
+        _tsae, "k", (6, 12, 24, 48),
+        published={"learning_rate": 3e-4, "clip_norm": 1.0, "group_weight": 0.25},
+        quick={"k": 12, "learning_rate": 3e-3},
+        uses=("aux_coefficient", "aux_k", "contrast_coefficient"), pairs=True),
+    Recipe(
         "panneal",
         "ReLU features with a penalty on a power of them that falls from 1, which presses less on large ones "
         "(p-annealing, arXiv 2408.00113)",
@@ -302,3 +324,5 @@ _ALL = (
         uses=("encoder_init", "p_end")),
 )
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
+# Those that need nothing but rows.
+OF_ROWS = tuple(recipe.name for recipe in _ALL if not recipe.pairs)

@@ -36,7 +36,9 @@ def make_init(recipe: MadeRecipe, mesh: Mesh) -> Init:
 
   def init(key: jax.Array, sample_NW: Any) -> TrainState:
     def make(key: jax.Array, sample_NW: jax.Array) -> TrainState:
-      scale_W = site_scales(sample_NW, wiring.widths) if recipe.normalised else jnp.ones((sum(wiring.widths),))
+      scale_W = jnp.ones((sum(wiring.widths),))
+      if recipe.normalised:
+        scale_W = wiring.alike(site_scales(sample_NW, wiring.widths))
       x_NW = sample_NW * scale_W[None]
       init_key, start_key = jax.random.split(key)
       params = model.init(init_key, jnp.zeros((1, wiring.n_inputs)))["params"]
@@ -74,7 +76,8 @@ def make_gradients(recipe: MadeRecipe, mesh: Mesh, window_steps: int, sparse: bo
     x_BM, y_BO = wiring.inputs(x_BW), wiring.targets(x_BW)
     dead_F = state.step - state.counters["last_fired_F"] >= window_steps
     penalty = recipe.penalty_scale(state.step) * state.counters["penalty"]
-    given = Given(x_BM=x_BM, y_BO=y_BO, step=state.step, penalty=penalty, dead_F=dead_F, model=model, mesh=mesh)
+    given = Given(x_BM=x_BM, y_BO=y_BO, earlier_BM=wiring.inputs_earlier(x_BW), step=state.step, penalty=penalty,
+                  dead_F=dead_F, model=model, mesh=mesh)
 
     def graded_by(params, code, is_sparse):
       (loss, (passed, more)), gradients = graded(params, given, code)

@@ -95,6 +95,8 @@ def train_sweep(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, dire
   meshes.require_divides(mesh, "data", first.batch_rows, "sae.batch_rows")
   require_given(first.kl_coefficient, downstream)
   downstream = downstream if first.kl_coefficient else None
+  for config in configs:
+    begin.require_pairs(config, wiring)
   begin.require_memory(configs, wiring, mesh)
   saved = {name_of(config): begin.settings_of(config, wiring, identities[name_of(config)]) for config in configs}
   goes_on = begin.require_same_sweep(directory, saved)
@@ -154,7 +156,8 @@ def _finished(groups: Mapping[str, Group], states: Mapping[str, TrainState], dir
         print(f"{name_of(config)} diverged and is left out", flush=True)
         continue
       checkpoint.save_params(directory / "dictionaries" / name_of(config), params, saved[name_of(config)])
-      found[name_of(config)] = (config, group.recipe.model, params)
+      model = group.recipe.model
+      found[name_of(config)] = (config, model.clone(wiring=model.wiring.in_use()), params)
   return found
 
 

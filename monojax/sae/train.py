@@ -81,6 +81,7 @@ def train_sae(config: SAEConfig, source: Rows, wiring: Wiring, directory: str | 
   config, directory = config.resolved(recipe), pathlib.Path(directory)
   require_given(config.kl_coefficient, downstream)
   downstream = downstream if config.kl_coefficient else None
+  begin.require_pairs(config, wiring, recipe)
   begin.require_memory([config], wiring, mesh)
   made = make_recipe(config, wiring, compute_dtype(config.compute_dtype), recipe)
   saved = begin.settings_of(config, wiring, identity)
@@ -99,7 +100,7 @@ def train_sae(config: SAEConfig, source: Rows, wiring: Wiring, directory: str | 
   state = train(state, step, make_batches(source, mesh, downstream), loop, metrics_config, intervene)
   params = meshes.to_host(finish.finished_params(made, state))
   checkpoint.save_params(directory / "dictionary", params, saved)
-  return made.model, params
+  return made.model.clone(wiring=wiring.in_use()), params
 
 
 def make_batches(source: Rows, mesh: Mesh, downstream: Downstream | None = None) -> Callable[[int, int], Any]:

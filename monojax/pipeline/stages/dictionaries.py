@@ -7,13 +7,14 @@ import typing
 
 from monojax import config as configs
 from monojax import files, metrics
-from monojax.activations.config import SOURCES
+from monojax.activations.config import EARLIER, SOURCES
 from monojax.config import require
 from monojax.pipeline import load
 from monojax.pipeline.checks import require_subject
 from monojax.pipeline.config import RunConfig
 from monojax.pipeline.folder import OTHERS, OWN_DICTIONARY, SWEEPS, RunFolder
 from monojax.sae.config import SAEConfig
+from monojax.sae.recipes import recipe_of
 
 if typing.TYPE_CHECKING:
   import jax
@@ -61,7 +62,8 @@ def train_sae(run: RunFolder, config: RunConfig, stage: str = OWN_DICTIONARY, ex
     model, params = fit(settings, source, wiring, directory, about, mesh, config.metrics, extend=extend,
                         downstream=downstream)
     draw_curves(directory / "metrics.jsonl", directory / "curves.png")
-    return _measure(_HeldOut(run, config, source), SAE(settings, model, params, sites), stage)
+    sae = SAE(settings, model, params, sites[:len(model.wiring.widths)])
+    return _measure(_HeldOut(run, config, source), sae, stage)
   if extend:
     _require_extends(run, stage, settings)
   return run.execute(stage, settings, work, ("activations",), extends=extend)
@@ -89,7 +91,7 @@ def adopt_sae(run: RunFolder, config: RunConfig, name: str, sae: "SAE", origin: 
 
   def work(directory, identity):
     from monojax.mesh import make_mesh
-    source, wiring, sites, _ = source_of(run, settings, make_mesh(config.mesh))
+    source, wiring, sites, _ = source_of(run, settings, make_mesh(config.mesh), trains=False)
     for what, own, theirs in (("reads", wiring.n_inputs, sae.model.wiring.n_inputs),
                               ("writes", wiring.n_outputs, sae.model.wiring.n_outputs)):
       require(own == theirs, "--source", origin, f"{what} {theirs} numbers of {' and '.join(getattr(sae, what))}, "
@@ -174,26 +176,38 @@ def write_comparison(run: RunFolder) -> list[dict]:
   return everything
 
 
-def source_of(run: RunFolder, settings: SAEConfig, mesh: "jax.sharding.Mesh",
-              rows: "RowStore | Source | None" = None) -> "tuple[Source, Wiring, tuple[str, ...], Contexts | None]":
+def source_of(
+    run: RunFolder, settings: SAEConfig, mesh: "jax.sharding.Mesh", rows: "RowStore | Source | None" = None,
+    trains: bool = True) -> "tuple[Source, Wiring, tuple[str, ...], Contexts | None]":
   """The shuffled rows that a dictionary trains on, how they are wired to it, and the names of the sites in them.
 
   For end-to-end training they are those of whole contexts, which are given besides, with the subject above the sites.
+  Beside rows that a finished dictionary is only to be measured on (`trains` is false) there are no earlier tokens.
   """
   from monojax.activations.origin import Order
   from monojax.sae.model import Wiring
   record, harvested = run.require_stage("activations"), load.activations_config(run)
   origin = load.origin_of(run, harvested, record["identity"], rows)
   reads, writes = settings.wired(harvested.site)
-  sites = tuple(dict.fromkeys(reads + writes))
+  earlier = tuple(f"{site}{EARLIER}" for site in reads) if trains and recipe_of(settings.recipe).pairs else ()
+  missing = [site for site in earlier if harvested.source == "store" and site not in harvested.sites]
+  require(not missing, "sae.recipe", settings.recipe, "needs pairs of activations, of a row's token and of an earlier "
+          f"one: make those of this run with --activations.more_sites={','.join(missing)}")
+  sites = tuple(dict.fromkeys(reads + writes + earlier))
   order = Order(settings.batch_rows, settings.buffer_rows, settings.seed)
   contexts = None
   if settings.kl_coefficient:
     from monojax.activations.contexts import Contexts
     require_subject(settings, harvested)
+    require(not earlier, "sae.kl_coefficient", settings.kl_coefficient, f"must be 0 with {settings.recipe}, whose "
+            "rows are not whole contexts")
     contexts = Contexts(origin, sites, writes, order, settings.accumulate, mesh)
   source = contexts or SOURCES[harvested.source].module().open_source(origin, sites, order, mesh)
-  wiring = Wiring(source.widths, tuple(map(sites.index, reads)), tuple(map(sites.index, writes)))
+  require(not earlier or len(source.widths) == len(sites), "sae.recipe", settings.recipe, "needs pairs of rows: a "
+          f"store that has the sites {' and '.join(sites)}, or a Source with {len(sites)} widths; these rows have "
+          f"{len(source.widths)}")
+  wiring = Wiring(source.widths, tuple(map(sites.index, reads)), tuple(map(sites.index, writes)),
+                  tuple(map(sites.index, earlier)))
   return source, wiring, sites, contexts
 
 
@@ -238,6 +252,7 @@ def _measure(held_out: _HeldOut, sae: "SAE", name: str, baseline: dict | None = 
              "sae/rows_seen": settings.n_steps * settings.batch_rows}
   if held_out.subject is None:
     wiring, x_NW = sae.model.wiring, held_out.source.sample(_MEASURED_ROWS, settings.seed + 1)
+    x_NW = x_NW[:, :sum(wiring.widths)]  # without those of earlier tokens
     scores = sae.metrics(wiring.inputs(x_NW), wiring.targets(x_NW))
     print(f"{name}: measured on {scores['n_rows']:,} rows; cross-entropy recovered needs the subject they are from")
     return figures | {f"sae/{key}": value for key, value in scores.items() if key != "density_F"}
@@ -267,7 +282,8 @@ def _sweep(run, config, base, members, directory, identity, start=None) -> list[
   held_out, points, figures = _HeldOut(run, config, source), [], None
   for name, (member, model, params) in found.items():
     place = directory / "dictionaries" / name / "figures.json"
-    figures = files.read_json(place) or _measure(held_out, SAE(member, model, params, sites), name, figures)
+    sae = SAE(member, model, params, sites[:len(model.wiring.widths)])
+    figures = files.read_json(place) or _measure(held_out, sae, name, figures)
     files.write_json(place, figures)
     # Members of one size take turns, so that each one's share of the time is the same.
     alike = len({member.n_features for member in members}) == 1

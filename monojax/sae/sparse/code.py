@@ -124,6 +124,13 @@ def row_sums(v: jax.Array, places: Places | None) -> jax.Array:
   return jnp.zeros((places.n_rows,), v.dtype).at[places.row_V].add(v.sum(1))
 
 
+def leading(f: jax.Array, places: Places | None, n: int) -> jax.Array:
+  """The first n features of a code, dense: shape (B, n)."""
+  if places is None:
+    return f[:, :n]
+  return jnp.zeros((places.n_rows, n), f.dtype).at[places.row_V[:, None], places.index_VK].add(f, mode="drop")
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def sparse_decode(f_VK: jax.Array, places: Places, W_FO: jax.Array, ends: tuple[int, ...]) -> tuple[jax.Array, ...]:
   """`decode` of a sparse code: the sum over each row's entries of f W[feature]; f is 0 in empty places."""

@@ -30,7 +30,7 @@ from monojax.pipeline.folder import RunFolder
 from monojax.sae.config import SAEConfig
 from monojax.sae.dictionary import SAE
 from monojax.sae.model import Dictionary, Wiring
-from monojax.sae.recipes import RECIPES, recipe_of
+from monojax.sae.recipes import OF_ROWS, recipe_of
 from monojax.sae.sweep import name_of, train_sweep
 from monojax.sae.train import train_sae
 from monojax.studies.index import task as index_task
@@ -85,8 +85,8 @@ class IndexStudyConfig:
             self.variable_features, f"must lie between readout_features={self.readout_features} and half of "
                                     f"sae.n_features={self.sae.n_features}")
     require(self.sweep_sizes, "sweep_sizes", self.sweep_sizes, "needs a size or more")
-    require(all(name in RECIPES for name in self.sweep_recipes), "sweep_recipes", ",".join(self.sweep_recipes),
-            f"choose among {', '.join(RECIPES)}")
+    require(all(name in OF_ROWS for name in self.sweep_recipes), "sweep_recipes", ",".join(self.sweep_recipes),
+            f"choose among {', '.join(OF_ROWS)}")
     require(len(self.mlp.hidden) == 3 and self.mlp.n_inputs in (index_task.WIDTH, index_task.N_SYMBOLS)
             and self.mlp.n_outputs == 1, "mlp.hidden", self.mlp.hidden,
             "the study needs an MLP with ten inputs (numbers) or 88 (symbols), three hidden layers and one output")

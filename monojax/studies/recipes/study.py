@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from monojax import config as configs
 from monojax import files
+from monojax.activations.config import EARLIER
 from monojax.config import require
 from monojax.pipeline import load
 from monojax.pipeline.config import BenchmarkConfig, RunConfig
@@ -14,7 +15,7 @@ from monojax.pipeline.folder import SWEEPS, RunFolder
 from monojax.pipeline.presets import dictionary_by
 from monojax.pipeline.stages.dictionaries import sweep
 from monojax.sae.config import SweepConfig
-from monojax.sae.recipes import RECIPES, recipe_of
+from monojax.sae.recipes import OF_ROWS, RECIPES, recipe_of
 
 if typing.TYPE_CHECKING:
   from monojax.studies.recipes.scores import Text
@@ -52,7 +53,7 @@ def compare_recipes(run: RunFolder, config: RunConfig, preset: str) -> list[Row]
   require(load.activations_config(run).source != "given", "--workdir", str(run.directory), "was given its activations "
           "and has no subject, so that fidelity and labels cannot be measured; `monojax sweep` trains on them")
   settings = config.benchmark
-  recipes = settings.recipes or tuple(RECIPES)
+  recipes = recipes_for(run, config)
   sizes = settings.n_features or tuple(dict.fromkeys((max(1, config.sae.n_features // 2), config.sae.n_features)))
   home = run.directory / FOLDER
   points: list[Row] = []
@@ -69,11 +70,17 @@ def compare_recipes(run: RunFolder, config: RunConfig, preset: str) -> list[Row]
       print(f"{home / 'benchmark.png'} is not drawn: it needs matplotlib, pip install 'monojax[report]'")
     _print(rows, settings)
     if settings.planted:
-      planted = _planted(home / "planted", recipes, settings)
+      planted = _planted(home / "planted", [recipe for recipe in recipes if recipe in OF_ROWS], settings)
       files.write_table(home / "planted", planted)
       _print_planted(planted)
   print(f"\nSee {home}")
   return rows
+
+
+def recipes_for(run: RunFolder, config: RunConfig) -> tuple[str, ...]:
+  """The recipes that are compared: those that are named, or all that the run's activations are enough for."""
+  paired = any(site.endswith(EARLIER) for site in load.activations_config(run).sites)
+  return config.benchmark.recipes or (tuple(RECIPES) if paired else OF_ROWS)
 
 
 def grid_of(config: RunConfig, preset: str, recipe: str, sizes: Sequence[int]) -> RunConfig:

@@ -15,7 +15,7 @@ from monojax import files
 from monojax.config import COUNT, INT32, POSITIVE, nested, option, require, require_rules
 from monojax.pipeline.folder import RunFolder
 from monojax.sae.config import SAEConfig
-from monojax.sae.recipes import RECIPES, recipe_of
+from monojax.sae.recipes import OF_ROWS, recipe_of
 from monojax.studies.synthetic.planted import SYNTH_SAE_BENCH, PlantedConfig
 
 Point = dict[str, Any]  # a dictionary of the grid: recipe, n_features, sparsity and its scores
@@ -50,8 +50,8 @@ class SyntheticStudyConfig:
 
   def __post_init__(self) -> None:
     require_rules(self)
-    require(all(name in RECIPES for name in self.recipes) and self.recipes, "recipes", ",".join(self.recipes),
-            f"choose one or more of {', '.join(RECIPES)}")
+    require(all(name in OF_ROWS for name in self.recipes) and self.recipes, "recipes", ",".join(self.recipes),
+            f"choose one or more of {', '.join(OF_ROWS)}")
     require(all(level < self.grid_features for level in self.levels), "levels", self.levels,
             f"must be below grid_features={self.grid_features}")
     require(all(1 <= size * self.grid_features <= INT32 for size in self.sizes), "sizes", self.sizes,
