@@ -150,8 +150,9 @@ Puts the figures that Towards Monosemanticity reports of its dictionary beside t
 
 Reads what a finished run has: its figures, feature tables and proxies; and, where these commands were run, what
 `universality`, `explain` and `automata` have left. With --runs each further run has a column, for instance the same
-settings with other seeds; with --others each further dictionary of the run. With --control the labels of a subject with
-random weights stand beside the others. Leaves claims.csv (and .json) in claims/ in the dictionary's folder.
+settings with other seeds, and the last column is the mean over the runs with its 95 % interval. With --others each
+further dictionary of the run has one. With --control the labels of a subject with random weights stand beside the
+others. Leaves claims.csv (and .json) in claims/ in the dictionary's folder.
 """, _asking("claims", "ClaimsConfig"), define=_defining("ClaimsConfig")),
     "map": Command(
         "a map of features, in which like ones lie together, and their clusters", """\

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import monojax
 from monojax import files
@@ -103,3 +104,24 @@ def test_what_other_commands_left_is_beside_it(workdir, tmp_path, capsys):
   with pytest.raises(InputError, match="must be different ones"):
     stages.claims(RunFolder(workdir), ClaimsConfig(others=(OWN_DICTIONARY, OWN_DICTIONARY)))
   assert value(again, "best correlation of features, median") == 0.61  # not that with random weights
+
+
+def test_detectors_and_the_mean_over_runs(workdir, tmp_path, capsys):
+  others = [shutil.copytree(workdir, tmp_path / name) for name in ("b", "c")]
+  for directory, best in zip((workdir, *others), (1.0, 2.5, 3.0), strict=True):
+    files.write_record(directory / "automata" / "automata.json", {"figures": {"best_1": best}})
+  files.write_record(others[1] / "automata" / "automata.json", {"figures": {"best_1": 3.0, "best_2": 0.5}})
+  rows = monojax.load(workdir).features.summary["detectors"]
+  found = stages.claims(RunFolder(workdir), ClaimsConfig(runs=tuple(map(str, others))))
+  value = {claim.name: claim.value for claim in found[0]}
+  assert rows
+  for row in rows:
+    assert value[f"{row['class']}: feature less neuron"] == row["feature_f1"] - row["neuron_f1"]
+  kept = {row["name"]: row for row in json.loads((workdir / "claims" / "claims.json").read_text())}
+  low, high = stats.t.interval(0.95, 2, np.mean([1, 2.5, 3]), stats.sem([1, 2.5, 3]))
+  of_loops = kept["strongest feature that leads to itself"]
+  assert (of_loops["mean"] - of_loops["mean_error"], of_loops["mean"] + of_loops["mean_error"]) == pytest.approx(
+      (low, high))
+  assert kept["strongest loop of 2 features"]["mean"] is None, "one run alone has it"
+  printed = capsys.readouterr().out
+  assert "mean ± 95 %" in printed and f"{np.mean([1, 2.5, 3]):.3f} ± {(high - low) / 2:.3f}" in printed

@@ -57,7 +57,7 @@ def claims(tables: FeatureTables, figures: Mapping[str, typing.Any], direction_F
       far as they were run; "control" is what `explain` left of the dictionary of a subject with random weights.
   """
   return [*_reconstruction(tables, figures), *_directions(tables, direction_FO), *_effects(tables), *_proxies(tables),
-          *_universality(records), *_labels(records), *_automata(records)]
+          *_detectors(tables), *_universality(records), *_labels(records), *_automata(records)]
 
 
 def _reconstruction(tables: FeatureTables, figures: Mapping[str, typing.Any]) -> list[Claim]:
@@ -147,6 +147,17 @@ def _proxies(tables: FeatureTables) -> list[Claim]:
                     row.get("pearson_together")),
               Claim(section, f"{name}: tokens of the kind, of those on which the feature fires",
                     _SPECIFICITY.get(name), row.get("specificity"), percent=True)]
+  return found
+
+
+def _detectors(tables: FeatureTables) -> list[Claim]:
+  section = "The best detectors of a kind of text: F1 on held-out text"
+  found = []
+  for row in tables.summary.get("detectors", ()):
+    feature, neuron = row["feature_f1"], row["neuron_f1"]
+    found += [Claim(section, f"{row['class']}: feature", None, feature),
+              Claim(section, f"{row['class']}: neuron", None, neuron),
+              Claim(section, f"{row['class']}: feature less neuron", None, feature - neuron)]
   return found
 
 

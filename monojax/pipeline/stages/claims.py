@@ -1,5 +1,6 @@
 """The figures of Towards Monosemanticity beside those of dictionaries of one's own, printed and kept."""
 
+import dataclasses
 import typing
 
 from monojax import files
@@ -21,7 +22,8 @@ _COMMANDS = {"universality": "`universality` (another seed)", "explain": "`expla
 def claims(run: RunFolder, config: ClaimsConfig, dictionary: str = OWN_DICTIONARY) -> "list[list[Claim]]":
   """Prints the paper's figures beside those of a dictionary, of others of its run, and of the same one in further runs.
 
-  In the folder `claims` of the dictionary's home are then `claims.csv` and `.json`, a row for each figure.
+  In the folder `claims` of the dictionary's home are then `claims.csv` and `.json`, a row for each figure. Of several
+  runs it has the mean, too, and half the width of its interval of 95 % (`mean_over_seeds`).
 
   Args:
     run: the run's folder.
@@ -43,11 +45,16 @@ def claims(run: RunFolder, config: ClaimsConfig, dictionary: str = OWN_DICTIONAR
   keys, headings, *_ = zip(*columns, strict=True)
   require(len(set(keys)) == len(keys), "--others, --runs", ", ".join(keys[1:]), "must be different ones")
   found = [of_dictionary(load.load(one.directory, name), config.control) for _, _, one, name in columns]
-  _print(list(headings), found)
+  found = _aligned(found)
+  of_runs = [0, *range(1 + len(config.others), len(found))]
+  mean = _means([found[i] for i in of_runs]) if len(of_runs) > 1 else []
+  _print(list(headings), found, mean)
   home = run.directory / f"{run.dictionary(dictionary).home}{FOLDER}"
   rows = [{"section": row[0].section, "name": row[0].name, "source": row[0].source, "published": row[0].published,
            **{key: claim.value for key, claim in zip(keys, row, strict=True)}}
           for row in zip(*found, strict=True)]
+  for row, of_row in zip(rows, mean, strict=bool(mean)):
+    row["mean"], row["mean_error"] = of_row or (None, None)
   with owned(home):
     files.write_table(home / "claims", rows)
   print(f"\nSee {home}")
@@ -76,6 +83,21 @@ def of_dictionary(loaded: "LoadedRun", control: str = "") -> "list[Claim]":
   return analysis.claims(loaded.features, figures, loaded.sae.direction_FO, records)
 
 
+def _aligned(found: "list[list[Claim]]") -> "list[list[Claim]]":
+  """The same figures of each dictionary, in one order: without a value where a dictionary does not have one."""
+  known = {(claim.section, claim.name): claim for of_one in found for claim in of_one}
+  nothing = {key: dataclasses.replace(claim, value=None, interval=None) for key, claim in known.items()}
+  return [list({**nothing, **{(claim.section, claim.name): claim for claim in of_one}}.values()) for of_one in found]
+
+
+def _means(found: "list[list[Claim]]") -> list[tuple[float, float | None] | None]:
+  """For each figure its mean over several runs, with half its interval; None where a run lacks it."""
+  from monojax.analysis.over_seeds import mean_over_seeds
+  rows = [[claim.value for claim in row] for row in zip(*found, strict=True)]
+  return [None if None in values else mean_over_seeds([value for value in values if value is not None])
+          for values in rows]
+
+
 def _is_of_seeds(found: dict) -> bool:
   """Whether a comparison is with a subject of another seed: one of another run, whose weights were not shuffled."""
   other = found["b"]["run"]
@@ -92,24 +114,32 @@ def _explained(run: RunFolder, dictionary: str) -> dict:
   return files.read_record(home / "comparison.json") or {}
 
 
-def _print(names: list[str], found: "list[list[Claim]]") -> None:
+def _print(names: list[str], found: "list[list[Claim]]", mean: list[tuple[float, float | None] | None]) -> None:
   label_width = max(len(claim.name) for claim in found[0]) + 2
   cells = [_shown(claim.value, claim.percent, claim.interval) for row in found for claim in row]
   width = max(11, *(len(text) + 2 for text in (*names, *cells)))
   line = lambda label, cells: print(f"{label:<{label_width}}" + "".join(f"{cell:>{width}}" for cell in cells))
   missing: set[str] = set()
   section = ""
+  means = iter(mean)
   for row in zip(*found, strict=True):
     if row[0].section != section:
       section = row[0].section
       print()
-      line(section, ["the paper", *names])
+      line(section, ["the paper", *names, *(["mean ± 95 %"] if mean else [])])
     line(f"  {row[0].name}", [_shown(row[0].published, row[0].percent),
-                              *(_shown(claim.value, claim.percent, claim.interval) for claim in row)])
+                              *(_shown(claim.value, claim.percent, claim.interval) for claim in row),
+                              *([_shown_mean(next(means), row[0].percent)] if mean else [])])
     missing |= {claim.source for claim in row if claim.value is None and claim.source != "analysis"}
   if missing:
     print("\nFigures that are missing come from commands that were not run: "
           f"{', '.join(_COMMANDS[name] for name in sorted(missing))}.")
+
+
+def _shown_mean(mean: tuple[float, float | None] | None, percent: bool) -> str:
+  if mean is None or mean[1] is None:
+    return "-"
+  return f"{_shown(mean[0], percent)} ± {_shown(mean[1], percent)}"
 
 
 def _shown(value: float | None, percent: bool, interval: tuple[float, float] | None = None) -> str:

@@ -15,6 +15,7 @@ from monojax.analysis import detectors, explanations, matching, sampling, script
 from monojax.analysis.chosen_codes import Reader
 from monojax.analysis.codes import Codes
 from monojax.analysis.labels import Rules
+from monojax.analysis.over_seeds import mean_over_seeds
 from monojax.sae.dictionary import SAE
 from monojax.subjects.subject import LoadedSubject
 from monojax.text.tokens import Tokens
@@ -163,11 +164,3 @@ def at_l0(rows: Sequence[Mapping[str, typing.Any]], l0: float, score: str) -> tu
       return None
     values.append(float(np.interp(math.log(l0), *np.transpose([(math.log(x), y) for x, y in points]))))
   return mean_over_seeds(values)
-
-
-def mean_over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
-  """(mean, half the width of its interval of 95 % by Student's t, None for one value)."""
-  from scipy import stats
-  if len(values) == 1:
-    return values[0], None
-  return float(np.mean(values)), float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))

@@ -192,7 +192,7 @@ def _planted(directory: pathlib.Path, recipes: Sequence[str], settings: Benchmar
   """Scores of every recipe on trees of correlated planted features, mean over seeds with intervals."""
   import numpy as np
 
-  from monojax.studies.recipes.scores import mean_over_seeds
+  from monojax.analysis.over_seeds import mean_over_seeds
   from monojax.studies.synthetic import study
   found: dict[str, list[Mapping[str, typing.Any]]] = {}
   for seed in settings.seeds:
