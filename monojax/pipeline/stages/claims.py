@@ -53,8 +53,9 @@ def claims(run: RunFolder, config: ClaimsConfig, dictionary: str = OWN_DICTIONAR
   rows = [{"section": row[0].section, "name": row[0].name, "source": row[0].source, "published": row[0].published,
            **{key: claim.value for key, claim in zip(keys, row, strict=True)}}
           for row in zip(*found, strict=True)]
-  for row, of_row in zip(rows, mean, strict=bool(mean)):
-    row["mean"], row["mean_error"] = of_row or (None, None)
+  if mean:
+    for row, of_row in zip(rows, mean, strict=True):
+      row["mean"], row["mean_error"] = of_row or (None, None)
   with owned(home):
     files.write_table(home / "claims", rows)
   print(f"\nSee {home}")
