@@ -1,11 +1,13 @@
 """Every stage on meshes of several devices against one device: the same to rounding."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import subprocess
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from recipes_test import wiring_of
@@ -23,7 +25,9 @@ from monojax.pipeline.checks import look_ahead
 from monojax.pipeline.config import FrontierConfig, RunConfig
 from monojax.pipeline.folder import RunFolder
 from monojax.sae.config import SAEConfig, SweepConfig
-from monojax.sae.recipes import RECIPES
+from monojax.sae.model import SHARDING_RULES, Wiring
+from monojax.sae.recipes import RECIPES, make_recipe
+from monojax.sae.step import make_step
 from monojax.sae.sweep import name_of, train_sweep
 from monojax.subjects.config import SubjectConfig, TransformerConfig
 from monojax.text.config import TextConfig
@@ -187,3 +191,37 @@ def test_a_study_on_several_devices(tmp_path, study):
     # Biases that a batch normalisation follows have a gradient of nothing but rounding; the finished subject has none.
     found[-1].pop("mlp/checkpoints", None)
   require_close(found[1], found[0], study)
+
+
+@pytest.mark.slow
+def test_a_million_features_are_saved_and_restored_shard_by_shard(tmp_path):
+  n_features = 2**20
+  config = SAEConfig(n_features=n_features, batch_rows=16)
+  of_mesh = lambda shape: meshes.make_mesh(MeshConfig(*shape), jax.devices()[:shape[0] * shape[1]])
+
+  def init(width, shape):
+    return make_step(make_recipe(config, Wiring((width,)), np.float32), of_mesh(shape), 100)[0]
+  largest = lambda state, n: [leaf for leaf in jax.tree.leaves(state) if leaf.size >= n_features * n]
+
+  # At the width of an 8-billion Llama, in shapes alone: no device holds more than its part.
+  sample = jnp.ones((4, 4096))
+  abstract = jax.eval_shape(lambda key: init(4096, (1, 8))(key, sample), jax.random.key(0))
+  placed = meshes.shardings(abstract, of_mesh((1, 8)), SHARDING_RULES)
+  parts = [np.prod(place.shard_shape(leaf.shape)) for leaf, place in zip(jax.tree.leaves(abstract),
+                                                                         jax.tree.leaves(placed), strict=True)]
+  assert sum(parts) < 1.001 * sum(leaf.size for leaf in jax.tree.leaves(abstract)) / 8
+
+  state = init(8, (1, 8))(jax.random.key(0), np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32))
+  with contextlib.closing(checkpoint.Checkpoints(tmp_path, {})) as saved:
+    saved.save(3, state)
+  written = [one["array_metadata"] for file in tmp_path.glob("3/*/array_metadatas/*")
+             for one in json.loads(file.read_text())["array_metadatas"]]
+  sizes = [np.prod(one["write_shape"]) for one in written]
+  assert len(largest(state, 8)) == 6 and max(sizes) == n_features * 8 / 8  # each device its own part, none the whole
+  wanted = init(8, (1, 4))(jax.random.key(1), np.ones((64, 8), np.float32))
+  with contextlib.closing(checkpoint.Checkpoints(tmp_path, {})) as saved:
+    found = saved.restore(wanted).state
+  for before, after in zip(largest(state, 1), largest(found, 1), strict=True):
+    assert after.addressable_shards[0].data.size == after.size // 4
+    for shard in after.addressable_shards:
+      np.testing.assert_array_equal(shard.data, np.asarray(before[shard.index]))
