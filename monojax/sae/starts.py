@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from monojax.sae.model import Dictionary, Wiring, kaiming_uniform, unit_rows
 from monojax.sae.nonlinearity import Params
+from monojax.sae.sparse.select import top_k
 
 # (key, initial parameters, sample of what is read x_NM, of what is written y_NO) -> parameters to start from
 Start = Callable[[jax.Array, Params, jax.Array, jax.Array], Params]
@@ -52,7 +53,7 @@ def scaled_encoder(wiring: Wiring, k: int) -> Start:
       return params
     unit_NM = unit_rows(jax.random.normal(key, (256, wiring.n_inputs)))
     f_NF = jax.nn.relu(unit_NM @ params["W_enc_MF"])
-    kept_NF = jnp.where(f_NF >= jax.lax.top_k(f_NF, k)[0][:, -1:], f_NF, 0.0)
+    kept_NF = jnp.where(f_NF >= top_k(f_NF, k)[0][:, -1:], f_NF, 0.0)
     norm = jnp.linalg.norm(kept_NF @ params["W_dec_FO"], axis=1).mean()
     return {**params, "W_enc_MF": params["W_enc_MF"] / norm}
   return start
