@@ -120,8 +120,8 @@ def test_detectors_and_the_mean_over_runs(workdir, tmp_path, capsys):
   kept = {row["name"]: row for row in json.loads((workdir / "claims" / "claims.json").read_text())}
   low, high = stats.t.interval(0.95, 2, np.mean([1, 2.5, 3]), stats.sem([1, 2.5, 3]))
   of_loops = kept["strongest feature that leads to itself"]
-  assert (of_loops["mean"] - of_loops["mean_error"], of_loops["mean"] + of_loops["mean_error"]) == pytest.approx(
-      (low, high))
-  assert kept["strongest loop of 2 features"]["mean"] is None, "one run alone has it"
+  mean, half = of_loops["mean_of_runs"], of_loops["mean_error"]
+  assert (mean - half, mean + half) == pytest.approx((low, high))
+  assert kept["strongest loop of 2 features"]["mean_of_runs"] is None, "one run alone has it"
   printed = capsys.readouterr().out
   assert "mean ± 95 %" in printed and f"{np.mean([1, 2.5, 3]):.3f} ± {(high - low) / 2:.3f}" in printed

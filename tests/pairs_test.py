@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from kept_test import SITE, T, counting, pair, tokens_with  # noqa: F401
-from tiny_run import run, tiny
+from tiny_run import TINY, run, tiny
 
 import monojax
 from monojax import mesh as meshes
@@ -17,7 +17,9 @@ from monojax.activations.origin import Order
 from monojax.activations.store import ActivationStore
 from monojax.activations.stream import Stream
 from monojax.config import InputError
-from monojax.sae.config import SAEConfig
+from monojax.pipeline.folder import RunFolder
+from monojax.pipeline.newest import newest_features
+from monojax.sae.model import Wiring
 from monojax.sae.recipes import RECIPES
 
 EARLIER = f"{SITE}.earlier"
@@ -114,17 +116,35 @@ def test_a_run_trains_a_dictionary_on_pairs(paired, finished, tmp_path):
   without = run("train_sae", finished[0], "--name=t", *SETTINGS)
   assert without.returncode != 0 and "--activations.more_sites=layer.0.mlp.hidden.earlier" in without.stderr
   assert without.stderr.count("\n") < 5
-  end_to_end = run("train_sae", paired, "--name=kl", *SETTINGS, "--sae.kl_coefficient=1", "--sae.batch_rows=310")
-  assert end_to_end.returncode != 0 and "must be 0 with tsae" in end_to_end.stderr
+  refused = {"must be 0 with tsae": ["--sae.kl_coefficient=1"], "is of an earlier token": [f"--sae.reads={EARLIER}"]}
+  for message, flags in refused.items():
+    wrong = run("train_sae", paired, "--name=wrong", *SETTINGS, *flags)
+    assert wrong.returncode != 0 and message in wrong.stderr and wrong.stderr.count("\n") < 5, wrong.stderr
   again = run("adopt_sae", finished[0], "--name=theirs", f"--source={paired / 'dictionaries' / 't' / 'dictionary'}",
               "--sae.val_tokens=8192")
   assert again.returncode == 0, again.stderr[-2000:]
+  fidelity = run("fidelity", finished[0], "--dictionary=theirs", "--n_tokens=4096")
+  assert fidelity.returncode == 0, fidelity.stderr[-2000:]
+
+
+def test_other_recipes_train_on_pairs_too(paired):
+  end_to_end = run("train_sae", paired, "--name=kl", "--sae.recipe=topk", "--sae.k=6", "--sae.n_features=60",
+                   "--sae.kl_coefficient=1", "--sae.batch_rows=320", "--sae.n_steps=4", "--sae.val_tokens=4096")
+  assert end_to_end.returncode == 0, end_to_end.stderr[-3000:]
+  newest = newest_features(RunFolder(paired), "dictionaries/t")
+  assert newest["step"] == 40 and newest["examples"]
+
+
+def test_a_run_is_refused_before_its_activations_are_made(tmp_path):
+  result = run("monosemanticity", tmp_path / "run", *TINY, "--sae.recipe=tsae", "--sae.k=6")
+  assert result.returncode != 0 and f"--activations.more_sites={EARLIER}" in result.stderr
+  assert not (tmp_path / "run" / "subject").exists()
 
 
 def test_pairs_of_ones_own(paired, tmp_path):
-  train = lambda x: monojax.train(x, "tsae", n_features=40, k=4, n_steps=16, batch_rows=256)
+  train = lambda x: monojax.train(x, "tsae", k=4, n_steps=16, batch_rows=256)
   sae = train(next(path.parent for path in paired.rglob("meta.json")))
-  assert sae.model.wiring.widths == (48,) and sae.encode(np.ones((3, 48), np.float32)).shape == (3, 40)
+  assert sae.model.wiring.widths == (48,) and sae.encode(np.ones((3, 48), np.float32)).shape == (3, 8 * 48)
   with pytest.raises(InputError, match="a store that has the sites x and x.earlier, or a Source with 2 widths"):
     train(np.ones((4000, 48), np.float32))
 
@@ -173,4 +193,10 @@ def test_leading_features_are_those_that_neighbouring_tokens_share():
 
 def test_the_record_says_that_it_needs_pairs():
   assert [name for name, recipe in RECIPES.items() if recipe.pairs] == ["tsae"]
-  assert SAEConfig(recipe="tsae").resolved().group_weight == 0.25
+
+
+@pytest.mark.parametrize("wrong", [{"earlier": (0,)}, {"earlier": (1, 1)}, {"writes": (1,), "earlier": (1,)},
+                                   {"widths": (8, 4), "earlier": (1,)}, {"widths": (8, 8, 8), "earlier": (1,)}])
+def test_wirings_that_make_no_sense_are_refused(wrong):
+  with pytest.raises(InputError, match="wiring.earlier"):
+    Wiring(**{"widths": (8, 8), **wrong})

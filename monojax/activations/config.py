@@ -45,7 +45,7 @@ SOURCES = {
 }
 DTYPES = ("float16", "bfloat16", "float32", "int8")
 COMPRESSIONS = ("none", "zstd")
-# What the name of a site ends with where the activation is that of an earlier token, beside that of the row's own.
+# The end of a site's name where the activation is not that of the row's own token but of an earlier one.
 EARLIER = ".earlier"
 _NORM_LIMIT = 10.0  # of pretrained subjects, what dictionary_learning takes, too
 
@@ -60,9 +60,9 @@ class HarvestConfig:
   site: str = option("layer.0.mlp.hidden", "the subject's site whose activations are stored and decomposed")
   more_sites: tuple[str, ...] = option((), "further sites that are stored beside it, row by row")
   earlier: str = option(
-      "previous", "of which token the activations are that a site with .earlier behind its name gives, for instance "
-                  "activations.more_sites=layer.0.mlp.hidden.earlier: previous is the one before the row's own; random "
-                  "is any before it in the same context. The recipe tsae needs such pairs", ("previous", "random"))
+      "previous", "which earlier token a site named SITE.earlier gives the activation of: previous, the one just "
+                  "before the row's own; random, any before it in the same context. For instance "
+                  "activations.more_sites=layer.0.mlp.hidden.earlier; the recipe tsae needs it", ("previous", "random"))
   n_tokens: int = option(0, "training tokens to take activations from, in whole contexts chosen at random; 0 takes all",
                          NOT_NEGATIVE)
   tokens_per_context: int = option(0, "tokens of each context that are kept, chosen at random without replacement; 0 "
@@ -98,7 +98,7 @@ class HarvestConfig:
     require(len({*self.sites}) == len(self.sites) and all(self.sites), "activations.more_sites", self.more_sites,
             "must be names that differ from each other and from activations.site")
     alone = [site for site in self.sites if site.endswith(EARLIER) and same_token(site) not in self.sites]
-    require(not alone, "activations.more_sites", ",".join(alone),
+    require(self.source == "given" or not alone, "activations.more_sites", ",".join(alone),
             f"needs {', '.join(map(same_token, alone))} beside it: earlier activations are kept beside the row's own")
     require(not self.chunk_rows or self.shard_rows % self.chunk_rows == 0, "activations.shard_rows", self.shard_rows,
             f"must be a multiple of activations.chunk_rows={self.chunk_rows}")

@@ -141,7 +141,7 @@ def require_predicts(output: str, site: str) -> None:
 def require_fits(config: HarvestConfig, tokens: Tokens, n_context: int, batch_rows: int, n_parts: int,
                  mesh: jax.sharding.Mesh) -> None:
   """Raises `InputError` unless batches of so many rows are whole contexts; `Contexts` does, too."""
-  visits = Visits.of(dataclasses.replace(config, tokens_per_context=0), tokens, n_context)
+  visits = Visits.of(dataclasses.replace(config, tokens_per_context=0, more_sites=()), tokens, n_context)
   require_whole(batch_rows, visits.per_context, n_parts, mesh)
 
 

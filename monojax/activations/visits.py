@@ -68,6 +68,7 @@ class Visits:
     require(available > 0, "activations.first_position", counts.first_position, f"a context has {width} tokens")
     per_context, context_C = config.tokens_per_context or available, None
     behind = f", of which {available} count" if available < width else ""
+    behind += " and have an earlier token" if earlier else ""
     require(per_context <= available, "activations.tokens_per_context", per_context,
             f"a context has {width} tokens{behind}")
     if counts.special_ids:

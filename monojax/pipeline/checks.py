@@ -1,14 +1,16 @@
 """What a command looks at before it does anything: whether its last stage could be done, too."""
 
+import dataclasses
 from collections.abc import Iterable
 
 from monojax import metrics
-from monojax.activations.config import HarvestConfig
+from monojax.activations.config import EARLIER, HarvestConfig, same_token
 from monojax.config import InputError, require
 from monojax.pipeline import load
 from monojax.pipeline.config import RunConfig
 from monojax.pipeline.folder import RunFolder
 from monojax.sae.config import SAEConfig
+from monojax.sae.recipes import recipe_of
 
 _UNTRAINED = ("tokens", "activations", "analysis", "browser")  # stages that train nothing and log no metrics
 _MAY_DIFFER = 0.01  # the share of tokens that a tokenizer may have changed and still be that of a model
@@ -34,6 +36,8 @@ def look_ahead(run: RunFolder, config: RunConfig, stages: Iterable[str]) -> None
     load.run_to_shuffle(config.subject)
   if config.sae.kl_coefficient and todo.difference((*_UNTRAINED, "subject")):
     _require_end_to_end(run, config)
+  if todo.difference((*_UNTRAINED, "subject")):
+    require_sites_of_run(run, config)
   if todo.difference(_UNTRAINED):
     metrics.require_packages(config.metrics)
   if "activations" in todo and config.activations.url:
@@ -86,6 +90,40 @@ def require_subject(settings: SAEConfig, activations: HarvestConfig) -> None:
   require(not settings.kl_coefficient or activations.source != "given", "sae.kl_coefficient", settings.kl_coefficient,
           "end-to-end training runs the subject in every step, and activations.source=given has none: harvest from a "
           "subject, or set it to 0")
+
+
+def require_sites_of_run(run: RunFolder, config: RunConfig) -> None:
+  """Raises `InputError` unless a run's activations, made or still to be made, suit its dictionary: `require_sites`."""
+  activations = load.activations_config(run) if run.stage("activations") else config.activations
+  settings = config.sae
+  subject = load.subject_config(run) if run.stage("subject") else config.subject
+  if subject.weights and activations.source != "given":
+    named = lambda names: load.names_of_sites(subject.weights, names, "activations.site")
+    site, *more = named(activations.sites)
+    activations = dataclasses.replace(activations, site=site, more_sites=tuple(more))
+    settings = dataclasses.replace(settings, reads=named(settings.reads), writes=named(settings.writes))
+  require_sites(settings, activations)
+
+
+def require_sites(settings: SAEConfig, activations: HarvestConfig) -> None:
+  """Raises `InputError` if a dictionary is of an earlier token, or learns from pairs of tokens and there are none.
+
+  Args:
+    settings: the dictionary's.
+    activations: those that it is to learn from, with names of sites as in `settings`.
+  """
+  reads, writes = settings.wired(activations.site)
+  named = [site for site in dict.fromkeys(reads + writes) if site != same_token(site)]
+  require(activations.source == "given" or not named, "sae.reads", ",".join(named), "is of an earlier token: a "
+          "dictionary is of the row's own, and the recipe tsae looks at the earlier one by itself")
+  if not recipe_of(settings.recipe).pairs:
+    return
+  require(not settings.kl_coefficient, "sae.kl_coefficient", settings.kl_coefficient,
+          f"must be 0 with {settings.recipe}, whose rows are not whole contexts")
+  missing = [site for site in (site + EARLIER for site in reads) if site not in activations.sites]
+  require(activations.source != "store" or not missing, "sae.recipe", settings.recipe, "needs pairs of activations, of "
+          f"a row's token and of an earlier one: make them with --activations.more_sites={','.join(missing)}, in "
+          "another --workdir or once this run's activations are deleted")
 
 
 def _require_end_to_end(run: RunFolder, config: RunConfig) -> None:

@@ -33,8 +33,8 @@ class BenchmarkConfig:
 
   Each recipe is trained at the sparsities of its record's grid, with the batches and the steps that --sae says.
   """
-  recipes: tuple[str, ...] = option((), "recipes to compare; if none are named, all but those that need pairs of "
-                                         "activations which the run does not have")
+  recipes: tuple[str, ...] = option((), "recipes to compare; if none are named, all but tsae, which needs pairs "
+                                         "of tokens, if the run has none")
   n_features: tuple[int, ...] = option((), "features of the dictionaries; half of sae.n_features and as many if none "
                                            "are named", COUNT)
   seeds: tuple[int, ...] = option((0, 1, 2), "seeds of the weights, a dictionary for each", SEED)

@@ -128,11 +128,16 @@ def named_sites(run: RunFolder, names: "Iterable[str]", flag: str) -> tuple[str,
     InputError: a pretrained subject has no such site. Of others, whose parameters are in a checkpoint, the names stay
       as they are.
   """
-  if not is_pretrained(run):
+  return names_of_sites(subject_config(run).weights if is_pretrained(run) else "", names, flag)
+
+
+def names_of_sites(weights: str, names: "Iterable[str]", flag: str) -> tuple[str, ...]:
+  """As `named_sites`, of the subject that `weights` names; "" stands for one that is trained here."""
+  if not weights:
     return tuple(names)
   from monojax.subjects.pretrained.weights import open_weights
   from monojax.subjects.subject import site_of
-  widths = open_weights(subject_config(run).weights).architecture.site_widths
+  widths = open_weights(weights).architecture.site_widths
   named = lambda name: site_of(widths, same_token(name), flag) + name[len(same_token(name)):]
   return tuple(map(named, names))
 

@@ -8,6 +8,7 @@ import typing
 
 import numpy as np
 
+from monojax.activations.config import same_token
 from monojax.pipeline import load
 from monojax.pipeline.folder import RunFolder
 
@@ -44,7 +45,8 @@ def newest_features(run: RunFolder, name: str, before: dict[str, typing.Any] | N
     return before
   try:
     params, kept, step = checkpoint.load_params(place)
-    store = ActivationStore.open(load.store_place(run, load.activations_config(run)), sites=kept["sites"])
+    sites = [site for site in kept["sites"] if site == same_token(site)]
+    store = ActivationStore.open(load.store_place(run, load.activations_config(run)), sites=sites)
     return _looked_at(run, _read_as_in_training(params, kept, str(place)), store, step)
   except Exception as error:  # a watcher goes on, whatever is just being written
     print(f"the features of {name} cannot be looked at now: {error}", flush=True)

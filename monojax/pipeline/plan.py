@@ -9,6 +9,7 @@ import typing
 
 from monojax.activations.config import same_token
 from monojax.pipeline.config import RunConfig
+from monojax.sae.recipes import recipe_of
 
 if typing.TYPE_CHECKING:
   from monojax.sae.config import SAEConfig
@@ -202,6 +203,8 @@ def stages_of(config: RunConfig, a: "Architecture", item: int, n_available: int 
 def _add_training(stage: Stage, sae: "SAEConfig", n_steps: int, n_read: int, n_written: int) -> None:
   n_rows = n_steps * sae.batch_rows
   stage.operations += n_rows * step_operations(n_read, n_written, sae.n_features)
+  if recipe_of(sae.recipe).pairs:  # earlier tokens are encoded, too
+    stage.operations += n_rows * 4 * n_read * sae.n_features
   stage.traffic += 4 * (n_steps * _UPDATE_PASSES * (n_read + n_written) + n_rows * _CODE_PASSES) * sae.n_features
 
 
@@ -270,7 +273,7 @@ def of_run(config: RunConfig, n_available: int = 0, each_site: bool = False) -> 
 def _of_other_sites(config: RunConfig, a: "Architecture", item: int, n_available: int) -> Stage:
   """What the dictionaries of all further sites need together: training and analysis."""
   total = Stage("other sites")
-  for site in config.activations.more_sites:
+  for site in config.activations.computed[1:]:
     sae = dataclasses.replace(config.sae, reads=(site,), writes=(site,))
     for stage in stages_of(dataclasses.replace(config, sae=sae), a, item, n_available):
       if stage.name in ("sae", "analysis"):

@@ -84,7 +84,7 @@ def _settings(rows, recipe, n_features, given) -> SAEConfig:
     raise InputError(f"monojax.train: there is no setting {', '.join(unknown)}; the settings are "
                      f"{', '.join(sorted(known))}")
   require(recipe in RECIPES, "recipe", recipe, f"choose one of {', '.join(RECIPES)}")
-  width = sum(rows.widths) // (2 if RECIPES[recipe].pairs else 1)
+  width = rows.widths[0] if RECIPES[recipe].pairs else sum(rows.widths)
   # What the others follow from is checked first; whether all fit each other is checked when they are put together.
   sizes = {name: given[name] for name in ("batch_rows", "n_steps") if name in given}
   SAEConfig(recipe, **sizes, **({} if n_features is None else {"n_features": n_features}), k=1)

@@ -104,8 +104,7 @@ def _refuse(directory: pathlib.Path, changes: list[str], remedy: str = "delete i
 def require_pairs(config: SAEConfig, wiring: Wiring, recipe: Recipe | None = None) -> None:
   """Raises `InputError` if a recipe needs each row's earlier token, and batches do not hold it."""
   require(not recipe_of(config.recipe, recipe).pairs or wiring.earlier, "sae.recipe", config.recipe, "needs, beside "
-          "each row, the activation at an earlier token of its context: the activations must have been made with "
-          "activations.more_sites=SITE.earlier, where SITE is the site that is read")
+          "each row, the activation at an earlier token of its context: columns that Wiring(..., earlier=...) names")
 
 
 def require_memory(members: Sequence[SAEConfig], wiring: Wiring, mesh: Mesh) -> None:
@@ -124,7 +123,10 @@ def require_memory(members: Sequence[SAEConfig], wiring: Wiring, mesh: Mesh) -> 
     n_bytes += 4 * n_weights * (5 if config.ema_decay else 4)
   n_steps = min(largest.scan_steps, largest.checkpoint_every_steps, largest.n_steps)
   n_bytes += 2 * n_steps * largest.batch_rows * width
-  n_bytes += 4 * largest.batch_rows // largest.accumulate * largest.n_features
+  n_part = largest.batch_rows // largest.accumulate
+  n_bytes += 4 * n_part * largest.n_features
+  if wiring.earlier:  # the features of earlier tokens, and each row's product with that of each
+    n_bytes += 4 * n_part * (largest.n_features + n_part)
   meshes.require_memory(
       mesh, n_bytes, "sae.n_features", largest.n_features, f"take fewer features, a smaller batch than sae.batch_rows="
       f"{largest.batch_rows}, more parts of it than sae.accumulate={largest.accumulate} or fewer steps in a call than "

@@ -25,7 +25,7 @@ from monojax.sae.recipes import RECIPES, Recipe, leading_groups, recipe_of
 # What settings that are None take where the recipe's publication does not say. "penalty_warmup" is a part of the steps.
 _DEFAULT = {"sparsity_coefficient": 0.0, "learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "adam_epsilon": 1e-8,
             "decay_fraction": 0.0, "clip_norm": 0.0, "ema_decay": 0.0, "penalty_warmup": 0.0, "threshold": 0.0,
-            "bandwidth": 0.0, "group_weight": 1.0}
+            "bandwidth": 0.0}
 
 
 def recipes_with(field: str) -> list[str]:
@@ -98,7 +98,8 @@ class SAEConfig:
                                             "alone (Matryoshka), which keeps broad features from splitting. The "
                                             "recipes matryoshka, gemmascope2 and tsae have sizes of their own if "
                                             "none are named", COUNT)
-  group_weight: float | None = option(None, "weight of each group's loss beside the whole dictionary's", NOT_NEGATIVE)
+  group_weight: float = option(1.0, "weight of each group's loss beside the whole dictionary's; tsae takes a quarter "
+                                    "of it", NOT_NEGATIVE)
   group_weights: tuple[float, ...] = option((), "a weight for each group in its place. Balance Matryoshka (arXiv "
                                                 "2505.11756) gives smaller groups smaller ones", NOT_NEGATIVE)
   orthogonality_coefficient: float = option(
@@ -135,7 +136,7 @@ class SAEConfig:
   cosine_chunk: int = only("cosine_chunk", 8192, "features that are compared with each other", COUNT)
   contrast_coefficient: float = only(
       "contrast_coefficient", 0.1, "weight of the loss by which the leading features must tell the earlier token of "
-      "their row's context from those of others; 0 drops it", NOT_NEGATIVE)
+      "their row's context among those of all rows; 0 drops it", NOT_NEGATIVE)
   cosine_every_steps: int = only("cosine_every_steps", 5, "steps from one such comparison to the next", COUNT)
 
   # Resampling: dead features are given new directions, those of rows that are reconstructed badly.

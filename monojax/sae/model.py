@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from monojax.config import require
 from monojax.linear import matmul
 from monojax.sae.nonlinearity import Nonlinearity, Params, ReLU
 from monojax.sae.sparse.code import Places, decode
@@ -44,6 +45,14 @@ class Wiring:
   reads: tuple[int, ...] = (0,)
   writes: tuple[int, ...] = (0,)
   earlier: tuple[int, ...] = ()
+
+  def __post_init__(self) -> None:
+    first = len(self.widths) - len(self.earlier)
+    widths = [[self.widths[i] for i in sites] for sites in (self.reads, self.earlier)]
+    require(not self.earlier or (widths[0] == widths[1] and self.earlier == tuple(range(first, len(self.widths)))
+                                 and max(self.reads + self.writes) < first), "wiring.earlier", self.earlier,
+            f"must be the last sites of widths {self.widths}, as many and as wide as those that are read, "
+            f"{self.reads}")
 
   @property
   def n_inputs(self) -> int:

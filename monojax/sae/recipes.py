@@ -187,8 +187,10 @@ def _ortsae(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> 
 def _tsae(parts: ModuleType, config: Resolved, wiring: Wiring, dtype: Any) -> MadeRecipe:
   """Matryoshka of one group, whose features must also tell an earlier token of the context, which training looks at."""
   objectives, sizes = parts.objectives, leading_groups(config)
-  terms = [objectives.contrast(config.contrast_coefficient, sizes[0])] if wiring.earlier and sizes else []
-  # Half of .8 of the squared error; with its weight of .25 the group's counts as half of .2.
+  contrasts = wiring.earlier and sizes and config.contrast_coefficient
+  terms = [objectives.contrast(config.contrast_coefficient, sizes[0])] if contrasts else []
+  # Of half the squared error, that of all features counts .8, and the group's .25 of that, which is .2.
+  config = dataclasses.replace(config, group_weights=config.group_weights or (0.25 * config.group_weight,) * len(sizes))
   return _topk_family(parts, config, wiring, dtype, parts.nonlinearities.BatchTopK(config.k), sizes, terms,
                       error=lambda y_BO, e_BO: 0.4 * objectives.summed_square(y_BO, e_BO))
 
@@ -311,7 +313,7 @@ _ALL = (
         "BatchTopK whose leading fifth of the features must also reconstruct alone, and tell an earlier token of the "
         "same context from those of others, so that they follow what a text is about (after T-SAE, arXiv 2511.05541)",
         _tsae, "k", (6, 12, 24, 48),
-        published={"learning_rate": 3e-4, "clip_norm": 1.0, "group_weight": 0.25},
+        published={"learning_rate": 3e-4, "clip_norm": 1.0},
         quick={"k": 12, "learning_rate": 3e-3},
         uses=("aux_coefficient", "aux_k", "contrast_coefficient"), pairs=True),
     Recipe(

@@ -33,7 +33,7 @@ def each_site(run: RunFolder, config: RunConfig) -> list[str]:
     The homes of these dictionaries in the run's folder, such as "dictionaries/layer.3.resid/".
   """
   homes = []
-  for site in load.activations_config(run).more_sites:
+  for site in load.activations_config(run).computed[1:]:
     own = dataclasses.replace(config, sae=dataclasses.replace(config.sae, reads=(site,), writes=(site,)))
     train_sae(run, own, f"{OTHERS}/{site}")
     analyze(run, own, site)

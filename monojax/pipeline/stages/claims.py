@@ -1,6 +1,7 @@
 """The figures of Towards Monosemanticity beside those of dictionaries of one's own, printed and kept."""
 
 import dataclasses
+import itertools
 import typing
 
 from monojax import files
@@ -55,7 +56,7 @@ def claims(run: RunFolder, config: ClaimsConfig, dictionary: str = OWN_DICTIONAR
           for row in zip(*found, strict=True)]
   if mean:
     for row, of_row in zip(rows, mean, strict=True):
-      row["mean"], row["mean_error"] = of_row or (None, None)
+      row["mean_of_runs"], row["mean_error"] = of_row or (None, None)
   with owned(home):
     files.write_table(home / "claims", rows)
   print(f"\nSee {home}")
@@ -87,7 +88,9 @@ def of_dictionary(loaded: "LoadedRun", control: str = "") -> "list[Claim]":
 def _aligned(found: "list[list[Claim]]") -> "list[list[Claim]]":
   """The same figures of each dictionary, in one order: without a value where a dictionary does not have one."""
   known = {(claim.section, claim.name): claim for of_one in found for claim in of_one}
-  nothing = {key: dataclasses.replace(claim, value=None, interval=None) for key, claim in known.items()}
+  sections = list(dict.fromkeys(section for section, _ in known))
+  nothing = {key: dataclasses.replace(known[key], value=None, interval=None)
+             for key in sorted(known, key=lambda key: sections.index(key[0]))}
   return [list({**nothing, **{(claim.section, claim.name): claim for claim in of_one}}.values()) for of_one in found]
 
 
@@ -117,20 +120,22 @@ def _explained(run: RunFolder, dictionary: str) -> dict:
 
 def _print(names: list[str], found: "list[list[Claim]]", mean: list[tuple[float, float | None] | None]) -> None:
   label_width = max(len(claim.name) for claim in found[0]) + 2
+  names = [*names, "mean ± 95 %"] if mean else names
+  means = [[_shown_mean(of_row, claim.percent)] for of_row, claim in zip(mean, found[0], strict=True)] if mean else [
+      []] * len(found[0])
   cells = [_shown(claim.value, claim.percent, claim.interval) for row in found for claim in row]
-  width = max(11, *(len(text) + 2 for text in (*names, *cells)))
+  width = max(11, *(len(text) + 2 for text in (*names, *cells, *itertools.chain(*means))))
   line = lambda label, cells: print(f"{label:<{label_width}}" + "".join(f"{cell:>{width}}" for cell in cells))
   missing: set[str] = set()
   section = ""
-  means = iter(mean)
-  for row in zip(*found, strict=True):
+  for row, of_row in zip(zip(*found, strict=True), means, strict=True):
     if row[0].section != section:
       section = row[0].section
       print()
-      line(section, ["the paper", *names, *(["mean ± 95 %"] if mean else [])])
+      line(section, ["the paper", *names])
     line(f"  {row[0].name}", [_shown(row[0].published, row[0].percent),
                               *(_shown(claim.value, claim.percent, claim.interval) for claim in row),
-                              *([_shown_mean(next(means), row[0].percent)] if mean else [])])
+                              *of_row])
     missing |= {claim.source for claim in row if claim.value is None and claim.source != "analysis"}
   if missing:
     print("\nFigures that are missing come from commands that were not run: "

@@ -10,7 +10,7 @@ from monojax import files, metrics
 from monojax.activations.config import EARLIER, SOURCES
 from monojax.config import require
 from monojax.pipeline import load
-from monojax.pipeline.checks import require_subject
+from monojax.pipeline.checks import require_sites, require_subject
 from monojax.pipeline.config import RunConfig
 from monojax.pipeline.folder import OTHERS, OWN_DICTIONARY, SWEEPS, RunFolder
 from monojax.sae.config import SAEConfig
@@ -182,25 +182,23 @@ def source_of(
   """The shuffled rows that a dictionary trains on, how they are wired to it, and the names of the sites in them.
 
   For end-to-end training they are those of whole contexts, which are given besides, with the subject above the sites.
-  Beside rows that a finished dictionary is only to be measured on (`trains` is false) there are no earlier tokens.
+  With `trains=False`, for measuring a finished dictionary, activations of earlier tokens are left out.
   """
   from monojax.activations.origin import Order
   from monojax.sae.model import Wiring
   record, harvested = run.require_stage("activations"), load.activations_config(run)
   origin = load.origin_of(run, harvested, record["identity"], rows)
   reads, writes = settings.wired(harvested.site)
-  earlier = tuple(f"{site}{EARLIER}" for site in reads) if trains and recipe_of(settings.recipe).pairs else ()
-  missing = [site for site in earlier if harvested.source == "store" and site not in harvested.sites]
-  require(not missing, "sae.recipe", settings.recipe, "needs pairs of activations, of a row's token and of an earlier "
-          f"one: make those of this run with --activations.more_sites={','.join(missing)}")
+  earlier: tuple[str, ...] = ()
+  if trains:
+    require_sites(settings, harvested)
+    earlier = tuple(site + EARLIER for site in reads) if recipe_of(settings.recipe).pairs else ()
   sites = tuple(dict.fromkeys(reads + writes + earlier))
   order = Order(settings.batch_rows, settings.buffer_rows, settings.seed)
   contexts = None
   if settings.kl_coefficient:
     from monojax.activations.contexts import Contexts
     require_subject(settings, harvested)
-    require(not earlier, "sae.kl_coefficient", settings.kl_coefficient, f"must be 0 with {settings.recipe}, whose "
-            "rows are not whole contexts")
     contexts = Contexts(origin, sites, writes, order, settings.accumulate, mesh)
   source = contexts or SOURCES[harvested.source].module().open_source(origin, sites, order, mesh)
   require(not earlier or len(source.widths) == len(sites), "sae.recipe", settings.recipe, "needs pairs of rows: a "

@@ -60,7 +60,7 @@ def measured(run: RunFolder, config: FidelityConfig, dictionary: str) -> dict[st
           "its activations came without a subject, and a loss is a subject's")
   subject, kept, tokens = load.load_subject(run), load.kept_of(run), load.open_tokens(run, "val")
   by_document.require_predicts(subject)
-  source, wiring, _, _ = source_of(run, sae.config, make_mesh(RunConfig().mesh))
+  source, wiring, _, _ = source_of(run, sae.config, make_mesh(RunConfig().mesh), trains=False)
   sample_RO = wiring.targets(source.sample(config.n_rows, config.seed))
   losses = by_document.document_losses(subject, sae, load.mean_activation(run, sae.writes), sample_RO, tokens, config,
                                        kept)

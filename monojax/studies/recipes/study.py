@@ -10,6 +10,7 @@ from monojax import files
 from monojax.activations.config import EARLIER
 from monojax.config import require
 from monojax.pipeline import load
+from monojax.pipeline.checks import require_sites_of_run
 from monojax.pipeline.config import BenchmarkConfig, RunConfig
 from monojax.pipeline.folder import SWEEPS, RunFolder
 from monojax.pipeline.presets import dictionary_by
@@ -57,7 +58,10 @@ def compare_recipes(run: RunFolder, config: RunConfig, preset: str) -> list[Row]
   sizes = settings.n_features or tuple(dict.fromkeys((max(1, config.sae.n_features // 2), config.sae.n_features)))
   home = run.directory / FOLDER
   points: list[Row] = []
-  for grid in [grid_of(config, preset, recipe, sizes) for recipe in recipes]:  # all are checked before the first
+  grids = [grid_of(config, preset, recipe, sizes) for recipe in recipes]
+  for grid in grids:  # all are checked before the first
+    require_sites_of_run(run, grid)
+  for grid in grids:
     sweep(run, grid)
   with owned(home):
     text = _text(run, config)
@@ -69,8 +73,9 @@ def compare_recipes(run: RunFolder, config: RunConfig, preset: str) -> list[Row]
     if not draw_benchmark(points, SCORES, home / "benchmark.png"):
       print(f"{home / 'benchmark.png'} is not drawn: it needs matplotlib, pip install 'monojax[report]'")
     _print(rows, settings)
-    if settings.planted:
-      planted = _planted(home / "planted", [recipe for recipe in recipes if recipe in OF_ROWS], settings)
+    of_rows = [recipe for recipe in recipes if recipe in OF_ROWS]  # planted rows are no pairs
+    if settings.planted and of_rows:
+      planted = _planted(home / "planted", of_rows, settings)
       files.write_table(home / "planted", planted)
       _print_planted(planted)
   print(f"\nSee {home}")
@@ -79,7 +84,9 @@ def compare_recipes(run: RunFolder, config: RunConfig, preset: str) -> list[Row]
 
 def recipes_for(run: RunFolder, config: RunConfig) -> tuple[str, ...]:
   """The recipes that are compared: those that are named, or all that the run's activations are enough for."""
-  paired = any(site.endswith(EARLIER) for site in load.activations_config(run).sites)
+  activations = load.activations_config(run)
+  reads, _ = config.sae.wired(activations.site)
+  paired = activations.source == "stream" or {site + EARLIER for site in reads} <= set(activations.sites)
   return config.benchmark.recipes or (tuple(RECIPES) if paired else OF_ROWS)
 
 
