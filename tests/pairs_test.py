@@ -179,6 +179,7 @@ class Topics:
     return self.rows(n_rows, (2, seed))
 
 
+@pytest.mark.slow
 def test_leading_features_are_those_that_neighbouring_tokens_share():
   source, leading, found = Topics(), {}, {}
   for coefficient in (0.0, 1.0):

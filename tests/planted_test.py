@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from recipes_test import wiring_of
 
 from monojax import mesh as meshes
 from monojax.sae import finish
 from monojax.sae.config import SAEConfig
-from monojax.sae.model import Wiring
 from monojax.sae.recipes import RECIPES, make_recipe
 from monojax.sae.step import make_step
 
@@ -30,6 +30,8 @@ SETTINGS = {
                     "group_sizes": (256,), "group_weight": 0.05},
     "ortsae": {"k": 8, "dead_window_steps": 100, "cosine_coefficient": 0.03},
     "panneal": {"sparsity_coefficient": 2.0, "learning_rate": 5e-3, "n_features": 1024},
+    # Its error is a sum over elements, beside which AuxK's part would revive few.
+    "tsae": {"k": 8, "dead_window_steps": 100, "aux_coefficient": 2.0},
 }
 
 
@@ -39,19 +41,23 @@ EXACT = ("gemmascope2",)
 
 @pytest.fixture(scope="module")
 def planted():
-  """(unit directions, function of (seed, exact) -> batches of rows x_SBM, of exactly 8 features or as many as come)."""
+  """(unit directions, function of (seed, exact, pairs) -> batches of rows x_SBM).
+
+  Rows are of exactly 8 features, or of as many as come. Both rows of a pair are of the same features.
+  """
   rng = np.random.default_rng(0)
   direction_NM = rng.normal(size=(N_PLANTED, M)).astype(np.float32)
   direction_NM /= np.linalg.norm(direction_NM, axis=1, keepdims=True)
   probability_N = rng.uniform(0.01, 0.05, N_PLANTED)
 
   @functools.lru_cache(maxsize=40)
-  def rows(seed, exact):
+  def rows(seed, exact, pairs):
     rng = np.random.default_rng((1, seed))
     draw_RN = rng.random((SCAN * B, N_PLANTED))
     fires_RN = draw_RN <= np.sort(draw_RN, axis=1)[:, 7:8] if exact else draw_RN < probability_N
-    strength_RN = fires_RN * rng.uniform(0.5, 1.5, (SCAN * B, N_PLANTED))
-    return (strength_RN.astype(np.float32) @ direction_NM).reshape(SCAN, B, M)
+    drawn = [fires_RN * rng.uniform(0.5, 1.5, (SCAN * B, N_PLANTED)) for _ in range(1 + pairs)]
+    return np.concatenate([(strength_RN.astype(np.float32) @ direction_NM).reshape(SCAN, B, M)
+                           for strength_RN in drawn], axis=-1)
   return direction_NM, rows
 
 
@@ -62,12 +68,13 @@ def test_planted_features_are_found(name, planted):
   config = SAEConfig(**{"recipe": name, "n_features": 512, "batch_rows": B, "n_steps": 3000, "learning_rate": 3e-3,
                         "warmup_steps": 100, "decay_fraction": 0.2, **SETTINGS[name]})
   mesh = meshes.make_mesh(meshes.MeshConfig(1, 1))
-  recipe = make_recipe(config, Wiring((M,)), jnp.float32)
+  wiring = wiring_of(name, M)
+  recipe = make_recipe(config, wiring, jnp.float32)
   init, step = make_step(recipe, mesh, config.window_steps)
-  exact = name in EXACT
-  state = init(jax.random.key(0), rows(0, exact).reshape(-1, M)[:8192])
+  kind = name in EXACT, RECIPES[name].pairs
+  state = init(jax.random.key(0), rows(0, *kind).reshape(-1, sum(wiring.widths))[:8192])
   for i in range(config.n_steps // SCAN):
-    state, _ = step(state, rows(i % 40, exact))
+    state, _ = step(state, rows(i % 40, *kind))
   W_dec_FO = np.asarray(finish.finished_params(recipe, state)["W_dec_FO"])
   W_dec_FO = W_dec_FO / np.linalg.norm(W_dec_FO, axis=1, keepdims=True)
   best_N = (direction_NM @ W_dec_FO.T).max(1)
