@@ -28,13 +28,14 @@ DEMO = RunConfig(
     analysis=AnalysisConfig(n_tokens=500_000, n_detector_tokens=131_072),
 )
 
-# The best that an hour of two cores gives on some hundreds of megabytes of text. TopK reconstructs more than the
-# paper's loss with fewer features a token (docs/results/index.md), and groups keep broad features whole.
+# What an hour of two cores gives on some hundreds of megabytes of text. TopK reconstructs more than the paper's loss
+# with fewer features a token, groups keep broad features whole, and Muon makes a better subject
+# (docs/results/index.md).
 SMALL = RunConfig(
     tokens=TextConfig(vocab_size=8192, val_fraction=0.02, tokenizer_bytes=20_000_000),
     subject=SubjectConfig(
-        n_context=128, n_steps=3500, batch_contexts=16, learning_rate=4e-3,
-        warmup_steps=100, checkpoint_every_steps=500),
+        n_context=128, n_steps=4000, batch_contexts=16, optimizer="muon", learning_rate=6e-3,
+        warmup_steps=100, scan_steps=10, checkpoint_every_steps=500),
     activations=HarvestConfig(n_tokens=6_000_000),
     sae=SAEConfig(
         recipe="topk", k=10, n_features=4096, batch_rows=2048, n_steps=4000, learning_rate=3e-3, ema_decay=0.99,
