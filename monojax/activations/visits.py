@@ -5,7 +5,7 @@ context 0 is the first T tokens of the text, context 1 the next T, and so on. To
 on it. Contexts are visited in a random order that is a pure function of the seed, so that nothing has to be stored to
 go on in the middle.
 
-Letters: B contexts of a batch, C contexts of the text, T positions of a context, R positions kept of each, J places of
+Letters: B contexts of a batch, C contexts of the text, T positions of a context, R positions kept of each, P places of
 a row: its own position, and that of the earlier token whose activations are kept beside it, if any are.
 """
 
@@ -113,7 +113,7 @@ class Visits:
     return np.sort(np.argsort(rank_BT, axis=1)[:, :self.per_context], axis=1)
 
   def places(self, context_B: np.ndarray) -> np.ndarray:
-    """(B, R, J) int32: the positions that are kept of each context, each with that of its earlier token, if any."""
+    """(B, R, P) int32: the positions that are kept of each context, each with that of its earlier token, if any."""
     kept_BR = self.kept(context_B)
     if not self.earlier:
       return kept_BR[..., None].astype(np.int32)

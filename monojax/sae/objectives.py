@@ -97,9 +97,7 @@ def make_objective(error: Error, terms: Sequence[Term], group_sizes: Sequence[in
     else:
       h_VK, places = code
       h = pre_activations_at(bound.centred(x_BM), params["W_enc_MF"], bound.encoder_bias(), h_VK, places)
-    keep = model.nonlinearity.keep(jax.lax.stop_gradient(h), jax.lax.stop_gradient(params), places, given.mesh)
-    f = model.nonlinearity.value(h, params, places)
-    f = f if keep is None else jnp.where(keep, f, 0.0)
+    f = features_of(model, params, h, places, given.mesh)
     parts = group_reconstructions(model, params, f, places, x_BM, group_sizes)
     passed = Pass(**vars(given), params=params, places=places, h=h, f=f, norm_F=decoder_norms(model, params),
                   error_BO=parts[-1] - y_BO)
@@ -107,6 +105,14 @@ def make_objective(error: Error, terms: Sequence[Term], group_sizes: Sequence[in
     loss += sum(weight * error(y_BO, part - y_BO) for weight, part in zip(group_weights, parts[:-1], strict=True))
     return loss, passed
   return objective
+
+
+def features_of(model: Dictionary, params: Params, h: jax.Array, places: Places | None,
+                mesh: Mesh | None) -> jax.Array:
+  """The features of pre-activations h in training, where which of them are kept gets no gradient."""
+  keep = model.nonlinearity.keep(jax.lax.stop_gradient(h), jax.lax.stop_gradient(params), places, mesh)
+  f = model.nonlinearity.value(h, params, places)
+  return f if keep is None else jnp.where(keep, f, 0.0)
 
 
 def group_reconstructions(model: Dictionary, params: Params, f: jax.Array, places: Places | None, x_BM: jax.Array,
@@ -323,11 +329,8 @@ def contrast(coefficient: float, n_leading: int) -> Term:
   temperature, as in its authors' code). Takes memory for B x B numbers.
   """
   def term(p: Pass) -> jax.Array:
-    model, nonlinearity = p.model, p.model.nonlinearity
-    h_BF = model.bind({"params": p.params}).pre_activations(p.earlier_BM)
-    keep_BF = nonlinearity.keep(jax.lax.stop_gradient(h_BF), jax.lax.stop_gradient(p.params), None, p.mesh)
-    earlier_BF = nonlinearity.value(h_BF, p.params, None)
-    earlier_BF = earlier_BF if keep_BF is None else jnp.where(keep_BF, earlier_BF, 0.0)
+    h_BF = p.model.bind({"params": p.params}).pre_activations(p.earlier_BM)
+    earlier_BF = features_of(p.model, p.params, h_BF, None, p.mesh)
     S_BB = jnp.matmul(leading(p.f, p.places, n_leading), earlier_BF[:, :n_leading].T,
                       precision=jax.lax.Precision.HIGHEST)
     missed = [jax.nn.logsumexp(S_BB, axis=axis) - jnp.diagonal(S_BB) for axis in (0, 1)]
