@@ -87,6 +87,20 @@ def test_8_bits(tmp_path):
   assert not any(fault for _, fault in faults(tmp_path))
 
 
+@pytest.mark.parametrize("n_rows", [1, 4, 40, 400])
+@pytest.mark.parametrize("silent", [0, -1e-7])
+@pytest.mark.parametrize("size", [1, 1e-25, 1e25])
+def test_8_bits_of_rows_in_which_a_rare_neuron_fires(n_rows, silent, size):
+  """A neuron that is silent, or nearly, in all other rows takes no resolution from the rows in which it fires."""
+  x_RM = np.maximum(np.random.default_rng(0).standard_normal((4096, 64)), 0).astype(np.float32)
+  x_RM[:, 5], x_RM[9:9 + n_rows, 5] = silent, 1
+  x_RM *= np.float32(size)
+  q_RM, row_R, column_M = to_int8(x_RM)
+  error_RM = (q_RM * row_R[:, None] * column_M - x_RM) / np.float32(size)
+  length_R = np.linalg.norm(x_RM / np.float32(size), axis=1)
+  assert (np.linalg.norm(error_RM, axis=1) < 0.02 * length_R).all()
+
+
 @pytest.mark.parametrize("dtype, smaller", [("float16", 0.7), ("int8", 0.8)])
 def test_compressed(tmp_path, dtype, smaller):
   x_NM = made_rows(dtype="float32" if dtype == "int8" else dtype)

@@ -22,7 +22,8 @@ _SHARD_BYTES, _MIN_SHARDS = 2**30, 16
 # Each has so many chunks, of at most 16 MiB: large ones are read fast, and many mix the rows of many shards.
 _CHUNKS, _MIN_CHUNK_ROWS = 64, 16
 _LARGEST_INT8 = 127
-_BLOCK_ROWS = 64  # rows that are scaled at once: they stay in the cache
+_BLOCK_ROWS = 256  # rows that are scaled at once: few enough for the cache, and so many that threads rarely meet
+_SIZED_ROWS = 512  # rows of a chunk, evenly spread, by which the size of its columns is judged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,30 +183,41 @@ def _itemsize(dtype):
 def to_int8(x_RM: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """A chunk's rows in 8 bits: (q_RM int8, row_R float32, column_M float32), x ~ q * row * column.
 
-  Rows are first divided by their length, in which each column counts by its own size, (mean of sqrt|x|)^2,
-  which hardly sees a few large entries. Then a column's scale is its largest entry, and a row's is what
-  makes its largest scaled entry 127. So neither a few very long rows (as at the start of a text) nor a few very large
-  columns (as in residual streams) take the resolution of all others.
+  Rows are first divided by their length, in which each column counts by its own size, (mean of sqrt|x|)^2, which
+  hardly sees a few large entries. Then a column's scale is its largest entry, and a row's is what makes its largest
+  scaled entry 127. So neither a few very long rows (as at the start of a text) nor a few very large columns (as in
+  residual streams) take the resolution of all others. A column that is smaller than the chunk as a whole counts by the
+  chunk's size: a neuron that fires on one row in a thousand would else make up all of that row's length.
   """
   x_RM = x_RM.astype(np.float32, copy=False)
   blocks = [slice(i, i + _BLOCK_ROWS) for i in range(0, len(x_RM), _BLOCK_ROWS)]
-  weight_M = 1 / _or_1(np.square(sum(np.sqrt(np.abs(x_RM[block])).sum(axis=0) for block in blocks) / len(x_RM)))
+  scaled_RM, size_RM = (np.empty((min(len(x_RM), _BLOCK_ROWS), x_RM.shape[1]), np.float32) for _ in range(2))
+  root_M = np.sqrt(np.abs(x_RM[::max(1, len(x_RM) // _SIZED_ROWS)])).mean(axis=0)
+  weight_M = 1 / _or_1(np.square(np.maximum(root_M, root_M.mean())))
   column_M = np.zeros_like(weight_M)
   for block in blocks:
-    size_RM = np.abs(x_RM[block])
-    weighted_RM = size_RM * weight_M[None]
-    length_R = np.sqrt(np.einsum("rm,rm->r", weighted_RM, weighted_RM) / x_RM.shape[1])
-    size_RM *= (1 / _or_1(length_R))[:, None]
-    np.maximum(column_M, np.max(size_RM, axis=0), out=column_M)
+    part_RM = x_RM[block]
+    scaled, size = scaled_RM[:len(part_RM)], size_RM[:len(part_RM)]
+    np.multiply(part_RM, weight_M, out=size)
+    length_R = np.sqrt(np.einsum("rm,rm->r", size, size) / x_RM.shape[1])
+    np.multiply(part_RM, (1 / _or_1(length_R))[:, None], out=scaled)
+    np.maximum(column_M, _largest(scaled, size, axis=0), out=column_M)
   column_M = _or_1(column_M)
   q_RM, row_R = np.empty(x_RM.shape, np.int8), np.empty(len(x_RM), np.float32)
   for block in blocks:
-    scaled_RM = x_RM[block] * (1 / column_M)[None]
-    row_R[block] = _or_1(np.max(np.abs(scaled_RM), axis=1) / _LARGEST_INT8)
-    scaled_RM *= (1 / row_R[block])[:, None]
-    np.rint(scaled_RM, out=scaled_RM)
-    q_RM[block] = scaled_RM
+    part_RM = x_RM[block]
+    scaled, size = scaled_RM[:len(part_RM)], size_RM[:len(part_RM)]
+    np.multiply(part_RM, 1 / column_M, out=scaled)
+    row_R[block] = _or_1(_largest(scaled, size, axis=1) / _LARGEST_INT8)
+    scaled *= (1 / row_R[block])[:, None]
+    q_RM[block] = np.rint(scaled, out=scaled)
   return q_RM, row_R, column_M
+
+
+def _largest(x_RM, size_RM, axis):
+  """The largest |x| of each row or column; fills `size_RM`. Sizes are compared as integers, by their bits: faster."""
+  bits_RM = np.bitwise_and(x_RM.view(np.int32), 0x7FFFFFFF, out=size_RM.view(np.int32))
+  return bits_RM.max(axis=axis).view(np.float32)
 
 
 def _or_1(x):
