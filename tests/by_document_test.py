@@ -46,10 +46,9 @@ def test_sums_agree_with_whole_passes_document_by_document(pair, kept, monkeypat
             "mean": mean_O[None, None], "resample": sample_RO[row_CT]}
   log_p = log_softmax(clean_CTV)
   loss = lambda log_q: -np.take_along_axis(log_q, tokens_CU[:, 1:, None], 2)[..., 0]
-  position_CT = np.asarray(context_C)[:, None] * 10 + np.arange(10)
-  if position_CT.max() >= tokens.n_tokens:
-    raise AssertionError("contexts lie side by side")
-  document_CT, counted_CT = tokens.position_document(tokens.positions(context_C, 10)), kept_CT1[..., 0]
+  position_CT = np.asarray(context_C)[:, None] * 11 + np.arange(10)  # contexts of 11 tokens lie side by side
+  np.testing.assert_array_equal(tokens.tokens_N[position_CT], tokens_CU[:, :-1])
+  document_CT, counted_CT = np.searchsorted(tokens.start_D, position_CT, side="right") - 1, kept_CT1[..., 0]
   documents = sorted(set(document_CT[counted_CT].tolist()))
   by = lambda loss_CT: [loss_CT[(document_CT == d) & counted_CT].sum() for d in documents]
   assert found.document_J.tolist() == documents

@@ -97,6 +97,15 @@ def test_explanations_that_leak_or_are_missing_are_not_used(url, stub, answer, p
   assert explanations.summary(found)["unreadable"] == 2
 
 
+@pytest.mark.parametrize("answer, found", [
+    ('{"explanation": "empty braces {} in code"}', "empty braces {} in code"),
+    ('I first thought {"explanation": "x"}, but: ```json\n{"explanation": "the set {1: {2: 3}}"}\n``` }', "the set {1: {2: 3}}"),
+    ('{ not JSON {"explanation": "{ }"}', "{ }")])
+def test_an_explanation_may_have_braces(url, stub, answer, found):
+  stub.answer = lambda *_: answer
+  assert ChatExplainer(Endpoint(url, "stub")).explain(0, examples()).text == found
+
+
 def test_a_model_judges_tokens(url, stub):
   judge, asked = chat.ChatJudge(Endpoint(url, "stub")), (Explanation("x"), np.array([3, 4, 0]), ['"', " Paris", " the"])
   stub.answer = lambda *_: '{"plausible": [1, 3]}'

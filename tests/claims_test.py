@@ -73,6 +73,8 @@ def test_planted_tables_give_planted_figures():
 
 def test_what_other_commands_left_is_beside_it(workdir, tmp_path, capsys):
   other = shutil.copytree(workdir, tmp_path / "other")
+  record = files.read_record(other / "subject" / "stage.json")
+  files.write_record(other / "subject" / "stage.json", {**record, "output": "of another seed"})
   home = workdir / "comparisons" / "other.sae"
   figures = {"correlation/median_a": 0.61, "correlation_neurons/median_a": 0.4, "correlation_random/median_a": 0.2}
   files.write_record(home / "comparison.json", {"a": {"run": str(workdir)}, "b": {"run": str(other)},
@@ -99,6 +101,10 @@ def test_what_other_commands_left_is_beside_it(workdir, tmp_path, capsys):
   files.write_record(workdir / "comparisons" / "another.sae" / "comparison.json",
                      {"a": {"run": str(workdir)}, "b": {"run": str(shuffled)},
                       "figures": {name: 0.01 for name in figures}})
+  same = shutil.copytree(workdir, tmp_path / "same")  # as a run of another layer of the same subject
+  files.write_record(workdir / "comparisons" / "a_layer.sae" / "comparison.json",
+                     {"a": {"run": str(workdir)}, "b": {"run": str(same)},
+                      "figures": {name: 0.02 for name in figures}})
   again, named = stages.claims(RunFolder(workdir), ClaimsConfig(others=(OWN_DICTIONARY,)))
   assert named == again and OWN_DICTIONARY in json.loads((workdir / "claims" / "claims.json").read_text())[0]
   with pytest.raises(InputError, match="must be different ones"):

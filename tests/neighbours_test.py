@@ -118,6 +118,25 @@ def test_the_best_neuron(mean, in_blocks):
   assert (best_F[list(DEAD)] == -1).all() and (correlation_F < 0).any()
 
 
+@pytest.mark.parametrize("every", [True, False])
+def test_the_best_neuron_where_no_neuron_is_active_on_some_rows(every):
+  """Features may fire there, by their biases; if all rows count, so do those on which nothing at all happens."""
+  f_NF, x_NM = features_and_neurons()
+  x_NM, still_N = np.maximum(x_NM, 0), np.arange(N) % 4 == 0
+  x_NM[still_N] = 0
+  f_NF[np.arange(N) % 8 == 0] = 0
+  codes, neurons = codes_of(f_NF), NeuronSums(F, M, every)
+  for part in (slice(first, first + 400) for first in range(0, N, 400)):
+    row_P, feature_P = np.nonzero(f_NF[part])
+    neurons.add(row_P, feature_P, f_NF[part][row_P, feature_P], x_NM[part])
+  counts_N = np.full(N, True) if every else f_NF.any(1) | x_NM.any(1)
+  r_FM = correlations(f_NF[counts_N], x_NM[counts_N])
+  best_F, correlation_F = neurons.best(codes)
+  alive_F = f_NF.any(0)
+  np.testing.assert_allclose(correlation_F, np.where(alive_F, r_FM[np.arange(F), best_F], 0), atol=1e-5)
+  np.testing.assert_allclose(np.abs(correlation_F[alive_F]), np.abs(r_FM[alive_F]).max(1), atol=1e-5)
+
+
 def test_sums_and_parts_of_codes():
   f_NF, _ = features_and_neurons()
   sum_F, square_F = codes_of(f_NF).sums()

@@ -171,6 +171,21 @@ def test_correlations_are_numpys_and_rows_that_do_not_count_are_left_out(text):
   assert "Arabic" in printed and "domain: a" in printed and "left out" in printed and "Thai" in printed
 
 
+def test_correlations_where_no_neuron_is_active_on_some_rows(text):
+  rng = np.random.default_rng(3)
+  f_NF = (rng.exponential(size=(600, 3)) * (rng.random((600, 3)) < 0.3)).astype(np.float32)
+  x_NM = rng.exponential(size=(600, 4)).astype(np.float32)
+  x_NM[rng.random(600) < 0.3] = 0
+  meter = proxy_rows.Meter(text, VALUES, ["a", "b", "base64"], 3, 4, every=True)
+  row_P, feature_P = np.nonzero(f_NF)
+  meter.add(row_P, feature_P, f_NF[row_P, feature_P], x_NM)
+  score_NL = meter.proxies.scores(text, 0, 600)
+  with np.errstate(invalid="ignore"):
+    both = np.corrcoef(np.concatenate([f_NF, x_NM, score_NL], axis=1).astype(np.float64).T)
+  np.testing.assert_allclose(meter.sums.of_features(), both[:3, 7:], atol=1e-6)
+  np.testing.assert_allclose(meter.sums.of_neurons(), both[3:7, 7:], atol=1e-4)
+
+
 def test_a_text_without_scripts_and_domains_has_proxies_left_out_and_no_error():
   """As in a tiny run: one of all kinds, and tokens that are not known."""
   text = text_of([1, 2, 15, -1] * 10, 4, np.full(40, -1, np.int32))

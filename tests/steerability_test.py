@@ -12,6 +12,7 @@ from monojax.analysis.steerability import candidates, steerability
 from monojax.config import InputError
 from monojax.pipeline import load, stages
 from monojax.pipeline.folder import RunFolder
+from monojax.text.tokens import Tokens
 
 
 class Tables:
@@ -49,6 +50,27 @@ def test_the_feature_is_chosen_on_texts_that_do_not_count():
   assert choosing == set(range(8, 12))
   assert all(value == Tables.max_act_F[f] for features, _ in seen for f, value in features.items())
   assert {seed for features, seed in seen if not features} == set(range(8))
+
+
+class Letters:
+  """A tokenizer of one letter a token."""
+  def decode(self, ids):
+    return "".join(chr(i) for i in ids)
+
+
+def test_a_domain_of_short_documents_is_never_said():
+  """Of it nothing could be learned, and what is not like anything that was must not be called it."""
+  rng = np.random.default_rng(0)
+  documents = [rng.integers(97, 123, 200), rng.integers(48, 58, 200), rng.integers(33, 47, 20)] * 30
+  start_D = np.cumsum([0] + [len(one) for one in documents])[:-1]
+  tokens = Tokens("train", np.concatenate(documents).astype(np.uint16), start_D, np.arange(90, dtype=np.int32) % 3,
+                  ("letters", "digits", "tweets"), 128, 0, 0)
+  judge = DomainClassifier(tokens, Letters(), 64, 300, 0)
+  assert judge.known.tolist() == [0, 1]
+  assert set(judge.predict(["!#%&" * 16, "\u4e2d" * 64, "", "abc" * 20, "123" * 20])) == {0, 1}
+  assert judge.predict(["abc" * 20, "123" * 20]).tolist() == [0, 1]
+  with pytest.raises(InputError, match="no domain has documents with so many tokens"):
+    DomainClassifier(tokens, Letters(), 300, 300, 0)
 
 
 def test_real_text_is_told_apart(finished):

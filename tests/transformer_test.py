@@ -174,3 +174,23 @@ def test_sample_continues_its_prompt(subject):
   ids = sample(subject, [3, 4], 6, jax.random.key(0))
   assert ids[:2] == [3, 4] and len(ids) == 8 and all(0 <= i < 32 for i in ids)
   assert ids != sample(subject, [3, 4], 6, jax.random.key(1))
+
+
+def test_what_a_site_adds_to_the_residual_stream_directly(subject):
+  """With what lies behind the site taken out, a change of it reaches the last residual stream by `to_residual_MD`."""
+  model, params = subject
+  tokens_BT = np.arange(6).reshape(1, 6)
+  resid = lambda params, edit: np.asarray(model.apply({"params": params}, tokens_BT, edit)[1]["layer.1.resid"])
+  for site, width in model.site_widths.items():
+    path = model.logit_path(params, site)
+    if path is None or not site.startswith("layer.0."):
+      continue
+    kind = site.removeprefix("layer.0.")
+    zeroed = [("layer_1", "W_o_ED"), ("layer_1", "W_out_MD"), *([("layer_0", "W_out_MD")] if "attn" in kind else [])]
+    quiet = {name: dict(leaf) if isinstance(leaf, dict) else leaf for name, leaf in params.items()}
+    for layer, name in zeroed:
+      quiet[layer][name] = jnp.zeros_like(params[layer][name])
+    change_M = np.random.default_rng(0).normal(size=width).astype(np.float32)
+    added = resid(quiet, {site: lambda x, change_M=change_M: x + change_M[None, None]}) - resid(quiet, {})
+    expected_D = change_M if path.to_residual_MD is None else change_M @ np.asarray(path.to_residual_MD)
+    np.testing.assert_allclose(added, np.broadcast_to(expected_D, added.shape), atol=1e-5, err_msg=site)

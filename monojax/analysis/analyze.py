@@ -87,9 +87,9 @@ def analyze(config: AnalysisConfig, subject: LoadedSubject, sae: SAE, train_toke
   batch_contexts = contexts_at_once(config, sae.n_features, subject.n_context, mesh.shape["data"] if mesh else 1)
   detecting = _detecting(config, subject, encode, train_tokens, batch_contexts)
   n_neurons = sae.model.wiring.n_inputs
-  neuron_sums = NeuronSums(sae.n_features, n_neurons)
+  neuron_sums = NeuronSums(sae.n_features, n_neurons, kept.all)
   values, domains = scripts.bytes_of(token_strings, train_tokens), list(train_tokens.domains)
-  meter_of = lambda text: proxy_rows.Meter(text, values, domains, sae.n_features, n_neurons)
+  meter_of = lambda text: proxy_rows.Meter(text, values, domains, sae.n_features, n_neurons, every=kept.all)
 
   def measured(function, tokens, n_tokens, description, meter_of=None, last=None):
     chosen_C = tokens.choose(subject.n_context, n_tokens, config.seed)
@@ -202,11 +202,11 @@ def analyze_rows(config: AnalysisConfig, sae: SAE, store: ActivationStore) -> ta
     for start in starts:
       stop = min(start + _ROWS_AT_ONCE, n_rows)
       yield np.asarray(wiring.inputs(store.rows(start, stop)), np.float32), stop - start
-  neuron_sums = NeuronSums(sae.n_features, wiring.n_inputs)
+  neuron_sums = NeuronSums(sae.n_features, wiring.n_inputs, every=True)
   domains, strings = list(store.meta.get("domains", ())), store.token_strings()
   token_strings = strings or [f"#{token}" for token in range(int(text.token_N.max(initial=-1)) + 1)]
   values = scripts.bytes_of_tokens(strings) if strings else [b""] * len(token_strings)
-  meter = proxy_rows.Meter(text, values, domains, sae.n_features, wiring.n_inputs, rank_N)
+  meter = proxy_rows.Meter(text, values, domains, sae.n_features, wiring.n_inputs, rank_N, every=True)
   watch = _watching(sae, neuron_sums, meter)
   codes = collect(lambda x_NM: (sae.encode(x_NM), x_NM), batches(), n_rows, "features", rank_N, watch)
   columns = example_tables(codes, text, len(domains), config.seed) | weight_columns(sae)
@@ -251,7 +251,7 @@ def _with_words(config: AnalysisConfig, found: tables.FeatureTables, codes: Code
   """The tables with what needs the tokens' text: proxies and pieces of text in the summary, labels and their scores."""
   summary = {**found.summary, "proxies": meter.rows(codes), "proxies_left_out": list(meter.proxies.left_out),
              "texts": shown_texts(codes, text, found.domains)}
-  if not config.n_label_tokens:
+  if not config.n_label_tokens or not (text.token_N >= 0).any():  # labels are about tokens, which may not be known
     return dataclasses.replace(found, summary=summary)
   alive = np.flatnonzero(np.diff(codes.start_F)).tolist()
   labelled = labels.label_all(codes, text, found.token_strings, values, found.domains, alive, config.seed,

@@ -96,7 +96,7 @@ def document_losses(subject: LoadedSubject, sae: SAE, mean_O: np.ndarray, sample
       row_BT[:len(index_B)] = rng.integers(len(sample_RO), size=(len(index_B), width))
       found, counts_BT = losses_of(subject.params, sae.params, tokens.context(padded_B, width + 1), row_BT,
                                    jnp.asarray(mean_O, jnp.float32), jnp.asarray(sample_RO, jnp.float32))
-      position_BT = tokens.positions(index_B, width)
+      position_BT = tokens.positions(index_B, width + 1)[:, :-1]
       counted_BT = np.asarray(counts_BT)[:len(index_B)] & (position_BT != NO_POSITION)
       document_N = tokens.position_document(position_BT[counted_BT])
       n_tokens_J += np.bincount(document_N, minlength=n_documents)

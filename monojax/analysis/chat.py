@@ -188,17 +188,18 @@ def quantised(acts_W: np.ndarray, largest: float) -> np.ndarray:
 
 
 def _object(answer: str) -> dict[str, typing.Any]:
-  """The JSON object that an answer is, or has in it, as behind a model's thoughts or in a block of code.
+  """The JSON object that an answer is, or the last one in it, as behind a model's thoughts or in a block of code.
 
   Raises:
     Unreadable: there is none.
   """
-  decoder = json.JSONDecoder()
-  for start in reversed([i for i, character in enumerate(answer) if character == "{"]):
+  decoder, last, start = json.JSONDecoder(), None, answer.find("{")
+  while start >= 0:
     try:
-      found, _ = decoder.raw_decode(answer[start:])
+      last, end = decoder.raw_decode(answer, start)
     except ValueError:
-      continue
-    if isinstance(found, dict):
-      return found
-  raise Unreadable
+      end = start + 1
+    start = answer.find("{", end)
+  if last is None:
+    raise Unreadable
+  return last

@@ -75,7 +75,7 @@ def measured_proxies(reader: Reader, token_strings: Sequence[str], n_tokens: int
   chosen_C = np.random.default_rng(seed).permutation(reader.tokens.choose(n_context, n_tokens, seed))
   sample_C = np.sort(chosen_C[:max(1, _SAMPLE_TOKENS // n_context)])
   asked = proxies.make(reader.text(sample_C), scripts.bytes_of(token_strings, reader.tokens), domains)
-  sums = proxies.ProxySums(sae.n_features, sae.model.wiring.n_inputs, len(asked.names))
+  sums = proxies.ProxySums(sae.n_features, sae.model.wiring.n_inputs, len(asked.names), reader.kept.all)
   done = 0
   with metrics.progress(len(chosen_C) * n_context, "tokens", "proxies", scale=True) as bar:
     for tokens_BT, n_used in reader.batches(chosen_C):

@@ -258,11 +258,11 @@ def _without_sources(subject: Subject, dictionary: Wired, base: str) -> typing.C
 @functools.lru_cache(maxsize=8)
 def _raised_by(subject: Subject, dictionary: Wired) -> typing.Callable:
   """The compiled function (params, sae_params, tokens_1T, at, feature) -> (weights_V, removed_V); see `Raised`."""
-  frozen = subject.frozen()
+  frozen, alone = subject.frozen(), len(dictionary.writes) == 1
 
   @jax.jit
   def run(params, sae_params, tokens_1T, at, feature):
-    _, sites = subject.apply({"params": params}, tokens_1T, wanted=dictionary.reads)
+    _, sites = subject.apply({"params": params}, tokens_1T, wanted={*dictionary.reads, *dictionary.writes})
     x_1M = jnp.take(side_by_side(sites, dictionary.reads), at[None], axis=0)
     f_11 = jnp.take(dictionary.model.apply({"params": sae_params}, x_1M, method="encode"), feature[None], axis=1)
     added_O = dictionary.model.apply({"params": sae_params}, f_11, feature[None], x_1M, method="change")[0]
@@ -272,9 +272,10 @@ def _raised_by(subject: Subject, dictionary: Wired) -> typing.Callable:
 
     def logits(model, times):
       """Logits (V,) at the position with the feature's part added so many times."""
-      def edited(x, added):
+      def edited(x, site, added):  # of a site behind another one that is written, x has that one's change in it already
+        x = x if alone else sites[site]
         return x + (times * here_T[None, :, None] * added[None, None]).astype(x.dtype)
-      edit = {site: functools.partial(edited, added=added_O[part]) for site, part in columns.items()}
+      edit = {site: functools.partial(edited, site=site, added=added_O[part]) for site, part in columns.items()}
       logits_1TV, _ = model.apply({"params": params}, tokens_1T, edit, wanted=())
       logit_V = jnp.take(logits_1TV[0], at, axis=0)
       return logit_V - logit_V.mean()

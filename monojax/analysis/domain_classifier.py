@@ -20,7 +20,12 @@ _AT_ONCE = 2048       # pieces of text that are read together
 
 
 class DomainClassifier:
-  """Says which of a run's domains pieces of text are of."""
+  """Says which of a run's domains pieces of text are of.
+
+  Attributes:
+    domains: names of the run's domains.
+    known: the numbers of those that it can tell: one whose documents are all shorter than a piece is never said.
+  """
 
   def __init__(self, tokens: Tokens, tokenizer: Tokenizer, n_tokens: int, n_pieces: int, seed: int):
     """Trains it on pieces of the text as long as those that it is asked about, as many of each domain.
@@ -33,7 +38,7 @@ class DomainClassifier:
       seed: of their choice.
 
     Raises:
-      InputError: scikit-learn is not installed, or the text has fewer than two domains.
+      InputError: scikit-learn is not installed, or fewer than two domains have documents as long as a piece.
     """
     try:
       from sklearn.feature_extraction.text import HashingVectorizer
@@ -48,9 +53,13 @@ class DomainClassifier:
     # Domains count alike, however much text there is of each.
     self._model = MultinomialNB(alpha=_SMOOTHING, fit_prior=False)
     texts, domains = self._pieces(tokens, n_pieces, seed)
+    self.known = np.unique(domains)
+    require(len(self.known) > 1, "n_tokens", n_tokens, "only "
+            f"{', '.join(self.domains[i] for i in self.known) or 'no domain'} has documents with so many tokens, and a "
+            "classifier of text needs two domains: take fewer")
     for start in range(0, len(texts), _AT_ONCE):
       part = slice(start, start + _AT_ONCE)
-      self._model.partial_fit(self._vectorizer.transform(texts[part]), domains[part], np.arange(len(self.domains)))
+      self._model.partial_fit(self._vectorizer.transform(texts[part]), domains[part], self.known)
 
   def _pieces(self, tokens: Tokens, n_pieces: int, seed: int) -> tuple[list[str], np.ndarray]:
     """Pieces that lie within one document each, and the domains of these; about as many of each domain."""

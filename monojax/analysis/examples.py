@@ -118,7 +118,6 @@ def example_tables(codes: Codes, text: AnalysedText, n_domains: int, seed: int) 
       "n_fires_F": n_fires_F, "density_F": (n_fires_F / codes.n_rows).astype(np.float32),
       "max_act_F": np.zeros(n_features, np.float32), "mean_act_F": np.zeros(n_features, np.float32),
       "act_counts_FH": np.zeros((n_features, N_BINS), np.int32),
-      "domain_share_FD": np.zeros((n_features, n_domains), np.float32),
       "longer_tokens_FLU": np.full((n_features, N_LONGER, 2 * LONGER_SIDE + 1), -1, np.int32),
       "longer_acts_FLU": np.zeros((n_features, N_LONGER, 2 * LONGER_SIDE + 1), np.float32),
       "example_tokens_FEW": np.full((n_features, N_EXAMPLES, width), -1, np.int32),
@@ -128,16 +127,17 @@ def example_tables(codes: Codes, text: AnalysedText, n_domains: int, seed: int) 
       "example_position_FE": np.full((n_features, N_EXAMPLES), -1, np.int64),
   }
   if n_domains:
+    tables["domain_share_FD"] = np.zeros((n_features, n_domains), np.float32)
     tables["act_domain_share_FH"] = np.zeros((n_features, N_BINS), np.float32)
   for i in np.flatnonzero(n_fires_F).tolist():
     row_P, value_P = codes.feature(i)
     tables["max_act_F"][i], tables["mean_act_F"][i] = value_P.max(), value_P.mean()
     tables["act_counts_FH"][i] = np.histogram(value_P, N_BINS, (0.0, value_P.max()))[0]
-    domain_P = text.domain_N[row_P]
-    known_P = domain_P >= 0
-    mass_D = np.bincount(domain_P[known_P], value_P[known_P], n_domains)
-    tables["domain_share_FD"][i] = mass_D / max(mass_D.sum(), 1e-30)
     if n_domains:
+      domain_P = text.domain_N[row_P]
+      known_P = domain_P >= 0
+      mass_D = np.bincount(domain_P[known_P], value_P[known_P], n_domains)
+      tables["domain_share_FD"][i] = mass_D / max(mass_D.sum(), 1e-30)
       of_top_H = np.histogram(value_P[domain_P == mass_D.argmax()], N_BINS, (0.0, value_P.max()))[0]
       tables["act_domain_share_FH"][i] = of_top_H / np.maximum(tables["act_counts_FH"][i], 1)
     row_E = feature_rows(row_P, value_P, text, np.random.default_rng([seed, i]))

@@ -269,7 +269,7 @@ def label_all(codes: Codes, text: AnalysedText, token_strings: Sequence[str], va
 def families_of(text: AnalysedText, token_strings: Sequence[str], values: Sequence[bytes],
                 domains: Sequence[str]) -> list[Family]:
   """All families, the simplest first."""
-  token_N = text.token_N
+  token_N, values = text.token_N, [*values, b""]  # the last value is of tokens that are not known, whose number is -1
   begins_N = np.diff(text.context_N, prepend=-1) != 0
   before_N = _previous(token_N, begins_N)
   sample_N = text.sample(_SAMPLE_TOKENS)

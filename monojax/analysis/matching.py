@@ -28,6 +28,7 @@ if typing.TYPE_CHECKING:
 Blocks = collections.abc.Iterable[tuple[int, np.ndarray]]
 ONE_TO_ONE_LIMIT = 8192  # features; the assignment of more takes many minutes and gigabytes
 _BLOCK_NUMBERS = 1 << 22  # of a table that are computed at a time
+_EQUAL = 1e-9             # activations whose variance is below this part of their mean square do not vary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +173,11 @@ def correlation_blocks(a: Codes, b: Codes) -> Blocks:
   """
   a_FN, b_FN = _both(a, b)
   mean_a_F, mean_b_F = (x_FN.sum(1) / a.n_rows for x_FN in (a_FN, b_FN))
-  spread = lambda x_FN, mean_F: np.sqrt(np.maximum((x_FN * x_FN).sum(1) / a.n_rows - mean_F**2, 0))
+
+  def spread(x_FN, mean_F):
+    mean_square_F = (x_FN * x_FN).sum(1) / a.n_rows
+    variance_F = mean_square_F - mean_F**2
+    return np.sqrt(np.where(variance_F > _EQUAL * mean_square_F, variance_F, 0))
   spread_a_F, spread_b_F = spread(a_FN, mean_a_F), spread(b_FN, mean_b_F)
   b_NF = b_FN.T.tocsr()
   starts, n = _starts(a_FN.shape[0], b_FN.shape[0])

@@ -156,8 +156,9 @@ class NeuronSums:
   """
   STATE = ("n_rows", "_near_M", "_sum_M", "_square_M", "_product_FM")
 
-  def __init__(self, n_features: int, n_neurons: int):
-    self.n_rows = 0
+  def __init__(self, n_features: int, n_neurons: int, every: bool = False):
+    """Has seen no rows yet; `every` says that all rows count, see `rows_that_count`."""
+    self.n_rows, self._every = 0, every
     self._near_M: np.ndarray | None = None
     self._sum_M, self._square_M = np.zeros(n_neurons), np.zeros(n_neurons)
     self._product_FM = np.zeros((n_features, n_neurons), np.float32)
@@ -167,14 +168,14 @@ class NeuronSums:
 
     Args:
       row_P, feature_P, value_P: the rows, numbers and activations of the features that fire.
-      x_RM: the neurons. Rows of nothing but zeros do not count: `make_encode` writes them where a position does not.
+      x_RM: the neurons.
     """
+    counts_R = rows_that_count(row_P, x_RM, self._every)
     if self._near_M is None:
       x_RM = np.asarray(x_RM)
-      counts_R = x_RM.any(axis=1)
       self._near_M = x_RM[counts_R].mean(0) if counts_R.any() else np.zeros(x_RM.shape[1], np.float32)
-    apart_RM, n_counted, sum_M, square_M = jax.device_get(_apart(x_RM, self._near_M))
-    self.n_rows += int(n_counted)
+    apart_RM, sum_M, square_M = jax.device_get(_apart(x_RM, self._near_M, counts_R))
+    self.n_rows += int(counts_R.sum())
     self._sum_M += sum_M
     self._square_M += square_M
     active_FR = sparse.csr_matrix((value_P, (feature_P, row_P)), shape=(len(self._product_FM), len(apart_RM)))
@@ -204,9 +205,31 @@ class NeuronSums:
     return best_F, correlation_F
 
 
+def rows_that_count(row_P: np.ndarray, x_RM: jax.Array | np.ndarray, every: bool) -> np.ndarray:
+  """Which rows of a batch count, bool (R,).
+
+  Where positions of a context do not count, `make_encode` writes rows of zeros in which no feature fires, and these are
+  left out. Where all count (`every`), a row of zeros is one in which no neuron is active.
+
+  Args:
+    row_P: the rows in which features fire.
+    x_RM: the neurons.
+    every: whether all rows count.
+  """
+  if every:
+    return np.ones(len(x_RM), bool)
+  counts_R = np.array(_any_neuron(x_RM))
+  counts_R[row_P] = True
+  return counts_R
+
+
 @jax.jit
-def _apart(x_RM, near_M):
-  """(neurons minus `near_M`, 0 on rows that do not count; how many count; sums and sums of squares over those)."""
-  counts_R1 = (x_RM != 0).any(1, keepdims=True)
-  apart_RM = jnp.where(counts_R1, x_RM - near_M[None], 0)
-  return apart_RM, counts_R1.sum(), apart_RM.sum(0), jnp.square(apart_RM).sum(0)
+def _any_neuron(x_RM):
+  return (x_RM != 0).any(1)
+
+
+@jax.jit
+def _apart(x_RM, near_M, counts_R):
+  """(neurons minus `near_M`, 0 on rows that do not count; sums and sums of squares over those that do)."""
+  apart_RM = jnp.where(counts_R[:, None], x_RM - near_M[None], 0)
+  return apart_RM, apart_RM.sum(0), jnp.square(apart_RM).sum(0)

@@ -16,6 +16,7 @@ from monojax import distributed
 FRONTIER = (("ce_recovered_zero", "cross-entropy recovered"), ("explained_variance", "explained variance"))
 CURVES = (("mse", "mean squared error"), ("l0", "L0 (features a token)"), ("explained_variance", "explained variance"),
           ("dead_fraction", "dead features"))
+_COLOURS = 10  # lines that differ in colour; the next ones are dashed
 
 
 def draw_frontier(points: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> bool:
@@ -176,11 +177,14 @@ def _draw(panels: Sequence[Mapping[str, Any]], size: tuple[float, float], style:
   for axis in axes[len(panels):]:
     axis.set_axis_off()
   for axis, panel in zip(axes, panels, strict=False):
-    for label, points in panel["lines"].items():
+    for i, (label, points) in enumerate(panel["lines"].items()):
       if not points:  # cross-entropy recovered can be undefined
         continue
-      axis.plot(*zip(*points, strict=True), panel.get("style", style), label=label, markersize=4,
-                color=panel.get("colors", {}).get(label))
+      drawn = panel.get("style", style)
+      if i // _COLOURS % 2:
+        drawn = drawn.replace("-", "--").replace("o", "s")
+      axis.plot(*zip(*points, strict=True), drawn, label=label, markersize=4,
+                color=panel.get("colors", {}).get(label, f"C{i % _COLOURS}"))
     axis.set(**{name: value for name, value in panel.items() if name not in ("lines", "style", "colors")})
     if panel.get("xscale") == "log":
       axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))

@@ -28,6 +28,7 @@ import numpy as np
 from scipy import sparse
 
 from monojax.analysis import scripts
+from monojax.analysis.neighbours import rows_that_count
 from monojax.analysis.text import AnalysedText
 from monojax.linear import product
 
@@ -167,8 +168,9 @@ class ProxySums:
   STATE = ("n_rows", "sum_F", "square_F", "fires_F", "product_FL", "above_FL", "fires_FL", "sum_L", "square_L",
            "above_L", "sum_M", "square_M", "product_ML", "_near_M", "_near_L")
 
-  def __init__(self, n_features: int, n_neurons: int, n_proxies: int):
-    self.n_rows = 0
+  def __init__(self, n_features: int, n_neurons: int, n_proxies: int, every: bool = False):
+    """Has seen no rows yet; `every` says that all rows count, see `rows_that_count`."""
+    self.n_rows, self._every = 0, every
     shape = (n_features, n_proxies)
     self.sum_F, self.square_F, self.fires_F = (np.zeros(n_features) for _ in range(3))
     self.product_FL, self.above_FL, self.fires_FL = np.zeros(shape), np.zeros(shape), np.zeros(shape)
@@ -185,14 +187,15 @@ class ProxySums:
     Args:
       score_RL: the proxies.
       row_P, feature_P, value_P: the rows, numbers and activations of the features that fire.
-      x_RM: the neurons. Rows of nothing but zeros do not count: `make_encode` writes them where a position does not.
+      x_RM: the neurons.
     """
+    counts_R1 = rows_that_count(row_P, x_RM, self._every)[:, None]
     if self._near_M is None or self._near_L is None:  # so that float32 holds the digits of neurons that vary little
       x_RM = np.asarray(x_RM, np.float32)
       self._near_M, self._near_L = x_RM.mean(0), score_RL.mean(0)
-    of_neurons = _neuron_sums(x_RM, score_RL.astype(np.float32), self._near_M, self._near_L.astype(np.float32))
-    counts_R1, *sums = (np.asarray(part) for part in jax.device_get(of_neurons))
-    n_counted = int(counts_R1.sum())
+    of_neurons = _neuron_sums(x_RM, score_RL.astype(np.float32), self._near_M, self._near_L.astype(np.float32),
+                              counts_R1)
+    sums = [np.asarray(part) for part in jax.device_get(of_neurons)]
     self.sum_M += sums[0]
     self.square_M += sums[1]
     self.product_ML += sums[2].T
@@ -208,7 +211,7 @@ class ProxySums:
     self.sum_F += np.bincount(feature_P, value_P, n_features)
     self.square_F += np.bincount(feature_P, np.square(value_P, dtype=np.float64), n_features)
     self.fires_F += np.bincount(feature_P, minlength=n_features)
-    self.n_rows += n_counted
+    self.n_rows += int(counts_R1.sum())
     self.sum_L += score_RL.sum(0)
     self.square_L += np.square(score_RL).sum(0)
     self.above_L += above_RL.sum(0)
@@ -232,15 +235,14 @@ class ProxySums:
 
 
 @jax.jit
-def _neuron_sums(x_RM, score_RL, near_M, near_L):
-  """(which rows count; sums and sums of squares of neurons minus `near_M`; their products with scores minus `near_L`).
+def _neuron_sums(x_RM, score_RL, near_M, near_L, counts_R1):
+  """(Sums and sums of squares of neurons minus `near_M`; their products with scores minus `near_L`), of rows that count.
 
   XLA's CPU products read a transposed operand slowly, so that it is the smaller one.
   """
-  counts_R1 = (x_RM != 0).any(1, keepdims=True)
   apart_RM = jnp.where(counts_R1, x_RM - near_M[None], 0)
   apart_RL = jnp.where(counts_R1, score_RL - near_L[None], 0)
-  return counts_R1, apart_RM.sum(0), jnp.square(apart_RM).sum(0), product(apart_RL.T, apart_RM, jnp.float32)
+  return apart_RM.sum(0), jnp.square(apart_RM).sum(0), product(apart_RL.T, apart_RM, jnp.float32)
 
 
 def _table_of_correlations(product_JL, sums_J, sums_L, n_rows):

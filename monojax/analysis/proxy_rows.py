@@ -29,7 +29,8 @@ class Meter:
   STATE = ("_start",)
 
   def __init__(self, text: AnalysedText, values: Sequence[bytes], domains: Sequence[str], n_features: int,
-               n_neurons: int, rank_N: np.ndarray | None = None, proxies: Proxies | None = None):
+               n_neurons: int, rank_N: np.ndarray | None = None, proxies: Proxies | None = None,
+               every: bool = False):
     """Prepares the proxies.
 
     Args:
@@ -39,9 +40,10 @@ class Meter:
       n_features, n_neurons: how many there are.
       rank_N: the row of the text that each row is of as they come; by default they come in order, in whole contexts.
       proxies: those that are asked for; by default all that the text has something of.
+      every: whether all rows count (`rows_that_count`).
     """
     self.proxies = proxies or make(text, values, domains)
-    self.sums = ProxySums(n_features, n_neurons, len(self.proxies.names))
+    self.sums = ProxySums(n_features, n_neurons, len(self.proxies.names), every)
     self._text, self._start, self._score_NL = text, 0, None
     if rank_N is not None:
       parts = [self.proxies.scores(text, *part).astype(np.float32) for part in whole_contexts(text)]

@@ -199,7 +199,8 @@ class Transformer(nn.Module):
   def logit_path(self, params: dict, site: str) -> LogitPath | None:
     if site.endswith(".in"):  # what a LayerNorm gives is read by what follows and not added to the residual stream
       return None
-    to_residual_MD = params[f"layer_{site.split('.')[1]}"]["W_out_MD"] if site.endswith("mlp.hidden") else None
+    into = {"mlp.hidden": "W_out_MD", "attn.z": "W_o_ED"}.get(site.split(".", 2)[-1])
+    to_residual_MD = None if into is None else params[f"layer_{site.split('.')[1]}"][into]
     last = f"layer.{self.config.n_layers - 1}."
     only = site in (f"{last}mlp.hidden", f"{last}mlp.out", f"{last}resid")
     return LogitPath(to_residual_MD, "layer", params["gain_D"], params["W_unembed_DV"], f"{last}resid", only,

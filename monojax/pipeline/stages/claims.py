@@ -103,12 +103,13 @@ def _means(found: "list[list[Claim]]") -> list[tuple[float, float | None] | None
 
 
 def _is_of_seeds(found: dict) -> bool:
-  """Whether a comparison is with a subject of another seed: one of another run, whose weights were not shuffled."""
+  """Whether a comparison is with a subject of another seed: of another run, trained apart, its weights not shuffled."""
+  from monojax.pipeline.stages.comparison import same_subject
   other = found["b"]["run"]
   if other in (None, found["a"]["run"]) or "correlation_neurons/median_a" not in found["figures"]:
     return False  # a subject of other neurons has their correlations
   there = RunFolder(other)
-  return not (there.stage("subject") and load.subject_config(there).shuffled_of)
+  return not same_subject(RunFolder(found["a"]["run"]), there) and not (there.stage("subject") and load.subject_config(there).shuffled_of)
 
 
 def _explained(run: RunFolder, dictionary: str) -> dict:

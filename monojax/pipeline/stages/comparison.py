@@ -100,7 +100,7 @@ def universality(run: RunFolder, config: CompareConfig, dictionary: str, other: 
   a, b = _choose(run, dictionary, other, other_dictionary)
   if b.run is None or _is_given(run) or _is_given(b.run):
     raise InputError(f"--other={other!r}: universality is about two runs that have a subject each")
-  require(not _same_subject(run, b.run), "--other", other,
+  require(not same_subject(run, b.run), "--other", other,
           "has the same subject as the run: train one with another --subject.seed, or use `monojax compare`")
   found = _on_text(config, a, b)
   _print_universality(a, b, found)
@@ -134,7 +134,7 @@ def _is_given(run: RunFolder) -> bool:
   return load.activations_config(run).source == "given"
 
 
-def _same_subject(a: RunFolder, b: RunFolder) -> bool:
+def same_subject(a: RunFolder, b: RunFolder) -> bool:
   """Whether two runs have the same subject: one that was trained alike, or one of the same weights."""
   if a.directory.resolve() == b.directory.resolve():
     return True
@@ -166,7 +166,7 @@ def sides_of(a: Chosen, b: Chosen) -> "tuple[Side, Side]":
   require(not _is_given(run_b), "--other", str(run_b.directory), "was given its activations and has no subject, which "
           "the run that it is compared with has: take one dictionary into the other's run with `monojax adopt_sae`")
   subject_b = subject
-  if not _same_subject(a.run, run_b):
+  if not same_subject(a.run, run_b):
     strings = [load.load_tokenizer(run).token_strings() for run in (a.run, run_b)]
     require(strings[0] == strings[1], "--other", str(run_b.directory), "has another tokenizer than the run, and so "
             "cannot read the same tokens: dictionaries of different subjects need subjects with one tokenizer")

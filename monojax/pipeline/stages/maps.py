@@ -83,7 +83,7 @@ def mapped(config: MapConfig, loaded: "list[LoadedRun]") -> "tuple[FeatureMap, d
   inside = found.cluster_P >= 0
   figures = {"features": len(inside), "clusters": found.n_clusters, "in_clusters": float(inside.mean()),
              "clusters_random": int(random_P.max(initial=-1)) + 1, "in_clusters_random": float((random_P >= 0).mean())}
-  if all(run.features.has("domain_share_FD") for run in loaded) and inside.any():
+  if all(run.features.domains for run in loaded) and inside.any():
     domain_P = np.concatenate([run.features.domain_share_FD[of_J].argmax(1)
                                for run, of_J in zip(loaded, chosen, strict=True)])[inside]
     cluster_P = found.cluster_P[inside]
@@ -103,7 +103,7 @@ def _rows(loaded: "list[LoadedRun]", found: "FeatureMap") -> list[dict[str, typi
     rows[place] = {"dictionary": run.dictionary, "feature": feature, "x": x, "y": y,
                    "cluster": int(found.cluster_P[i]), "label": tables.labels[feature] if tables.labels else "",
                    "density": float(tables.density_F[feature]), "domain": ""}
-    if tables.has("domain_share_FD"):
+    if tables.domains:
       rows[place]["domain"] = tables.domains[int(tables.domain_share_FD[feature].argmax())]
   return rows
 

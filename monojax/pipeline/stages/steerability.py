@@ -53,6 +53,8 @@ def steerability(run: RunFolder, config: SteerabilityConfig, dictionary: str = O
 
 def measured(config: SteerabilityConfig, loaded: "LoadedRun") -> "tuple[list[Steerable], dict[str, typing.Any]]":
   """(What pinning a feature does for each class; the classifier's figures on held-out text.)"""
+  import numpy as np
+
   from monojax.analysis import steerability as analysis
   from monojax.analysis.detectors import classes_of
   from monojax.analysis.domain_classifier import DomainClassifier
@@ -62,6 +64,11 @@ def measured(config: SteerabilityConfig, loaded: "LoadedRun") -> "tuple[list[Ste
   classes = classes_of(config.classes, tables.domains)
   require(classes, "classes", config.classes, f"none has text here; the domains are {', '.join(tables.domains)}")
   judge = DomainClassifier(train, loaded.tokenizer, config.n_tokens, _N_PIECES, config.seed)
+  unknown = [name for name, domains in classes.items() if not np.isin(domains, judge.known).any()]
+  if unknown:
+    print(f"left out, since none of their documents has {config.n_tokens} tokens: {', '.join(unknown)}", flush=True)
+  classes = {name: domains for name, domains in classes.items() if name not in unknown}
+  require(classes, "n_tokens", config.n_tokens, "no class has documents with so many tokens: take fewer")
   told = judge.found(val, classes, _N_TESTED, config.seed)
   write = lambda features, seed: loaded.steer(config.prompt, features, config.n_tokens, seed,
                                               config.temperature).removeprefix(config.prompt)
