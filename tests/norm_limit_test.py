@@ -1,6 +1,7 @@
 """Rows that are many times longer than the median: none is stored, streamed, measured or changed."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from monojax.activations.config import HarvestConfig
 from monojax.activations.kept import Kept
 from monojax.activations.origin import Order
 from monojax.activations.store import ActivationStore
-from monojax.activations.stream import Stream
+from monojax.activations.stream import Stream, open_source
 from monojax.analysis import fidelity, interventions
 from monojax.sae.config import SAEConfig
 from monojax.sae.dictionary import SAE
@@ -81,6 +82,39 @@ def test_store_and_stream_have_no_long_rows(tmp_path, with_sinks, n_devices):
   assert stream.norm_limits.keys() == {SITE}
   batches = np.concatenate([np.asarray(stream.batch(step)) for step in range(20)])
   assert np.linalg.norm(batches, axis=1).max() <= limits[SITE]
+
+
+@pytest.mark.parametrize("read", [("layer.0.attn.out",), ("layer.0.attn.out", "layer.0.resid")])
+def test_a_stream_of_one_of_several_sites_leaves_out_what_is_too_long_at_another(with_sinks, read):
+  """As the store of the run does, and as its dictionaries are measured."""
+  subject, _ = with_sinks
+  tokens, mesh = tokens_with(prefix=()), meshes.make_mesh(meshes.MeshConfig(data=4))
+  sites = ("layer.0.attn.out", SITE, "layer.0.resid")
+  config = HarvestConfig(site=sites[0], more_sites=sites[1:], source="stream", dtype="float32", batch_contexts=8,
+                         first_position=0, norm_limit=10.0)
+  origin = types.SimpleNamespace(config=config, subject=lambda sites, mesh: subject, tokens=lambda: tokens)
+  whole, part = (open_source(origin, sites, Order(24, 240, 0), mesh) for sites in (sites, read))
+  assert part.norm_limits.keys() == set(sites) and part.width == sum(part.widths)
+  columns = np.concatenate([np.arange(first, first + width) for site, first, width in zip(
+      sites, np.cumsum((0, *whole.widths)), whole.widths, strict=False) if site in read])
+  limit = whole.norm_limits[SITE]
+  for step in range(20):
+    x_BM = np.asarray(whole.batch(step))
+    at = whole.widths[0]
+    assert np.linalg.norm(x_BM[:, at:at + whole.widths[1]], axis=1).max() <= limit
+    np.testing.assert_allclose(part.batch(step), x_BM[:, columns], atol=1e-6)
+  np.testing.assert_allclose(part.sample(50, 0), whole.sample(50, 0)[:, columns], atol=1e-6)
+
+
+def test_rows_that_are_no_numbers_do_not_give_way():
+  """They would never be seen: the harvest refuses them."""
+  acts_BRM = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+  acts_BRM[0, 1, 2] = np.nan
+  found, slot_BR = harvest.within(jnp.asarray(acts_BRM), {"a": 3}, {"a": 100.0})
+  np.testing.assert_array_equal(found, acts_BRM)
+  assert np.isnan(found[0, 1, 2])
+  counts_BT = Kept(norm_limits=(("a", 100.0),)).counts(np.zeros((2, 4), np.int32), {"a": jnp.asarray(acts_BRM)})
+  assert np.asarray(counts_BT).all()
 
 
 @pytest.mark.parametrize("read", [SITE, "layer.0.attn.out"])  # where rows are long, or another site of the run

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+import types
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -14,15 +15,20 @@ import pytest
 import zarr
 from foreign_arrays import OnlyArray, OnlyDLPack
 from made_store import flip, kill_while_writing, tree, write_store
+from matching_test import dictionary
 from object_store_test import s3  # noqa: F401, a fixture
 
-from monojax import files
+from monojax import distributed, files
+from monojax.activations import given as given_source
 from monojax.activations.chunks import LocalChunks
+from monojax.activations.config import HarvestConfig
 from monojax.activations.folder import Folder
 from monojax.activations.own import StoreWriter
 from monojax.activations.reader import ShuffledRows
 from monojax.activations.rows import open_rows
 from monojax.activations.store import ActivationStore, faults, forget, read_description
+from monojax.analysis import analyze
+from monojax.analysis.config import AnalysisConfig
 from monojax.config import InputError
 
 N, WIDTHS, SHARD, CHUNK = 1_000, {"mlp.2": 8, "resid": 3}, 256, 32  # three whole shards and a short one
@@ -261,6 +267,24 @@ def test_a_loop_that_begins_anew_is_refused(tmp_path, dtype):
   assert ActivationStore.open(tmp_path).n_rows == 812
 
 
+def test_only_the_first_process_of_a_job_writes(tmp_path, monkeypatch):
+  monkeypatch.setattr(distributed, "is_first", lambda: False)
+  with pytest.raises(InputError, match="not the first process of a jax.distributed job"):
+    StoreWriter(tmp_path, WIDTHS)
+  assert not list(tmp_path.iterdir())
+
+
+def test_figures_are_of_the_site_that_is_trained_on(tmp_path):
+  rng = np.random.default_rng(0)
+  with StoreWriter(tmp_path, {"a": 4, "b": 32}, "float32") as writer:
+    b_NM = 10 * rng.standard_normal((300, 32)).astype(np.float32)
+    writer.add({"a": rng.standard_normal((300, 4)).astype(np.float32), "b": b_NM})
+  origin = types.SimpleNamespace(config=HarvestConfig(source="given", site="b", url=str(tmp_path)), rows=None)
+  figures = given_source.prepare(origin, None, None).figures
+  assert figures["width"] == 32
+  assert figures["mean_norm"] == pytest.approx(np.linalg.norm(b_NM, axis=1).mean(), rel=1e-5)
+
+
 def test_leading_axes_and_unknown_places(tmp_path):
   x_ATM = np.random.default_rng(0).standard_normal((6, 5, 4)).astype(np.float32)
   with StoreWriter(tmp_path, {"a": 4}, "float32") as writer:
@@ -277,6 +301,21 @@ def test_leading_axes_and_unknown_places(tmp_path):
   expected_NP[10:20, 1], expected_NP[10:20, 2] = np.repeat([7, 8], 5), np.tile(np.arange(5), 2)
   expected_NP[20:25, 0], expected_NP[20:25, 1] = [3, 1, 4, 1, 5], 9
   np.testing.assert_array_equal(store.places(0, 30), expected_NP[order_N])
+
+
+@pytest.mark.parametrize("known", [None, 0, 1])
+def test_rows_of_which_not_all_tokens_are_known_are_analysed(tmp_path, known):
+  """Without any token there are no labels; otherwise those that are not known are none of the vocabulary's."""
+  rng = np.random.default_rng(0)
+  strings = None if known is None else ["a", "\u05d0"]
+  with StoreWriter(tmp_path, {"a": 24}, "float32", token_strings=strings) as writer:
+    writer.add({"a": rng.standard_normal((600, 24)).astype(np.float32)}, documents=np.arange(600) // 20,
+               positions=np.arange(600) % 20, tokens=None if known is None else np.where(rng.random(600) < 0.5, known, -1))
+  found = analyze.analyze_rows(AnalysisConfig(n_tokens=0), dictionary(24, 30, 0), ActivationStore.open(tmp_path))
+  assert not found.has("domain_share_FD") and found.density_F.max() > 0
+  assert bool(found.labels) == (known is not None)
+  if known == 0:
+    assert not any("Hebrew" in label for label in found.labels)
 
 
 @pytest.mark.parametrize("made", [

@@ -101,6 +101,35 @@ def test_8_bits_of_rows_in_which_a_rare_neuron_fires(n_rows, silent, size):
   assert (np.linalg.norm(error_RM, axis=1) < 0.02 * length_R).all()
 
 
+def test_8_bits_of_a_neuron_that_is_large_on_a_few_rows():
+  """It keeps its content on the others; the few rows lose of theirs what is small beside their length."""
+  x_RM = np.random.default_rng(0).standard_normal((512, 2048)).astype(np.float32)
+  x_RM[::128, 7] = 2000
+  q_RM, row_R, column_M = to_int8(x_RM)
+  error_RM = q_RM * row_R[:, None] * column_M - x_RM
+  rare_R = np.arange(512) % 128 == 0
+  assert np.linalg.norm(error_RM[~rare_R, 7]) < 0.1 * np.linalg.norm(x_RM[~rare_R, 7])
+  assert np.linalg.norm(error_RM[~rare_R]) < 0.02 * np.linalg.norm(x_RM[~rare_R])
+  assert (np.linalg.norm(error_RM[rare_R], axis=1) < 0.02 * np.linalg.norm(x_RM[rare_R], axis=1)).all()
+
+
+@pytest.mark.parametrize("least", [1e-40, 1e-37, 0])
+def test_8_bits_of_numbers_whose_inverse_is_infinite(least):
+  x_RM = np.maximum(np.random.default_rng(0).standard_normal((512, 64)), 0).astype(np.float32)
+  x_RM[:, 5], x_RM[3, 5], x_RM[9] = 0, least, least
+  q_RM, row_R, column_M = to_int8(x_RM)
+  error_RM = q_RM * row_R[:, None] * column_M - x_RM
+  assert np.linalg.norm(error_RM) < 0.01 * np.linalg.norm(x_RM)
+
+
+def test_numbers_that_float16_rounds_to_nothing_are_refused(tmp_path):
+  x_NM = np.random.default_rng(0).standard_normal((N, M))
+  write_store(tmp_path / "fits", (1e-4 * x_NM).astype(np.float16), "float16")
+  with pytest.raises(InputError, match="too small for float16"):
+    write_store(tmp_path / "small", (1e-7 * x_NM).astype(np.float16), "float16")
+  write_store(tmp_path / "zeros", np.zeros((N, M), np.float16), "float16")
+
+
 @pytest.mark.parametrize("dtype, smaller", [("float16", 0.7), ("int8", 0.8)])
 def test_compressed(tmp_path, dtype, smaller):
   x_NM = made_rows(dtype="float32" if dtype == "int8" else dtype)

@@ -16,8 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from monojax import mesh as meshes
 from monojax import shuffle
-from monojax.activations.config import HarvestConfig
-from monojax.activations.harvest import within
+from monojax.activations.config import HarvestConfig, same_token
+from monojax.activations.harvest import judged_by, site_widths, within
 from monojax.activations.origin import Order, Origin
 from monojax.activations.stream import LANES, Stream
 from monojax.activations.visits import Visits
@@ -64,9 +64,10 @@ class Contexts:
       InputError: the batch has no whole number of contexts, or the subject predicts no tokens.
     """
     tokens = origin.tokens()
-    subject = origin.subject((*sites, LAST), mesh)
+    judged = tuple(dict.fromkeys(map(same_token, judged_by(origin.config, sites))))
+    subject = origin.subject((*judged, LAST), mesh)
     require_predicts(subject.model.output, sites[0])
-    config = dataclasses.replace(origin.config, site=sites[0], more_sites=sites[1:], dtype="float32",
+    config = dataclasses.replace(origin.config, site=judged[0], more_sites=judged[1:], dtype="float32",
                                  tokens_per_context=0)
     self._visits = Visits.of(config, tokens, subject.n_context)
     self.rows_per_context = self._visits.per_context
@@ -74,12 +75,11 @@ class Contexts:
     self._tokens, self._mesh, self._seed = tokens, mesh, order.seed
     self._n_contexts = order.batch_rows // self.rows_per_context
     window = LANES * mesh.shape["data"] * self.rows_per_context
-    self._stream = Stream(config, subject, tokens, dataclasses.replace(order, buffer_rows=window), mesh)
+    self._stream = Stream(config, subject, tokens, dataclasses.replace(order, buffer_rows=window), mesh, sites)
     self.widths = self._stream.widths
     self.params = subject.placed(mesh).params
     passes = lambda n_contexts: Passes.of(n_contexts, subject.n_context, mesh.shape["data"], config.batch_contexts)
-    widths = dict(zip(sites, self.widths, strict=True))
-    self._forward = _make_forward(subject.model, widths, self._stream.norm_limits, passes(self._n_contexts), mesh)
+    self._forward = _make_forward(subject.model, sites, judged, self._stream.norm_limits, passes(self._n_contexts), mesh)
     self._divergence = make_spliced_divergence(subject.model, writes, passes(self._n_contexts // n_parts))
     self._held: tuple[int, tuple[jax.Array, InContext]] | None = None
 
@@ -117,15 +117,20 @@ class Contexts:
     return self._divergence(params, y_BO, *in_context)
 
 
-def _make_forward(model, widths, limits, passes, mesh):
+def _make_forward(model, sites, judged, limits, passes, mesh):
   """The compiled function (params, tokens_CT, at_CR) -> (x_BW, at_CR, last_CRD), all split over the mesh.
 
-  Rows that are longer than `limits` give way to others of their contexts, see `monojax.activations.harvest.within`.
+  Rows that are longer than `limits` at one of the sites `judged`, which begin with `sites`, give way to others of their
+  contexts, see `monojax.activations.harvest.within`.
   """
+  widths = site_widths(model, judged)
+  n_columns = sum(widths[site] for site in sites)
+
   @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, P("data")))
   def forward(params, tokens_CT, at_CR):
-    x_CRW, last_CRD = rows_and_last(model, tuple(widths), passes, params, tokens_CT, at_CR)
+    x_CRW, last_CRD = rows_and_last(model, judged, passes, params, tokens_CT, at_CR)
     x_CRW, slot_CR = within(x_CRW, widths, limits)
+    x_CRW = x_CRW[..., :n_columns]
     at_CR, last_CRD = (jnp.take_along_axis(at_CR, slot_CR, axis=1),
                        jnp.take_along_axis(last_CRD, slot_CR[..., None], axis=1))
     return x_CRW.reshape(-1, x_CRW.shape[-1]), at_CR, last_CRD

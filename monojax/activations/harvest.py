@@ -213,7 +213,7 @@ def within(acts_BRM: jax.Array, widths: dict[str, int],
   first, fits_BR = 0, jnp.ones(acts_BRM.shape[:2], bool)
   for site, width in widths.items():
     norm_BR = jnp.linalg.norm(acts_BRM[..., first:first + width].astype(jnp.float32), axis=-1)
-    fits_BR &= norm_BR <= limits.get(same_token(site), jnp.inf)
+    fits_BR &= ~(norm_BR > limits.get(same_token(site), jnp.inf))  # NaN stays, so that it is found
     first += width
   # For each row the place of the next one that fits, of the rows twice over: if all but row 1 of four fit, 0 2 2 3.
   place_BJ = jnp.where(jnp.tile(fits_BR, (1, 2)), jnp.arange(2 * n_kept)[None], 2 * n_kept)
@@ -251,17 +251,35 @@ def tell(*sentences: str) -> None:
     print(sentence, flush=True)
 
 
+def judged_by(config: HarvestConfig, sites: tuple[str, ...]) -> tuple[str, ...]:
+  """The sites that must be computed for rows of some of a run's sites, these first.
+
+  They are all sites of the run where rows can be too long: what is too long at one site is left out of the rows of all,
+  so that dictionaries are trained on the rows on which they are measured (`Kept`).
+  """
+  return tuple(dict.fromkeys((*sites, *config.sites))) if config.norm_limit else sites
+
+
+def rows_within(model: Subject, params: dict, sites: tuple[str, ...], judged: tuple[str, ...], tokens_BT: jax.Array,
+                place_BRP: jax.Array, limits: dict[str, float] | None) -> tuple[jax.Array, jax.Array]:
+  """(`sampled` activations of `sites`, slot_BR), where no row is longer at any site of `judged` than `limits` say.
+
+  `judged` begins with `sites`; `within` says what becomes of rows that are longer, and what slot_BR is. To be traced.
+  """
+  widths = site_widths(model, judged)
+  acts_BRM, slot_BR = within(sampled(model, params, judged, tokens_BT, place_BRP), widths, limits)
+  return acts_BRM[..., :sum(widths[site] for site in sites)], slot_BR
+
+
 def make_forward(model: Subject, sites: tuple[str, ...], dtype, mesh: jax.sharding.Mesh,
-                 limits: dict[str, float] | None = None) -> typing.Callable:
+                 limits: dict[str, float] | None = None, judged: tuple[str, ...] = ()) -> typing.Callable:
   """The function (params, tokens_BT, place_BRP) -> (acts_BRM of the sites side by side in `dtype`, slot_BR).
 
-  `sampled` says what the places are, `within` what becomes of rows that are longer than `limits`, and what slot_BR is.
+  See `rows_within`; by default rows are judged by the sites themselves.
   """
-  widths = site_widths(model, sites)
-
   @jax.jit
   def forward(params, tokens_BT, place_BRP):
-    acts_BRM, slot_BR = within(sampled(model, params, sites, tokens_BT, place_BRP), widths, limits)
+    acts_BRM, slot_BR = rows_within(model, params, sites, judged or sites, tokens_BT, place_BRP, limits)
     return acts_BRM.astype(dtype), slot_BR
 
   def placed(params, tokens_BT, place_BRP):

@@ -68,7 +68,7 @@ class Kept:
     mask_BT = jnp.asarray(self.mask(tokens_BT, start))
     for site, limit in self.norm_limits:
       if site in sites:
-        mask_BT &= jnp.linalg.norm(sites[site].astype(jnp.float32), axis=-1) <= limit
+        mask_BT &= ~(jnp.linalg.norm(sites[site].astype(jnp.float32), axis=-1) > limit)  # NaN counts, to be seen
     return mask_BT
 
   @typing.overload

@@ -183,11 +183,13 @@ def _itemsize(dtype):
 def to_int8(x_RM: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """A chunk's rows in 8 bits: (q_RM int8, row_R float32, column_M float32), x ~ q * row * column.
 
-  Rows are first divided by their length, in which each column counts by its own size, (mean of sqrt|x|)^2, which
-  hardly sees a few large entries. Then a column's scale is its largest entry, and a row's is what makes its largest
-  scaled entry 127. So neither a few very long rows (as at the start of a text) nor a few very large columns (as in
-  residual streams) take the resolution of all others. A column that is smaller than the chunk as a whole counts by the
-  chunk's size: a neuron that fires on one row in a thousand would else make up all of that row's length.
+  Rows are first divided by their length, the fourth root of the mean fourth power, in which each column counts by its
+  own size, (mean of sqrt|x|)^2, which hardly sees a few large entries. Then a column's scale is its largest entry, and
+  a row's is what makes its largest scaled entry 127. So neither a few very long rows (as at the start of a text) nor a
+  few very large columns (as in residual streams) take the resolution of all others. A column that is smaller than the
+  chunk as a whole counts by the chunk's size: a neuron that fires on one row in a thousand would else make up all of
+  that row's length. A neuron that is very large on a few rows costs these rows their smaller numbers, which are little
+  of their length, rather than all other rows this neuron: hence the fourth power, which the largest numbers rule.
   """
   x_RM = x_RM.astype(np.float32, copy=False)
   blocks = [slice(i, i + _BLOCK_ROWS) for i in range(0, len(x_RM), _BLOCK_ROWS)]
@@ -198,8 +200,8 @@ def to_int8(x_RM: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   for block in blocks:
     part_RM = x_RM[block]
     scaled, size = scaled_RM[:len(part_RM)], size_RM[:len(part_RM)]
-    np.multiply(part_RM, weight_M, out=size)
-    length_R = np.sqrt(np.einsum("rm,rm->r", size, size) / x_RM.shape[1])
+    np.square(np.multiply(part_RM, weight_M, out=size), out=size)
+    length_R = (np.einsum("rm,rm->r", size, size) / x_RM.shape[1]) ** 0.25
     np.multiply(part_RM, (1 / _or_1(length_R))[:, None], out=scaled)
     np.maximum(column_M, _largest(scaled, size, axis=0), out=column_M)
   column_M = _or_1(column_M)
@@ -221,7 +223,8 @@ def _largest(x_RM, size_RM, axis):
 
 
 def _or_1(x):
-  return np.where(x > 0, x, 1).astype(np.float32)
+  """Sizes, and 1 in the place of 0 and of what is so small that its inverse is infinite."""
+  return np.where(x >= np.finfo(np.float32).tiny, x, 1).astype(np.float32)
 
 
 def from_int8(q_RM: np.ndarray, row_R: np.ndarray, column_M: np.ndarray, out_RM: np.ndarray) -> None:

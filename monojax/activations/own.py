@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from monojax import files
+from monojax import distributed, files
 from monojax.activations.arrays import as_numpy, flat, rows_dtype
 from monojax.activations.folder import Folder
 from monojax.activations.layout import PLACE, Layout
@@ -80,8 +80,13 @@ class StoreWriter:
         store is gone on with only by a writer that says the same.
 
     Raises:
-      InputError: an argument breaks its rule, or `path` holds another store or cannot be written.
+      InputError: an argument breaks its rule, or `path` holds another store or cannot be written; or this process is
+        one of a job, and not the first.
     """
+    if not distributed.is_first():
+      raise InputError(f"StoreWriter({str(path)!r}): this is not the first process of a jax.distributed job, and only that "
+                       "one can write a store: give it the rows of all, or record in processes that have not joined a "
+                       "job, each with a folder of its own")
     domains = list(domains)
     require(all(isinstance(name, str) for name in domains), "domains", domains, "must be names")
     try:

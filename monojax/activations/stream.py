@@ -21,8 +21,8 @@ from jax.sharding import PartitionSpec as P
 
 from monojax import mesh as meshes
 from monojax import shuffle
-from monojax.activations.config import HarvestConfig
-from monojax.activations.harvest import make_forward, norm_limits, sampled, site_widths, tell, within
+from monojax.activations.config import HarvestConfig, same_token
+from monojax.activations.harvest import judged_by, make_forward, norm_limits, rows_within, site_widths, tell
 from monojax.activations.layout import given_dtype
 from monojax.activations.origin import Order, Origin, Prepared
 from monojax.activations.visits import Visits
@@ -49,8 +49,8 @@ def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
 
 def open_source(origin: Origin, sites: tuple[str, ...], order: Order, mesh: jax.sharding.Mesh) -> "Stream":
   """The stream of some sites; see `monojax.activations.origin`."""
-  config = dataclasses.replace(origin.config, site=sites[0], more_sites=sites[1:])
-  return Stream(config, origin.subject(config.computed, mesh), origin.tokens(), order, mesh)
+  computed = tuple(dict.fromkeys(map(same_token, judged_by(origin.config, sites))))
+  return Stream(origin.config, origin.subject(computed, mesh), origin.tokens(), order, mesh, sites)
 
 
 class Stream:
@@ -72,19 +72,21 @@ class Stream:
   """
 
   def __init__(self, config: HarvestConfig, subject: LoadedSubject, tokens: Tokens, order: Order,
-               mesh: jax.sharding.Mesh):
+               mesh: jax.sharding.Mesh, sites: tuple[str, ...] = ()):
     """Computes nothing yet.
 
     Args:
-      config: which sites and which tokens' activations are wanted.
+      config: the run's sites, and which tokens' activations are wanted.
       subject: the subject to run.
       tokens: the text to run it over.
       order: batches and their order; `buffer_rows` are the rows of a window, over all devices.
       mesh: device mesh; batches are split over "data".
+      sites: those of the run's sites that rows are made of; by default all.
 
     Raises:
       InputError: a setting breaks its rule, or the subject has no such site.
     """
+    sites = sites or config.sites
     n_devices, batch_rows, buffer_rows = mesh.shape["data"], order.batch_rows, order.buffer_rows
     model = subject.model
     meshes.require_divides(mesh, "data", batch_rows, "sae.batch_rows")
@@ -103,14 +105,15 @@ class Stream:
     self._lane_pass = min(self._batch_contexts // n_lanes, window)
     self._window_visits, self._n_passes = window, -(-window // self._lane_pass)
     self._lane_batch = batch_rows // n_lanes
-    self.widths = tuple(site_widths(model, config.sites).values())
+    self.widths = tuple(site_widths(model, sites).values())
     self.width = sum(self.widths)
     self.n_rows = self._lane_visits * n_lanes * per_context
     self._params = subject.placed(mesh).params
     self.norm_limits, long_rows = norm_limits(config, dataclasses.replace(subject, params=self._params), tokens, mesh)
     self.left_out = (self._visits.left_out, long_rows)
-    self._forward = make_forward(model, config.sites, self._dtype, mesh, self.norm_limits)
-    self._fill = make_fill(model, config.sites, self._dtype, mesh, self.norm_limits)
+    judged = judged_by(config, sites)
+    self._forward = make_forward(model, sites, self._dtype, mesh, self.norm_limits, judged)
+    self._fill = make_fill(model, sites, self._dtype, mesh, self.norm_limits, judged)
     self._draw = make_draw(mesh)
     self._buffer: jax.Array | None = None
     self._held: tuple[int, int] | None = None
@@ -214,16 +217,17 @@ def _zeros(shape, dtype, sharding):
 
 
 def make_fill(model: Subject, sites: tuple[str, ...], dtype, mesh: jax.sharding.Mesh,
-              limits: dict[str, float] | None = None) -> typing.Callable:
-  """The compiled function (buffer_LWM, params, tokens_IBT, place_IBRP) -> the buffer, filled; it is donated."""
-  widths = site_widths(model, sites)
+              limits: dict[str, float] | None = None, judged: tuple[str, ...] = ()) -> typing.Callable:
+  """The compiled function (buffer_LWM, params, tokens_IBT, place_IBRP) -> the buffer, filled; it is donated.
 
+  See `monojax.activations.harvest.make_forward`.
+  """
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=NamedSharding(mesh, P("data")))
   def fill(buffer_LWM, params, tokens_IBT, place_IBRP):
     n_lanes, _, width = buffer_LWM.shape
 
     def one_pass(i, buffer_LWM):
-      acts_BRM, _ = within(sampled(model, params, sites, tokens_IBT[i], place_IBRP[i]), widths, limits)
+      acts_BRM, _ = rows_within(model, params, sites, judged or sites, tokens_IBT[i], place_IBRP[i], limits)
       rows_LWM = acts_BRM.astype(dtype).reshape(n_lanes, -1, width)
       return jax.lax.dynamic_update_slice_in_dim(buffer_LWM, rows_LWM, i * rows_LWM.shape[1], 1)
     return jax.lax.fori_loop(0, len(tokens_IBT), one_pass, buffer_LWM)

@@ -79,6 +79,7 @@ def train(x: typing.Any, recipe: str = "batchtopk", n_features: int | None = Non
 
 def _settings(rows, recipe, n_features, given) -> SAEConfig:
   """The dictionary's settings: those that were given, and for the others what suits the rows."""
+  from monojax.activations.source import Source
   known = {field.name for field in dataclasses.fields(SAEConfig)}
   if unknown := sorted(set(given) - known):
     raise InputError(f"monojax.train: there is no setting {', '.join(unknown)}; the settings are "
@@ -88,7 +89,7 @@ def _settings(rows, recipe, n_features, given) -> SAEConfig:
   # What the others follow from is checked first; whether all fit each other is checked when they are put together.
   sizes = {name: given[name] for name in ("batch_rows", "n_steps") if name in given}
   SAEConfig(recipe, **sizes, **({} if n_features is None else {"n_features": n_features}), k=1)
-  if hasattr(rows, "n_rows"):
+  if not isinstance(rows, Source):
     n_seen = min(_MOST_ROWS, _EPOCHS * rows.n_rows)
     batch_rows = given.get("batch_rows") or min(
         _BATCH_ROWS, max(_SMALLEST_BATCH, rows.n_rows // 50 // 64 * 64))  # a multiple of 64, for several devices

@@ -112,9 +112,15 @@ def make_batches(source: Rows, mesh: Mesh, downstream: Downstream | None = None)
     if downstream is not None:
       found = [downstream.batch_in_context(step) for step in range(first, last)]
       return jax.tree.map(lambda *leaves: meshes.on_mesh(jnp.stack(leaves), mesh, P(None, "data")), *found)
-    rows = [source.batch(step) for step in range(first, last)]
-    # NumPy stacks rows of the host, jax those of devices, which thus need not leave them.
-    return meshes.on_mesh(rows[0].__array_namespace__().stack(rows), mesh, P(None, "data", None))
+    x_BW = source.batch(first)
+    if isinstance(x_BW, jax.Array):  # which need not leave its devices
+      stacked_SBW = jnp.stack([x_BW, *(source.batch(step) for step in range(first + 1, last))])
+    else:  # copied at once, since a source may fill the same array for each batch
+      stacked_SBW = np.empty((last - first, *x_BW.shape), x_BW.dtype)
+      stacked_SBW[0] = x_BW
+      for step in range(first + 1, last):
+        stacked_SBW[step - first] = source.batch(step)
+    return meshes.on_mesh(stacked_SBW, mesh, P(None, "data", None))
   return batches
 
 
