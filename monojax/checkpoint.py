@@ -207,6 +207,13 @@ def saved_config(directory: Path) -> tuple[dict[str, Any], int] | None:
     return _settings(directory / str(newest))
 
 
+def is_checkpoint(directory: Path) -> bool:
+  """Whether a folder holds checkpoints of monojax, damaged ones included. Other tools' folders may be numbers, too."""
+  place = pathlib.Path(directory)
+  parts = ("params", "_CHECKPOINT_METADATA", files.SUMS)
+  return place.is_dir() and any((place / str(step) / part).exists() for step in _steps(place) for part in parts)
+
+
 def _steps(directory: pathlib.Path) -> list[int]:
   """The steps of the checkpoints in a directory, rising."""
   return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())

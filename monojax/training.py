@@ -6,11 +6,12 @@ one with the bits that an uninterrupted training would have had.
 
 import bisect
 import dataclasses
+import functools
 import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import flax
 import jax
@@ -22,6 +23,8 @@ from monojax import metrics
 from monojax.checkpoint import Checkpoints
 
 Tree = Any  # a pytree of arrays
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @flax.struct.dataclass
@@ -46,6 +49,15 @@ LOSS = "loss"
 Metrics = Mapping[str, Any]  # the name of each metric and its value, a scalar
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 Intervene = Callable[[TrainState, int], tuple[TrainState, Metrics]]
+
+
+def in_32_bits(function: Callable[P, T]) -> Callable[P, T]:
+  """The function in 32 bits, also where the caller has set `jax_enable_x64`, which training is not made for."""
+  @functools.wraps(function)
+  def inside(*args: P.args, **kwargs: P.kwargs) -> T:
+    with jax.enable_x64(False):
+      return function(*args, **kwargs)
+  return inside
 
 
 def compute_dtype(name: str) -> jnp.dtype:

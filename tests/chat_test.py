@@ -99,7 +99,8 @@ def test_explanations_that_leak_or_are_missing_are_not_used(url, stub, answer, p
 
 @pytest.mark.parametrize("answer, found", [
     ('{"explanation": "empty braces {} in code"}', "empty braces {} in code"),
-    ('I first thought {"explanation": "x"}, but: ```json\n{"explanation": "the set {1: {2: 3}}"}\n``` }', "the set {1: {2: 3}}"),
+    ('I first thought {"explanation": "x"}, but: ```json\n{"explanation": "the set {1: {2: 3}}"}\n``` }',
+     "the set {1: {2: 3}}"),
     ('{ not JSON {"explanation": "{ }"}', "{ }")])
 def test_an_explanation_may_have_braces(url, stub, answer, found):
   stub.answer = lambda *_: answer

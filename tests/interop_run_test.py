@@ -91,6 +91,9 @@ def test_neuronpedias_export_says_what_the_analysis_does(finished, tmp_path):
   assert top["maxValue"] == pytest.approx(float(tables.max_act_F[i])) and len({r["id"] for r in activations}) > 1
   assert top["tokens"][top["qualifyingTokenIndex"]] == tables.token_strings[tables.example_tokens_FEW[i, 0, 4]]
   assert top["values"][top["maxValueTokenIndex"]] == top["maxValue"] and top["binContains"] == -1
+  for record in (one for path in (home / "activations").iterdir() for one in lines(path)):
+    value = record["values"][record["qualifyingTokenIndex"]]
+    assert record["binMax"] <= 0 or record["binMin"] <= value <= record["binMax"]
   assert json.loads((home / "source.jsonl").read_text())["nFeatures"] == loaded.sae.n_features
   with pytest.raises(InputError, match="set_name"):
     interop.export(loaded.sae, tables, tmp_path, "toy", "a/b")

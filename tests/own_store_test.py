@@ -309,8 +309,9 @@ def test_rows_of_which_not_all_tokens_are_known_are_analysed(tmp_path, known):
   rng = np.random.default_rng(0)
   strings = None if known is None else ["a", "\u05d0"]
   with StoreWriter(tmp_path, {"a": 24}, "float32", token_strings=strings) as writer:
+    tokens = None if known is None else np.where(rng.random(600) < 0.5, known, -1)
     writer.add({"a": rng.standard_normal((600, 24)).astype(np.float32)}, documents=np.arange(600) // 20,
-               positions=np.arange(600) % 20, tokens=None if known is None else np.where(rng.random(600) < 0.5, known, -1))
+               positions=np.arange(600) % 20, tokens=tokens)
   found = analyze.analyze_rows(AnalysisConfig(n_tokens=0), dictionary(24, 30, 0), ActivationStore.open(tmp_path))
   assert not found.has("domain_share_FD") and found.density_F.max() > 0
   assert bool(found.labels) == (known is not None)

@@ -79,7 +79,8 @@ class Contexts:
     self.widths = self._stream.widths
     self.params = subject.placed(mesh).params
     passes = lambda n_contexts: Passes.of(n_contexts, subject.n_context, mesh.shape["data"], config.batch_contexts)
-    self._forward = _make_forward(subject.model, sites, judged, self._stream.norm_limits, passes(self._n_contexts), mesh)
+    self._forward = _make_forward(subject.model, sites, judged, self._stream.norm_limits, passes(self._n_contexts),
+                                  mesh)
     self._divergence = make_spliced_divergence(subject.model, writes, passes(self._n_contexts // n_parts))
     self._held: tuple[int, tuple[jax.Array, InContext]] | None = None
 

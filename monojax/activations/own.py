@@ -84,9 +84,9 @@ class StoreWriter:
         one of a job, and not the first.
     """
     if not distributed.is_first():
-      raise InputError(f"StoreWriter({str(path)!r}): this is not the first process of a jax.distributed job, and only that "
-                       "one can write a store: give it the rows of all, or record in processes that have not joined a "
-                       "job, each with a folder of its own")
+      raise InputError(f"StoreWriter({str(path)!r}): this is not the first process of a jax.distributed job, and only "
+                       "that one can write a store: give it the rows of all, or record in processes that have not "
+                       "joined a job, each with a folder of its own")
     domains = list(domains)
     require(all(isinstance(name, str) for name in domains), "domains", domains, "must be names")
     try:

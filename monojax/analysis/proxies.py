@@ -236,7 +236,7 @@ class ProxySums:
 
 @jax.jit
 def _neuron_sums(x_RM, score_RL, near_M, near_L, counts_R1):
-  """(Sums and sums of squares of neurons minus `near_M`; their products with scores minus `near_L`), of rows that count.
+  """(Sums, sums of squares of neurons minus `near_M`; their products with scores minus `near_L`), of rows that count.
 
   XLA's CPU products read a transposed operand slowly, so that it is the smaller one.
   """

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from monojax import hub
+from monojax import checkpoint, hub
 from monojax.config import InputError, require
 from monojax.interop import (
   circuit_tracer,
@@ -125,8 +125,7 @@ def _recognised(place: pathlib.Path, format: str) -> tuple[pathlib.Path, str]:
   if place.is_file():
     return place, format if format != "auto" else _format_of_file(place)
   for within in ("", *_OF_A_RUN):
-    if format in ("auto", MONOJAX) and (place / within).is_dir() and any(
-        path.is_dir() and path.name.isdecimal() for path in (place / within).iterdir()):
+    if format in ("auto", MONOJAX) and checkpoint.is_checkpoint(place / within):
       return place / within, MONOJAX
   if format != "auto":
     return place, format

@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from monojax.config import require
 from monojax.interop import sae_lens
 from monojax.interop.plain import OF_MODULE, ORIGIN
 from monojax.sae.dictionary import SAE
@@ -37,6 +38,8 @@ def fitted(sae: SAE, site_widths: Mapping[str, int], has_layer_norms: bool) -> S
     sites = tuple(f"{site}_raw" if f"{site}_raw" in site_widths else site for site in sae.sites)
     sae = dataclasses.replace(sae, sites=sites)
   if has_layer_norms and _was_centred(origin) and all(_STREAM.fullmatch(site) for site in sae.reads):
+    require(sae.form is None or sae.form.rows != "rescaled", "source", "constant_norm_rescale", "was trained on "
+            "centred activations, whose norms are others than those of the subject here: it cannot be used on it")
     sae = dataclasses.replace(sae, params=_reading_centred(sae))
   return sae
 

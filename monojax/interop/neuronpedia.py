@@ -116,21 +116,23 @@ def _bars(name: str, counts_H: np.ndarray, low: float, high: float) -> dict[str,
 def activation_records(features: FeatureTables, feature: int, common: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
   """Each example of a feature: its tokens, the activation on each, and the range of activations that it stands for.
 
-  The examples that fire most are of no range, which -1 says.
+  The examples that fire most are of no range, which -1 says. Where no activation of a feature is in a range, the
+  nearest ones, which are shown for it elsewhere, are of another range and left out here.
   """
   first = 0
   for group, (_, size) in enumerate(EXAMPLE_GROUPS):
     for e in range(first, first + size):
       ids_W, acts_W = features.example_tokens_FEW[feature, e], features.example_acts_FEW[feature, e]
       middle = len(ids_W) // 2
-      if ids_W[middle] < 0:
+      of_range = _bin(features, feature, group)
+      if ids_W[middle] < 0 or of_range["binMax"] > 0 and not of_range["binMin"] <= acts_W[middle] <= of_range["binMax"]:
         continue
       inside = ids_W >= 0
       values = acts_W[inside]
       record = {**common, "index": str(feature), "tokens": [features.token_strings[i] for i in ids_W[inside]],
                 "values": values.tolist(), "maxValue": float(values.max()), "minValue": float(values.min()),
                 "maxValueTokenIndex": int(values.argmax()), "qualifyingTokenIndex": int(inside[:middle].sum()),
-                **_bin(features, feature, group)}
+                **of_range}
       record["id"] = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:24]
       yield record
     first += size

@@ -137,10 +137,9 @@ def without_norms(plain: Plain) -> Plain:
   """The same dictionary whose features are in units of their own, where they were in those of directions' norms."""
   if not plain.form.by_norm:
     return plain
-  norm_F = np.linalg.norm(plain.params["W_dec_FO"], axis=1)
-  norm_F = np.where(norm_F > 0, norm_F, np.float32(1))
+  norm_F = np.linalg.norm(plain.params["W_dec_FO"], axis=1)  # a feature without a direction never fires
   folded = {"W_enc_MF": plain.params["W_enc_MF"] * norm_F[None], "b_enc_F": plain.params["b_enc_F"] * norm_F,
-            "W_dec_FO": plain.params["W_dec_FO"] / norm_F[:, None]}
+            "W_dec_FO": plain.params["W_dec_FO"] / np.where(norm_F > 0, norm_F, np.float32(1))[:, None]}
   return dataclasses.replace(plain, form=dataclasses.replace(plain.form, by_norm=False),
                              params={**plain.params, **folded})
 

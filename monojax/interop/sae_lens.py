@@ -57,7 +57,7 @@ def read(directory: pathlib.Path) -> Plain:
     params["W_dec_FO"] = _finetuned(params["W_dec_FO"], taken(found, weights, ["scaling_factor"])["scaling_factor"])
   rows = _normalisation(cfg, directory, params, is_transcoder)
   form = Form(kind, number(cfg.get("k"), "k", path) if kind == "topk" else 0,
-              bool(cfg.get("apply_b_dec_to_input", False)) and not is_transcoder, skip,
+              bool(cfg.get("apply_b_dec_to_input", True)) and not is_transcoder, skip,
               kind == "topk" and bool(cfg.get("rescale_acts_by_decoder_norm", False)), rows)
   said = cfg.get("metadata") or {}
   reads = site_of(said.get("hook_name"))

@@ -30,8 +30,13 @@ def read(directory: pathlib.Path) -> Plain:
   cfg = read_config(path)
   activation = cfg.get("activation", "topk")
   require(activation == "topk", str(path), activation, "monojax reads sparsify's dictionaries with the activation topk")
+  others = [name for name in ("signed", "embed_skip", "gram_lookup") if cfg.get(name)]
+  require(not others, str(path), ", ".join(others), "monojax has no dictionaries that compute this")
   found, _ = read_safetensors(weights)
-  arrays = taken(found, weights, ["encoder.weight", "encoder.bias", "W_dec", "b_dec"], ["W_skip"])
+  wanted = ["encoder.weight", "encoder.bias", "W_dec", "b_dec"]
+  more = sorted(set(found) - {*wanted, "W_skip"})
+  require(not more, str(weights), ", ".join(more), "are tensors of which monojax does not know what they do")
+  arrays = taken(found, weights, wanted, ["W_skip"])
   params = {"W_enc_MF": np.ascontiguousarray(arrays["encoder.weight"].T), "b_enc_F": arrays["encoder.bias"],
             "W_dec_FO": arrays["W_dec"], "b_dec_O": arrays["b_dec"]}
   transcodes, skip = bool(cfg.get("transcode", False)), "W_skip" in arrays

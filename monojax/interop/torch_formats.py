@@ -79,7 +79,7 @@ def _dictionary_learning(state: dict[str, Any], path: pathlib.Path, k: int | Non
   """dictionary_learning's `ae.pt`, whose class is told by `config.json` beside it, or else by its tensors."""
   config = files.read_json(path.parent / "config.json")
   trainer = config.get("trainer", {}) if isinstance(config, dict) else {}
-  kind = trainer.get("dict_class") or _class_of(state)
+  kind = trainer.get("dict_class") or _class_of(state, path)
   readers = {"AutoEncoder": _standard, "AutoEncoderNew": _standard_new, "GatedAutoEncoder": _gated,
              "JumpReluAutoEncoder": _jumprelu, "AutoEncoderTopK": _topk, "BatchTopKSAE": _batchtopk,
              "MatryoshkaBatchTopKSAE": _matryoshka}
@@ -95,8 +95,12 @@ def _dictionary_learning(state: dict[str, Any], path: pathlib.Path, k: int | Non
   return Plain(form, params, site, site, origin=origin, settings=settings)
 
 
-def _class_of(state: dict[str, Any]) -> str:
-  """The class whose tensors these are; "" where none has them."""
+def _class_of(state: dict[str, Any], path: pathlib.Path) -> str:
+  """The class whose tensors these are; "" where none has them.
+
+  Raises:
+    InputError: two classes have them, which compute different features.
+  """
   classes = {"gate_bias": "GatedAutoEncoder", "group_sizes": "MatryoshkaBatchTopKSAE", "bias": "AutoEncoder",
              "decoder.bias": "AutoEncoderNew"}
   for name, kind in classes.items():
@@ -104,7 +108,10 @@ def _class_of(state: dict[str, Any]) -> str:
       return kind
   if {"W_enc", "W_dec", "threshold"} <= set(state):
     return "JumpReluAutoEncoder"
-  return "AutoEncoderTopK" if {"encoder.weight", "b_dec", "k"} <= set(state) else ""
+  of_topk = {"encoder.weight", "b_dec", "k"} <= set(state)
+  require(not (of_topk and "threshold" in state), "source", str(path), "may be of dictionary_learning's class "
+          "AutoEncoderTopK or BatchTopKSAE, which have the same tensors: put the config.json of its training beside it")
+  return "AutoEncoderTopK" if of_topk else ""
 
 
 def _site(trainer: dict[str, Any]) -> str:

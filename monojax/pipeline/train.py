@@ -14,11 +14,12 @@ from monojax.pipeline.config import RunConfig
 from monojax.pipeline.folder import OWN_DICTIONARY, RunFolder
 from monojax.pipeline.stages import harvest, train_sae
 from monojax.sae.config import SAEConfig
-from monojax.sae.recipes import RECIPES
+from monojax.sae.recipes import RECIPES, recipe_of
 
 if typing.TYPE_CHECKING:
   from monojax.sae.dictionary import SAE
 
+_RECIPE = "batchtopk"
 _FEATURES_A_COLUMN = 8  # features for each number of an activation vector, unless the caller says how many
 _SMALLEST_BATCH, _BATCH_ROWS = 256, 2048
 # A dictionary sees each row so often, but not more rows than that in all, and is trained for so many steps at least,
@@ -26,7 +27,7 @@ _SMALLEST_BATCH, _BATCH_ROWS = 256, 2048
 _EPOCHS, _MOST_ROWS, _MIN_STEPS = 20, 4_000_000, 1000
 
 
-def train(x: typing.Any, recipe: str = "batchtopk", n_features: int | None = None, k: int | None = None,
+def train(x: typing.Any, recipe: str | None = None, n_features: int | None = None, k: int | None = None,
           workdir: str | pathlib.Path | None = None, *, key: str | None = None, extend: bool = False,
           **settings: typing.Any) -> "SAE":
   """Trains a sparse autoencoder on activations, and returns it ready for use.
@@ -40,6 +41,7 @@ def train(x: typing.Any, recipe: str = "batchtopk", n_features: int | None = Non
       a store that `monojax.StoreWriter` or a run has written; or a `Source`. Files are read piece by piece, never
       whole.
     recipe: the published method, for instance "batchtopk", "topk", "jumprelu" or "tm2023"; see `monojax.RECIPES`.
+      By default "batchtopk".
     n_features: features of the dictionary; by default eight for each number of an activation vector.
     k: for the TopK family, how many features fire on a row (on average); by default the recipe's.
     workdir: the folder that keeps checkpoints, metrics and the result. Without one, a temporary folder is used and
@@ -61,13 +63,17 @@ def train(x: typing.Any, recipe: str = "batchtopk", n_features: int | None = Non
   from monojax.activations.source import Source
   rows = x if isinstance(x, Source) else open_rows(x, key)
   if k is not None:
+    knob = recipe_of(recipe or _RECIPE).knob
+    require(recipe is None or knob == "k", "k", k, f"is no setting of {recipe}, whose sparsity is {knob}")
     settings["k"] = k
   run = RunFolder(workdir) if workdir is not None else None
   record = run.begun(OWN_DICTIONARY) if run and extend else None
   if record:  # what the call does not name stays as the dictionary was begun
+    named = {"recipe": recipe, "n_features": n_features}  # others than it was begun with are refused further on
+    settings |= {name: value for name, value in named.items() if value is not None}
     sae = dataclasses.replace(configs.from_dict(SAEConfig, record["config"]), **settings)
   else:
-    sae = _settings(rows, recipe, n_features, settings)
+    sae = _settings(rows, recipe or _RECIPE, n_features, settings)
   url = str(x) if isinstance(x, str | os.PathLike) else ""
   config = RunConfig(activations=HarvestConfig(source="given", site=site_of(rows), url=url), sae=sae)
   with tempfile.TemporaryDirectory() as temporary:

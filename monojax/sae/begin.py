@@ -1,6 +1,7 @@
 """Where training begins: in a folder that may hold something already, from nothing or from a finished dictionary."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -21,6 +22,8 @@ from monojax.sae.nonlinearity import Params
 from monojax.sae.parts import MadeRecipe
 from monojax.sae.recipes import Recipe, recipe_of
 from monojax.training import TrainState
+
+_LEAST_THRESHOLD = 0.01  # beside rows whose numbers have a mean square of 1
 
 # Settings that may differ where training is extended: the steps, what follows from them, and the caller's fingerprint
 # of everything, in which they are.
@@ -157,11 +160,35 @@ def start_params(config: SAEConfig, recipe: MadeRecipe, state: TrainState, own: 
           f"{config.recipe} keeps them equal, so that other features of a row are among the largest at first",
           flush=True)
   params = training_params(recipe, finished, state.params, state.counters["scale_W"])
+  params = _able_to_learn(config, params, state.params, finished["W_dec_FO"])
   if recipe.model.causal:
     within = recipe.model.within(params)
     require(all(bool((within[name] == value).all()) for name, value in params.items()), "sae.start_from",
             config.start_from, "has features that read or write sites which those here (sae.causal) do not")
   return placed_like(params, state.params)
+
+
+def _able_to_learn(config: SAEConfig, params: Params, own: Params, W_dec_FO: jax.Array) -> Params:
+  """Training parameters in which no feature is where no gradient would ever move it; prints how many were.
+
+  A threshold of (nearly) 0 has no gradient, since that of its logarithm has the threshold as a factor: it becomes the
+  least with which dictionaries have been seen to learn, or the recipe's own if that is less. A feature without a
+  direction changes no error: it begins as the recipe would have it begin.
+  """
+  empty_F = (W_dec_FO == 0).all(axis=1)
+  if n_empty := int(empty_F.sum()):
+    print(f"sae.start_from: {n_empty:,} features there have no direction, and begin anew", flush=True)
+    of = lambda name, value: jnp.reshape(empty_F, [-1 if letter == "F" else 1 for letter in name.rpartition("_")[2]]
+                                         if value.ndim > 1 else [-1])
+    params = {name: jnp.where(of(name, value), own[name], value) if "F" in name.rpartition("_")[2] else value
+              for name, value in params.items()}
+  if "log_threshold_F" in params:
+    least_F = jnp.minimum(own["log_threshold_F"], math.log(_LEAST_THRESHOLD))
+    if n_low := int((params["log_threshold_F"] < least_F).sum()):
+      print(f"sae.start_from: {n_low:,} thresholds there are too near to 0 to learn, and begin at "
+            f"{float(jnp.exp(least_F.max())):.3g} of a scaled row", flush=True)
+    params = {**params, "log_threshold_F": jnp.maximum(params["log_threshold_F"], least_F)}
+  return params
 
 
 def placed_like(params: Params, existing: Params) -> Params:

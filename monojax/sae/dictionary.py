@@ -73,7 +73,7 @@ class SAE:
     return np.asarray(self.model.apply({"params": self.params}, method="directions"))
 
   def encode(self, x_NM: Array) -> Array:
-    """Features f_NF of activations x_NM.
+    """Features f_NF of activations x_NM; NaN for a row that holds a number that is not finite.
 
     Raises:
       InputError: the activations have another width.
@@ -92,6 +92,8 @@ class SAE:
             "what this dictionary writes also depends on its input directly: call decode(f, x)")
     if not self.model.needs_input:
       return self._by_chunks(self._decode, f_NF, self.n_features, "f")
+    if not isinstance(f_NF, jax.Array):
+      f_NF, x_NM = as_numpy(f_NF, "f"), as_numpy(x_NM, "x")
     together = (jnp if isinstance(f_NF, jax.Array) else np).concatenate([f_NF, x_NM], axis=1)
     return self._by_chunks(self._decode_with_input, together, self.n_features + self.model.wiring.n_inputs, "f, x")
 
@@ -107,16 +109,23 @@ class SAE:
       which is None where all rows are equal; "mse", the mean of (y - y_hat)^2 over rows and columns; "dead_fraction",
       the features that fire on none of the rows; "density_F", the fraction of the rows on which each feature fires.
       Sums are in float64.
+
+    Raises:
+      InputError: the shapes do not fit, or a number is not finite.
     """
     x_NM = as_numpy(x_NM, "x")
     require(y_NO is not None or self.model.wiring.autoencodes, "y", None,
             "this dictionary reconstructs other activations than it reads: give them, too")
     y_NO = x_NM if y_NO is None else as_numpy(y_NO, "y")
     require(len(x_NM) == len(y_NO) > 0, "y", y_NO.shape, f"must have a row for each of the {len(x_NM)} rows of x")
+    require(y_NO.ndim == 2 and y_NO.shape[1] == self.model.wiring.n_outputs, "y.shape", y_NO.shape,
+            f"needs rows of {self.model.wiring.n_outputs} numbers")
     total: dict[str, typing.Any] = {}
     rows = None
     for first in range(0, len(x_NM), _CHUNK_ROWS):
       part = slice(first, first + _CHUNK_ROWS)
+      for name, rows_NJ in (("x", x_NM[part]), ("y", y_NO[part])):
+        require(np.isfinite(rows_NJ.astype(np.float32)).all(), name, "NaN or infinite", "in some rows: leave these out")
       f_NF = self.encode(x_NM[part])
       y_hat_NO = self.decode(f_NF, x_NM[part]).astype(np.float64)
       part_NO = y_NO[part].astype(np.float64)
@@ -221,7 +230,10 @@ class SAE:
 
   @functools.cached_property
   def _encode(self):
-    return jax.jit(lambda params, x_NM: self.model.apply({"params": params}, x_NM.astype(jnp.float32), method="encode"))
+    def encode(params, x_NM):
+      f_NF = self.model.apply({"params": params}, x_NM.astype(jnp.float32), method="encode")
+      return jnp.where(jnp.isfinite(x_NM).all(axis=1, keepdims=True), f_NF, jnp.nan)
+    return jax.jit(encode)
 
   @functools.cached_property
   def _decode(self):
@@ -240,8 +252,7 @@ def kept_about(sae: SAE) -> dict[str, typing.Any]:
 
 
 def _is_foreign(place: pathlib.Path) -> bool:
-  """Whether a path is a file, or a folder that holds files and no checkpoint."""
+  """Whether a path is a file, or a folder that holds something and no checkpoint."""
   if not place.is_dir():
     return place.is_file()
-  return any(path.is_file() for path in place.iterdir()) and not any(
-      path.is_dir() and path.name.isdecimal() for path in place.iterdir())
+  return any(place.iterdir()) and not checkpoint.is_checkpoint(place)

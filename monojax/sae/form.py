@@ -87,21 +87,26 @@ def like(model: Dictionary, theirs: Dictionary, params: Params) -> Params:
   """
   require(not theirs.rows, "sae.start_from", f"a dictionary of {theirs.rows} rows",
           "no recipe trains on rows that are changed one by one: such a dictionary can be used, not trained further")
-  if theirs.by_norm:
+  if theirs.by_norm:  # a feature without a direction never fires there
     norm_F = jnp.linalg.norm(params["W_dec_FO"], axis=1)
-    norm_F = jnp.where(norm_F > 0, norm_F, 1.0)
     params = {**params, "W_enc_MF": params["W_enc_MF"] * norm_F[None], "b_enc_F": params["b_enc_F"] * norm_F,
-              "W_dec_FO": params["W_dec_FO"] / norm_F[:, None]}
+              "W_dec_FO": params["W_dec_FO"] / jnp.where(norm_F > 0, norm_F, 1.0)[:, None]}
   shift_F = params["b_dec_O"] @ params["W_enc_MF"] if theirs.pre_bias != model.pre_bias else 0.0
   # Where b_dec is not subtracted before the encoder, the encoder's bias has to do the same.
   shift_F = shift_F if model.pre_bias else -shift_F
   params = {**params, "b_enc_F": params["b_enc_F"] + shift_F}
   if "b_mag_F" in params:  # the magnitudes have a bias of their own, beside the encoder's rescaled
     params = {**params, "b_mag_F": params["b_mag_F"] + jnp.exp(params["r_F"]) * shift_F}
-  if isinstance(theirs.nonlinearity, Threshold):
-    threshold_F = params["threshold_F"]
-    if isinstance(model.nonlinearity, JumpReLU):
-      params = {**params, "log_threshold_F": jnp.log(jnp.maximum(threshold_F, _SMALLEST_THRESHOLD))}
-    if isinstance(model.nonlinearity, BatchTopK) and bool((threshold_F == threshold_F[0]).all()):
-      params = {**params, "threshold": threshold_F[0]}
+  if type(theirs.nonlinearity) is type(model.nonlinearity) or isinstance(theirs.nonlinearity, TopK | Gated):
+    return params  # they keep the same, or none has what the other one keeps
+  threshold_F = (jnp.zeros((theirs.n_features,)) if isinstance(theirs.nonlinearity, ReLU) else
+                 thresholds(theirs, params))
+  if isinstance(model.nonlinearity, JumpReLU):
+    params = {**params, "log_threshold_F": jnp.log(jnp.maximum(threshold_F, _SMALLEST_THRESHOLD))}
+  if isinstance(model.nonlinearity, BatchTopK) and bool((threshold_F == threshold_F[0]).all()):
+    params = {**params, "threshold": threshold_F[0]}
+  if isinstance(model.nonlinearity, Gated):  # above its threshold the encoder opens the gate, and its magnitude is h
+    b_enc_F = params["b_enc_F"]
+    params = {**params, "r_F": jnp.zeros_like(b_enc_F), "b_mag_F": b_enc_F,
+              "b_enc_F": b_enc_F - jnp.maximum(threshold_F, 0.0)}
   return params

@@ -111,8 +111,9 @@ def kaiming_uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.
 
 
 def unit_rows(W_dec_FO: jax.Array) -> jax.Array:
-  """Each feature's direction scaled to unit L2 norm."""
-  return W_dec_FO / jnp.linalg.norm(W_dec_FO, axis=1, keepdims=True)
+  """Each feature's direction scaled to unit L2 norm; directions of zeros stay."""
+  norm_F1 = jnp.linalg.norm(W_dec_FO, axis=1, keepdims=True)
+  return W_dec_FO / jnp.where(norm_F1 > 0, norm_F1, 1.0)
 
 
 class Dictionary(nn.Module):

@@ -30,7 +30,7 @@ from monojax.sae.parts import MadeRecipe
 from monojax.sae.recipes import make_recipe
 from monojax.sae.step import Step, judging_what_is_kept, make_step
 from monojax.sae.train import Rows, make_batches, make_resampling, use_sparse
-from monojax.training import Loop, TrainState, are_finite, compute_dtype, train
+from monojax.training import Loop, TrainState, are_finite, compute_dtype, in_32_bits, train
 
 # What the members of a group may differ in, and what all dictionaries of a sweep must share.
 FREE = ("sparsity_coefficient", "learning_rate", "seed")
@@ -65,6 +65,7 @@ def name_of(config: SAEConfig) -> str:
   return f"{config.recipe}-{config.n_features}-{knob}{config.sparsity:g}-rate{config.learning_rate:g}-seed{config.seed}"
 
 
+@in_32_bits
 def train_sweep(configs: Sequence[SAEConfig], source: Rows, wiring: Wiring, directory: str | os.PathLike[str],
                 identities: Mapping[str, Mapping[str, Any]], mesh: Mesh, metrics_config: MetricsConfig,
                 start: Params | None = None, sample_seed: int = 0,

@@ -23,7 +23,7 @@ from monojax.sae.model import SHARDING_RULES, Dictionary, Wiring
 from monojax.sae.parts import MadeRecipe
 from monojax.sae.recipes import Recipe, make_recipe
 from monojax.sae.step import judging_what_is_kept, make_step
-from monojax.training import Loop, TrainState, compute_dtype, train
+from monojax.training import Loop, TrainState, compute_dtype, in_32_bits, train
 
 # A sparse code is the faster one on a CPU where the dictionary has so many features for each place of it
 # (docs/results/performance.md).
@@ -40,6 +40,7 @@ class Rows(Protocol):
     """Rows x_NW that stand for all: a pure function of its arguments."""
 
 
+@in_32_bits
 def train_sae(config: SAEConfig, source: Rows, wiring: Wiring, directory: str | os.PathLike[str],
               identity: Mapping[str, Any], mesh: Mesh, metrics_config: MetricsConfig, name: str = "sae",
               extend: bool = False, recipe: Recipe | None = None,
@@ -112,15 +113,15 @@ def make_batches(source: Rows, mesh: Mesh, downstream: Downstream | None = None)
     if downstream is not None:
       found = [downstream.batch_in_context(step) for step in range(first, last)]
       return jax.tree.map(lambda *leaves: meshes.on_mesh(jnp.stack(leaves), mesh, P(None, "data")), *found)
-    x_BW = source.batch(first)
-    if isinstance(x_BW, jax.Array):  # which need not leave its devices
-      stacked_SBW = jnp.stack([x_BW, *(source.batch(step) for step in range(first + 1, last))])
-    else:  # copied at once, since a source may fill the same array for each batch
-      stacked_SBW = np.empty((last - first, *x_BW.shape), x_BW.dtype)
-      stacked_SBW[0] = x_BW
-      for step in range(first + 1, last):
-        stacked_SBW[step - first] = source.batch(step)
-    return meshes.on_mesh(stacked_SBW, mesh, P(None, "data", None))
+    of_first = source.batch(first)
+    others = (source.batch(step) for step in range(first + 1, last))
+    if isinstance(of_first, jax.Array):  # which need not leave its devices
+      return meshes.on_mesh(jnp.stack([of_first, *others]), mesh, P(None, "data", None))
+    x_SBW = np.empty((last - first, *of_first.shape), of_first.dtype)
+    x_SBW[0] = of_first  # each is copied at once, since a source may fill the same array again
+    for i, x_BW in enumerate(others, 1):
+      x_SBW[i] = x_BW
+    return meshes.on_mesh(x_SBW, mesh, P(None, "data", None))
   return batches
 
 

@@ -109,7 +109,9 @@ def _is_of_seeds(found: dict) -> bool:
   if other in (None, found["a"]["run"]) or "correlation_neurons/median_a" not in found["figures"]:
     return False  # a subject of other neurons has their correlations
   there = RunFolder(other)
-  return not same_subject(RunFolder(found["a"]["run"]), there) and not (there.stage("subject") and load.subject_config(there).shuffled_of)
+  if same_subject(RunFolder(found["a"]["run"]), there):
+    return False
+  return not (there.stage("subject") and load.subject_config(there).shuffled_of)
 
 
 def _explained(run: RunFolder, dictionary: str) -> dict:
