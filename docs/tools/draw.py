@@ -4,14 +4,14 @@
   python docs/tools/draw.py --workdir=runs/demo
 
 Each function below draws one file of docs/pictures/. `browser.png` is a screenshot, made by
-`python tests/browser_fixture.py runs/demo/browser/site docs/pictures/browser.png '#/feature/12'`, and `frontier.png`
-is `sweeps/frontier.png` of the run that the commands in docs/results/recipes.md make.
+`python tests/browser_fixture.py runs/demo/browser/site docs/pictures/browser.png '#/feature/12'`. Two pictures are of
+docs/results/recipes.json, the `benchmark/points.json` of the run that the commands in docs/results/recipes.md make.
 """
 
 import argparse
 import dataclasses
+import json
 import pathlib
-import re
 
 import jax
 import matplotlib
@@ -22,11 +22,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 import monojax  # noqa: E402
+from monojax.analysis.pictures import draw_benchmark  # noqa: E402
 from monojax.analysis.tables import FAINT, REGULAR, ULTRALOW  # noqa: E402
+from monojax.studies.recipes.scores import SCORES  # noqa: E402
 from monojax.studies.toy.model import ToyConfig, draw, forward, inputs_of, train_toys  # noqa: E402
 
 PICTURES = pathlib.Path(__file__).parent.parent / "pictures"
-RESULTS = PICTURES.parent / "results"
+RECIPES = PICTURES.parent / "results" / "recipes.json"
 BLUE, ORANGE, GREEN, RED, VIOLET, GREY = "#1f6fb4", "#d1662a", "#3a9a4b", "#b3364f", "#7a56b0", "#8a8a8a"
 
 
@@ -39,6 +41,7 @@ def main():
   draw_one_token(run)
   draw_densities(run)
   draw_measures()
+  draw_recipes()
   draw_superposition()
 
 
@@ -99,14 +102,17 @@ def draw_densities(run):
   save(figure, "densities")
 
 
+def draw_recipes():
+  """All scores of the recipes compared, against L0."""
+  draw_benchmark(json.loads(RECIPES.read_text()), SCORES, PICTURES / "recipes.png")
+  print(PICTURES / "recipes.png")
+
+
 def draw_measures():
-  """Explained variance against cross-entropy recovered, from the table of docs/results/recipes.md."""
-  points = []
-  for line in (RESULTS / "recipes.md").read_text().splitlines():
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    if len(cells) == 8 and re.fullmatch(r"(λ|k) = [\d.]+", cells[1]):
-      points.append([float(cells[2]), float(cells[3]), float(cells[4].rstrip(" %"))])
-  l0, variance, recovered = np.array(points).T
+  """Explained variance against cross-entropy recovered, of the larger dictionaries of the recipes compared."""
+  points = [point for point in json.loads(RECIPES.read_text()) if point["n_features"] == 1024]
+  l0, variance, recovered = np.array([[point["l0"], point["explained_variance"], 100 * point["ce_recovered_zero"]]
+                                      for point in points]).T
   figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.3))
   left.scatter(l0, recovered, s=14, color=BLUE)
   left.set(xlabel="L0: features that fire on a token", ylabel="cross-entropy recovered, %",
