@@ -208,7 +208,7 @@ def saved_config(directory: Path) -> tuple[dict[str, Any], int] | None:
 
 
 def is_checkpoint(directory: Path) -> bool:
-  """Whether a folder holds checkpoints of monojax, damaged ones included. Other tools' folders may be numbers, too."""
+  """Whether a folder holds checkpoints of monojax, damaged ones included; folders of others may be numbered as well."""
   place = pathlib.Path(directory)
   parts = ("params", "_CHECKPOINT_METADATA", files.SUMS)
   return place.is_dir() and any((place / str(step) / part).exists() for step in _steps(place) for part in parts)

@@ -230,20 +230,27 @@ def test_a_circuit_is_a_graph_and_a_text(made):
   assert f"feature {feature} on 't" in str(found) and "head 1" in str(found) and "raises" in str(found)
 
 
-def test_a_feature_that_writes_several_layers_is_removed_once():
-  """What it adds to one residual stream is in the next one already; the tokens are those that ablation says."""
+@pytest.mark.parametrize("reads, writes", [((0, 1, 2), (0, 1, 2)), ((0,), (1, 2))])
+def test_a_feature_that_writes_several_layers_is_removed_once(reads, writes):
+  """What it adds to one residual stream is in the next one already; the tokens are those of an edit by hand."""
   subject, sites = random_subject(3), tuple(f"layer.{i}.resid" for i in range(3))
   config = SAEConfig(recipe="tm2023", n_features=20).resolved()
-  model = make_recipe(config, Wiring((D, D, D), (0, 1, 2), (0, 1, 2)), jnp.float32).model
-  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 3 * D))))["params"]
+  model = make_recipe(config, Wiring((D, D, D), reads, writes), jnp.float32).model
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, len(reads) * D))))["params"]
   rng = np.random.default_rng(6)
   sae = SAE(config, model, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32), shapes),
             sites)
-  f_F = np.asarray(make_encode(subject.model, sae.model, sites)(subject.params, sae.params, np.array([IDS]))[0])[-1]
+  f_F = np.asarray(make_encode(subject.model, sae.model, sae.reads)(subject.params, sae.params, np.array([IDS]))[0])[-1]
   feature = int(f_F.argmax())
+  _, clean = subject.model.apply({"params": subject.params}, np.array([IDS]))
+  parts = np.split(f_F[feature] * sae.direction_FO[feature], len(writes))
+  without = {site: clean[site].at[0, -1].add(-part) for site, part in zip(sae.writes, parts, strict=True)}
+  edit = {site: lambda _, x=x: x for site, x in without.items()}
+  edited_V = np.asarray(subject.model.apply({"params": subject.params}, np.array([IDS]), edit)[0])[0, -1]
   found = circuits.circuit(subject, sae, IDS, feature, STRINGS)
   clean_V, without_V = interventions.next_token_logits(subject, sae, IDS, [interventions.Change(
       feature, "ablate", positions=(len(IDS) - 1, None))])
+  np.testing.assert_allclose(without_V, edited_V, atol=1e-4)
   fall_V = (clean_V - clean_V.mean()) - (without_V - without_V.mean())
   np.testing.assert_allclose([raised.removed for raised in found.raised],
                              np.sort(fall_V)[::-1][:len(found.raised)], atol=1e-4)

@@ -12,6 +12,7 @@ from kept_test import T, pair, tokens_with  # noqa: F401  (pair is a fixture)
 from monojax import mesh as meshes
 from monojax.activations import harvest
 from monojax.activations.config import HarvestConfig
+from monojax.activations.contexts import Contexts
 from monojax.activations.kept import Kept
 from monojax.activations.origin import Order
 from monojax.activations.store import ActivationStore
@@ -104,6 +105,26 @@ def test_a_stream_of_one_of_several_sites_leaves_out_what_is_too_long_at_another
     assert np.linalg.norm(x_BM[:, at:at + whole.widths[1]], axis=1).max() <= limit
     np.testing.assert_allclose(part.batch(step), x_BM[:, columns], atol=1e-6)
   np.testing.assert_allclose(part.sample(50, 0), whole.sample(50, 0)[:, columns], atol=1e-6)
+
+
+def test_batches_of_whole_contexts_leave_out_what_is_too_long_at_another_site(with_sinks):
+  subject, _ = with_sinks
+  tokens, mesh = tokens_with(prefix=()), meshes.make_mesh(meshes.MeshConfig(data=1))
+  sites = ("layer.0.attn.out", SITE)
+  config = HarvestConfig(site=sites[0], more_sites=sites[1:], source="stream", batch_contexts=8, first_position=0,
+                         norm_limit=10.0)
+  origin = types.SimpleNamespace(config=config, subject=lambda sites, mesh: subject, tokens=lambda: tokens)
+  whole, part = (Contexts(origin, read, read[:1], Order(4 * T, 240, 0), 1, mesh) for read in (sites, sites[:1]))
+  n, n_long = part.widths[0], 0
+  for step in range(6):
+    (x_BM, (tokens_CT, at_CR, last_CRD)), (y_BM, (_, at_too_CR, last_too_CRD)) = (
+        source.batch_in_context(step) for source in (whole, part))
+    np.testing.assert_allclose(y_BM, x_BM[:, :n], atol=1e-6)
+    np.testing.assert_array_equal(at_CR, at_too_CR)
+    np.testing.assert_allclose(last_CRD, last_too_CRD, atol=1e-6)
+    n_long += int((np.asarray(tokens_CT) == LONG).sum())
+    assert (np.take_along_axis(np.asarray(tokens_CT), np.asarray(at_too_CR), axis=1) != LONG).all()
+  assert n_long
 
 
 def test_rows_that_are_no_numbers_do_not_give_way():

@@ -274,6 +274,14 @@ def test_only_the_first_process_of_a_job_writes(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
+def test_rows_that_float16_rounds_to_nothing_are_refused(tmp_path):
+  rows = {"mlp.2": np.full((5, 8), 1e-9), "resid": np.ones((5, 3))}
+  with StoreWriter(tmp_path, WIDTHS) as writer:
+    with pytest.raises(InputError, match="mlp.2 is too small for float16"):
+      writer.add(rows)
+    writer.add({**rows, "mlp.2": np.zeros((5, 8))})
+
+
 def test_figures_are_of_the_site_that_is_trained_on(tmp_path):
   rng = np.random.default_rng(0)
   with StoreWriter(tmp_path, {"a": 4, "b": 32}, "float32") as writer:

@@ -110,7 +110,9 @@ def draw_recipes():
 
 def draw_measures():
   """Explained variance against cross-entropy recovered, of the larger dictionaries of the recipes compared."""
-  points = [point for point in json.loads(RECIPES.read_text()) if point["n_features"] == 1024]
+  points = json.loads(RECIPES.read_text())
+  largest = max(point["n_features"] for point in points)
+  points = [point for point in points if point["n_features"] == largest]
   l0, variance, recovered = np.array([[point["l0"], point["explained_variance"], 100 * point["ce_recovered_zero"]]
                                       for point in points]).T
   figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.3))

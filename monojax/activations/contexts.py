@@ -16,8 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from monojax import mesh as meshes
 from monojax import shuffle
-from monojax.activations.config import HarvestConfig, same_token
-from monojax.activations.harvest import judged_by, site_widths, within
+from monojax.activations.config import HarvestConfig
+from monojax.activations.harvest import computed_for, site_widths, within
 from monojax.activations.origin import Order, Origin
 from monojax.activations.stream import LANES, Stream
 from monojax.activations.visits import Visits
@@ -64,7 +64,7 @@ class Contexts:
       InputError: the batch has no whole number of contexts, or the subject predicts no tokens.
     """
     tokens = origin.tokens()
-    judged = tuple(dict.fromkeys(map(same_token, judged_by(origin.config, sites))))
+    judged = computed_for(origin.config, sites)
     subject = origin.subject((*judged, LAST), mesh)
     require_predicts(subject.model.output, sites[0])
     config = dataclasses.replace(origin.config, site=judged[0], more_sites=judged[1:], dtype="float32",

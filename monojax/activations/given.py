@@ -57,8 +57,8 @@ def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
   if isinstance(rows, ActivationStore):
     statistics, scale = rows.statistics(), rows.meta["scale"]
     site = origin.config.site if origin.config.site in scale else site_of(rows)
-    means = {name: statistics[f"{name}/mean_M"] for name in scale}
-    return Prepared(figures | {"width": rows.layout.sites[site], "mean_norm": scale[site]["mean_norm"]}, means)
+    figures = {"rows": rows.n_rows, "width": rows.layout.sites[site], "mean_norm": scale[site]["mean_norm"]}
+    return Prepared(figures, {name: statistics[f"{name}/mean_M"] for name in scale})
   sample_NM = np.asarray(source.sample(_MEASURED_ROWS, origin.config.seed)).astype(np.float64)
   return Prepared(figures | {"mean_norm": float(np.linalg.norm(sample_NM, axis=1).mean())},
                   {origin.config.site: sample_NM.mean(0)})

@@ -260,6 +260,11 @@ def judged_by(config: HarvestConfig, sites: tuple[str, ...]) -> tuple[str, ...]:
   return tuple(dict.fromkeys((*sites, *config.sites))) if config.norm_limit else sites
 
 
+def computed_for(config: HarvestConfig, sites: tuple[str, ...]) -> tuple[str, ...]:
+  """The subject's own sites among those of `judged_by`, each once."""
+  return tuple(dict.fromkeys(map(same_token, judged_by(config, sites))))
+
+
 def rows_within(model: Subject, params: dict, sites: tuple[str, ...], judged: tuple[str, ...], tokens_BT: jax.Array,
                 place_BRP: jax.Array, limits: dict[str, float] | None) -> tuple[jax.Array, jax.Array]:
   """(`sampled` activations of `sites`, slot_BR), where no row is longer at any site of `judged` than `limits` say.

@@ -184,35 +184,38 @@ def to_int8(x_RM: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """A chunk's rows in 8 bits: (q_RM int8, row_R float32, column_M float32), x ~ q * row * column.
 
   Rows are first divided by their length, the fourth root of the mean fourth power, in which each column counts by its
-  own size, (mean of sqrt|x|)^2, which hardly sees a few large entries. Then a column's scale is its largest entry, and
-  a row's is what makes its largest scaled entry 127. So neither a few very long rows (as at the start of a text) nor a
-  few very large columns (as in residual streams) take the resolution of all others. A column that is smaller than the
-  chunk as a whole counts by the chunk's size: a neuron that fires on one row in a thousand would else make up all of
-  that row's length. A neuron that is very large on a few rows costs these rows their smaller numbers, which are little
-  of their length, rather than all other rows this neuron: hence the fourth power, which the largest numbers rule.
+  own size, (mean of sqrt|x|)^2 over some 512 of the rows. Then a column's scale is its largest entry, and a row's is
+  what makes its largest scaled entry 127. So what is unlike the rest takes no resolution from it:
+
+  * a very long row, as at the start of a text, since rows are divided by their length;
+  * a very large column, as in a residual stream, since columns have a scale of their own;
+  * a neuron that fires on one row in a thousand: a column counts by the size of the whole chunk if its own is less, or
+    this neuron would make up all of that row's length;
+  * a neuron that is huge on a few rows: by the fourth power it makes up their length. They lose their small numbers, so
+    that other rows keep this neuron.
   """
   x_RM = x_RM.astype(np.float32, copy=False)
   blocks = [slice(i, i + _BLOCK_ROWS) for i in range(0, len(x_RM), _BLOCK_ROWS)]
-  scaled_RM, size_RM = (np.empty((min(len(x_RM), _BLOCK_ROWS), x_RM.shape[1]), np.float32) for _ in range(2))
+  scaled_BM, size_BM = (np.empty((min(len(x_RM), _BLOCK_ROWS), x_RM.shape[1]), np.float32) for _ in range(2))
   root_M = np.sqrt(np.abs(x_RM[::max(1, len(x_RM) // _SIZED_ROWS)])).mean(axis=0)
   weight_M = 1 / _or_1(np.square(np.maximum(root_M, root_M.mean())))
   column_M = np.zeros_like(weight_M)
   for block in blocks:
     part_RM = x_RM[block]
-    scaled, size = scaled_RM[:len(part_RM)], size_RM[:len(part_RM)]
-    np.square(np.multiply(part_RM, weight_M, out=size), out=size)
-    length_R = (np.einsum("rm,rm->r", size, size) / x_RM.shape[1]) ** 0.25
-    np.multiply(part_RM, (1 / _or_1(length_R))[:, None], out=scaled)
-    np.maximum(column_M, _largest(scaled, size, axis=0), out=column_M)
+    scaled_RM, size_RM = scaled_BM[:len(part_RM)], size_BM[:len(part_RM)]
+    np.square(np.multiply(part_RM, weight_M, out=size_RM), out=size_RM)
+    length_R = (np.einsum("rm,rm->r", size_RM, size_RM) / x_RM.shape[1]) ** 0.25
+    np.multiply(part_RM, (1 / _or_1(length_R))[:, None], out=scaled_RM)
+    np.maximum(column_M, _largest(scaled_RM, size_RM, axis=0), out=column_M)
   column_M = _or_1(column_M)
   q_RM, row_R = np.empty(x_RM.shape, np.int8), np.empty(len(x_RM), np.float32)
   for block in blocks:
     part_RM = x_RM[block]
-    scaled, size = scaled_RM[:len(part_RM)], size_RM[:len(part_RM)]
-    np.multiply(part_RM, 1 / column_M, out=scaled)
-    row_R[block] = _or_1(_largest(scaled, size, axis=1) / _LARGEST_INT8)
-    scaled *= (1 / row_R[block])[:, None]
-    q_RM[block] = np.rint(scaled, out=scaled)
+    scaled_RM, size_RM = scaled_BM[:len(part_RM)], size_BM[:len(part_RM)]
+    np.multiply(part_RM, 1 / column_M, out=scaled_RM)
+    row_R[block] = _or_1(_largest(scaled_RM, size_RM, axis=1) / _LARGEST_INT8)
+    scaled_RM *= (1 / row_R[block])[:, None]
+    q_RM[block] = np.rint(scaled_RM, out=scaled_RM)
   return q_RM, row_R, column_M
 
 

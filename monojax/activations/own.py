@@ -32,6 +32,7 @@ from monojax.activations.store import (
   ActivationStore,
   all_finite,
   durable_rows,
+  largest_16,
   missing_shards,
   read_description,
 )
@@ -238,6 +239,9 @@ class StoreWriter:
       raise InputError(f"row {row} of what was given for {site} holds a number that is not finite in "
                        f"{piece_NM.dtype}: leave such rows out if the model made them so, or take dtype='bfloat16', "
                        "which holds larger numbers")
+    if piece_NM.dtype == np.float16 and not largest_16(piece_NM) and np.any(flat(x, site)):
+      raise InputError(f"what was given for {site} is too small for float16, which rounds all of it to 0: take "
+                       "dtype='bfloat16', or multiply it")
     return piece_NM
 
   def _known(self, first_row, n_rows):

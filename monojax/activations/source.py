@@ -40,7 +40,10 @@ class Source(typing.Protocol):
   def widths(self) -> tuple[int, ...]: ...
 
   def batch(self, step: int) -> "np.ndarray | jax.Array":
-    """x_BM: batch number `step`, from 0 on, in the units in which the subject computes and in any floating type."""
+    """x_BM: batch number `step`, from 0 on, in the units in which the subject computes and in any floating type.
+
+    An array of NumPy may be filled again for the next batch: it is copied before that is asked for.
+    """
     ...
 
   def sample(self, n_rows: int, seed: int) -> np.ndarray:

@@ -68,6 +68,13 @@ def all_finite(rows_RM: np.ndarray) -> bool:
   return all((bits_RM[i:i + _SUM_ROWS] & 0x7FFF).max() < infinite for i in range(0, len(rows_RM), _SUM_ROWS))
 
 
+def largest_16(rows_RM: np.ndarray) -> float:
+  """The largest |x| of finite numbers of 16 bits, found by their bits, as NumPy is slow with them."""
+  bits_RM = np.ascontiguousarray(rows_RM).view(np.uint16)
+  largest = max((bits_RM[i:i + _SUM_ROWS] & 0x7FFF).max() for i in range(0, len(rows_RM), _SUM_ROWS))
+  return float(largest.view(rows_RM.dtype))
+
+
 def sums_name(index: int) -> str:
   """The file of a shard's sums; it is written last and says that the shard is durable."""
   return f"sums/{index}.npz"

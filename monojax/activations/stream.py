@@ -21,8 +21,16 @@ from jax.sharding import PartitionSpec as P
 
 from monojax import mesh as meshes
 from monojax import shuffle
-from monojax.activations.config import HarvestConfig, same_token
-from monojax.activations.harvest import judged_by, make_forward, norm_limits, rows_within, site_widths, tell
+from monojax.activations.config import HarvestConfig
+from monojax.activations.harvest import (
+  computed_for,
+  judged_by,
+  make_forward,
+  norm_limits,
+  rows_within,
+  site_widths,
+  tell,
+)
 from monojax.activations.layout import given_dtype
 from monojax.activations.origin import Order, Origin, Prepared
 from monojax.activations.visits import Visits
@@ -49,8 +57,8 @@ def prepare(origin: Origin, directory, mesh: jax.sharding.Mesh) -> Prepared:
 
 def open_source(origin: Origin, sites: tuple[str, ...], order: Order, mesh: jax.sharding.Mesh) -> "Stream":
   """The stream of some sites; see `monojax.activations.origin`."""
-  computed = tuple(dict.fromkeys(map(same_token, judged_by(origin.config, sites))))
-  return Stream(origin.config, origin.subject(computed, mesh), origin.tokens(), order, mesh, sites)
+  subject = origin.subject(computed_for(origin.config, sites), mesh)
+  return Stream(origin.config, subject, origin.tokens(), order, mesh, sites)
 
 
 class Stream:

@@ -258,7 +258,7 @@ def _without_sources(subject: Subject, dictionary: Wired, base: str) -> typing.C
 @functools.lru_cache(maxsize=8)
 def _raised_by(subject: Subject, dictionary: Wired) -> typing.Callable:
   """The compiled function (params, sae_params, tokens_1T, at, feature) -> (weights_V, removed_V); see `Raised`."""
-  frozen, alone = subject.frozen(), len(dictionary.writes) == 1
+  frozen = subject.frozen()
 
   @jax.jit
   def run(params, sae_params, tokens_1T, at, feature):
@@ -272,9 +272,8 @@ def _raised_by(subject: Subject, dictionary: Wired) -> typing.Callable:
 
     def logits(model, times):
       """Logits (V,) at the position with the feature's part added so many times."""
-      def edited(x, site, added):  # of a site behind another one that is written, x has that one's change in it already
-        x = x if alone else sites[site]
-        return x + (times * here_T[None, :, None] * added[None, None]).astype(x.dtype)
+      def edited(_, site, added):  # what is added to a site before this one would be in x as well
+        return sites[site] + (times * here_T[None, :, None] * added[None, None]).astype(sites[site].dtype)
       edit = {site: functools.partial(edited, site=site, added=added_O[part]) for site, part in columns.items()}
       logits_1TV, _ = model.apply({"params": params}, tokens_1T, edit, wanted=())
       logit_V = jnp.take(logits_1TV[0], at, axis=0)

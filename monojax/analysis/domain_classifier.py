@@ -54,9 +54,9 @@ class DomainClassifier:
     self._model = MultinomialNB(alpha=_SMOOTHING, fit_prior=False)
     texts, domains = self._pieces(tokens, n_pieces, seed)
     self.known = np.unique(domains)
-    require(len(self.known) > 1, "n_tokens", n_tokens, "only "
-            f"{', '.join(self.domains[i] for i in self.known) or 'no domain'} has documents with so many tokens, and a "
-            "classifier of text needs two domains: take fewer")
+    there = ", ".join(self.domains[i] for i in self.known) or "none"
+    require(len(self.known) > 1, "n_tokens", n_tokens, "a classifier of text needs two domains that have documents "
+            f"with so many tokens, and there is {there}: take fewer")
     for start in range(0, len(texts), _AT_ONCE):
       part = slice(start, start + _AT_ONCE)
       self._model.partial_fit(self._vectorizer.transform(texts[part]), domains[part], self.known)

@@ -110,12 +110,13 @@ def steered_logits(subject: Subject, dictionary: Wired, params: dict, sae_params
 
 
 def reads_first(dictionary: Wired, subject: Subject) -> bool:
-  """Whether all that the dictionary reads is computed before anything that it writes.
+  """Whether the dictionary writes one site, and all that it reads is computed before that.
 
-  It is so for autoencoders of one site and for transcoders, and lets one pass do what otherwise takes two.
+  It is so for autoencoders of one site and for transcoders, and lets one pass do what otherwise takes two. What is
+  added to one of several sites would come to the next one as well, where it is added again.
   """
   order = list(subject.site_widths)
-  return max(map(order.index, dictionary.reads)) <= min(map(order.index, dictionary.writes))
+  return len(dictionary.writes) == 1 and max(map(order.index, dictionary.reads)) <= order.index(dictionary.writes[0])
 
 
 def _change(dictionary, sae_params, changes):

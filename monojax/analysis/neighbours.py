@@ -209,7 +209,7 @@ def rows_that_count(row_P: np.ndarray, x_RM: jax.Array | np.ndarray, every: bool
   """Which rows of a batch count, bool (R,).
 
   Where positions of a context do not count, `make_encode` writes rows of zeros in which no feature fires, and these are
-  left out. Where all count (`every`), a row of zeros is one in which no neuron is active.
+  left out; with them a row that counts, but in which nothing at all is active. Where all count (`every`), none is.
 
   Args:
     row_P: the rows in which features fire.

@@ -121,11 +121,12 @@ def activation_records(features: FeatureTables, feature: int, common: Mapping[st
   """
   first = 0
   for group, (_, size) in enumerate(EXAMPLE_GROUPS):
+    of_range = _bin(features, feature, group)
     for e in range(first, first + size):
       ids_W, acts_W = features.example_tokens_FEW[feature, e], features.example_acts_FEW[feature, e]
       middle = len(ids_W) // 2
-      of_range = _bin(features, feature, group)
-      if ids_W[middle] < 0 or of_range["binMax"] > 0 and not of_range["binMin"] <= acts_W[middle] <= of_range["binMax"]:
+      stray = of_range["binMax"] > 0 and not of_range["binMin"] <= acts_W[middle] <= of_range["binMax"]
+      if ids_W[middle] < 0 or stray:
         continue
       inside = ids_W >= 0
       values = acts_W[inside]

@@ -73,7 +73,6 @@ def _upgraded(cfg: dict[str, Any]) -> dict[str, Any]:
     return cfg
   old = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
   new = {old.get(name, name): value for name, value in {**(said if isinstance(said, dict) else {}), **cfg}.items()}
-  new.setdefault("apply_b_dec_to_input", True)
   new.setdefault("architecture", "standard")
   kept = new.get("activation_fn_kwargs") or {}
   if new.get("activation_fn") == "topk":

@@ -63,8 +63,8 @@ def train(x: typing.Any, recipe: str | None = None, n_features: int | None = Non
   from monojax.activations.source import Source
   rows = x if isinstance(x, Source) else open_rows(x, key)
   if k is not None:
-    knob = recipe_of(recipe or _RECIPE).knob
-    require(recipe is None or knob == "k", "k", k, f"is no setting of {recipe}, whose sparsity is {knob}")
+    require(recipe is None or recipe_of(recipe).knob == "k", "k", k,
+            f"is no setting of {recipe}, which has sparsity_coefficient")
     settings["k"] = k
   run = RunFolder(workdir) if workdir is not None else None
   record = run.begun(OWN_DICTIONARY) if run and extend else None

@@ -155,12 +155,13 @@ def start_params(config: SAEConfig, recipe: MadeRecipe, state: TrainState, own: 
   theirs = SAE.load(config.start_from, recipe=own)
   finished = form.like(recipe.model, theirs.model, theirs.params)
   norm_F = jnp.linalg.norm(finished["W_dec_FO"], axis=1)
-  if not recipe.model.nonlinearity.folds_norms and norm_F.max() > 1.01 * norm_F.min():
-    print(f"sae.start_from: the directions there have norms from {norm_F.min():.3g} to {norm_F.max():.3g}. "
+  least = jnp.where(norm_F > 0, norm_F, jnp.inf).min()
+  if not recipe.model.nonlinearity.folds_norms and norm_F.max() > 1.01 * least:
+    print(f"sae.start_from: the directions there have norms from {least:.3g} to {norm_F.max():.3g}. "
           f"{config.recipe} keeps them equal, so that other features of a row are among the largest at first",
           flush=True)
   params = training_params(recipe, finished, state.params, state.counters["scale_W"])
-  params = _able_to_learn(config, params, state.params, finished["W_dec_FO"])
+  params = _able_to_learn(params, state.params, norm_F == 0)
   if recipe.model.causal:
     within = recipe.model.within(params)
     require(all(bool((within[name] == value).all()) for name, value in params.items()), "sae.start_from",
@@ -168,25 +169,28 @@ def start_params(config: SAEConfig, recipe: MadeRecipe, state: TrainState, own: 
   return placed_like(params, state.params)
 
 
-def _able_to_learn(config: SAEConfig, params: Params, own: Params, W_dec_FO: jax.Array) -> Params:
+def _able_to_learn(params: Params, own: Params, empty_F: jax.Array) -> Params:
   """Training parameters in which no feature is where no gradient would ever move it; prints how many were.
 
-  A threshold of (nearly) 0 has no gradient, since that of its logarithm has the threshold as a factor: it becomes the
-  least with which dictionaries have been seen to learn, or the recipe's own if that is less. A feature without a
-  direction changes no error: it begins as the recipe would have it begin.
+  A threshold of (nearly) 0 has no gradient, since that of its logarithm has the threshold as a factor: it becomes 0.01,
+  from where features were seen to learn, or what the recipe starts from if that is less. A feature without a direction
+  changes no error: it begins as the recipe would have it begin.
+
+  Args:
+    params: the parameters.
+    own: what the recipe would start from by itself.
+    empty_F: which features have no direction.
   """
-  empty_F = (W_dec_FO == 0).all(axis=1)
   if n_empty := int(empty_F.sum()):
     print(f"sae.start_from: {n_empty:,} features there have no direction, and begin anew", flush=True)
-    of = lambda name, value: jnp.reshape(empty_F, [-1 if letter == "F" else 1 for letter in name.rpartition("_")[2]]
-                                         if value.ndim > 1 else [-1])
-    params = {name: jnp.where(of(name, value), own[name], value) if "F" in name.rpartition("_")[2] else value
+    of = {"W_enc_MF": empty_F[None], "W_dec_FO": empty_F[:, None]}
+    params = {name: jnp.where(of.get(name, empty_F), own[name], value) if "F" in name.rpartition("_")[2] else value
               for name, value in params.items()}
   if "log_threshold_F" in params:
     least_F = jnp.minimum(own["log_threshold_F"], math.log(_LEAST_THRESHOLD))
     if n_low := int((params["log_threshold_F"] < least_F).sum()):
-      print(f"sae.start_from: {n_low:,} thresholds there are too near to 0 to learn, and begin at "
-            f"{float(jnp.exp(least_F.max())):.3g} of a scaled row", flush=True)
+      print(f"sae.start_from: {n_low:,} features there fire from (nearly) 0 on, where a threshold learns nothing: "
+            f"theirs begin at {float(jnp.exp(least_F.max())):.3g}, where rows have a mean square of 1", flush=True)
     params = {**params, "log_threshold_F": jnp.maximum(params["log_threshold_F"], least_F)}
   return params
 

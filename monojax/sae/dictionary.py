@@ -92,8 +92,7 @@ class SAE:
             "what this dictionary writes also depends on its input directly: call decode(f, x)")
     if not self.model.needs_input:
       return self._by_chunks(self._decode, f_NF, self.n_features, "f")
-    if not isinstance(f_NF, jax.Array):
-      f_NF, x_NM = as_numpy(f_NF, "f"), as_numpy(x_NM, "x")
+    f_NF, x_NM = (x if isinstance(x, jax.Array) else as_numpy(x, name) for x, name in ((f_NF, "f"), (x_NM, "x")))
     together = (jnp if isinstance(f_NF, jax.Array) else np).concatenate([f_NF, x_NM], axis=1)
     return self._by_chunks(self._decode_with_input, together, self.n_features + self.model.wiring.n_inputs, "f, x")
 
@@ -124,11 +123,11 @@ class SAE:
     rows = None
     for first in range(0, len(x_NM), _CHUNK_ROWS):
       part = slice(first, first + _CHUNK_ROWS)
-      for name, rows_NJ in (("x", x_NM[part]), ("y", y_NO[part])):
-        require(np.isfinite(rows_NJ.astype(np.float32)).all(), name, "NaN or infinite", "in some rows: leave these out")
-      f_NF = self.encode(x_NM[part])
-      y_hat_NO = self.decode(f_NF, x_NM[part]).astype(np.float64)
-      part_NO = y_NO[part].astype(np.float64)
+      x_part_NM, part_NO = x_NM[part].astype(np.float32), y_NO[part].astype(np.float64)
+      for name, rows_NJ in (("x", x_part_NM), ("y", part_NO)):
+        require(np.isfinite(rows_NJ).all(), name, "NaN or infinite", "in some rows: leave these out")
+      f_NF = self.encode(x_part_NM)
+      y_hat_NO = self.decode(f_NF, x_part_NM).astype(np.float64)
       sums = {"fired_F": (f_NF > 0).sum(0), "error": np.square(part_NO - y_hat_NO).sum()}
       rows = joined(rows, spread(part_NO))
       total = {name: total.get(name, 0) + value for name, value in sums.items()}

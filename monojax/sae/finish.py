@@ -86,7 +86,7 @@ def with_norms_folded(model: Dictionary, params: Params, norm_F: jax.Array) -> P
   """
   norm_F = jnp.maximum(norm_F, 1e-12)
   if not model.nonlinearity.folds_norms:
-    norm_F = jnp.full_like(norm_F, norm_F.mean())
+    norm_F = jnp.full_like(norm_F, norm_F.mean(where=norm_F > 1e-12))  # others have no direction
   params = model.nonlinearity.fold(params, norm_F)
   return {**params, "W_enc_MF": params["W_enc_MF"] * norm_F[None], "b_enc_F": params["b_enc_F"] * norm_F,
           "W_dec_FO": params["W_dec_FO"] / norm_F[:, None]}

@@ -97,13 +97,19 @@ def like(model: Dictionary, theirs: Dictionary, params: Params) -> Params:
   params = {**params, "b_enc_F": params["b_enc_F"] + shift_F}
   if "b_mag_F" in params:  # the magnitudes have a bias of their own, beside the encoder's rescaled
     params = {**params, "b_mag_F": params["b_mag_F"] + jnp.exp(params["r_F"]) * shift_F}
-  if type(theirs.nonlinearity) is type(model.nonlinearity) or isinstance(theirs.nonlinearity, TopK | Gated):
-    return params  # they keep the same, or none has what the other one keeps
-  threshold_F = (jnp.zeros((theirs.n_features,)) if isinstance(theirs.nonlinearity, ReLU) else
-                 thresholds(theirs, params))
+  if type(theirs.nonlinearity) is type(model.nonlinearity) or isinstance(theirs.nonlinearity, TopK):
+    return params  # they keep the same, or there is no threshold
+  if isinstance(theirs.nonlinearity, Gated):  # the magnitude, from where on the gate opens
+    scale_F, b_mag_F = jnp.exp(params["r_F"]), params["b_mag_F"]
+    threshold_F = b_mag_F - scale_F * params["b_enc_F"]
+    params = {**params, "W_enc_MF": params["W_enc_MF"] * scale_F[None], "b_enc_F": b_mag_F}
+  elif isinstance(theirs.nonlinearity, ReLU):
+    threshold_F = jnp.zeros((theirs.n_features,))
+  else:
+    threshold_F = thresholds(theirs, params)
   if isinstance(model.nonlinearity, JumpReLU):
     params = {**params, "log_threshold_F": jnp.log(jnp.maximum(threshold_F, _SMALLEST_THRESHOLD))}
-  if isinstance(model.nonlinearity, BatchTopK) and bool((threshold_F == threshold_F[0]).all()):
+  if isinstance(model.nonlinearity, BatchTopK) and bool(((threshold_F == threshold_F[0]) & (threshold_F > 0)).all()):
     params = {**params, "threshold": threshold_F[0]}
   if isinstance(model.nonlinearity, Gated):  # above its threshold the encoder opens the gate, and its magnitude is h
     b_enc_F = params["b_enc_F"]

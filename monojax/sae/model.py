@@ -226,10 +226,7 @@ class Dictionary(nn.Module):
 
   def directions(self) -> jax.Array:
     """What one unit of each feature adds to a reconstruction, shape (F, O); see `rows`."""
-    if not self.by_norm:
-      return self.W_dec_FO
-    norm_F1 = jnp.linalg.norm(self.W_dec_FO, axis=1, keepdims=True)
-    return self.W_dec_FO / jnp.where(norm_F1 > 0, norm_F1, 1.0)
+    return unit_rows(self.W_dec_FO) if self.by_norm else self.W_dec_FO
 
   def change(self, change_BJ: jax.Array, feature_J: jax.Array, x_BM: jax.Array) -> jax.Array:
     """What changes of some features add to the reconstructions of rows x_BM, shape (B, O)."""

@@ -149,7 +149,7 @@ def make_resampling(config: SAEConfig, recipe: MadeRecipe, source: Rows, mesh: M
   are a random subset, and a pure function of the step.
   """
   absorb = resample.make_absorb(lambda params, x_BW: recipe.row_loss(params, x_BW, mesh), config.accumulate)
-  n_batches = -(-config.resample_rows // config.batch_rows)
+  n_batches, batches = -(-config.resample_rows // config.batch_rows), make_batches(source, mesh)
 
   @functools.partial(jax.jit, donate_argnums=0)
   def apply(state: TrainState, candidate_FW: jax.Array) -> tuple[TrainState, jax.Array]:
@@ -161,7 +161,7 @@ def make_resampling(config: SAEConfig, recipe: MadeRecipe, source: Rows, mesh: M
   def intervene(state: TrainState, done: int) -> tuple[TrainState, dict[str, float]]:
     draw = resample.start_draw(config.n_features, sum(recipe.model.wiring.widths))
     for i in range(n_batches):
-      x_BW = meshes.on_mesh(source.batch(done + i), mesh, P("data", None))
+      x_BW = batches(done + i, done + i + 1)[0]
       draw = absorb(draw, state.params, x_BW, state.counters["scale_W"],
                     jax.random.fold_in(jax.random.fold_in(key, done), i))
     state, n_resampled = apply(state, draw["candidate_FW"])

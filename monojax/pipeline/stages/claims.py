@@ -80,7 +80,7 @@ def of_dictionary(loaded: "LoadedRun", control: str = "") -> "list[Claim]":
   records = {"explain": explained(run), "control": explained(RunFolder(control)) if control else {},
              "automata": files.read_record(home / "automata" / "automata.json") or {}}
   comparisons = [files.read_record(path) or {} for path in sorted(home.glob("comparisons/*/comparison.json"))]
-  if seeds := [found for found in comparisons if _is_of_seeds(found)]:
+  if seeds := [found for found in comparisons if _is_of_seeds(found, run)]:
     records["universality"] = seeds[0]
   return analysis.claims(loaded.features, figures, loaded.sae.direction_FO, records)
 
@@ -102,16 +102,16 @@ def _means(found: "list[list[Claim]]") -> list[tuple[float, float | None] | None
           for values in rows]
 
 
-def _is_of_seeds(found: dict) -> bool:
-  """Whether a comparison is with a subject of another seed: of another run, trained apart, its weights not shuffled."""
+def _is_of_seeds(found: dict, run: RunFolder) -> bool:
+  """Whether a comparison of a run is with a subject of another seed: trained apart, and its weights not shuffled."""
   from monojax.pipeline.stages.comparison import same_subject
   other = found["b"]["run"]
   if other in (None, found["a"]["run"]) or "correlation_neurons/median_a" not in found["figures"]:
     return False  # a subject of other neurons has their correlations
   there = RunFolder(other)
-  if same_subject(RunFolder(found["a"]["run"]), there):
-    return False
-  return not (there.stage("subject") and load.subject_config(there).shuffled_of)
+  if not (run.stage("subject") and there.stage("subject")):
+    return True  # the other run is no longer there to ask
+  return not (same_subject(run, there) or load.subject_config(there).shuffled_of)
 
 
 def _explained(run: RunFolder, dictionary: str) -> dict:

@@ -64,11 +64,11 @@ def measured(config: SteerabilityConfig, loaded: "LoadedRun") -> "tuple[list[Ste
   classes = classes_of(config.classes, tables.domains)
   require(classes, "classes", config.classes, f"none has text here; the domains are {', '.join(tables.domains)}")
   judge = DomainClassifier(train, loaded.tokenizer, config.n_tokens, _N_PIECES, config.seed)
-  unknown = [name for name, domains in classes.items() if not np.isin(domains, judge.known).any()]
-  if unknown:
+  known = {name: domains for name, domains in classes.items() if np.isin(domains, judge.known).any()}
+  require(known, "n_tokens", config.n_tokens, "no class has documents with so many tokens: take fewer")
+  if unknown := sorted(set(classes) - set(known)):
     print(f"left out, since none of their documents has {config.n_tokens} tokens: {', '.join(unknown)}", flush=True)
-  classes = {name: domains for name, domains in classes.items() if name not in unknown}
-  require(classes, "n_tokens", config.n_tokens, "no class has documents with so many tokens: take fewer")
+  classes = known
   told = judge.found(val, classes, _N_TESTED, config.seed)
   write = lambda features, seed: loaded.steer(config.prompt, features, config.n_tokens, seed,
                                               config.temperature).removeprefix(config.prompt)
