@@ -161,7 +161,9 @@ def start_params(config: SAEConfig, recipe: MadeRecipe, state: TrainState, own: 
           f"{config.recipe} keeps them equal, so that other features of a row are among the largest at first",
           flush=True)
   params = training_params(recipe, finished, state.params, state.counters["scale_W"])
-  params = _able_to_learn(params, state.params, norm_F == 0)
+  parts = [(0, None)] if recipe.model.causal else recipe.model.wiring.written()  # whose norms recipes reckon with
+  empty_F = jnp.stack([(finished["W_dec_FO"][:, first:last] == 0).all(1) for first, last in parts]).any(0)
+  params = _able_to_learn(params, state.params, empty_F)
   if recipe.model.causal:
     within = recipe.model.within(params)
     require(all(bool((within[name] == value).all()) for name, value in params.items()), "sae.start_from",
@@ -179,7 +181,7 @@ def _able_to_learn(params: Params, own: Params, empty_F: jax.Array) -> Params:
   Args:
     params: the parameters.
     own: what the recipe would start from by itself.
-    empty_F: which features have no direction.
+    empty_F: which features have no direction at a site that they write.
   """
   if n_empty := int(empty_F.sum()):
     print(f"sae.start_from: {n_empty:,} features there have no direction, and begin anew", flush=True)

@@ -111,9 +111,8 @@ def kaiming_uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.
 
 
 def unit_rows(W_dec_FO: jax.Array) -> jax.Array:
-  """Each feature's direction scaled to unit L2 norm; directions of zeros stay."""
-  norm_F1 = jnp.linalg.norm(W_dec_FO, axis=1, keepdims=True)
-  return W_dec_FO / jnp.where(norm_F1 > 0, norm_F1, 1.0)
+  """Each feature's direction scaled to unit L2 norm."""
+  return W_dec_FO / jnp.linalg.norm(W_dec_FO, axis=1, keepdims=True)
 
 
 class Dictionary(nn.Module):
@@ -226,7 +225,10 @@ class Dictionary(nn.Module):
 
   def directions(self) -> jax.Array:
     """What one unit of each feature adds to a reconstruction, shape (F, O); see `rows`."""
-    return unit_rows(self.W_dec_FO) if self.by_norm else self.W_dec_FO
+    if not self.by_norm:
+      return self.W_dec_FO
+    norm_F1 = jnp.linalg.norm(self.W_dec_FO, axis=1, keepdims=True)
+    return self.W_dec_FO / jnp.where(norm_F1 > 0, norm_F1, 1.0)  # some tools leave directions of zeros
 
   def change(self, change_BJ: jax.Array, feature_J: jax.Array, x_BM: jax.Array) -> jax.Array:
     """What changes of some features add to the reconstructions of rows x_BM, shape (B, O)."""

@@ -130,14 +130,9 @@ def decoder_norms(model: Dictionary, params: Params) -> jax.Array:
   """The L2 norm of each feature's direction, shape (F,): summed over the sites it writes to, or, in a `causal`
   dictionary, of all of them side by side (Circuit Tracing, Anthropic, March 2025)."""
   if model.causal:
-    return _norms(params["W_dec_FO"])
-  return sum((_norms(params["W_dec_FO"][:, first:last]) for first, last in model.wiring.written()), jnp.float32(0))
-
-
-def _norms(W_FO: jax.Array) -> jax.Array:
-  """The L2 norm of each row, whose gradient is 0 where the row is."""
-  square_F = jnp.square(W_FO).sum(axis=1)
-  return jnp.where(square_F > 0, jnp.sqrt(jnp.where(square_F > 0, square_F, 1.0)), 0.0)
+    return jnp.linalg.norm(params["W_dec_FO"], axis=1)
+  return sum(jnp.linalg.norm(params["W_dec_FO"][:, first:last], axis=1)
+             for first, last in model.wiring.written())
 
 
 # Errors of a reconstruction.
